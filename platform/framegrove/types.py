@@ -1,0 +1,83 @@
+"""The nouns every floor speaks: frozen values, no torch, no ray.
+
+A *branch* is a prefix of a video's units and is named by its path, a tuple of child indices: ``(2,)`` is the third
+root, ``(2, 0)`` its first child. Everything that travels between the conductor, generator actors and verifier actors
+is one of the dataclasses below.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+Path = tuple[int, ...]
+
+
+def depth_of(path: Path) -> int:
+    """Number of units in the branch, minus one."""
+    return len(path) - 1
+
+
+class Assessment(enum.StrEnum):
+    """What a verifier is asked about a branch (Video-T1, section 3.3, stages a to c)."""
+
+    POTENTIAL = "potential"  # a preview of unit 0, sampled at the coarse stages only: is it worth refining?
+    IMAGE = "image"  # the finished unit 0 against the static-scene prompt
+    MOTION = "motion"  # a middle unit: motion and stability against the motion prompt
+    FINAL = "final"  # the whole video against the whole prompt
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work took. ``nfe`` counts transformer evaluations, ``flops`` comes from exact token counts."""
+
+    nfe: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.nfe + other.nfe, self.flops + other.flops, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class SampleWork:
+    """Denoise the newest unit of some branches in step, from ``first_stage`` to ``last_stage`` (both inclusive).
+
+    All paths have the same length and, beyond depth 0, the same parent. Which branches stand in one work is the
+    policy's decision and never depends on timing, so the floating-point result does not either.
+    """
+
+    paths: tuple[Path, ...]
+    first_stage: int
+    last_stage: int
+
+    @property
+    def depth(self) -> int:
+        return depth_of(self.paths[0])
+
+
+@dataclass(frozen=True)
+class ScoreWork:
+    """Ask the verifiers about one branch."""
+
+    path: Path
+    assessment: Assessment
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample work is done. ``handles`` are opaque references (one per path) to what the generator keeps or returned."""
+
+    work: SampleWork
+    cost: Cost
+    handles: tuple[Any, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score work is done: each verifier of the panel by name, a score in [0, 1], higher is better."""
+
+    work: ScoreWork
+    scores: tuple[tuple[str, float], ...]
+    cost: Cost = Cost()
