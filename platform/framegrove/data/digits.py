@@ -43,8 +43,8 @@ MOTIONS: dict[str, tuple[int, int]] = {
 }
 BACKGROUND = (10, 10, 14)
 
-_SINGLE = 26  # side of the only digit, px
-_PAIR = 20  # side of each of two digits, px
+_SINGLE = 28  # side of the only digit, px
+_PAIR = 22  # side of each of two digits, px
 _SPEEDS = (2, 3)  # px a frame
 
 
