@@ -43,8 +43,8 @@ MOTIONS: dict[str, tuple[int, int]] = {
 }
 BACKGROUND = (10, 10, 14)
 
-_SINGLE = 28  # side of the only digit, px
-_PAIR = 22  # side of each of two digits, px
+SINGLE_SIDE = 28  # side of the only digit, px
+PAIR_SIDE = 22  # side of each of two digits, px
 _SPEEDS = (2, 3)  # px a frame
 
 
@@ -131,12 +131,12 @@ def render(
 ) -> npt.NDArray[np.uint8]:
     """Draw the objects with scans of the split; scan, place, speed and direction come from ``rng``."""
     frames = np.broadcast_to(np.asarray(BACKGROUND, np.float32), (frame_count(units), SIZE, SIZE, 3)).copy()
-    for obj, area in zip(objects, _areas(len(objects), rng), strict=True):
-        side = _SINGLE if len(objects) == 1 else _PAIR
+    for obj, area in zip(objects, areas(len(objects), rng), strict=True):
+        side = SINGLE_SIDE if len(objects) == 1 else PAIR_SIDE
         scans = scans_of(obj.digit, split)
-        ink = _sprite(scans[int(rng.integers(len(scans)))], side)
-        for frame, (x, y) in zip(frames, _track(obj.motion, area, frame_count(units), rng), strict=True):
-            _paint(frame, ink, COLOURS[obj.colour], x, y)
+        ink = sprite(scans[int(rng.integers(len(scans)))], side)
+        for frame, (x, y) in zip(frames, track(obj.motion, area, frame_count(units), rng), strict=True):
+            paint(frame, ink, COLOURS[obj.colour], x, y)
     return np.clip(frames + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -153,7 +153,7 @@ def scans_of(digit: int, split: Split) -> npt.NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class _Area:
+class Area:
     """Where a digit's centre may be, px: both ends inclusive and on the 8 px grid."""
 
     left: int
@@ -172,16 +172,17 @@ def _draw_object(rng: np.random.Generator) -> DigitObject:
     return DigitObject(int(rng.integers(10)), colour, motion)
 
 
-def _areas(count: int, rng: np.random.Generator) -> list[_Area]:
+def areas(count: int, rng: np.random.Generator) -> list[Area]:
+    """Where one digit, or each of two, may be: two have a half each, side by side or one above the other."""
     if count == 1:
-        return [_Area(16, 48, 16, 48)]
-    halves = [_Area(8, 24, 8, 56), _Area(40, 56, 8, 56)]
+        return [Area(16, 48, 16, 48)]
+    halves = [Area(8, 24, 8, 56), Area(40, 56, 8, 56)]
     if rng.integers(2):
-        halves = [_Area(area.top, area.bottom, area.left, area.right) for area in halves]
+        halves = [Area(area.top, area.bottom, area.left, area.right) for area in halves]
     return halves[::-1] if rng.integers(2) else halves
 
 
-def _track(motion: str, area: _Area, frames: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+def track(motion: str, area: Area, frames: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """Centres frame by frame: a triangle wave along the motion's line inside the area."""
     step_x, step_y = MOTIONS[motion]
     room_x, room_y = area.right - area.left, area.bottom - area.top
@@ -199,7 +200,7 @@ def _track(motion: str, area: _Area, frames: int, rng: np.random.Generator) -> I
         yield x0 + step_x * along, y0 + step_y * along
 
 
-def _sprite(scan: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+def sprite(scan: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
     """An 8x8 scan as smooth strokes, float32 (side, side) in [0, 1]."""
     padded = np.pad(scan, 1)
     ink = ndimage.zoom(padded, side / padded.shape[0], order=3, grid_mode=True, mode="grid-constant")
@@ -208,9 +209,10 @@ def _sprite(scan: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]
     return smooth
 
 
-def _paint(
+def paint(
     frame: npt.NDArray[np.float32], ink: npt.NDArray[np.float32], colour: tuple[int, int, int], x: int, y: int
 ) -> None:
+    """Blend a sprite in ``colour`` into a float frame (H, W, 3), in place, with its centre at (x, y)."""
     side = ink.shape[0]
     left, top = x - side // 2, y - side // 2
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, SIZE), min(top + side, SIZE)
