@@ -1,0 +1,122 @@
+"""Noise: one hash-seeded generator per branch and purpose, the noise pyramid, and block-correlated noise for jumps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from framegrove.types import Path
+
+
+class NoiseSource(Protocol):
+    """Where a sampler takes its noise from; a recorded source replays somebody else's draws."""
+
+    def initial(self, seed: int, path: Path, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise (C, t, h, w) at full resolution for the newest unit of branch ``path``."""
+        ...
+
+    def jump(self, seed: int, path: Path, stage: int, shape: tuple[int, ...]) -> Tensor:
+        """Block noise (C, t, h, w) for the jump of that unit into ``stage``."""
+        ...
+
+
+@dataclass(frozen=True)
+class HashNoise:
+    """Noise as a pure function of (seed, path): any actor can draw it again, at any time, and gets the same."""
+
+    gamma: float = -1 / 3
+
+    def initial(self, seed: int, path: Path, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise, drawn on the CPU."""
+        return torch.randn(shape, generator=generator_for(seed, path, "noise"))
+
+    def jump(self, seed: int, path: Path, stage: int, shape: tuple[int, ...]) -> Tensor:
+        """Block noise, drawn on the CPU."""
+        return block_noise(shape, generator_for(seed, path, "jump", stage), self.gamma)
+
+
+def generator_for(seed: int, path: Path, *labels: str | int) -> torch.Generator:
+    """A CPU generator seeded by a hash of the request's seed, the branch and what the noise is for."""
+    text = repr((int(seed), tuple(int(child) for child in path), labels))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def block_noise(shape: tuple[int, ...], generator: torch.Generator | None, gamma: float) -> Tensor:
+    """Gaussian noise (.., h, w), correlated ``gamma`` inside each 2x2 block and not between blocks (PFM section 3.2).
+
+    Exact for every gamma in [-1/3, 0], the singular -1/3 included. Raises ValueError for odd sizes or another gamma.
+    """
+    return correlate_blocks(torch.randn(shape, generator=generator), gamma)
+
+
+def correlate_blocks(noise: Tensor, gamma: float) -> Tensor:
+    """Turn white noise (.., h, w) into block noise; ``noise`` is overwritten.
+
+    The block covariance (1 - gamma) I + gamma 11' has eigenvalue 1 + 3 gamma on the block's mean and 1 - gamma on
+    what is left, so its square root scales these two parts and no factorisation (which -1/3 would break) is needed.
+    """
+    height, width = noise.shape[-2:]
+    if height % 2 or width % 2:
+        raise ValueError(f"block noise needs an even height and width, not {height}x{width}")
+    if not -1 / 3 - 1e-9 <= gamma <= 0:
+        raise ValueError(f"gamma must lie between -1/3 and 0, not {gamma}")
+    around, along = math.sqrt(1 - gamma), math.sqrt(max(1 + 3 * gamma, 0.0))
+    blocks = noise.view(*noise.shape[:-2], height // 2, 2, width // 2, 2)
+    total = blocks[..., 0, :, 0] + blocks[..., 0, :, 1]
+    total += blocks[..., 1, :, 0]
+    total += blocks[..., 1, :, 1]
+    blocks *= around
+    blocks += (total * ((along - around) / 4))[..., :, None, :, None]
+    return noise
+
+
+def pyramid(latent: Tensor, stages: int) -> list[Tensor]:
+    """The latent (.., h, w) at every stage's resolution, coarsest first, by repeated bilinear halving (released).
+
+    Raises ValueError when height or width cannot be halved that often.
+    """
+    _check_halvings(latent, stages - 1)
+    levels = [latent]
+    for _ in range(stages - 1):
+        levels.append(halve(levels[-1]))
+    return levels[::-1]
+
+
+def noise_pyramid(noise: Tensor, stages: int) -> list[Tensor]:
+    """White noise (.., h, w) at every stage, coarsest first: halving averages four values, times 2 restores the variance."""
+    _check_halvings(noise, stages - 1)
+    levels = [noise]
+    for _ in range(stages - 1):
+        levels.append(halve(levels[-1]) * 2)
+    return levels[::-1]
+
+
+def halve(latent: Tensor) -> Tensor:
+    """Half height and width, bilinear without antialiasing; (.., h, w)."""
+    height, width = latent.shape[-2:]
+    planes = latent.reshape(1, -1, height, width)
+    smaller = F.interpolate(planes, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
+    return smaller.reshape(*latent.shape[:-2], height // 2, width // 2)
+
+
+def double(latent: Tensor) -> Tensor:
+    """Twice the height and width, nearest neighbour; (.., h, w)."""
+    height, width = latent.shape[-2:]
+    blocks = latent[..., :, None, :, None].expand(*latent.shape[:-2], height, 2, width, 2)
+    return blocks.reshape(*latent.shape[:-2], 2 * height, 2 * width)
+
+
+def _check_halvings(latent: Tensor, halvings: int) -> None:
+    height, width = latent.shape[-2:]
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(
+            f"a latent of {height}x{width} cannot be halved {halvings} times: "
+            f"height and width must be multiples of {2**halvings}"
+        )
