@@ -81,3 +81,36 @@ class Scored:
     work: ScoreWork
     scores: tuple[tuple[str, float], ...]
     cost: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A video that somebody wants: ``units`` of it, ``height`` x ``width`` pixels, searched for by ``policy``.
+
+    ``budget`` counts multiples of one unsearched sample's FLOPs. ``image`` is an encoded first frame (PNG or JPEG).
+    """
+
+    prompt: str
+    seed: int
+    units: int
+    height: int
+    width: int
+    policy: str = "tof"
+    budget: float = 4.0
+    image: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation is: ``done`` in [0, 1] is the finished share of its certain work and never falls."""
+
+    done: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished generation: an mp4 file's bytes, and what report.json says about it."""
+
+    video: bytes
+    report: dict[str, Any]
