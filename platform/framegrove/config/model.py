@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from framegrove.config.base import Config
+from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
 
 # Keys of public config.json files that choose an implementation and change no number.
 _IMPLEMENTATION_KEYS = ("use_flash_attn", "use_gradient_checkpointing", "gradient_checkpointing_ratio", "use_t5_mask")
@@ -55,3 +56,63 @@ class TransformerConfig(Config):
         """Read a public config.json: private keys (``_class_name``) and implementation switches are dropped."""
         kept = {k: v for k, v in keys.items() if not k.startswith("_") and k not in _IMPLEMENTATION_KEYS}
         return cls.model_validate(kept)
+
+
+class TextConfig(Config):
+    """Shape of the small text encoder that is trained together with the transformer."""
+
+    layers: int = Field(default=2, ge=1)
+    width: int = Field(default=128, ge=2)
+    heads: int = Field(default=4, ge=1)
+    max_tokens: int = Field(default=32, ge=2, description="longest prompt in tokens, end mark included")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TextConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
+        return self
+
+
+class Recipe(Config):
+    """How a trained model is sampled; stands beside its weights as framegrove.json."""
+
+    pyramid: PyramidConfig = PyramidConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    steps: StepsConfig = StepsConfig()
+    fps: int = Field(default=24, ge=1)
+    height: int = Field(default=384, ge=1, description="native size in pixels")
+    width: int = Field(default=640, ge=1)
+    units: int = Field(default=16, ge=1, description="units of a native clip")
+
+    @model_validator(mode="after")
+    def _steps_per_stage(self) -> Recipe:
+        if len(self.steps.first) != self.pyramid.stages:
+            raise ValueError(f"steps name {len(self.steps.first)} stages, the pyramid has {self.pyramid.stages}")
+        return self
+
+
+def digits_transformer_config() -> TransformerConfig:
+    """The shipped model of the digits world: 6 layers of 8 heads x 32, patches of an 8x8x8 VAE's 16 channels."""
+    return TransformerConfig(
+        num_layers=6,
+        num_attention_heads=8,
+        attention_head_dim=32,
+        caption_projection_dim=256,
+        pooled_projection_dim=128,
+        joint_attention_dim=128,
+        sample_size=16,
+        pos_embed_max_size=16,
+        max_num_frames=32,
+    )
+
+
+def digits_recipe() -> Recipe:
+    """Sampling of the digits world: 64x64 pixels, 8 frames a second, four units; guidance as it was found to work."""
+    return Recipe(
+        guidance=GuidanceConfig(first=3.0, others=1.5),
+        steps=StepsConfig(first=(10, 10, 10), others=(10, 10, 10)),
+        fps=8,
+        height=64,
+        width=64,
+        units=4,
+    )

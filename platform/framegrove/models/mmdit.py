@@ -61,6 +61,26 @@ class MMDiT(nn.Module):
         return torch.complex(angle.cos().float(), angle.sin().float())[:, None, None]
 
 
+def fresh_mmdit(config: TransformerConfig, seed: int = 0) -> MMDiT:
+    """An untrained MM-DiT: every block starts as the identity and the output at zero (adaLN-zero), seeded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MMDiT(config)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(model.pos_embed.proj.weight.flatten(1))
+        nn.init.zeros_(model.pos_embed.proj.bias)
+        for embedder in (model.time_text_embed.timestep_embedder, model.time_text_embed.text_embedder):
+            for layer in (embedder.linear_1, embedder.linear_2):
+                nn.init.normal_(layer.weight, std=0.02)
+        zeroed = [m.linear for m in model.modules() if isinstance(m, Modulation)]
+        for layer in [*zeroed, model.proj_out]:
+            nn.init.zeros_(layer.weight)
+    return model
+
+
 class PatchEmbedding(nn.Module):
     """Patches to tokens, plus a sinusoidal table cropped centrally at the current clip's size (PFM section 3.4)."""
 

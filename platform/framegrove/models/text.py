@@ -1,0 +1,139 @@
+"""Text encoders from transformers: prompts to token and pooled embeddings.
+
+The digits world has a small CLIP text model over whole words, trained together with the transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from framegrove.config.model import TextConfig
+from framegrove.models.packed import TextEmbedding
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, PreTrainedTokenizerFast
+
+__all__ = ["TextEmbedding", "TextEncoder", "vocabulary"]
+
+_PAD, _END, _UNKNOWN = "[PAD]", "[END]", "[UNK]"  # ids 0, 1, 2
+
+
+class TextEncoder(nn.Module):
+    """A CLIP text model with its tokenizer. Differentiable, so that it can be trained jointly.
+
+    The empty prompt is valid and stands for "no condition" in classifier-free guidance.
+    """
+
+    def __init__(self, model: CLIPTextModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def fresh(cls, config: TextConfig, words: Iterable[str], seed: int = 0) -> TextEncoder:
+        """An untrained encoder whose vocabulary is ``words``; other words are read as one unknown word."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        tokenizer = _word_tokenizer(words, config.max_tokens)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=config.width,
+                    intermediate_size=4 * config.width,
+                    projection_dim=config.width,
+                    num_hidden_layers=config.layers,
+                    num_attention_heads=config.heads,
+                    max_position_embeddings=config.max_tokens,
+                    pad_token_id=tokenizer.pad_token_id,
+                    bos_token_id=tokenizer.eos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            )
+            # The library's tiny initial embeddings suit a long pretraining; words must differ from the first step on.
+            nn.init.normal_(model.embeddings.token_embedding.weight, std=1.0)
+        return cls(model, tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> TextEncoder:
+        """Read ``text_encoder/`` and ``tokenizer/`` of a model folder. Raises ValueError where one is missing."""
+        from transformers import CLIPTextModel, PreTrainedTokenizerFast
+        from transformers.utils import logging
+
+        for name, file in (("text_encoder", "model.safetensors"), ("tokenizer", "tokenizer.json")):
+            if not (folder / name / file).is_file():
+                raise ValueError(f"{folder} is not a whole model: {name}/{file} is missing")
+        logging.disable_progress_bar()
+        model = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return cls(model, tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """Write ``text_encoder/`` and ``tokenizer/`` into ``folder``."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.model.save_pretrained(folder / "text_encoder", safe_serialization=True)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt in tokens, end mark included."""
+        return int(self.model.config.max_position_embeddings)
+
+    def encode(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt: (tokens, width) without padding, and (width,) read at the end mark.
+
+        Equal prompts are encoded once and get the same object. Raises ValueError for a prompt that is too long.
+        """
+        if not prompts:
+            return []
+        distinct = list(dict.fromkeys(prompts))
+        rows = self.tokenizer(distinct, verbose=False)["input_ids"]
+        for prompt, row in zip(distinct, rows, strict=True):
+            if len(row) > self.max_tokens:
+                raise ValueError(
+                    f"the prompt {prompt[:40]!r}... has {len(row) - 1} words, this model reads at most "
+                    f"{self.max_tokens - 1}: shorten it"
+                )
+        longest = max(map(len, rows))
+        pad = self.model.config.pad_token_id
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=self.model.device)
+        # Padding stands on the right and attention is causal, so no valid token ever sees it.
+        out = self.model(input_ids=ids)
+        tokens, pooled = out.last_hidden_state, out.pooler_output
+        encoded = {
+            prompt: TextEmbedding(states[: len(row)], summary)
+            for prompt, row, states, summary in zip(distinct, rows, tokens.unbind(0), pooled.unbind(0), strict=True)
+        }
+        return [encoded[prompt] for prompt in prompts]
+
+
+def vocabulary(captions: Iterable[str]) -> list[str]:
+    """The distinct words of some captions, sorted."""
+    return sorted({word for caption in captions for word in caption.lower().split()})
+
+
+def _word_tokenizer(words: Iterable[str], max_tokens: int) -> PreTrainedTokenizerFast:
+    """Lower-cased words split at blanks, punctuation dropped, an end mark behind them."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: index for index, word in enumerate(dict.fromkeys([_PAD, _END, _UNKNOWN, *words]))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z0-9 ]"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, ids[_END])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=_PAD,
+        eos_token=_END,
+        unk_token=_UNKNOWN,
+        model_max_length=max_tokens,
+    )
