@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from framegrove.data import digits
+from framegrove.evaluation import media
+
+
+def test_mp4_keeps_frames_and_rate() -> None:
+    frames = digits.clip(seed=1, index=0).frames
+    shown, rate = media.decode_mp4(media.encode_mp4(frames, fps=8))
+    assert shown.shape == frames.shape
+    assert rate == 8
+    # 4:2:0 chroma blurs edges; the picture as a whole must hold.
+    assert np.abs(shown.astype(int) - frames.astype(int)).mean() < 4
+
+
+def test_equal_frames_give_equal_bytes() -> None:
+    frames = digits.clip(seed=1, index=3).frames
+    assert media.encode_mp4(frames, fps=8) == media.encode_mp4(frames.copy(), fps=8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        (np.zeros((2, 63, 64, 3), np.uint8), 8, "even sides, these frames are 64x63"),
+        (np.zeros((2, 64, 64), np.uint8), 8, "must be uint8"),
+        (np.zeros((0, 64, 64, 3), np.uint8), 8, "T >= 1"),
+        (np.zeros((2, 64, 64, 3), np.float32), 8, "not float32"),
+        (np.zeros((2, 64, 64, 3), np.uint8), 0, "positive"),
+    ],
+)
+def test_unusable_frames_are_named(frames: np.ndarray, fps: float, message: str) -> None:
+    with pytest.raises(media.MediaError, match=message):
+        media.encode_mp4(frames, fps)
+
+
+def test_what_is_no_video_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(media.MediaError, match=r"a\.mp4 cannot be read as a video"):
+        media.decode_mp4(tmp_path / "a.mp4")
+
+
+def test_contact_sheet_shows_every_frame() -> None:
+    frames = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)])
+    sheet = media.contact_sheet(frames, columns=2, scale=2)
+    assert sheet.shape == (2 * 8 + 2, 2 * 12 + 2, 3)
+    assert [sheet[0, 0, 0], sheet[0, -1, 0], sheet[-1, 0, 0], sheet[-1, -1, 0]] == [10, 20, 30, 255]
+
+
+def test_image_is_cropped_to_the_aspect() -> None:
+    picture = np.zeros((40, 120, 3), np.uint8)
+    picture[:, 40:80] = 200  # the middle third is what a square crop shows
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG")
+    image = media.read_image(encoded.getvalue(), (64, 64))
+    assert image.shape == (64, 64, 3)
+    assert image[:, 8:56].min() == 200
+
+
+def test_bad_image_is_named() -> None:
+    with pytest.raises(media.MediaError, match="image cannot be read"):
+        media.read_image(b"text", (64, 64))
+
+
+def test_rounding_to_uint8() -> None:
+    assert media.to_uint8(np.array([-1.5, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
