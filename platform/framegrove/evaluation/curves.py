@@ -1,0 +1,139 @@
+"""Scores against cost: bootstrap intervals, paired comparisons, Pareto fronts and their pictures.
+
+Everything is deterministic: resampling draws from a fixed seed, so that a table can be made again to the last digit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK = "#22262e"
+MUTED = "#8a919e"
+GRID = "#e6e8ec"
+COLOURS = ("#2f6fde", "#d9822b", "#2e9e62", "#9b51c4", "#c6394c", "#5b6573")
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``left`` minus ``right`` over the prompts that both have, with a paired bootstrap interval."""
+
+    left: str
+    right: str
+    prompts: int
+    difference: Interval
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.difference.low > 0 or self.difference.high < 0
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One measured setting: what it cost (FLOPs a video) and how well it did."""
+
+    label: str
+    flops: float
+    score: Interval
+
+
+def bootstrap(values: Sequence[float] | npt.NDArray[np.float64], *, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of ``values`` with its percentile bootstrap interval. Raises ValueError where there are no values."""
+    sample = np.asarray(values, np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(f"a bootstrap needs a list of at least one value, not an array of shape {sample.shape}")
+    rng = np.random.default_rng(seed)
+    means = sample[rng.integers(len(sample), size=(_RESAMPLES, len(sample)))].mean(1)
+    tail = (1.0 - level) / 2
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def compare(left: str, right: str, scores: Mapping[str, Mapping[int, float]]) -> Comparison:
+    """Compare two settings prompt by prompt; ``scores`` maps a setting to its scores by prompt.
+
+    Pairing takes the prompts' own difficulty out of the interval. Raises ValueError where no prompt is shared.
+    """
+    shared = sorted(scores[left].keys() & scores[right].keys())
+    if not shared:
+        raise ValueError(f"{left} and {right} share no prompt, so there is nothing to compare")
+    differences = [scores[left][prompt] - scores[right][prompt] for prompt in shared]
+    return Comparison(left, right, len(shared), bootstrap(differences))
+
+
+def pareto(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """The points that no other one beats in both cost and mean score, cheapest first."""
+    front: list[CurvePoint] = []
+    for point in sorted(points, key=lambda p: (p.flops, -p.score.mean)):
+        if not front or point.score.mean > front[-1].score.mean:
+            front.append(point)
+    return front
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, title: str, score: str, cost: str = "FLOPs a video"
+) -> None:
+    """Score against cost (logarithmic), a line a curve with its intervals, and the Pareto front; a PNG at ``path``."""
+    figure = Figure(figsize=(7.6, 4.8), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    front = pareto([point for points in curves.values() for point in points])
+    if len(front) > 1:
+        axes.step(
+            [p.flops for p in front],
+            [p.score.mean for p in front],
+            where="post",
+            lw=7,
+            color=GRID,
+            zorder=1,
+            label="Pareto front",
+        )
+    for colour, (name, points) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
+        ordered = sorted(points, key=lambda p: p.flops)
+        means = np.array([p.score.mean for p in ordered])
+        spread = np.array([[p.score.mean - p.score.low, p.score.high - p.score.mean] for p in ordered]).T
+        x = [p.flops for p in ordered]
+        axes.errorbar(
+            x, means, np.maximum(spread, 0), color=colour, marker="o", ms=5, lw=1.6, capsize=3, label=name, zorder=3
+        )
+        for point in ordered:
+            axes.annotate(
+                point.label,
+                (point.flops, point.score.mean),
+                (6, -11),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel(cost, color=INK)
+    axes.set_ylabel(score, color=INK)
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    axes.grid(True, which="both", color=GRID, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", colors=MUTED)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framegrove.evaluation import curves
+from framegrove.evaluation.curves import CurvePoint, Interval
+
+
+def test_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = [
+        interval.low <= 0.3 <= interval.high
+        for interval in (curves.bootstrap((rng.random(64) < 0.3).astype(float)) for _ in range(100))
+    ]
+    assert 0.88 <= np.mean(covered) <= 1.0
+
+
+def test_interval_is_the_same_every_time() -> None:
+    assert curves.bootstrap([0.0, 1.0, 1.0]) == curves.bootstrap([0.0, 1.0, 1.0])
+
+
+def test_pairing_sees_what_the_prompts_spread_hides() -> None:
+    rng = np.random.default_rng(1)
+    difficulty = rng.random(64)
+    scores = {
+        "tof": {i: float(d + 0.05) for i, d in enumerate(difficulty)},
+        "single": {i: float(d + rng.normal(0, 0.02)) for i, d in enumerate(difficulty)},
+    }
+    comparison = curves.compare("tof", "single", scores)
+    assert comparison.decided
+    assert comparison.prompts == 64
+    assert comparison.difference.low > 0.03
+
+
+def test_only_shared_prompts_are_compared() -> None:
+    comparison = curves.compare("a", "b", {"a": {0: 1.0, 1: 1.0}, "b": {1: 0.0, 2: 0.0}})
+    assert (comparison.prompts, comparison.difference.mean) == (1, 1.0)
+    with pytest.raises(ValueError, match="share no prompt"):
+        curves.compare("a", "b", {"a": {0: 1.0}, "b": {1: 0.0}})
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        curves.bootstrap([])
+
+
+def _point(label: str, flops: float, mean: float) -> CurvePoint:
+    return CurvePoint(label, flops, Interval(mean, mean - 0.05, mean + 0.04))
+
+
+def test_front_holds_only_what_nothing_beats() -> None:
+    points = [_point("a", 1, 0.4), _point("b", 2, 0.3), _point("c", 2, 0.6), _point("d", 4, 0.6), _point("e", 8, 0.7)]
+    assert [p.label for p in curves.pareto(points)] == ["a", "c", "e"]
+
+
+def test_picture_is_written(tmp_path: Path) -> None:
+    drawn = {
+        "linear": [_point("1x", 1e9, 0.41), _point("4x", 4e9, 0.52)],
+        "tof": [_point("1x", 1e9, 0.43), _point("4x", 3.7e9, 0.61)],
+    }
+    curves.draw_curves(drawn, tmp_path / "curves.png", title="Search on digits", score="oracle score")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
