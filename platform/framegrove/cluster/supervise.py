@@ -1,0 +1,87 @@
+"""Actors that are replaced when they die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from framegrove.cluster.errors import ActorLost, CrashLoop
+
+
+@dataclass
+class _Slot:
+    actor: ActorHandle[Any]
+    failures: int = 0  # deaths since the last call that came back
+
+
+class ActorGroup:
+    """``size`` actors made by ``create(index)``; one that dies is made anew and the caller told to try again.
+
+    Whatever the actors hold must be computable anew: a replacement starts empty. An actor that dies
+    ``failures_in_a_row`` times without finishing a call is given up. Ray's own restarts should be off (its default),
+    so that there is one policy.
+    """
+
+    def __init__(self, create: Callable[[int], ActorHandle[Any]], size: int, *, failures_in_a_row: int = 3) -> None:
+        if size < 1:
+            raise ValueError(f"a group needs at least 1 actor, not {size}")
+        self._create = create
+        self._limit = failures_in_a_row
+        self._slots = [_Slot(create(index)) for index in range(size)]
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def actors(self) -> list[ActorHandle[Any]]:
+        """The actors as they stand now, by index."""
+        return [slot.actor for slot in self._slots]
+
+    async def call(self, index: int, method: Callable[[ActorHandle[Any]], Any]) -> Any:
+        """Await ``method(actor)``, for example ``lambda actor: actor.sample.remote(work)``, on actor ``index``.
+
+        What the method raises comes through. Raises ActorLost when the actor died meanwhile (its replacement is on its
+        way), CrashLoop when it keeps dying.
+        """
+        slot = self._slots[index]
+        if slot.failures >= self._limit:
+            raise CrashLoop(self._given_up(index, "it is not started again"))
+        actor = slot.actor
+        try:
+            result = await method(actor)
+        except RayActorError as error:
+            if isinstance(error, RayTaskError):  # the method itself met a dead actor: not this one
+                raise
+            self._replace(index, actor, error)
+            raise ActorLost(f"actor {index} died and has been replaced ({_reason(error)})") from error
+        slot.failures = 0
+        return result
+
+    def _replace(self, index: int, dead: ActorHandle[Any], error: RayActorError) -> None:
+        slot = self._slots[index]
+        if slot.actor is not dead:  # several calls were under way: the first to notice has replaced it
+            return
+        slot.failures += 1
+        ray.kill(dead)  # if it was merely out of reach, it must not come back beside its replacement
+        if slot.failures >= self._limit:
+            raise CrashLoop(self._given_up(index, _reason(error))) from error
+        slot.actor = self._create(index)
+
+    def _given_up(self, index: int, reason: str) -> str:
+        return f"actor {index} died {self._limit} times in a row without finishing anything: {reason}"
+
+    def close(self) -> None:
+        """Kill all actors. The group is of no use afterwards."""
+        for slot in self._slots:
+            ray.kill(slot.actor)
+
+
+def _reason(error: RayActorError) -> str:
+    """The last line of Ray's account, where the cause stands."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
