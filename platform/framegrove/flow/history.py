@@ -15,9 +15,9 @@ Shape = tuple[int, int, int]  # time, height, width
 def history_clips(units: Sequence[Tensor], stage: int, stages: int) -> tuple[Tensor, ...]:
     """The clean history of a unit denoised at ``stage``, as clips, oldest first.
 
-    ``units`` are all earlier units (.., t, h, w) at full resolution, oldest first. The newest is seen at the stage's own
-    resolution, the one before it one level coarser, and so on; all that would fall below the coarsest level share one
-    clip there. Works on any leading dimensions, batched or not.
+    ``units`` are all earlier units (.., t, h, w) at full resolution, oldest first. The newest is seen at the stage's
+    own resolution, the one before it one level coarser, and so on; all that would fall below the coarsest level share
+    one clip there. Works on any leading dimensions, batched or not.
     """
     clips = []
     for chunk, level in _plan(len(units), stage):

@@ -90,7 +90,7 @@ def pyramid(latent: Tensor, stages: int) -> list[Tensor]:
 
 
 def noise_pyramid(noise: Tensor, stages: int) -> list[Tensor]:
-    """White noise (.., h, w) at every stage, coarsest first: halving averages four values, times 2 restores the variance."""
+    """White noise (.., h, w) at every stage, coarsest first: halving averages four values, times 2 keeps it N(0, 1)."""
     _check_halvings(noise, stages - 1)
     levels = [noise]
     for _ in range(stages - 1):

@@ -1,7 +1,7 @@
 """The pyramid's noise schedule: where each stage starts and ends, its timesteps, and the jump between stages.
 
 Sigma is the weight of the noise (1 at the start, 0 for clean data); PFM writes t = 1 - sigma. Stage 0 is the coarsest
-and runs first. The numerics follow the released code, so that public checkpoints see the timesteps they were trained on.
+and runs first. The numerics follow the released code: public checkpoints see the timesteps they were trained on.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ GRID = 1000  # training timesteps of the whole noise axis, and again of every si
 class PyramidSchedule:
     """Sigmas, timesteps and jumps of a pyramid with any number of stages (PFM section 3.2, eqs. 9-15 and 25).
 
-    ``boundaries`` are stages + 1 fractions of the noise axis from 0 to 1, uniform when absent; ``shift`` bends the axis;
-    ``gamma`` in [-1/3, 0] is the correlation of the noise added at a jump inside its 2x2 blocks. Raises ValueError.
+    ``boundaries`` are stages + 1 fractions of the noise axis from 0 to 1, uniform when absent; ``shift`` bends the
+    axis; ``gamma`` in [-1/3, 0] is the correlation, inside 2x2 blocks, of the noise added at a jump. Raises ValueError.
     """
 
     stages: int = 3
@@ -46,7 +46,7 @@ class PyramidSchedule:
     def start_sigma(self, stage: int) -> float:
         """Noise weight at the start of ``stage``. Beyond stage 0 it is higher than the end of the stage before:
         the jump adds noise to decorrelate the pixels that nearest-neighbour upsampling made equal (PFM eq. 25)."""
-        return 1 - self._signal_after_jump(stage) if stage > 0 else self._nominal_start(0)
+        return 1 - self._signal_after_jump(stage) if stage > 0 else self._nominal_start(stage)
 
     def end_sigma(self, stage: int) -> float:
         """Noise weight at the end of ``stage``; 0 for the last."""

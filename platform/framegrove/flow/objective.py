@@ -1,0 +1,195 @@
+"""The training objective: from clean latents to noisy samples, their velocities, and the loss (PFM eqs. 6 and 9-11).
+
+Two layers. ``stage_batch`` is a pure function of the clean units and of every random draw. ``training_batch`` draws:
+which unit of a clip, which stage, which timestep, how much the history is corrupted, and all noises.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from framegrove.config.flow import ObjectiveConfig
+from framegrove.flow.history import history_clips
+from framegrove.flow.noise import double, noise_pyramid, pyramid
+from framegrove.flow.schedule import GRID, PyramidSchedule
+from framegrove.models.packed import Prefix, Sample, TextEmbedding
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Everything random about B samples of one stage, in the order the released code draws it.
+
+    ``noise`` (B, C, t, h, w) is for the current unit at full resolution, ``steps_B`` are indices into the stage's 1000
+    timesteps, ``corruption_B`` is one strength per sample for all of its history, ``history_noises`` has one tensor
+    per history clip, newest first.
+    """
+
+    noise: Tensor
+    steps_B: Tensor
+    corruption_B: Tensor
+    history_noises: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StageBatch:
+    """B samples of one stage: corrupted ``history`` clips (B, C, t, h, w) oldest first, noisy unit, velocity."""
+
+    history: tuple[Tensor, ...]
+    noisy: Tensor
+    velocity: Tensor
+    timesteps_B: Tensor  # float32, 0 to 1000
+    ratios_B: Tensor  # float64, 1 at the stage's start
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """Samples for one packed forward and what the transformer should answer; ``units`` and ``stages`` label them."""
+
+    samples: list[Sample]
+    targets: list[Tensor]
+    units: list[int]
+    stages: list[int]
+
+
+def training_batch(
+    clips: Sequence[Sequence[Tensor]],
+    texts: Sequence[TextEmbedding],
+    empty_text: TextEmbedding,
+    schedule: PyramidSchedule,
+    config: ObjectiveConfig,
+    generator: torch.Generator,
+) -> TrainingBatch:
+    """One training sample of every clip, in order; give a clip several times to have several samples of it.
+
+    A clip is its clean normalised units (C, t, h, w), oldest first. ``empty_text`` stands in where the prompt is
+    dropped. Draws are spread evenly over the batch instead of independently: the same expectation with less variance.
+    Raises ValueError where weights and clips do not fit together.
+    """
+    count = len(clips)
+    stages = _pick(_spread(count, generator), [_stage_weights(config, schedule)] * count)
+    units = _pick(_spread(count, generator), [_unit_weights(config, len(clip)) for clip in clips])
+    steps_N = (_spread(count, generator) * GRID).long().clamp(max=GRID - 1)
+    corruption_N = torch.rand(count, generator=generator, device=generator.device) * config.corruption
+    dropped = (_spread(count, generator) < config.text_dropout).tolist()
+
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, (clip, unit, stage) in enumerate(zip(clips, units, stages, strict=True)):
+        groups.setdefault((stage, *(latent.shape for latent in clip[: unit + 1])), []).append(index)
+
+    samples: list[Sample | None] = [None] * count
+    targets: list[Tensor | None] = [None] * count
+    for members in groups.values():
+        stage, unit = stages[members[0]], units[members[0]]
+        latents = [torch.stack([clips[index][place] for index in members]) for place in range(unit + 1)]
+        draws = _draw(latents, stage, schedule, steps_N[members], corruption_N[members], generator)
+        batch = stage_batch(latents, stage, schedule, draws)
+        timesteps = batch.timesteps_B.tolist()
+        for row, index in enumerate(members):
+            text = empty_text if dropped[index] else texts[index]
+            prefix = Prefix(text, tuple(clip[row] for clip in batch.history))
+            samples[index] = Sample(prefix, batch.noisy[row], timesteps[row])
+            targets[index] = batch.velocity[row]
+    return TrainingBatch(
+        [sample for sample in samples if sample is not None],
+        [target for target in targets if target is not None],
+        units,
+        stages,
+    )
+
+
+def stage_batch(units: Sequence[Tensor], stage: int, schedule: PyramidSchedule, draws: Draws) -> StageBatch:
+    """Noisy samples of the last of ``units`` (each (B, C, t, h, w), clean, oldest first) at ``stage``, with velocities.
+
+    Start and end of a stage share one noise (PFM eqs. 9-10); the velocity has the released sign, start - end.
+    """
+    clean = pyramid(units[-1], schedule.stages)
+    noise = noise_pyramid(draws.noise, schedule.stages)[stage]
+    start = noise
+    if stage > 0:
+        sigma = schedule.start_sigma(stage)
+        start = sigma * noise + (1 - sigma) * double(clean[stage - 1])
+    end = clean[stage]
+    if stage + 1 < schedule.stages:
+        sigma = schedule.end_sigma(stage)
+        end = sigma * noise + (1 - sigma) * clean[stage]
+
+    device = start.device
+    steps_B = draws.steps_B.cpu()
+    ratios_B = torch.from_numpy(schedule.training_ratios())[steps_B].to(device)
+    timesteps_B = torch.from_numpy(schedule.training_timesteps(stage))[steps_B].float().to(device)
+    ratio = ratios_B.view(-1, *[1] * (start.dim() - 1))
+    noisy = (ratio * start + (1 - ratio) * end).to(start.dtype)  # in float64, as released
+
+    history = history_clips(units[:-1], stage, schedule.stages)
+    strength = draws.corruption_B.to(device).view_as(ratio)
+    corrupted = [
+        strength * noise + (1 - strength) * clip
+        for clip, noise in zip(history, reversed(draws.history_noises), strict=True)
+    ]
+    return StageBatch(tuple(corrupted), noisy, start - end, timesteps_B, ratios_B)
+
+
+def sample_losses(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of each sample, (N,); the loss is their mean: a large stage weighs no more (PFM eq. 11)."""
+    sizes = torch.tensor([target.numel() for target in targets])
+    predicted = torch.cat([prediction.flatten() for prediction in predictions]).float()
+    wanted = torch.cat([target.flatten() for target in targets]).float()
+    owners = torch.repeat_interleave(sizes).to(predicted.device)
+    sums = predicted.new_zeros(len(targets)).index_add(0, owners, (predicted - wanted).square())
+    return sums / sizes.to(sums.device)
+
+
+def _draw(
+    units: Sequence[Tensor],
+    stage: int,
+    schedule: PyramidSchedule,
+    steps_B: Tensor,
+    corruption_B: Tensor,
+    generator: torch.Generator,
+) -> Draws:
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
+
+    noise = normal(units[-1])
+    history = history_clips(units[:-1], stage, schedule.stages)
+    return Draws(noise, steps_B, corruption_B, tuple(normal(clip) for clip in reversed(history)))
+
+
+def _spread(count: int, generator: torch.Generator) -> Tensor:
+    """``count`` uniform draws from [0, 1) in random order, one in each of ``count`` equal intervals."""
+    device = generator.device
+    order = torch.randperm(count, generator=generator, device=device)
+    return (order + torch.rand(count, generator=generator, device=device)) / count
+
+
+def _pick(uniform_N: Tensor, weights: Sequence[Sequence[float]]) -> list[int]:
+    """The index that each uniform draw selects under its row of weights; an index of weight 0 never is."""
+    picked = []
+    for uniform, row in zip(uniform_N.tolist(), weights, strict=True):
+        bounds = list(accumulate(row))
+        last = max(index for index, weight in enumerate(row) if weight > 0)  # should rounding reach the very end
+        picked.append(min(bisect_right(bounds, uniform * bounds[-1]), last))
+    return picked
+
+
+def _stage_weights(config: ObjectiveConfig, schedule: PyramidSchedule) -> Sequence[float]:
+    weights = config.stage_weights or (1.0,) * schedule.stages
+    if len(weights) != schedule.stages:
+        raise ValueError(f"stage_weights needs one weight per stage, {schedule.stages}, not {list(weights)}")
+    return weights
+
+
+def _unit_weights(config: ObjectiveConfig, units: int) -> Sequence[float]:
+    weights = (config.unit_weights or (1.0,) * units)[:units]
+    if not any(weights):
+        raise ValueError(
+            f"unit_weights {list(config.unit_weights or ())} leave nothing to train in a clip of {units} units: "
+            "give one of its units a positive weight"
+        )
+    return weights

@@ -1,0 +1,136 @@
+"""Training samples: the flow's end points, what is drawn how often, and the loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from framegrove.config.flow import ObjectiveConfig
+from framegrove.flow.history import history_clips
+from framegrove.flow.noise import double, noise_pyramid, pyramid
+from framegrove.flow.objective import Draws, TrainingBatch, sample_losses, stage_batch, training_batch
+from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.packed import TextEmbedding
+
+SCHEDULE = PyramidSchedule()
+EMPTY = TextEmbedding(torch.zeros(1, 4), torch.zeros(4))
+
+
+def a_text() -> TextEmbedding:
+    return TextEmbedding(torch.randn(3, 4), torch.randn(4))
+
+
+def clips_of(count: int, units: int, channels: int = 2) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [[torch.randn(channels, 1, 8, 8, generator=generator) for _ in range(units)] for _ in range(count)]
+
+
+def batch_of(clips: list[list[torch.Tensor]], config: ObjectiveConfig, seed: int = 0) -> TrainingBatch:
+    texts = [a_text() for _ in clips]
+    return training_batch(clips, texts, EMPTY, SCHEDULE, config, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_step_along_the_velocity_reaches_the_clean_end(stages: int) -> None:
+    """noisy - ratio * velocity is the stage's end: with no noise left at the last stage, the clean unit itself."""
+    schedule = PyramidSchedule(stages=stages)
+    units = [torch.randn(4, 2, 1, 8, 8) for _ in range(3)]
+    noise = torch.randn(4, 2, 1, 8, 8)
+    for stage in range(stages):
+        history_noises = _history_noises(units[:-1], stage, stages)
+        draws = Draws(noise, torch.tensor([0, 10, 500, 999]), torch.rand(4) / 3, history_noises)
+        batch = stage_batch(units, stage, schedule, draws)
+        ratio = batch.ratios_B.view(-1, 1, 1, 1, 1).float()
+        level, white = pyramid(units[-1], stages), noise_pyramid(noise, stages)[stage]
+        end = schedule.end_sigma(stage) * white + (1 - schedule.end_sigma(stage)) * level[stage]
+        torch.testing.assert_close(batch.noisy - ratio * batch.velocity, end, atol=1e-5, rtol=1e-5)
+        start = white if stage == 0 else _mixed(white, double(level[stage - 1]), schedule.start_sigma(stage))
+        torch.testing.assert_close(batch.noisy[0], start[0])
+        assert batch.timesteps_B[0].item() == pytest.approx(schedule.training_timesteps(stage)[0])
+
+
+def _mixed(noise: torch.Tensor, clean: torch.Tensor, sigma: float) -> torch.Tensor:
+    return sigma * noise + (1 - sigma) * clean
+
+
+def _history_noises(units: list[torch.Tensor], stage: int, stages: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn_like(clip) for clip in reversed(history_clips(units, stage, stages)))
+
+
+def test_corruption_is_shared_by_a_samples_history_and_spares_the_current_unit() -> None:
+    units = [torch.ones(2, 1, 1, 8, 8) for _ in range(3)]
+    noises = tuple(torch.zeros_like(noise) for noise in _history_noises(units[:-1], 2, 3))
+    draws = Draws(torch.zeros(2, 1, 1, 8, 8), torch.tensor([999, 999]), torch.tensor([0.0, 0.25]), noises)
+    batch = stage_batch(units, 2, SCHEDULE, draws)
+    for clip in batch.history:
+        torch.testing.assert_close(clip[0], torch.ones_like(clip[0]))
+        torch.testing.assert_close(clip[1], torch.full_like(clip[1], 0.75))
+    assert torch.equal(batch.noisy[0], batch.noisy[1])
+
+
+def test_image_phase_trains_the_first_unit_only() -> None:
+    batch = batch_of(clips_of(12, 4), ObjectiveConfig(unit_weights=(1,)))
+    assert set(batch.units) == {0}
+    assert all(sample.prefix.history == () for sample in batch.samples)
+
+
+def test_ratios_are_met_in_every_batch() -> None:
+    batch = batch_of(clips_of(80, 4), ObjectiveConfig(stage_weights=(1, 2, 1), unit_weights=(1, 1, 1, 5)))
+    assert Counter(batch.stages) == {0: 20, 1: 40, 2: 20}
+    assert Counter(batch.units) == {0: 10, 1: 10, 2: 10, 3: 50}
+    dropped = sum(sample.prefix.text is EMPTY for sample in batch.samples)
+    assert dropped == 8
+    for sample, unit, stage in zip(batch.samples, batch.units, batch.stages, strict=True):
+        assert sum(clip.shape[1] for clip in sample.prefix.history) == unit
+        assert sample.current.shape == (2, 1, 2 * 2**stage, 2 * 2**stage)
+
+
+def test_images_and_videos_mix() -> None:
+    clips = [*clips_of(4, 1), *clips_of(8, 3)]
+    batch = batch_of(clips, ObjectiveConfig(unit_weights=(1, 1, 1, 1)))
+    assert batch.units[:4] == [0, 0, 0, 0]
+    assert set(batch.units[4:]) == {0, 1, 2}
+
+
+def test_same_generator_same_batch() -> None:
+    clips, texts = clips_of(10, 3), [a_text() for _ in range(10)]
+    first, again = (
+        training_batch(clips, texts, EMPTY, SCHEDULE, ObjectiveConfig(), torch.Generator().manual_seed(5))
+        for _ in range(2)
+    )
+    for one, other in zip(first.samples, again.samples, strict=True):
+        assert torch.equal(one.current, other.current)
+        assert one.timestep == other.timestep
+        assert all(map(torch.equal, one.prefix.history, other.prefix.history))
+
+
+def test_each_sample_belongs_to_its_own_clip() -> None:
+    """A sample stepped to the end of its stage shows its clip: grouping by shape must not mix clips up."""
+    clips = [[torch.full((1, 1, 8, 8), float(index * 10 + unit)) for unit in range(3)] for index in range(9)]
+    batch = batch_of(clips, ObjectiveConfig(stage_weights=(0, 0, 1), corruption=0))
+    for index, (sample, target, unit) in enumerate(zip(batch.samples, batch.targets, batch.units, strict=True)):
+        ratio = _ratio(sample.timestep)
+        torch.testing.assert_close(sample.current - ratio * target, clips[index][unit], atol=1e-3, rtol=1e-4)
+        for place, clip in enumerate(sample.prefix.history):
+            assert torch.all(clip == index * 10 + place)
+
+
+def _ratio(timestep: float) -> float:
+    grid = torch.from_numpy(SCHEDULE.training_timesteps(2))
+    return float(SCHEDULE.training_ratios()[int((grid - timestep).abs().argmin())])
+
+
+def test_loss_is_a_mean_per_sample_then_over_samples() -> None:
+    predictions = [torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 8, 8)]
+    targets = [torch.ones(2, 1, 2, 2), torch.full((2, 1, 8, 8), 2.0)]
+    losses = sample_losses(predictions, targets)
+    assert losses.tolist() == [1, 4]
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="one weight per stage, 3"):
+        batch_of(clips_of(2, 2), ObjectiveConfig(stage_weights=(1, 1)))
+    with pytest.raises(ValueError, match="nothing to train in a clip of 1 units"):
+        batch_of(clips_of(2, 1), ObjectiveConfig(unit_weights=(0, 1)))
