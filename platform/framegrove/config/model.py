@@ -48,7 +48,9 @@ class TransformerConfig(Config):
                 f"attention_head_dim = {self.width}"
             )
         if self.width % 4:
-            raise ValueError(f"the width {self.width} (heads x head size) must be a multiple of 4 for the position table")
+            raise ValueError(
+                f"the width {self.width} (heads x head size) must be a multiple of 4 for the position table"
+            )
         return self
 
     @classmethod

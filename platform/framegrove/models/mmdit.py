@@ -111,7 +111,9 @@ class PatchEmbedding(nn.Module):
         top, left = (self.size - grid[0]) // 2, (self.size - grid[1]) // 2
         table = self.pos_embed.view(self.size, self.size, -1)[top : top + grid[0], left : left + grid[1]]
         if grid != (height, width):
-            table = F.interpolate(table.permute(2, 0, 1)[None], size=(height, width), mode="bilinear")[0].permute(1, 2, 0)
+            table = F.interpolate(table.permute(2, 0, 1)[None], size=(height, width), mode="bilinear")[0].permute(
+                1, 2, 0
+            )
         return table.reshape(1, height * width, -1).expand(block.count * block.units, -1, -1).flatten(0, 1)
 
 

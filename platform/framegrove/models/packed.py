@@ -103,9 +103,7 @@ class Packed:
             span = current_LP[block.start - self.current_start : block.stop - self.current_start]
             grid = span.view(block.count, block.units, block.height, block.width, self.patch, self.patch, -1)
             pixels = grid.permute(0, 6, 1, 2, 4, 3, 5)
-            pixels = pixels.reshape(
-                block.count, -1, block.units, block.height * self.patch, block.width * self.patch
-            )
+            pixels = pixels.reshape(block.count, -1, block.units, block.height * self.patch, block.width * self.patch)
             for number, clip in enumerate(pixels.unbind(0)):
                 clips[by_place[block.start + number * block.tokens_per_clip]] = clip
         return [clip for clip in clips if clip is not None]

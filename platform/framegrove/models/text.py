@@ -127,7 +127,9 @@ def _word_tokenizer(words: Iterable[str], max_tokens: int) -> PreTrainedTokenize
 
     ids = {word: index for index, word in enumerate(dict.fromkeys([_PAD, _END, _UNKNOWN, *words]))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z0-9 ]"), " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z0-9 ]"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, ids[_END])])
     return PreTrainedTokenizerFast(
