@@ -7,15 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framegrove.flow.history import history_clips, history_shapes, stage_shape, token_count
+from framegrove.flow.history import history_clips, history_shapes, sample_tokens, stage_shape, token_count
 from framegrove.flow.noise import pyramid
 
 
 def test_token_counts_of_the_paper() -> None:
     """Ten seconds at 768p: 31 units of 96x160 latents, patch 2 (PFM section 3.3)."""
     units = [(1, 96, 160)] * 31
-    last = [*history_shapes(units[:-1], 2, 3), stage_shape(units[-1], 2, 3)]
-    assert token_count(last, 2) == 3840 + 3840 + 960 + 28 * 240 + 0 == 15_360
+    assert sample_tokens(units, 2, 3, patch=2) == 3840 + 3840 + 960 + 28 * 240 == 15_360
     assert token_count(units, 2) == 119_040
 
 

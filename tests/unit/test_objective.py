@@ -72,17 +72,17 @@ def test_corruption_is_shared_by_a_samples_history_and_spares_the_current_unit()
 
 def test_image_phase_trains_the_first_unit_only() -> None:
     batch = batch_of(clips_of(12, 4), ObjectiveConfig(unit_weights=(1,)))
-    assert set(batch.units) == {0}
+    assert {cell.unit for cell in batch.cells} == {0}
     assert all(sample.prefix.history == () for sample in batch.samples)
 
 
 def test_ratios_are_met_in_every_batch() -> None:
     batch = batch_of(clips_of(80, 4), ObjectiveConfig(stage_weights=(1, 2, 1), unit_weights=(1, 1, 1, 5)))
-    assert Counter(batch.stages) == {0: 20, 1: 40, 2: 20}
-    assert Counter(batch.units) == {0: 10, 1: 10, 2: 10, 3: 50}
+    assert Counter(cell.stage for cell in batch.cells) == {0: 20, 1: 40, 2: 20}
+    assert Counter(cell.unit for cell in batch.cells) == {0: 10, 1: 10, 2: 10, 3: 50}
     dropped = sum(sample.prefix.text is EMPTY for sample in batch.samples)
     assert dropped == 8
-    for sample, unit, stage in zip(batch.samples, batch.units, batch.stages, strict=True):
+    for sample, (unit, stage) in zip(batch.samples, batch.cells, strict=True):
         assert sum(clip.shape[1] for clip in sample.prefix.history) == unit
         assert sample.current.shape == (2, 1, 2 * 2**stage, 2 * 2**stage)
 
@@ -90,8 +90,8 @@ def test_ratios_are_met_in_every_batch() -> None:
 def test_images_and_videos_mix() -> None:
     clips = [*clips_of(4, 1), *clips_of(8, 3)]
     batch = batch_of(clips, ObjectiveConfig(unit_weights=(1, 1, 1, 1)))
-    assert batch.units[:4] == [0, 0, 0, 0]
-    assert set(batch.units[4:]) == {0, 1, 2}
+    assert {cell.unit for cell in batch.cells[:4]} == {0}
+    assert {cell.unit for cell in batch.cells[4:]} == {0, 1, 2}
 
 
 def test_same_generator_same_batch() -> None:
@@ -110,7 +110,7 @@ def test_each_sample_belongs_to_its_own_clip() -> None:
     """A sample stepped to the end of its stage shows its clip: grouping by shape must not mix clips up."""
     clips = [[torch.full((1, 1, 8, 8), float(index * 10 + unit)) for unit in range(3)] for index in range(9)]
     batch = batch_of(clips, ObjectiveConfig(stage_weights=(0, 0, 1), corruption=0))
-    for index, (sample, target, unit) in enumerate(zip(batch.samples, batch.targets, batch.units, strict=True)):
+    for index, (sample, target, (unit, _)) in enumerate(zip(batch.samples, batch.targets, batch.cells, strict=True)):
         ratio = _ratio(sample.timestep)
         torch.testing.assert_close(sample.current - ratio * target, clips[index][unit], atol=1e-3, rtol=1e-4)
         for place, clip in enumerate(sample.prefix.history):

@@ -44,6 +44,12 @@ def stage_shape(unit: Shape, stage: int, stages: int) -> Shape:
     return (time, height // factor, width // factor)
 
 
+def sample_tokens(units: Sequence[Shape], stage: int, stages: int, patch: int) -> int:
+    """Visual tokens of one sample: the last of ``units`` (t, h, w) at ``stage``, and the others as its history."""
+    history = history_shapes(units[:-1], stage, stages)
+    return token_count([*history, stage_shape(units[-1], stage, stages)], patch)
+
+
 def token_count(shapes: Sequence[Shape], patch: int) -> int:
     """Visual tokens of some clips: one for each patch x patch square of every latent frame."""
     return sum(time * (height // patch) * (width // patch) for time, height, width in shapes)

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,13 @@ from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, noise_pyramid, pyramid
 from framegrove.flow.schedule import GRID, PyramidSchedule
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
+
+
+class Cell(NamedTuple):
+    """Which unit of a clip a training sample is of, and at which stage."""
+
+    unit: int
+    stage: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +57,11 @@ class StageBatch:
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """Samples for one packed forward and what the transformer should answer; ``units`` and ``stages`` label them."""
+    """Samples for packed forwards and what the transformer should answer, each with its place in clip and pyramid."""
 
     samples: list[Sample]
     targets: list[Tensor]
-    units: list[int]
-    stages: list[int]
+    cells: list[Cell]
 
 
 def training_batch(
@@ -68,24 +75,51 @@ def training_batch(
     """One training sample of every clip, in order; give a clip several times to have several samples of it.
 
     A clip is its clean normalised units (C, t, h, w), oldest first. ``empty_text`` stands in where the prompt is
-    dropped. Draws are spread evenly over the batch instead of independently: the same expectation with less variance.
-    Raises ValueError where weights and clips do not fit together.
+    dropped. Raises ValueError where weights and clips do not fit together.
+    """
+    cells = choose([len(clip) for clip in clips], schedule, config, generator)
+    return build(clips, cells, texts, empty_text, schedule, config, generator)
+
+
+def choose(
+    lengths: Sequence[int], schedule: PyramidSchedule, config: ObjectiveConfig, generator: torch.Generator
+) -> list[Cell]:
+    """Which unit of each clip (of that many units) is trained, at which stage.
+
+    Draws are spread evenly over the batch instead of independently: the same expectation with less variance.
+    """
+    count = len(lengths)
+    stages = _pick(_spread(count, generator), [_stage_weights(config, schedule)] * count)
+    units = _pick(_spread(count, generator), [_unit_weights(config, length) for length in lengths])
+    return list(map(Cell, units, stages))
+
+
+def build(
+    clips: Sequence[Sequence[Tensor]],
+    cells: Sequence[Cell],
+    texts: Sequence[TextEmbedding],
+    empty_text: TextEmbedding,
+    schedule: PyramidSchedule,
+    config: ObjectiveConfig,
+    generator: torch.Generator,
+) -> TrainingBatch:
+    """`training_batch` for units and stages that are already chosen; timesteps, corruption and noises are drawn here.
+
+    Of each clip only the units up to the chosen one are looked at. All samples of equal shapes are computed together.
     """
     count = len(clips)
-    stages = _pick(_spread(count, generator), [_stage_weights(config, schedule)] * count)
-    units = _pick(_spread(count, generator), [_unit_weights(config, len(clip)) for clip in clips])
     steps_N = (_spread(count, generator) * GRID).long().clamp(max=GRID - 1)
     corruption_N = torch.rand(count, generator=generator, device=generator.device) * config.corruption
     dropped = (_spread(count, generator) < config.text_dropout).tolist()
 
     groups: dict[tuple[object, ...], list[int]] = {}
-    for index, (clip, unit, stage) in enumerate(zip(clips, units, stages, strict=True)):
-        groups.setdefault((stage, *(latent.shape for latent in clip[: unit + 1])), []).append(index)
+    for index, (clip, cell) in enumerate(zip(clips, cells, strict=True)):
+        groups.setdefault((cell.stage, *(latent.shape for latent in clip[: cell.unit + 1])), []).append(index)
 
     samples: list[Sample | None] = [None] * count
     targets: list[Tensor | None] = [None] * count
     for members in groups.values():
-        stage, unit = stages[members[0]], units[members[0]]
+        unit, stage = cells[members[0]]
         latents = [torch.stack([clips[index][place] for index in members]) for place in range(unit + 1)]
         draws = _draw(latents, stage, schedule, steps_N[members], corruption_N[members], generator)
         batch = stage_batch(latents, stage, schedule, draws)
@@ -98,8 +132,7 @@ def training_batch(
     return TrainingBatch(
         [sample for sample in samples if sample is not None],
         [target for target in targets if target is not None],
-        units,
-        stages,
+        list(cells),
     )
 
 
