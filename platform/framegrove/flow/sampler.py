@@ -1,0 +1,231 @@
+"""Sampling units of video: stage by stage up the pyramid, many branches in one packed forward per step.
+
+A task is one unit of one branch. Its result is a function of the task alone: the noise comes from (seed, path), the
+state is float32, and what else shares the forward pass changes rounding at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from framegrove.config.flow import GuidanceConfig, StepsConfig
+from framegrove.flow.history import history_clips
+from framegrove.flow.noise import HashNoise, NoiseSource, double, halve, noise_pyramid
+from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.mmdit import MMDiT
+from framegrove.models.packed import Prefix, Sample, TextEmbedding
+from framegrove.types import Path
+
+ShouldStop = Callable[[], bool]
+OnStep = Callable[[int, int], None]  # forwards done, forwards in all
+
+
+class CancelledSampling(Exception):
+    """Sampling was given up between two steps because its result is no longer wanted; ``steps`` forwards were spent."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(f"sampling was cancelled after {steps} steps")
+        self.steps = steps
+
+
+@dataclass(frozen=True, eq=False)
+class StageLatent:
+    """A unit at the end of ``stage``: the state ``x`` that the next stage starts from and the clean ``estimate``.
+
+    Both are (C, t, h, w) at the stage's resolution, float32, normalised. At the last stage they are the finished unit.
+    """
+
+    stage: int
+    x: Tensor
+    estimate: Tensor
+
+    def preview(self, stages: int) -> Tensor:
+        """The estimate enlarged to full resolution, to be decoded and looked at before the unit is finished."""
+        factor = 2 ** (stages - 1 - self.stage)
+        frames = self.estimate.transpose(0, 1)
+        return F.interpolate(frames, scale_factor=factor, mode="bilinear").transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitTask:
+    """The newest unit of branch ``path``, to be sampled for ``text`` (against ``negative``) after its ``history``.
+
+    ``history`` are all earlier units (C, t, h, w), clean, normalised, at full resolution, oldest first; ``shape`` is
+    (t, h, w) of the unit itself. Tasks that hold the same text and history objects share them in the forward pass.
+    ``start`` continues from the end of an earlier stage.
+    """
+
+    text: TextEmbedding
+    negative: TextEmbedding
+    history: tuple[Tensor, ...]
+    shape: tuple[int, int, int]
+    seed: int
+    path: Path
+    start: StageLatent | None = None
+
+    @property
+    def unit(self) -> int:
+        """Index of the unit in its video."""
+        return len(self.history)
+
+
+class Sampler:
+    """Integrates the flow with Euler steps (released sampler), guided, from noise or from an earlier stage."""
+
+    def __init__(
+        self,
+        transformer: MMDiT,
+        schedule: PyramidSchedule,
+        guidance: GuidanceConfig,
+        steps: StepsConfig,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        if len(steps.first) != schedule.stages:
+            raise ValueError(f"steps name {len(steps.first)} stages, the pyramid has {schedule.stages}")
+        self.transformer = transformer
+        self.schedule = schedule
+        self.guidance = guidance
+        self.steps = steps
+        self.noise: NoiseSource = noise or HashNoise(schedule.gamma)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        tasks: Sequence[UnitTask],
+        stages: range | None = None,
+        should_stop: ShouldStop | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[StageLatent]:
+        """Take every task through ``stages`` (all of them when absent), in step; results in the order of the tasks.
+
+        Raises CancelledSampling as soon as ``should_stop`` says so between steps, and ValueError for a task that
+        does not stand where ``stages`` begins.
+        """
+        stages = stages if stages is not None else range(self.schedule.stages)
+        _check(tasks, stages, self.schedule)
+        if not tasks:
+            return []
+        total = sum(max(self.steps.of(task.unit)[stage] for task in tasks) for stage in stages)
+        done = 0
+
+        def before_step() -> None:
+            if should_stop is not None and should_stop():
+                raise CancelledSampling(done)
+
+        def after_step() -> None:
+            nonlocal done
+            done += 1
+            if on_step is not None:
+                on_step(done, total)
+
+        latents = [task.start for task in tasks]
+        for stage in stages:
+            runs = self._enter(tasks, latents, stage)
+            for step in range(max(len(run.timesteps) for run in runs)):
+                before_step()
+                self._step([run for run in runs if step < len(run.timesteps)], step)
+                after_step()
+            latents = [StageLatent(stage, run.x, self._clean(run, stage)) for run in runs]
+        return [latent for latent in latents if latent is not None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is, and therefore the states."""
+        return next(self.transformer.parameters()).device
+
+    def _enter(self, tasks: Sequence[UnitTask], latents: Sequence[StageLatent | None], stage: int) -> list[_Run]:
+        runs = []
+        prefixes = self._prefixes(tasks, stage)
+        for task, latent, (negative, positive) in zip(tasks, latents, prefixes, strict=True):
+            steps = self.steps.of(task.unit)[stage]
+            timesteps, ratios = self.schedule.timesteps(stage, steps), self.schedule.ratios(stage, steps)
+            x = self._state(task, stage, latent)
+            runs.append(_Run(negative, positive, self.guidance.scale(task.unit), timesteps, ratios, x))
+        return runs
+
+    def _state(self, task: UnitTask, stage: int, before: StageLatent | None) -> Tensor:
+        """The state at the start of ``stage``: noise, or the jump from the stage before (PFM eq. 15)."""
+        if before is None:
+            shape = (self.transformer.config.in_channels, *task.shape)
+            noise = self.noise.initial(task.seed, task.path, shape).float()
+            return noise_pyramid(noise, self.schedule.stages)[0].to(self.device)
+        alpha, beta = self.schedule.jump(stage)
+        larger = double(before.x.to(self.device))
+        noise = self.noise.jump(task.seed, task.path, stage, tuple(larger.shape))
+        return alpha * larger + beta * noise.to(larger)
+
+    def _prefixes(self, tasks: Sequence[UnitTask], stage: int) -> list[tuple[Prefix, Prefix]]:
+        """(negative, positive) prefix of each task; the same objects for tasks with the same text and history."""
+        histories: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+        prefixes: dict[tuple[int, tuple[int, ...]], Prefix] = {}
+
+        def prefix(text: TextEmbedding, task: UnitTask) -> Prefix:
+            key = tuple(map(id, task.history))
+            if key not in histories:
+                units = [unit.to(self.device) for unit in task.history]
+                histories[key] = history_clips(units, stage, self.schedule.stages)
+            return prefixes.setdefault((id(text), key), Prefix(text, histories[key]))
+
+        return [(prefix(task.negative, task), prefix(task.text, task)) for task in tasks]
+
+    def _step(self, runs: Sequence[_Run], step: int) -> None:
+        """One packed forward for all runs, guidance included (negative before positive), and one Euler step of each."""
+        samples = []
+        for run in runs:
+            prefixes = (run.negative, run.positive) if run.scale > 0 else (run.positive,)
+            samples += [Sample(prefix, run.x, run.timesteps[step]) for prefix in prefixes]
+        answers = iter(self.transformer(self.transformer.pack(samples)))
+        for run in runs:
+            run.velocity = next(answers).float()
+            if run.scale > 0:
+                run.velocity = run.velocity + run.scale * (next(answers).float() - run.velocity)
+            run.x = run.x + (run.ratios[step + 1] - run.ratios[step]) * run.velocity
+
+    def _clean(self, run: _Run, stage: int) -> Tensor:
+        """The clean unit implied by the state at the end of a stage and the last velocity; exact for a perfect model.
+
+        Solving the stage's end points (PFM eqs. 9-10) for the data: subtracting the noise restores all that the stage
+        before knew, and overstates the detail that was new in this stage by a known factor.
+        """
+        start, end = self.schedule.start_sigma(stage), self.schedule.end_sigma(stage)
+        if end == 0:
+            return run.x
+        guess = run.x - end / (start - end) * run.velocity
+        if stage == 0:
+            return guess
+        coarse = double(halve(guess))
+        return coarse + (start - end) / ((1 - end) * start) * (guess - coarse)
+
+
+@dataclass
+class _Run:
+    """A task on its way through one stage."""
+
+    negative: Prefix
+    positive: Prefix
+    scale: float
+    timesteps: tuple[float, ...]
+    ratios: tuple[float, ...]
+    x: Tensor
+    velocity: Tensor = field(init=False)
+
+
+def _check(tasks: Sequence[UnitTask], stages: range, schedule: PyramidSchedule) -> None:
+    if not stages or stages.step != 1 or stages.start < 0 or stages.stop > schedule.stages:
+        raise ValueError(f"stages must be a rising range inside 0 to {schedule.stages - 1}, not {stages}")
+    for task in tasks:
+        stage = -1 if task.start is None else task.start.stage
+        if stage != stages.start - 1:
+            raise ValueError(
+                f"branch {task.path} stands after stage {stage}, it cannot be sampled from {stages.start} on"
+            )
+        if min(task.shape[1:]) < 1 or any(side % 2 ** (schedule.stages - 1) for side in task.shape[1:]):
+            raise ValueError(
+                f"a latent of {task.shape[1]}x{task.shape[2]} does not fit a pyramid of {schedule.stages} stages: "
+                f"height and width must be multiples of {2 ** (schedule.stages - 1)}"
+            )
