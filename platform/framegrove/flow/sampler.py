@@ -221,9 +221,8 @@ def _check(tasks: Sequence[UnitTask], stages: range, schedule: PyramidSchedule) 
     for task in tasks:
         stage = -1 if task.start is None else task.start.stage
         if stage != stages.start - 1:
-            raise ValueError(
-                f"branch {task.path} stands after stage {stage}, it cannot be sampled from {stages.start} on"
-            )
+            stands = "is not begun" if task.start is None else f"stands at the end of stage {stage}"
+            raise ValueError(f"branch {task.path} {stands}, it cannot go on at stage {stages.start}")
         if min(task.shape[1:]) < 1 or any(side % 2 ** (schedule.stages - 1) for side in task.shape[1:]):
             raise ValueError(
                 f"a latent of {task.shape[1]}x{task.shape[2]} does not fit a pyramid of {schedule.stages} stages: "
