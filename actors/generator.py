@@ -1,0 +1,154 @@
+"""The generator: samples the newest units of branches and decodes them. A plain class, made an actor by ``ray.remote``.
+
+It keeps nothing that a search could miss: what a branch is made from comes in as arguments, what it makes goes out as
+returned values, and the same call gives the same bits on any generator. So one that dies is replaced by an empty one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as File
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from framegrove.evaluation.media import read_image, to_uint8
+from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask
+from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.packed import TextEmbedding
+from framegrove.models.pretrained import load_pipeline
+from framegrove.types import SampleWork
+
+Frames = npt.NDArray[np.uint8]
+State = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a generator must know of a request: the same for all its branches. Sides in pixels."""
+
+    prompt: str
+    negative: str
+    seed: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a piece of work went: forward passes, and when it ran (wall clock, s). Not ``whole``: it was cancelled."""
+
+    steps: int
+    started: float
+    ended: float
+    whole: bool = True
+
+
+class Unit(NamedTuple):
+    """A branch's newest unit: its latent, its frames, uint8 (T, H, W, 3), and the decoder's state after it.
+
+    Of an unfinished unit the frames are a preview (the model's guess of the finished one) and the state is None.
+    """
+
+    latent: StageLatent
+    frames: Frames
+    state: State | None
+
+
+class Generator:
+    """Samples and decodes with one model. Work is given one at a time; ``cancel`` may come from another thread."""
+
+    def __init__(self, model: File | None = None, threads: int = 1) -> None:
+        self._threads = threads
+        torch.set_num_threads(threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._pipeline = load_pipeline(model).to(device)
+        recipe = self._pipeline.recipe
+        self._schedule = PyramidSchedule(**recipe.pyramid.model_dump())
+        self._sampler = Sampler(self._pipeline.transformer, self._schedule, recipe.guidance, recipe.steps)
+        self._texts: dict[str, TextEmbedding] = {}
+        self._cancelled: set[int] = set()
+
+    def ready(self) -> bool:
+        """Answers as soon as the model is loaded."""
+        return True
+
+    def sample(
+        self, number: int, work: SampleWork, scene: Scene, history: int, state: State | None, *latents: StageLatent
+    ) -> tuple[Any, ...]:
+        """Do one piece of work, which ``cancel`` knows by its ``number``.
+
+        Of ``latents``, the first ``history`` are the finished units before, oldest first, and the others what each path
+        continues from (none: noise); ``state`` is the decoder's after that history, None at unit 0. Laid out flat for
+        Ray, which moves each result only to where it is asked for: 1 + 3 x paths values, Made and then the three of
+        each path's Unit, all None when the work was cancelled.
+        """
+        torch.set_num_threads(self._threads)  # a setting of the thread, and an actor may run each call in another one
+        started, steps = time.time(), 0
+        tasks = self._tasks(work, scene, latents[:history], latents[history:])
+
+        def count(done: int, total: int) -> None:
+            nonlocal steps
+            steps = done
+
+        try:
+            sampled = self._sampler.sample(
+                tasks, range(work.first_stage, work.last_stage + 1), lambda: number in self._cancelled, count
+            )
+        except CancelledSampling:
+            return (Made(steps, started, time.time(), whole=False), *[None] * (3 * len(tasks)))
+        finally:
+            self._cancelled.discard(number)
+        units = [self._shown(latent, history, state) for latent in sampled]
+        return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
+
+    def given(self, scene: Scene, image: bytes) -> Unit:
+        """A given first frame (an image file's bytes) as unit 0, fitted to the scene's size."""
+        frame = read_image(image, (scene.height, scene.width))
+        video = torch.from_numpy(frame.copy()).to(self._sampler.device).float().permute(2, 0, 1) / 127.5 - 1.0
+        with torch.no_grad():
+            latent = self._pipeline.vae.encode(video[None, :, None]).mean[0]
+        clean = self._pipeline.latent_norm.normalise(latent)
+        return self._shown(StageLatent(self._schedule.stages - 1, clean, clean), 0, None)
+
+    def cancel(self, number: int) -> None:
+        """Give up the work of this number at its next denoising step, or as soon as it comes up."""
+        self._cancelled.add(number)
+
+    def _tasks(
+        self, work: SampleWork, scene: Scene, history: Sequence[StageLatent], starts: Sequence[StageLatent]
+    ) -> list[UnitTask]:
+        text, negative = self._encoded(scene.prompt), self._encoded(scene.negative)
+        past = tuple(latent.x for latent in history)
+        side = self._pipeline.vae.config.spatial_factor
+        shape = (1, scene.height // side, scene.width // side)
+        continued: Sequence[StageLatent | None] = starts or [None] * len(work.paths)
+        return [
+            UnitTask(text, negative, past, shape, scene.seed, path, start)
+            for path, start in zip(work.paths, continued, strict=True)
+        ]
+
+    def _encoded(self, prompt: str) -> TextEmbedding:
+        if prompt not in self._texts:
+            if len(self._texts) > 64:
+                self._texts.clear()
+            with torch.no_grad():
+                (self._texts[prompt],) = self._pipeline.text.encode([prompt])
+        return self._texts[prompt]
+
+    @torch.no_grad()
+    def _shown(self, latent: StageLatent, unit: int, before: State | None) -> Unit:
+        """Decode a unit from where its parent's decoder stood; of an unfinished one, its preview."""
+        finished = latent.stage == self._schedule.stages - 1
+        clean = latent.x if finished else latent.preview(self._schedule.stages)
+        raw = self._pipeline.latent_norm.denormalise(clean.to(self._sampler.device), unit)
+        state = None if before is None else [part.to(raw.device) for part in before]
+        video, after = self._pipeline.vae.decode_unit(raw[None], state)
+        frames = to_uint8(video[0].permute(1, 2, 3, 0).float().cpu().numpy())
+        kept = StageLatent(latent.stage, latent.x.cpu(), latent.estimate.cpu())
+        return Unit(kept, frames, [part.cpu() for part in after] if finished else None)

@@ -1,0 +1,68 @@
+"""Real but tiny pipelines with random weights, for tests in which quality does not matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from framegrove.config.flow import GuidanceConfig, StepsConfig
+from framegrove.config.model import Recipe, TextConfig, TransformerConfig
+from framegrove.config.vae import VaeConfig
+from framegrove.models.mmdit import MMDiT
+from framegrove.models.pretrained import Pipeline, save_pipeline
+from framegrove.models.text import TextEncoder
+from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_files import Affine, LatentNorm
+
+WORDS = (*"0123456789", *["a", "red", "green", "blue", "moves", "left", "and", "right", "up", "down"])
+
+
+def tiny_pipeline(seed: int = 0, steps: int = 2) -> Pipeline:
+    """A whole pipeline for 64x64 pixels, three stages of ``steps`` steps; random weights that let everything matter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = MMDiT(
+            TransformerConfig(
+                num_layers=2,
+                num_attention_heads=2,
+                attention_head_dim=16,
+                caption_projection_dim=32,
+                pooled_projection_dim=16,
+                joint_attention_dim=16,
+                sample_size=16,
+                pos_embed_max_size=16,
+                max_num_frames=32,
+            )
+        )
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+        vae = CausalVideoVae(
+            VaeConfig(
+                encoder_layers_per_block=(1, 1, 1, 1),
+                encoder_block_out_channels=(8, 8, 8, 8),
+                encoder_norm_num_groups=4,
+                decoder_layers_per_block=(1, 1, 1, 1),
+                decoder_block_out_channels=(8, 8, 8, 8),
+                decoder_norm_num_groups=4,
+            )
+        )
+    text = TextEncoder.fresh(TextConfig(layers=1, width=16, heads=2), WORDS, seed)
+    norm = LatentNorm(Affine((0.1,), 0.8), Affine((-0.2,), 0.5))
+    recipe = Recipe(
+        guidance=GuidanceConfig(first=3.0, others=1.5),
+        steps=StepsConfig(first=(steps,) * 3, others=(steps,) * 3),
+        fps=8,
+        height=64,
+        width=64,
+        units=4,
+    )
+    for module in (transformer, vae, text):
+        module.eval().requires_grad_(False)
+    return Pipeline(transformer, vae, norm, text, recipe)
+
+
+def save_tiny(folder: Path, seed: int = 0, steps: int = 2) -> Path:
+    """Write a tiny pipeline as a model folder."""
+    save_pipeline(tiny_pipeline(seed, steps), folder)
+    return folder

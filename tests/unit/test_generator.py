@@ -1,0 +1,138 @@
+"""The generator as a plain object: no Ray in here."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors.generator import Generator, Scene
+from framegrove.data import digits
+from framegrove.evaluation.media import MediaError, to_uint8
+from framegrove.flow.sampler import StageLatent
+from framegrove.types import SampleWork
+from tests.tiny import save_tiny, tiny_pipeline
+
+SCENE = Scene("a red 3 moves left and right", "", seed=7, height=64, width=64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def generator(model: Path) -> Generator:
+    return Generator(model)
+
+
+def whole(path: tuple[int, ...], *others: tuple[int, ...]) -> SampleWork:
+    return SampleWork((path, *others), 0, 2)
+
+
+def grow(generator: Generator, path: tuple[int, ...]) -> list[Any]:
+    """Sample a branch unit by unit; the flat result of the last one and the latents before it."""
+    latents: list[StageLatent] = []
+    state, result = None, ()
+    for depth in range(len(path)):
+        result = generator.sample(0, whole(path[: depth + 1]), SCENE, depth, state, *latents)
+        latents.append(result[1])
+        state = result[3]
+    return [*result]
+
+
+def test_units_of_one_and_eight_frames(generator: Generator) -> None:
+    made, latent, frames, state = generator.sample(1, whole((0,)), SCENE, 0, None)
+    assert (made.steps, made.whole) == (6, True)
+    assert made.ended >= made.started
+    assert frames.shape == (1, 64, 64, 3)
+    second = generator.sample(2, whole((0, 1), (0, 0)), SCENE, 1, state, latent)
+    assert len(second) == 7
+    assert second[2].shape == second[5].shape == (8, 64, 64, 3)
+    assert not np.array_equal(second[2], second[5])
+
+
+def test_streamed_frames_are_those_of_the_whole_decode(generator: Generator) -> None:
+    path = (0, 1, 0)
+    latents, frames, state = [], [], None
+    for depth in range(3):
+        _, latent, shown, state = generator.sample(0, whole(path[: depth + 1]), SCENE, depth, state, *latents)
+        latents.append(latent)
+        frames.append(shown)
+    pipeline = tiny_pipeline()
+    clean = torch.cat([latent.x for latent in latents], 1)
+    with torch.no_grad():
+        video = pipeline.vae.decode(pipeline.latent_norm.denormalise(clean)[None])[0]
+    at_once = to_uint8(video.permute(1, 2, 3, 0).numpy())
+    difference = np.abs(at_once.astype(int) - np.concatenate(frames).astype(int))
+    assert difference.max() <= 1  # rounding
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_any_generator_makes_the_same_branch(generator: Generator, model: Path) -> None:
+    first, second = grow(generator, (2, 0)), grow(Generator(model), (2, 0))
+    assert torch.equal(first[1].x, second[1].x)
+    assert np.array_equal(first[2], second[2])
+
+
+def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> None:
+    made, draft, preview, state = generator.sample(3, SampleWork(((4,),), 0, 1), SCENE, 0, None)
+    assert (made.steps, draft.stage, state) == (4, 1, None)
+    assert preview.shape == (1, 64, 64, 3)
+    _, refined, frames, after = generator.sample(4, SampleWork(((4,),), 2, 2), SCENE, 0, None, draft)
+    assert torch.equal(refined.x, generator.sample(5, whole((4,)), SCENE, 0, None)[1].x)
+    assert frames.shape == (1, 64, 64, 3)
+    assert after is not None
+
+
+def test_seed_and_prompt_matter(generator: Generator) -> None:
+    frames = grow(generator, (0,))[2]
+    for other in (
+        Scene("a red 3 moves left and right", "", 8, 64, 64),
+        Scene("a blue 9 moves up and down", "", 7, 64, 64),
+    ):
+        assert not np.array_equal(frames, generator.sample(0, whole((0,)), other, 0, None)[2])
+
+
+def test_cancelled_before_it_comes_up(generator: Generator) -> None:
+    generator.cancel(11)
+    made, *units = generator.sample(11, whole((0,), (1,)), SCENE, 0, None)
+    assert (made.whole, made.steps) == (False, 0)
+    assert units == [None] * 6
+    assert generator.sample(12, whole((0,)), SCENE, 0, None)[0].whole
+
+
+def test_cancelled_on_the_way(tmp_path: Path) -> None:
+    generator = Generator(save_tiny(tmp_path / "slow", steps=400))
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(generator.sample(1, whole((0,)), SCENE, 0, None)))
+    thread.start()
+    threading.Event().wait(0.3)
+    generator.cancel(1)
+    thread.join(timeout=30)
+    assert not results[0].whole
+    assert results[0].steps < 1200
+
+
+def test_a_given_image_is_unit_0(generator: Generator) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(digits.clip(seed=1, index=0).frames[0]).resize((200, 120)).save(encoded, "PNG")
+    unit = generator.given(SCENE, encoded.getvalue())
+    assert unit.latent.x.shape == (16, 1, 8, 8)
+    assert unit.frames.shape == (1, 64, 64, 3)
+    made, _, frames, _ = generator.sample(1, whole((0, 3)), SCENE, 1, unit.state, unit.latent)
+    assert made.whole
+    assert frames.shape == (8, 64, 64, 3)
+    with pytest.raises(MediaError, match="image cannot be read"):
+        generator.given(SCENE, b"no image")
+
+
+def test_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model folder at"):
+        Generator(tmp_path / "nowhere")
