@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +48,26 @@ def connect(address: str | None = None, *, num_cpus: int = 8) -> Iterator[Cluste
 
 
 def _start(num_cpus: int) -> Cluster:
-    logical = max(num_cpus, os.cpu_count() or 1)
+    # Submitted jobs say "python", DeepSpeed looks for ninja: both mean this environment's.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
         found = ray.init(
-            address="local", num_cpus=logical, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR
+            address="local",
+            num_cpus=max(num_cpus, os.cpu_count() or 1),
+            include_dashboard=True,
+            runtime_env=_quoted_python(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except (OSError, RuntimeError) as error:
         raise NoCluster(f"no local Ray cluster could be started: {_one_line(error)}") from error
     return _described(found, own=True)
+
+
+def _quoted_python() -> dict[str, Any] | None:
+    """Ray hands the interpreter's path to a shell as it is: one with a space in it has to be quoted beforehand."""
+    quoted = shlex.quote(sys.executable)
+    return {"py_executable": quoted} if quoted != sys.executable else None
 
 
 def _join(address: str) -> Cluster:
