@@ -1,0 +1,108 @@
+"""Configuration of the causal video VAE and of its training (no torch in here)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from framegrove.config.base import Config
+
+Flags = tuple[bool, ...]
+Sizes = tuple[PositiveInt, ...]
+
+
+class VaeConfig(Config):
+    """Architecture, under the key names of the public checkpoints' ``config.json``; the defaults are their values.
+
+    Blocks are listed in the order they run: the encoder's from fine to coarse, the decoder's channels from fine to
+    coarse as well (as released), everything else of the decoder from coarse to fine.
+
+    Three keys are this project's own, for small worlds, and change nothing when left out: ``patch_size`` folds
+    patches of pixels into channels before the first convolution; ``encoder_time_kernels`` and
+    ``decoder_time_kernels`` give the extent in time (1 or 3) of each block's convolutions.
+    """
+
+    encoder_in_channels: PositiveInt = 3
+    encoder_out_channels: PositiveInt = 16
+    encoder_layers_per_block: Sizes = (2, 2, 2, 2)
+    encoder_block_out_channels: Sizes = (128, 256, 512, 512)
+    encoder_spatial_down_sample: Flags = (True, True, True, False)
+    encoder_temporal_down_sample: Flags = (True, True, True, False)
+    encoder_norm_num_groups: PositiveInt = 32
+    encoder_time_kernels: tuple[Literal[1, 3], ...] = (3, 3, 3, 3)
+    decoder_in_channels: PositiveInt = 16
+    decoder_out_channels: PositiveInt = 3
+    decoder_layers_per_block: Sizes = (3, 3, 3, 3)
+    decoder_block_out_channels: Sizes = (128, 256, 512, 512)
+    decoder_spatial_up_sample: Flags = (True, True, True, False)
+    decoder_temporal_up_sample: Flags = (True, True, True, False)
+    decoder_norm_num_groups: PositiveInt = 32
+    decoder_time_kernels: tuple[Literal[1, 3], ...] = (3, 3, 3, 3)
+    patch_size: PositiveInt = 1
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return self.patch_size * 2 ** sum(self.encoder_spatial_down_sample)
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames in every unit but the first, which holds one."""
+        return 2 ** sum(self.encoder_temporal_down_sample)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VaeConfig:
+        for half, names in (
+            ("encoder", ("layers_per_block", "spatial_down_sample", "temporal_down_sample", "time_kernels")),
+            ("decoder", ("layers_per_block", "spatial_up_sample", "temporal_up_sample", "time_kernels")),
+        ):
+            channels = getattr(self, f"{half}_block_out_channels")
+            for name in names:
+                given = len(getattr(self, f"{half}_{name}"))
+                if given != len(channels):
+                    raise ValueError(f"{half}_{name} lists {given} blocks, {half}_block_out_channels {len(channels)}")
+            groups = getattr(self, f"{half}_norm_num_groups")
+            for width in channels:
+                if width % groups:
+                    raise ValueError(f"{half}_norm_num_groups {groups} does not divide the {width} channels of a block")
+        if sum(self.encoder_spatial_down_sample) != sum(self.decoder_spatial_up_sample) or sum(
+            self.encoder_temporal_down_sample
+        ) != sum(self.decoder_temporal_up_sample):
+            raise ValueError("encoder and decoder must halve and double equally often, in space and in time")
+        if self.encoder_out_channels != self.decoder_in_channels:
+            raise ValueError(
+                f"encoder_out_channels {self.encoder_out_channels} must equal "
+                f"decoder_in_channels {self.decoder_in_channels}"
+            )
+        return self
+
+
+class VaeTrainingConfig(Config):
+    """One training of the VAE on the digits world."""
+
+    model: VaeConfig = VaeConfig()
+    seed: int = 0
+    steps: PositiveInt = 1000
+    batch: PositiveInt = Field(12, description="clips a step while crops are trained on")
+    full_batch: PositiveInt = Field(4, description="clips a step on whole frames")
+    crop: PositiveInt = Field(32, description="side of the crops around a digit, in pixels")
+    full_share: float = Field(0.1, ge=0, le=1, description="share of whole-frame steps before the last part")
+    full_from: float = Field(0.7, ge=0, le=1, description="from this share of the steps on, whole frames only")
+    two_digit_share: float = Field(0.4, ge=0, le=1)
+    learning_rate: float = Field(1.5e-3, gt=0)
+    warmup: PositiveInt = 50
+    matrix_learning_rate: float = Field(0.02, gt=0, description="of the weights that Muon optimizes")
+    gradient_clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+    l1: float = Field(1.0, ge=0)
+    mse: float = Field(6.0, ge=0)
+    kl: float = Field(1e-4, ge=0)
+    foreground: float = Field(4.0, ge=1, description="weight of pixels on or beside a digit")
+    image: float = Field(2.0, ge=1, description="further weight of the first frame, which is a unit of its own")
+    bfloat16: bool = True
+    log_every: PositiveInt = 20
+    evaluate_every: PositiveInt = 200
+    evaluate_clips: PositiveInt = 16
+    final_clips: PositiveInt = 128
+    checkpoint_seconds: float = Field(60.0, gt=0)

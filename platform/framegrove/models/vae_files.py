@@ -1,0 +1,119 @@
+"""A VAE folder on disk, as in public checkpoints, and the normalisation of its latents that lies beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from framegrove.config.vae import VaeConfig
+from framegrove.models.vae import CausalVideoVae
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+NORM_FILE = "latent_norm.json"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x = (z - shift) * scale; ``shift`` has one value, or one for each channel."""
+
+    shift: tuple[float, ...]
+    scale: float
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z - self._shift(z)) * self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x / self.scale + self._shift(x)
+
+    def _shift(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.shift, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class LatentNorm:
+    """What the transformer sees is the VAE's latents shifted and scaled: unit 0 as images, later units as video."""
+
+    image: Affine
+    video: Affine
+
+    def normalise(self, latent_CTHW: Tensor, first_unit_index: int = 0) -> Tensor:
+        """Latents (a batch dimension in front is fine) whose first unit has this index in its clip, normalised."""
+        return self._apply(latent_CTHW, first_unit_index, Affine.forward)
+
+    def denormalise(self, latent_CTHW: Tensor, first_unit_index: int = 0) -> Tensor:
+        """The inverse of `normalise`; a new tensor, the argument is left as it is."""
+        return self._apply(latent_CTHW, first_unit_index, Affine.inverse)
+
+    def _apply(self, latent: Tensor, first_unit_index: int, direction: Any) -> Tensor:
+        if first_unit_index:
+            result: Tensor = direction(self.video, latent)
+            return result
+        first, rest = latent[..., :1, :, :], latent[..., 1:, :, :]
+        return torch.cat([direction(self.image, first), direction(self.video, rest)], dim=-3)
+
+    @classmethod
+    def measured(cls, image: Tensor, video: Tensor) -> LatentNorm:
+        """Mean of each channel, one deviation for all: whitening channels would favour those that do not matter."""
+        return cls(_affine_of(image), _affine_of(video))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatentNorm:
+        return cls(*(Affine(tuple(data[kind]["shift"]), data[kind]["scale"]) for kind in ("image", "video")))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _affine_of(latent_BCTHW: Tensor) -> Affine:
+    mean = latent_BCTHW.mean(dim=(0, 2, 3, 4))
+    deviation = (latent_BCTHW - mean.view(-1, 1, 1, 1)).square().mean().sqrt()
+    return Affine(tuple(round(float(m), 6) for m in mean), round(1 / float(deviation), 6))
+
+
+def to_uint8(video_BCTHW: Tensor) -> Tensor:
+    """Frames BTHWC in 0..255 of a decoded video in [-1, 1]; cut off rather than rounded, as released."""
+    return video_BCTHW.float().mul(127.5).add(127.5).clamp(0, 255).byte().movedim(1, -1)
+
+
+def load_vae(folder: str | Path) -> tuple[CausalVideoVae, LatentNorm]:
+    """The VAE of a folder, in float32 and in evaluation mode, and its latents' normalisation.
+
+    Raises ValueError when a file is missing or does not fit.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, NORM_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
+    vae = CausalVideoVae(read_vae_config(folder))
+    state = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+    vae.load_state_dict(state)
+    norm = LatentNorm.from_json(json.loads((folder / NORM_FILE).read_text(encoding="utf-8")))
+    return vae.eval().requires_grad_(False), norm
+
+
+def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder that `load_vae` reads, weights rounded to ``dtype``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in vae.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+    _write_json(folder / CONFIG_FILE, {"_class_name": "CausalVideoVAE", **vae.config.model_dump(mode="json")})
+    _write_json(folder / NORM_FILE, norm.to_json())
+
+
+def read_vae_config(folder: str | Path) -> VaeConfig:
+    """The architecture out of a folder's ``config.json``; keys that do not shape the network are passed over."""
+    data = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+    return VaeConfig.model_validate({key: value for key, value in data.items() if key in VaeConfig.model_fields})
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
