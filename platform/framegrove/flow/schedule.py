@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from framegrove.config.flow import PyramidConfig
+
 GRID = 1000  # training timesteps of the whole noise axis, and again of every single stage
 
 
@@ -42,6 +44,11 @@ class PyramidSchedule:
                 f"boundaries of {self.stages} stages must be {self.stages + 1} numbers rising from 0 to 1 "
                 f"by at least {1 / GRID} each, not {list(self._cuts)}"
             )
+
+    @classmethod
+    def of(cls, config: PyramidConfig) -> PyramidSchedule:
+        """The schedule that a configuration describes."""
+        return cls(config.stages, config.shift, config.gamma, config.boundaries)
 
     def start_sigma(self, stage: int) -> float:
         """Noise weight at the start of ``stage``. Beyond stage 0 it is higher than the end of the stage before:
