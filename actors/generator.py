@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from framegrove.evaluation.media import read_image, to_uint8
-from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask
-from framegrove.flow.schedule import PyramidSchedule
+from framegrove.config.flow import latent_size
+from framegrove.evaluation.media import read_image
+from framegrove.flow.generation import encode_image, sampler_of, to_pixels
+from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_pipeline
 from framegrove.types import SampleWork
@@ -68,10 +69,8 @@ class Generator:
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._pipeline = load_pipeline(model).to(device)
-        recipe = self._pipeline.recipe
-        self._schedule = PyramidSchedule(**recipe.pyramid.model_dump())
-        self._sampler = Sampler(self._pipeline.transformer, self._schedule, recipe.guidance, recipe.steps)
-        self._texts: dict[str, TextEmbedding] = {}
+        self._sampler = sampler_of(self._pipeline)
+        self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
         self._cancelled: set[int] = set()
 
     def ready(self) -> bool:
@@ -110,11 +109,8 @@ class Generator:
     def given(self, scene: Scene, image: bytes) -> Unit:
         """A given first frame (an image file's bytes) as unit 0, fitted to the scene's size."""
         frame = read_image(image, (scene.height, scene.width))
-        video = torch.from_numpy(frame.copy()).to(self._sampler.device).float().permute(2, 0, 1) / 127.5 - 1.0
-        with torch.no_grad():
-            latent = self._pipeline.vae.encode(video[None, :, None]).mean[0]
-        clean = self._pipeline.latent_norm.normalise(latent)
-        return self._shown(StageLatent(self._schedule.stages - 1, clean, clean), 0, None)
+        clean = encode_image(self._pipeline, frame, scene.height, scene.width)
+        return self._shown(StageLatent(self._last_stage, clean, clean), 0, None)
 
     def cancel(self, number: int) -> None:
         """Give up the work of this number at its next denoising step, or as soon as it comes up."""
@@ -123,32 +119,37 @@ class Generator:
     def _tasks(
         self, work: SampleWork, scene: Scene, history: Sequence[StageLatent], starts: Sequence[StageLatent]
     ) -> list[UnitTask]:
-        text, negative = self._encoded(scene.prompt), self._encoded(scene.negative)
+        text, negative = self._encoded(scene.prompt, scene.negative)
         past = tuple(latent.x for latent in history)
-        side = self._pipeline.vae.config.spatial_factor
-        shape = (1, scene.height // side, scene.width // side)
+        recipe, patch = self._pipeline.recipe, self._pipeline.transformer.config.patch_size
+        factor = self._pipeline.vae.config.spatial_factor
+        shape = (1, *latent_size(scene.height, scene.width, stages=recipe.pyramid.stages, patch=patch, factor=factor))
         continued: Sequence[StageLatent | None] = starts or [None] * len(work.paths)
         return [
             UnitTask(text, negative, past, shape, scene.seed, path, start)
             for path, start in zip(work.paths, continued, strict=True)
         ]
 
-    def _encoded(self, prompt: str) -> TextEmbedding:
-        if prompt not in self._texts:
-            if len(self._texts) > 64:
+    def _encoded(self, *prompts: str) -> list[TextEmbedding]:
+        """Text embeddings, encoded in one batch as an unsearched sample does, so that the bits agree."""
+        if prompts not in self._texts:
+            if len(self._texts) >= 32:
                 self._texts.clear()
             with torch.no_grad():
-                (self._texts[prompt],) = self._pipeline.text.encode([prompt])
-        return self._texts[prompt]
+                self._texts[prompts] = self._pipeline.text.encode(prompts)
+        return self._texts[prompts]
 
     @torch.no_grad()
     def _shown(self, latent: StageLatent, unit: int, before: State | None) -> Unit:
         """Decode a unit from where its parent's decoder stood; of an unfinished one, its preview."""
-        finished = latent.stage == self._schedule.stages - 1
-        clean = latent.x if finished else latent.preview(self._schedule.stages)
+        finished = latent.stage == self._last_stage
+        clean = latent.x if finished else latent.preview(self._last_stage + 1)
         raw = self._pipeline.latent_norm.denormalise(clean.to(self._sampler.device), unit)
         state = None if before is None else [part.to(raw.device) for part in before]
         video, after = self._pipeline.vae.decode_unit(raw[None], state)
-        frames = to_uint8(video[0].permute(1, 2, 3, 0).float().cpu().numpy())
         kept = StageLatent(latent.stage, latent.x.cpu(), latent.estimate.cpu())
-        return Unit(kept, frames, [part.cpu() for part in after] if finished else None)
+        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if finished else None)
+
+    @property
+    def _last_stage(self) -> int:
+        return self._pipeline.recipe.pyramid.stages - 1

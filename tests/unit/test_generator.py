@@ -14,7 +14,8 @@ from PIL import Image
 
 from actors.generator import Generator, Scene
 from framegrove.data import digits
-from framegrove.evaluation.media import MediaError, to_uint8
+from framegrove.evaluation.media import MediaError
+from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
 from framegrove.types import SampleWork
 from tests.tiny import save_tiny, tiny_pipeline
@@ -68,11 +69,16 @@ def test_streamed_frames_are_those_of_the_whole_decode(generator: Generator) -> 
     pipeline = tiny_pipeline()
     clean = torch.cat([latent.x for latent in latents], 1)
     with torch.no_grad():
-        video = pipeline.vae.decode(pipeline.latent_norm.denormalise(clean)[None])[0]
-    at_once = to_uint8(video.permute(1, 2, 3, 0).numpy())
+        video = pipeline.vae.decode(pipeline.latent_norm.denormalise(clean)[None])
+    at_once = to_pixels(video)[0]
     difference = np.abs(at_once.astype(int) - np.concatenate(frames).astype(int))
     assert difference.max() <= 1  # rounding
     assert (difference > 0).mean() < 1e-3
+
+
+def test_root_0_is_the_unsearched_sample(generator: Generator) -> None:
+    (single,) = generate(tiny_pipeline(), [SCENE.prompt], [SCENE.seed], units=3)
+    assert np.array_equal(grow(generator, (0, 0, 0))[2], single.frames[9:])
 
 
 def test_any_generator_makes_the_same_branch(generator: Generator, model: Path) -> None:

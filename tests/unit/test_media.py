@@ -66,7 +66,3 @@ def test_image_is_cropped_to_the_aspect() -> None:
 def test_bad_image_is_named() -> None:
     with pytest.raises(media.MediaError, match="image cannot be read"):
         media.read_image(b"text", (64, 64))
-
-
-def test_rounding_to_uint8() -> None:
-    assert media.to_uint8(np.array([-1.5, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]

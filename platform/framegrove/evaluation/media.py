@@ -99,11 +99,6 @@ def read_image(encoded: bytes, size: tuple[int, int]) -> Frames:
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
-def to_uint8(video: npt.NDArray[np.floating]) -> Frames:
-    """Frames in [-1, 1], any shape, as uint8 by rounding."""
-    return np.clip(np.rint((video + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
 def _check(frames: Frames) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise MediaError(f"frames must be uint8 (T, H, W, 3) with T >= 1, not {frames.dtype} {frames.shape}")
