@@ -2,16 +2,29 @@
 
 Inside a sequence a token sees the prefix and its own sample, up to and including its own time index (PFM section
 3.4); text has time index 0, so it sees unit 0 and nothing later. Tokens of different sequences never meet.
+
+Three ways, all equal to a dense mask over the whole batch:
+
+- long sequences on a CPU: unit by unit, each a call without a mask over the keys it sees, a prefix of the sequence;
+- short ones on a CPU, where calls would cost more than arithmetic: whole, in tables of about equal length, under a mask;
+- on a GPU: all at once by FlexAttention, whose block mask is made from the same rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_SHORT = 128  # tokens up to which a sequence is attended whole
+_STEP = 8  # lengths of short sequences are rounded up to a multiple, so that few tables remain
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -22,66 +35,269 @@ class Piece:
     length: int
     time: int
     member: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Bucket:
-    """Sequences attended together: a (count, length) table of tokens and what each may see, None for everything."""
-
-    count: int
-    length: int
-    mask_N1LL: Tensor | None
+    current: bool
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """Who attends to whom in one packed batch, as index tables; call it with queries, keys and values."""
+    """Who attends to whom in one packed batch; call it with the joint stream's queries, keys and values.
 
-    gather_M: Tensor  # joint token of every place of every bucket's table; padded places repeat a token
-    scatter_L: Tensor  # place of every joint token
-    buckets: tuple[_Bucket, ...]
+    Tokens are brought into sequence order (with some padding between short sequences), attended table by table, and
+    brought back.
+    """
+
+    order_M: Tensor  # the joint stream's token at each place of the tables; padding repeats token 0
+    place_L: Tensor  # the place of each token of the joint stream
+    tables: tuple[_Short | _Long | _Flex, ...]
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[Piece]], causal: bool, device: torch.device) -> AttentionPlan:
-        groups: dict[int, list[Sequence[Piece]]] = {}
-        for pieces in sequences:
-            groups.setdefault(-(-sum(piece.length for piece in pieces) // 8) * 8, []).append(pieces)
-        total = sum(piece.length for pieces in sequences for piece in pieces)
-        gather, scatter, buckets = [], torch.empty(total, dtype=torch.int64), []
-        base = 0
-        for length, members in sorted(groups.items()):
-            index = torch.zeros(len(members), length, dtype=torch.int64)
-            time = torch.full((len(members), length), -1)
-            owner = torch.full((len(members), length), -1)
-            for row, pieces in enumerate(members):
-                column = 0
-                for piece in pieces:
-                    span = slice(column, column + piece.length)
-                    index[row, span] = torch.arange(piece.start, piece.start + piece.length)
-                    time[row, span] = piece.time
-                    owner[row, span] = piece.member
-                    scatter[piece.start : piece.start + piece.length] = torch.arange(piece.length) + (
-                        base + row * length + column
-                    )
-                    column += piece.length
-            mask = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
-            if causal:
-                mask &= time[:, None, :] <= time[:, :, None]
-            mask |= owner[:, :, None] < 0
-            buckets.append(_Bucket(len(members), length, mask[:, None].to(device)))
-            gather.append(index.flatten())
-            base += index.numel()
-        return cls(torch.cat(gather).to(device), scatter.to(device), tuple(buckets))
+        """Plan for sequences of pieces in time order, prefix first, then each sample's own."""
+        tokens = Tokens.of(sequences)
+        if device.type == "cuda":
+            tables, base = _flex_tables(tokens, causal, device)
+        else:
+            tables, base = _cpu_tables(tokens, sequences, causal)
+        place = base[tokens.sequence] + tokens.column
+        size = sum(table.count * table.length for table in tables)
+        order, places = np.zeros(size, np.int64), np.empty(len(place), np.int64)
+        order[place], places[tokens.joint] = tokens.joint, place
+        return cls(torch.from_numpy(order).to(device), torch.from_numpy(places).to(device), tables)
 
-    def __call__(self, qkv_L3HD: Tensor) -> Tensor:
-        """(tokens, 3, heads, head size) of the joint stream -> (tokens, heads, head size)."""
-        table = qkv_L3HD[self.gather_M]
-        out, start = [], 0
-        for bucket in self.buckets:
-            stop = start + bucket.count * bucket.length
-            part = table[start:stop].view(bucket.count, bucket.length, *qkv_L3HD.shape[1:])
-            query, key, value = part.permute(2, 0, 3, 1, 4)
-            result = F.scaled_dot_product_attention(query, key, value, attn_mask=bucket.mask_N1LL)
-            out.append(result.transpose(1, 2).flatten(0, 1))
-            start = stop
-        return torch.cat(out)[self.scatter_L]
+    def __call__(self, qkv_L3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
+        """(tokens, 3, heads, head size) of the joint stream -> (tokens, heads, head size).
+
+        With ``wanted_L``, places of current tokens (a part of ``place_L``), only theirs, in that order.
+        """
+        rows = _Rearrange.apply(qkv_L3HD, self.order_M, self.place_L)
+        parts = rows.split([table.count * table.length for table in self.tables])
+        out = [
+            table(part.view(table.count, table.length, *part.shape[1:]), wanted_L is not None).flatten(0, 1)
+            for table, part in zip(self.tables, parts, strict=True)
+        ]
+        joined = out[0] if len(out) == 1 else torch.cat(out)
+        return _Pick.apply(joined, self.place_L if wanted_L is None else wanted_L)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Every token of a batch in sequence order: its joint index, sequence, column in it, owner, time index."""
+
+    joint: Ints
+    sequence: Ints
+    column: Ints
+    member: Ints
+    time: Ints
+    lengths: Ints  # of each sequence
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[Piece]]) -> Tokens:
+        flat = np.array(
+            [
+                (piece.start, piece.length, piece.time, piece.member, number)
+                for number, pieces in enumerate(sequences)
+                for piece in pieces
+            ],
+            dtype=np.int64,
+        )
+        start, length, time, member, number = flat.T
+        lengths = np.bincount(number, weights=length, minlength=len(sequences)).astype(np.int64)
+        total = int(length.sum())
+        sequence = np.repeat(number, length)
+        within_piece = np.arange(total) - np.repeat(np.cumsum(length) - length, length)
+        column = np.arange(total) - (np.cumsum(lengths) - lengths)[sequence]
+        return cls(
+            np.repeat(start, length) + within_piece,
+            sequence,
+            column,
+            np.repeat(member, length),
+            np.repeat(time, length),
+            lengths,
+        )
+
+
+def mask_rule(sequence: Tensor, member: Tensor, time: Tensor, causal: bool) -> Callable[..., Tensor]:
+    """The rule of the module docstring as a FlexAttention ``mask_mod`` over token positions."""
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (sequence[query] == sequence[key]) & ((member[key] == 0) | (member[key] == member[query]))
+        return own & (time[key] <= time[query]) if causal else own
+
+    return sees
+
+
+@dataclass(frozen=True, eq=False)
+class _Short:
+    """Sequences of about equal length, whole, under a mask (0 or -inf, added to the scores)."""
+
+    count: int
+    length: int
+    bias_N1LL: Tensor
+
+    def __call__(self, qkv_NL3HD: Tensor, current_only: bool) -> Tensor:
+        query, key, value = qkv_NL3HD.transpose(1, 3).unbind(2)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias_N1LL.to(query.dtype))
+        return out.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Queries from ``start`` to ``stop`` that see the columns in ``keys``."""
+
+    start: int
+    stop: int
+    keys: tuple[slice, ...]
+    current: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Long:
+    """Sequences of one and the same layout, run by run, without a mask."""
+
+    count: int
+    length: int
+    runs: tuple[_Run, ...]
+
+    def __call__(self, qkv_NL3HD: Tensor, current_only: bool) -> Tensor:
+        query, key, value = qkv_NL3HD.transpose(1, 3).unbind(2)
+        parts = []
+        for run in self.runs:
+            asked = query[:, :, run.start : run.stop]
+            if current_only and not run.current:
+                parts.append(torch.zeros_like(asked))
+                continue
+            keys, values = (_columns(x, run.keys) for x in (key, value))
+            parts.append(F.scaled_dot_product_attention(asked, keys, values))
+        return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Flex:
+    """All sequences one after the other, as one batch row."""
+
+    count: int
+    length: int
+    block_mask: object
+
+    def __call__(self, qkv_NL3HD: Tensor, current_only: bool) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        query, key, value = qkv_NL3HD.transpose(1, 3).unbind(2)
+        out = torch.compile(flex_attention, dynamic=True)(query, key, value, block_mask=self.block_mask)
+        return out.transpose(1, 2)
+
+
+def _columns(x_NHLD: Tensor, spans: tuple[slice, ...]) -> Tensor:
+    parts = [x_NHLD[:, :, span] for span in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _cpu_tables(
+    tokens: Tokens, sequences: Sequence[Sequence[Piece]], causal: bool
+) -> tuple[tuple[_Short | _Long, ...], Ints]:
+    """The tables, and where each sequence begins in them."""
+    classes: dict[object, list[int]] = {}
+    for number, length in enumerate(tokens.lengths.tolist()):
+        if length <= _SHORT:
+            classes.setdefault(-(-length // _STEP) * _STEP, []).append(number)
+        else:
+            layout = tuple((piece.length, piece.time, piece.member) for piece in sequences[number])
+            classes.setdefault(layout, []).append(number)
+    tables: list[_Short | _Long] = []
+    base = np.empty(len(sequences), np.int64)
+    row = np.empty(len(sequences), np.int64)
+    start = 0
+    for key, numbers in classes.items():
+        length = key if isinstance(key, int) else int(tokens.lengths[numbers[0]])
+        base[numbers] = start + length * np.arange(len(numbers))
+        row[numbers] = np.arange(len(numbers))
+        if isinstance(key, int):
+            inside = np.isin(tokens.sequence, numbers)
+            tables.append(_Short(len(numbers), length, _bias(tokens, inside, row, len(numbers), length, causal)))
+        else:
+            tables.append(_Long(len(numbers), length, _runs(sequences[numbers[0]], causal)))
+        start += length * len(numbers)
+    return tuple(tables), base
+
+
+def _bias(
+    tokens: Tokens, inside: npt.NDArray[np.bool_], row: Ints, count: int, length: int, causal: bool
+) -> Tensor:
+    """What each token of a table may see, (count, 1, length, length); padding sees padding, so that no row is empty."""
+    at = (row[tokens.sequence[inside]], tokens.column[inside])
+    member = np.full((count, length), -1, np.int64)
+    time = np.zeros((count, length), np.int64)
+    member[at], time[at] = tokens.member[inside], tokens.time[inside]
+    key, query = member[:, None, :], member[:, :, None]
+    sees = (key == query) | ((key == 0) & (query > 0))
+    if causal:
+        sees &= time[:, None, :] <= time[:, :, None]
+    return torch.from_numpy(np.where(sees, np.float32(0), np.float32(-np.inf)))[:, None]
+
+
+def _runs(pieces: Sequence[Piece], causal: bool) -> tuple[_Run, ...]:
+    """Queries of one time and member together; they see the prefix so far, and their sample's tokens so far."""
+    total = sum(piece.length for piece in pieces)
+    if not causal:
+        return (_Run(0, total, (slice(0, total),), True),)
+    prefix = sum(piece.length for piece in pieces if piece.member == 0)
+    runs: list[_Run] = []
+    start, own_start, previous = 0, 0, None
+    for piece in pieces:
+        stop = start + piece.length
+        if previous is None or piece.member != previous.member:
+            own_start = start
+        own_keys = (slice(0, stop),) if piece.member == 0 else (slice(0, prefix), slice(own_start, stop))
+        if piece.member == 1:
+            own_keys = (slice(0, stop),)
+        if previous is not None and (piece.time, piece.member) == (previous.time, previous.member):
+            last = runs.pop()
+            runs.append(_Run(last.start, stop, own_keys, last.current or piece.current))
+        else:
+            runs.append(_Run(start, stop, own_keys, piece.current))
+        start, previous = stop, piece
+    return tuple(runs)
+
+
+def _flex_tables(tokens: Tokens, causal: bool, device: torch.device) -> tuple[tuple[_Flex, ...], Ints]:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sequence, member, time = (
+        torch.from_numpy(part).to(device) for part in (tokens.sequence, tokens.member, tokens.time)
+    )
+    total = len(tokens.joint)
+    mask = create_block_mask(mask_rule(sequence, member, time, causal), None, None, total, total, device=str(device))
+    return (_Flex(1, total, mask),), np.cumsum(tokens.lengths) - tokens.lengths
+
+
+class _Rearrange(torch.autograd.Function):
+    """x[order], where ``place`` says at which place each row went; so the gradient is a plain gather, too.
+
+    Places that repeat a row are padding: nothing flows back from them.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, place: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(place)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        (place,) = ctx.saved_tensors
+        return grad.index_select(0, place), None, None
+
+
+class _Pick(torch.autograd.Function):
+    """x[places], every place at most once; its gradient is a copy and not a sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, places: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(places)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (places,) = ctx.saved_tensors
+        full = grad.new_zeros(ctx.rows, *grad.shape[1:])
+        return full.index_copy_(0, places, grad), None

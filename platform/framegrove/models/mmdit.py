@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framegrove.config.model import TransformerConfig
+from framegrove.models.fused import gelu_tanh, norm_rotate
+from framegrove.models.modulation import Rows, gated_add, modulate
 from framegrove.models.packed import ClipBlock, Packed, Sample, pack
 
-_NORM_EPS = 1e-6  # every LayerNorm
-_QK_EPS = 1e-5  # RMS norm of queries and keys, as released
 _ROPE_THETA = 10000.0
 
 
@@ -39,26 +39,24 @@ class MMDiT(nn.Module):
     def forward(self, packed: Packed) -> list[Tensor]:
         """One (C, t, h, w) velocity per sample, in the order they were packed."""
         condition_SD = F.silu(self.time_text_embed(packed.timesteps_S, packed.pooled_SP))
-        text = self.context_embedder(packed.text_LD)
+        text = self.context_embedder(packed.text_LD.to(self.context_embedder.weight.dtype))
         visual = self.pos_embed(packed)
-        owners = torch.cat([block.owners_N.repeat_interleave(block.tokens_per_clip) for block in packed.blocks])
-        rope = self._rope(packed, text.shape[0])
+        text = text.to(visual.dtype)
+        rotation = self._rotation(packed.times_L)
         for block in self.transformer_blocks:
-            text, visual = block(text, visual, condition_SD, packed, owners, rope)
-        current = visual[packed.current_start :]
-        scale, shift = self.norm_out(condition_SD)[owners[packed.current_start :]].chunk(2, dim=-1)
-        current = _norm(current) * (1 + scale) + shift
-        return packed.unpatchify(self.proj_out(current))
+            text, visual = block(text, visual, condition_SD, packed, rotation)
+        scale, shift = self.norm_out(condition_SD, packed.current_rows, visual.dtype)
+        out = modulate(visual, shift, scale, packed.current_rows)
+        return packed.unpatchify(self.proj_out(out))
 
-    def _rope(self, packed: Packed, text_tokens: int) -> Tensor | None:
-        """Rotations of the joint stream, complex (tokens, 1, 1, head size / 2); text stands at time 0."""
+    def _rotation(self, times_L: Tensor) -> Tensor | None:
+        """Complex rotations of the visual tokens' head pairs; text stands at time 0 and is not turned."""
         if not self.config.add_temp_pos_embed:
             return None
         size = self.config.attention_head_dim
-        times = torch.cat([packed.times_L.new_zeros(text_tokens), packed.times_L]).double()
-        omega = _ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=times.device) / size)
-        angle = times[:, None] * omega
-        return torch.complex(angle.cos().float(), angle.sin().float())[:, None, None]
+        omega = _ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=times_L.device) / size)
+        angle = torch.arange(int(times_L.max()) + 1, device=times_L.device)[:, None] * omega
+        return torch.complex(angle.cos().float(), angle.sin().float())[times_L]
 
 
 def fresh_mmdit(config: TransformerConfig, seed: int = 0) -> MMDiT:
@@ -95,14 +93,19 @@ class PatchEmbedding(nn.Module):
         self.register_buffer("pos_embed", table)
 
     def forward(self, packed: Packed) -> Tensor:
-        tokens = F.linear(packed.patches_LP.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
-        positions = [self._positions(block) for block in packed.blocks]
-        return tokens + torch.cat(positions)
+        weight = self.proj.weight
+        tokens = F.linear(packed.patches_LP.to(weight.dtype), weight.flatten(1), self.proj.bias).to(weight.dtype)
+        parts = tokens.split([block.stop - block.start for block in packed.blocks])
+        placed = [
+            part.view(block.count * block.units, block.height * block.width, -1) + self._positions(block)
+            for block, part in zip(packed.blocks, parts, strict=True)
+        ]
+        return torch.cat([part.flatten(0, 1) for part in placed])
 
     def _positions(self, block: ClipBlock) -> Tensor:
-        """(tokens of the block, width); history lies on the current clip's grid, interpolated down to its own size."""
-        height, width = block.height, block.width
-        grid = block.base if self.interpolate else (height, width)
+        """(tokens of a unit, width); history lies on the current clip's grid, interpolated down to its own size."""
+        size = (block.height, block.width)
+        grid = block.base if self.interpolate else size
         if max(grid) > self.size:
             raise ValueError(
                 f"a clip of {grid[0]} x {grid[1]} tokens is beyond this model's position table of {self.size} x "
@@ -110,11 +113,9 @@ class PatchEmbedding(nn.Module):
             )
         top, left = (self.size - grid[0]) // 2, (self.size - grid[1]) // 2
         table = self.pos_embed.view(self.size, self.size, -1)[top : top + grid[0], left : left + grid[1]]
-        if grid != (height, width):
-            table = F.interpolate(table.permute(2, 0, 1)[None], size=(height, width), mode="bilinear")[0].permute(
-                1, 2, 0
-            )
-        return table.reshape(1, height * width, -1).expand(block.count * block.units, -1, -1).flatten(0, 1)
+        if grid != size:
+            table = F.interpolate(table.permute(2, 0, 1)[None], size=size, mode="bilinear")[0].permute(1, 2, 0)
+        return table.flatten(0, 1)
 
 
 class TimeTextEmbedding(nn.Module):
@@ -145,18 +146,23 @@ class TwoLayers(nn.Module):
 
 
 class Modulation(nn.Module):
-    """``parts`` vectors of shift, scale or gate per sequence, from the (already activated) condition."""
+    """``parts`` vectors of shift, scale or gate for each row of a stream, from the (activated) condition."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, parts * width)
+        self.parts = parts
 
-    def forward(self, condition_SD: Tensor) -> Tensor:
-        return self.linear(condition_SD)
+    def forward(self, condition_SD: Tensor, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        vectors = self.linear(condition_SD).to(dtype)
+        return vectors.index_select(0, rows.owners_N).chunk(self.parts, dim=-1)
 
 
 class Block(nn.Module):
-    """Joint attention of two streams with their own weights; the last block has no text output."""
+    """Joint attention of two streams with their own weights.
+
+    The last block gives back no text, and of the visual tokens the current ones alone: nothing reads the others.
+    """
 
     def __init__(self, config: TransformerConfig, last: bool) -> None:
         super().__init__()
@@ -170,24 +176,35 @@ class Block(nn.Module):
             self.ff_context = FeedForward(width)
 
     def forward(
-        self, text: Tensor, visual: Tensor, condition_SD: Tensor, packed: Packed, owners: Tensor, rope: Tensor | None
+        self, text: Tensor, visual: Tensor, condition_SD: Tensor, packed: Packed, rotation: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        text_owners = packed.text_owners_L
-        shift, scale, gate, shift2, scale2, gate2 = self.norm1(condition_SD)[owners].chunk(6, dim=-1)
-        visual_in = _norm(visual) * (1 + scale) + shift
+        rows = packed.visual_rows
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.norm1(condition_SD, rows, visual.dtype)
+        visual_in = modulate(visual, shift, scale, rows)
         if self.last:
-            c_scale, c_shift = self.norm1_context(condition_SD)[text_owners].chunk(2, dim=-1)
+            text_in = self._last_text(text, condition_SD, packed.text_rows)
+            (attended,) = self.attn(text_in, visual_in, packed, rotation)
+            rows = packed.current_rows
+            visual = visual[packed.current_start :]
+            gate, ff_shift, ff_scale, ff_gate = (x[-len(rows.owners_N) :] for x in (gate, ff_shift, ff_scale, ff_gate))
         else:
-            parts = self.norm1_context(condition_SD)[text_owners].chunk(6, dim=-1)
-            c_shift, c_scale, c_gate, c_shift2, c_scale2, c_gate2 = parts
-        text_in = _norm(text) * (1 + c_scale) + c_shift
-        text_out, visual_out = self.attn(text_in, visual_in, packed, rope)
-        visual = visual + gate * visual_out
-        visual = visual + gate2 * self.ff(_norm(visual) * (1 + scale2) + shift2)
-        if not self.last:
-            text = text + c_gate * text_out
-            text = text + c_gate2 * self.ff_context(_norm(text) * (1 + c_scale2) + c_shift2)
-        return text, visual
+            vectors = self.norm1_context(condition_SD, packed.text_rows, text.dtype)
+            text_in = modulate(text, vectors[0], vectors[1], packed.text_rows)
+            text_attended, attended = self.attn(text_in, visual_in, packed, rotation)
+            text = _residual(text, text_attended, *vectors[2:], self.ff_context, packed.text_rows)
+        return text, _residual(visual, attended, gate, ff_shift, ff_scale, ff_gate, self.ff, rows)
+
+    def _last_text(self, text: Tensor, condition_SD: Tensor, rows: Rows) -> Tensor:
+        scale, shift = self.norm1_context(condition_SD, rows, text.dtype)
+        return modulate(text, shift, scale, rows)
+
+
+def _residual(
+    x: Tensor, attended: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, ff_gate: Tensor, ff: nn.Module, rows: Rows
+) -> Tensor:
+    """Add what attention found, then what the feed-forward makes of it, each through its gate."""
+    x = gated_add(x, attended, gate, rows)
+    return gated_add(x, ff(modulate(x, shift, scale, rows)), ff_gate, rows)
 
 
 class JointAttention(nn.Module):
@@ -199,34 +216,47 @@ class JointAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = nn.RMSNorm(head, eps=_QK_EPS), nn.RMSNorm(head, eps=_QK_EPS)
-        self.norm_add_q, self.norm_add_k = nn.RMSNorm(head, eps=_QK_EPS), nn.RMSNorm(head, eps=_QK_EPS)
+        self.norm_q, self.norm_k = HeadNorm(head), HeadNorm(head)
+        self.norm_add_q, self.norm_add_k = HeadNorm(head), HeadNorm(head)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         if not last:
             self.to_add_out = nn.Linear(width, width)
         self.last = last
 
-    def forward(self, text: Tensor, visual: Tensor, packed: Packed, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-        text_qkv = self._project(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        visual_qkv = self._project(visual, self.to_q, self.to_k, self.to_v)
-        query_key = torch.cat(
+    def forward(self, text: Tensor, visual: Tensor, packed: Packed, rotation: Tensor | None) -> tuple[Tensor, ...]:
+        """Text and visual outputs; the last block's: those of the current tokens alone."""
+        text_qkv = self._projected(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        visual_qkv = self._projected(visual, self.to_q, self.to_k, self.to_v)
+        # Half-precision attention is slow backwards on a CPU, and no faster forwards for short sequences.
+        dtype = torch.float32 if text.device.type == "cpu" else text_qkv.dtype
+        joint = torch.cat(
             [
-                torch.stack([self.norm_add_q(text_qkv[:, 0]), self.norm_add_k(text_qkv[:, 1])], dim=1),
-                torch.stack([self.norm_q(visual_qkv[:, 0]), self.norm_k(visual_qkv[:, 1])], dim=1),
+                norm_rotate(text_qkv, _stacked(self.norm_add_q, self.norm_add_k), None, dtype),
+                norm_rotate(visual_qkv, _stacked(self.norm_q, self.norm_k), rotation, dtype),
             ]
         )
-        if rope is not None:
-            pairs = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2)))
-            query_key = torch.view_as_real(pairs * rope).flatten(-2).to(text_qkv.dtype)
-        value = torch.cat([text_qkv[:, 2:], visual_qkv[:, 2:]])
-        out = packed.attention(torch.cat([query_key, value], dim=1)).flatten(1)
-        text_out, visual_out = out[: text.shape[0]], out[text.shape[0] :]
-        return text_out if self.last else self.to_add_out(text_out), self.to_out[0](visual_out)
+        if self.last:
+            current = packed.attention.place_L[len(text) + packed.current_start :]
+            return (self.to_out[0](packed.attention(joint, current).flatten(1).to(text.dtype)),)
+        text_out, visual_out = packed.attention(joint).flatten(1).to(text.dtype).split([len(text), len(visual)])
+        return self.to_add_out(text_out), self.to_out[0](visual_out)
 
-    def _project(self, x: Tensor, *layers: nn.Linear) -> Tensor:
+    def _projected(self, x: Tensor, *layers: nn.Linear) -> Tensor:
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
-        return F.linear(x, weight, bias).view(x.shape[0], 3, self.heads, -1)
+        return F.linear(x, weight, bias).view(len(x), 3, self.heads, -1)
+
+
+class HeadNorm(nn.Module):
+    """The weight of an RMS norm over the head size; applied by `norm_rotate`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+
+def _stacked(query: HeadNorm, key: HeadNorm) -> Tensor:
+    return torch.stack([query.weight, key.weight])
 
 
 class FeedForward(nn.Module):
@@ -237,17 +267,13 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([_Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        return self.net[2](gelu_tanh(self.net[0].proj(x)))
 
 
 class _Projection(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.proj = nn.Linear(inputs, outputs)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
 
 
 def _sincos_table(width: int, size: int, base_size: int) -> Tensor:

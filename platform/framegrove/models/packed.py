@@ -17,6 +17,8 @@ A *sequence* is one prefix with the samples that hang on it; what attends to wha
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from framegrove.models.attention import AttentionPlan, Piece
+from framegrove.models.modulation import Rows, Span
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,7 @@ class TextEmbedding:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """What samples are conditioned on: a text, and clean earlier clips (C, t, h, w), oldest first, each at its own size."""
+    """What samples are conditioned on: a text, and clean earlier clips (C, t, h, w), oldest first, each at its size."""
 
     text: TextEmbedding
     history: tuple[Tensor, ...] = ()
@@ -51,12 +54,11 @@ class Sample:
     timestep: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ClipBlock:
-    """Clips of one shape in the visual stream: ``count`` clips of ``units`` x ``height`` x ``width`` tokens.
+    """``count`` clips of ``units`` x ``height`` x ``width`` tokens in the visual stream, from token ``start`` on.
 
-    ``base`` is the (height, width) in tokens of the current clip they belong to: positions are counted on that grid.
-    ``owners_N`` holds the sequence of each clip, ``start`` the first token.
+    ``base`` is the (height, width) in tokens of the current clips they belong to: positions are counted on that grid.
     """
 
     start: int
@@ -65,7 +67,7 @@ class ClipBlock:
     height: int
     width: int
     base: tuple[int, int]
-    owners_N: Tensor
+    current: bool
 
     @property
     def tokens_per_clip(self) -> int:
@@ -78,35 +80,34 @@ class ClipBlock:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed batch; see the module docstring. ``patches_LP`` holds (channel, row, column) of each patch."""
+    """A packed batch; see the module docstring. S counts sequences, L tokens of a stream."""
 
     text_LD: Tensor
     pooled_SP: Tensor
     timesteps_S: Tensor
-    patches_LP: Tensor
-    text_owners_L: Tensor  # sequence of each text token
+    patches_LP: Tensor  # channel, row, column of each patch
     times_L: Tensor  # time index of each visual token
     blocks: tuple[ClipBlock, ...]
     current_start: int  # visual tokens from here on belong to current clips
+    text_rows: Rows  # one row a sequence
+    visual_rows: Rows  # one row a clip
+    current_rows: Rows  # of the part from current_start on
     attention: AttentionPlan
-    shapes: tuple[torch.Size, ...]  # of the samples' current clips, in the order given
-    places: tuple[int, ...]  # first visual token of each sample's current clip
+    sample_clips: tuple[int, ...]  # for each current clip of the stream, the sample it is
     patch: int
 
     def unpatchify(self, current_LP: Tensor) -> list[Tensor]:
         """Predicted patches (row, column, channel) of all current tokens -> a (C, t, h, w) tensor per sample."""
-        clips: list[Tensor | None] = [None] * len(self.shapes)
-        by_place = {place: index for index, place in enumerate(self.places)}
-        for block in self.blocks:
-            if block.start < self.current_start:
-                continue
-            span = current_LP[block.start - self.current_start : block.stop - self.current_start]
-            grid = span.view(block.count, block.units, block.height, block.width, self.patch, self.patch, -1)
+        patch, clips = self.patch, []
+        blocks = [block for block in self.blocks if block.current]
+        parts = current_LP.split([block.stop - block.start for block in blocks])
+        for block, part in zip(blocks, parts, strict=True):
+            grid = part.view(block.count, block.units, block.height, block.width, patch, patch, -1)
             pixels = grid.permute(0, 6, 1, 2, 4, 3, 5)
-            pixels = pixels.reshape(block.count, -1, block.units, block.height * self.patch, block.width * self.patch)
-            for number, clip in enumerate(pixels.unbind(0)):
-                clips[by_place[block.start + number * block.tokens_per_clip]] = clip
-        return [clip for clip in clips if clip is not None]
+            shape = (block.count, -1, block.units, block.height * patch, block.width * patch)
+            clips += pixels.reshape(shape).unbind(0)
+        by_sample = dict(zip(self.sample_clips, clips, strict=True))
+        return [by_sample[index] for index in range(len(by_sample))]
 
 
 def pack(samples: Sequence[Sample], patch: int, causal: bool = True) -> Packed:
@@ -118,103 +119,104 @@ def pack(samples: Sequence[Sample], patch: int, causal: bool = True) -> Packed:
     if not samples:
         raise ValueError("nothing to pack: at least one sample is needed")
     sequences = _sequences(samples, causal)
+    stream = _lay_out(samples, sequences, patch)
     heads = [samples[members[0]] for members in sequences]
-    placed, blocks, patches, current_start = _lay_out(samples, sequences, patch)
-    device = patches.device
-    text_lengths = [head.prefix.text.tokens_LD.shape[0] for head in heads]
-    pieces = _pieces(sequences, text_lengths, placed)
-    times = torch.empty(patches.shape[0], dtype=torch.int64)
-    for clips in placed:
-        for clip in clips:
-            for unit in range(clip.units):
-                first = clip.start + unit * clip.tokens_per_unit
-                times[first : first + clip.tokens_per_unit] = clip.time + unit
-    shapes = tuple(sample.current.shape for sample in samples)
-    places = {clip.sample: clip.start for clips in placed for clip in clips if clip.sample is not None}
+    texts = [head.prefix.text for head in heads]
+    lengths = [text.tokens_LD.shape[0] for text in texts]
+    device = stream.patches_LP.device
+    current = [clip for clip in stream.clips if clip.sample is not None]
     return Packed(
-        text_LD=torch.cat([head.prefix.text.tokens_LD for head in heads]),
-        pooled_SP=torch.stack([head.prefix.text.pooled_P for head in heads]),
+        text_LD=torch.cat([text.tokens_LD for text in texts]),
+        pooled_SP=torch.stack([text.pooled_P for text in texts]),
         timesteps_S=torch.tensor([head.timestep for head in heads], dtype=torch.float32, device=device),
-        patches_LP=patches,
-        text_owners_L=torch.repeat_interleave(torch.tensor(text_lengths)).to(device),
-        times_L=times.to(device),
-        blocks=blocks,
-        current_start=current_start,
-        attention=AttentionPlan.build(pieces, causal, device),
-        shapes=shapes,
-        places=tuple(places[index] for index in range(len(samples))),
+        patches_LP=stream.patches_LP,
+        times_L=stream.times_L.to(device),
+        blocks=stream.blocks,
+        current_start=next(block.start for block in stream.blocks if block.current),
+        text_rows=_rows(lengths, range(len(sequences)), device),
+        visual_rows=_clip_rows(stream.clips, device),
+        current_rows=_clip_rows(current, device),
+        attention=AttentionPlan.build(_pieces(stream.clips, lengths), causal, device),
+        sample_clips=tuple(clip.sample for clip in current if clip.sample is not None),
         patch=patch,
     )
 
 
 @dataclass
 class _Clip:
-    """A clip on its way into the visual stream."""
+    """A clip on its way into the visual stream; ``sample`` is None for history."""
 
     latent: Tensor
     sequence: int
     time: int
+    sample: int | None
+    grid: tuple[int, int, int]  # units, height, width in tokens
     base: tuple[int, int]
-    sample: int | None  # None: history
-    units: int
-    tokens_per_unit: int
     start: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    clips: list[_Clip]  # in stream order
+    blocks: tuple[ClipBlock, ...]
+    patches_LP: Tensor
+    times_L: Tensor
 
 
 def _sequences(samples: Sequence[Sample], causal: bool) -> list[list[int]]:
-    """Which samples share a prefix, as lists of sample indices, in order of first appearance."""
+    """Which samples share a prefix, as lists of sample indices; by length of text, so that it can lie in rows."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         key: tuple[object, ...] = (index,)
         if sample.prefix.history and causal:
             key = (id(sample.prefix), sample.timestep, sample.current.shape[-2:])
         groups.setdefault(key, []).append(index)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda members: samples[members[0]].prefix.text.tokens_LD.shape[0])
 
 
-def _lay_out(
-    samples: Sequence[Sample], sequences: list[list[int]], patch: int
-) -> tuple[list[list[_Clip]], tuple[ClipBlock, ...], Tensor, int]:
-    """Sort all clips into blocks of equal shape, history first; per sequence its clips in time order, with places."""
-    clips_of: list[list[_Clip]] = []
+def _lay_out(samples: Sequence[Sample], sequences: list[list[int]], patch: int) -> _Stream:
+    """Sort all clips into blocks of equal shape, history first, and cut them into patches."""
     classes: dict[tuple[object, ...], list[_Clip]] = {}
     for number, members in enumerate(sequences):
         prefix = samples[members[0]].prefix
-        base = _grid(samples[members[0]].current, patch)
-        latents = [(latent, None) for latent in prefix.history] + [(samples[m].current, m) for m in members]
-        time, clips = 0, []
-        for latent, member in latents:
-            height, width = _grid(latent, patch)
-            clips.append(_Clip(latent, number, time, base, member, latent.shape[1], height * width))
-            if member is None:
-                time += latent.shape[1]
-            classes.setdefault((member is not None, latent.shape, base), []).append(clips[-1])
-        clips_of.append(clips)
-    start, blocks, patches, current_start = 0, [], [], None
-    for (is_current, shape, base), clips in sorted(classes.items(), key=lambda item: item[0][0] is True):
-        if is_current and current_start is None:
-            current_start = start
-        stacked = torch.stack([clip.latent for clip in clips])
-        owners = torch.tensor([clip.sequence for clip in clips], device=stacked.device)
-        height, width = _grid(clips[0].latent, patch)
-        block = ClipBlock(start, len(clips), clips[0].units, height, width, clips[0].base, owners)
-        for place, clip in enumerate(clips):
-            clip.start = start + place * block.tokens_per_clip
-        blocks.append(block)
-        patches.append(_patchify(stacked, patch))
-        start = block.stop
-    assert current_start is not None
-    return clips_of, tuple(blocks), torch.cat(patches), current_start
+        base = _grid(samples[members[0]].current, patch)[1:]
+        time = 0
+        for latent in prefix.history:
+            clip = _Clip(latent, number, time, None, _grid(latent, patch), base)
+            classes.setdefault((False, clip.grid, base), []).append(clip)
+            time += clip.grid[0]
+        for member in members:
+            latent = samples[member].current
+            clip = _Clip(latent, number, time, member, _grid(latent, patch), base)
+            classes.setdefault((True, clip.grid, base), []).append(clip)
+    ordered = [classes[key] for key in sorted(classes, key=lambda key: key[0] is True)]
+    blocks: list[ClipBlock] = []
+    patches, times = [], []
+    start = 0
+    for clips in ordered:
+        units, height, width = clips[0].grid
+        blocks.append(ClipBlock(start, len(clips), units, height, width, clips[0].base, clips[0].sample is not None))
+        for clip in clips:
+            clip.start, start = start, start + clip.tokens
+        patches.append(_patchify(torch.stack([clip.latent for clip in clips]), patch))
+        first = torch.tensor([clip.time for clip in clips])
+        unit_times = first[:, None] + torch.arange(units)
+        times.append(unit_times.flatten().repeat_interleave(height * width))
+    return _Stream([c for clips in ordered for c in clips], tuple(blocks), torch.cat(patches), torch.cat(times))
 
 
-def _grid(latent: Tensor, patch: int) -> tuple[int, int]:
+def _grid(latent: Tensor, patch: int) -> tuple[int, int, int]:
     height, width = latent.shape[-2:]
     if latent.dim() != 4 or height % patch or width % patch or not latent.numel():
         raise ValueError(
             f"a latent clip is (channels, units, height, width) with sides divisible by the patch size {patch}, "
             f"not {tuple(latent.shape)}"
         )
-    return height // patch, width // patch
+    return latent.shape[1], height // patch, width // patch
 
 
 def _patchify(clips_NCTHW: Tensor, patch: int) -> Tensor:
@@ -223,18 +225,34 @@ def _patchify(clips_NCTHW: Tensor, patch: int) -> Tensor:
     return grid.permute(0, 2, 3, 5, 1, 4, 6).reshape(-1, channels * patch * patch)
 
 
-def _pieces(sequences: list[list[int]], text_lengths: list[int], placed: list[list[_Clip]]) -> list[list[Piece]]:
+def _clip_rows(clips: Sequence[_Clip], device: torch.device) -> Rows:
+    return _rows([clip.tokens for clip in clips], [clip.sequence for clip in clips], device)
+
+
+def _rows(lengths: Sequence[int], owners: Sequence[int], device: torch.device) -> Rows:
+    """Rows of these lengths, one after the other, neighbours of equal length in one span."""
+    spans = []
+    token = row = 0
+    for length, group in itertools.groupby(lengths):
+        count = len(list(group))
+        spans.append(Span(token, row, count, length))
+        token, row = token + count * length, row + count
+    return Rows(torch.tensor(list(owners), device=device), tuple(spans))
+
+
+def _pieces(clips: Sequence[_Clip], text_lengths: Sequence[int]) -> list[list[Piece]]:
     """Per sequence its runs of tokens in time order, indexed in the joint stream (text first, then visual)."""
-    offset, text_start, result = sum(text_lengths), 0, []
-    for length, clips in zip(text_lengths, placed, strict=True):
-        pieces = [Piece(text_start, length, 0, 0)]
-        text_start += length
-        siblings = sum(clip.sample is not None for clip in clips) > 1
-        member = 0  # an only sample counts as part of the prefix: text sees it when there is no history
-        for clip in clips:
-            member += siblings and clip.sample is not None
-            for unit in range(clip.units):
-                first = offset + clip.start + unit * clip.tokens_per_unit
-                pieces.append(Piece(first, clip.tokens_per_unit, clip.time + unit, member))
-        result.append(pieces)
-    return result
+    offset = sum(text_lengths)
+    starts = itertools.accumulate(text_lengths, initial=0)
+    pieces = [[Piece(start, length, 0, 0, False)] for start, length in zip(starts, text_lengths, strict=False)]
+    siblings = Counter(clip.sequence for clip in clips if clip.sample is not None)
+    member: Counter[int] = Counter()
+    for clip in sorted(clips, key=lambda clip: clip.time):
+        if clip.sample is not None and siblings[clip.sequence] > 1:
+            member[clip.sequence] += 1  # an only sample counts as part of the prefix: text may see it
+        units, height, width = clip.grid
+        for unit in range(units):
+            first = offset + clip.start + unit * height * width
+            piece = Piece(first, height * width, clip.time + unit, member[clip.sequence], clip.sample is not None)
+            pieces[clip.sequence].append(piece)
+    return pieces
