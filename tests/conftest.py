@@ -1,0 +1,59 @@
+"""What all tests share: a quiet offline environment, one Ray cluster for those that need it, and --golden."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Before anything imports torch, transformers or ray: tests are small, the cores few, and there may be no network.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from framegrove.cluster.session import Cluster
+
+# Every run draws the same examples: a failure seen once is seen again.
+settings.register_profile("framegrove", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("framegrove")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "parity" / "golden",
+        help="folder of recorded reference tensors for tests/parity (default: the copy beside them)",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of tests/ray carry the ray marker and run last, so that quick failures show first."""
+    folder = Path(__file__).parent / "ray"
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A local Ray cluster of 8 logical CPUs, started once for all tests that ask for it."""
+    from framegrove.cluster.session import connect
+
+    given = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        with connect(num_cpus=8) as own:
+            yield own
+    finally:
+        if given is not None:
+            os.environ["RAY_ADDRESS"] = given
