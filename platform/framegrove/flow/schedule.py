@@ -104,7 +104,7 @@ class PyramidSchedule:
             raise ValueError(f"there is no stage {stage}: a pyramid of {self.stages} has stages 0 to {self.stages - 1}")
 
     @cached_property
-    def _axis(self) -> np.ndarray:
+    def axis(self) -> np.ndarray:
         """Sigma over the whole axis in float32, as released: rounding decides which grid point a stage begins at."""
         sigma = np.arange(GRID, 0, -1, dtype=np.float32) / np.float32(GRID)
         shift = np.float32(self.shift)
@@ -113,7 +113,7 @@ class PyramidSchedule:
     def _nominal_start(self, stage: int) -> float:
         """Sigma where the stage begins on the axis, before the jump's correction: the end of the stage before."""
         self._check(stage)
-        return float(self._axis[int(self._cuts[stage] * GRID)])
+        return float(self.axis[int(self._cuts[stage] * GRID)])
 
     def _jump_divisor(self, stage: int) -> float:
         nominal, g = self._nominal_start(stage), max(-self.gamma, 0.0)
@@ -126,7 +126,7 @@ class PyramidSchedule:
     def _timesteps(self) -> tuple[np.ndarray, ...]:
         """Each stage is given a share of the 1000..1 axis in proportion to the noise it removes (released)."""
         lengths = [self.start_sigma(stage) - self.end_sigma(stage) for stage in range(self.stages)]
-        axis = self._axis * np.float32(GRID)
+        axis = self.axis * np.float32(GRID)
         total = sum(lengths)
         shares = [*(sum(lengths[:stage]) / total for stage in range(self.stages)), 1.0]
         ends = [float(axis[min(int(share * GRID), GRID - 1)]) for share in shares]
