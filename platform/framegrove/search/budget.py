@@ -1,0 +1,137 @@
+"""How wide a search may be for its budget.
+
+A budget of 4x pays for four times the FLOPs of one unsearched sample, the branch ``(0,) * units`` sampled alone. What
+is held to it is the *worst case of certain work*: however the scores fall, the works that a policy asks for cost no
+more. Bets that speculation loses are not in it; they are counted apart (see dispatch.py). The verifiers' own
+cost is reported, not budgeted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+
+from framegrove.search.rounds import CostTable, Shape, cuts_of, rounds_of
+from framegrove.search.tree import Layout
+
+
+class BudgetError(ValueError):
+    """A budget that cannot pay for what is asked; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What a budget was turned into, in FLOPs of sampling."""
+
+    one_sample: int
+    allowed: int
+    worst_case: int
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the budget that the worst case uses."""
+        return self.worst_case / self.allowed
+
+
+def one_sample(layout: Layout, cost: CostTable) -> int:
+    """FLOPs of one unsearched sample: 1x."""
+    return sum(cost(depth, 0, layout.last_stage, 1) for depth in range(layout.given, layout.units))
+
+
+def allot_linear(multiple: float, layout: Layout, cost: CostTable, roots: int | None = None) -> tuple[int, Allotment]:
+    """The number of whole videos that the budget pays for, or the ``roots`` asked for if it does.
+
+    Raises BudgetError when it does not.
+    """
+    one, allowed = _amounts(multiple, layout, cost)
+    count = allowed // one if roots is None else roots
+    if count * one > allowed:
+        raise BudgetError(f"{roots} videos cost {roots}x and the budget is {multiple:g}x: raise it or lower roots")
+    return count, Allotment(one, allowed, count * one)
+
+
+def allot_tof(
+    multiple: float,
+    layout: Layout,
+    cost: CostTable,
+    *,
+    roots_per_work: int,
+    branching: int = 2,
+    roots: int | None = None,
+    widths: tuple[int, ...] | None = None,
+) -> tuple[Shape, Allotment]:
+    """The widest tree whose worst case the budget pays for; ``roots`` and ``widths`` fix parts of it.
+
+    Raises BudgetError when even the smallest tree with those parts costs more, or when ``widths`` has the wrong length.
+    """
+    one, allowed = _amounts(multiple, layout, cost)
+    if widths is not None and len(widths) != cuts_of(layout):
+        raise BudgetError(
+            f"widths has {len(widths)} numbers, a video of {layout.units} units with "
+            f"{'drafts' if layout.draft_stage is not None else 'no drafts'} is cut {cuts_of(layout)} times"
+        )
+    priced = cache(cost)
+
+    def worst_case(shape: Shape) -> int:
+        total, entrants = 0, shape.roots
+        for step in rounds_of(layout, shape, roots_per_work):
+            total += step.flops(entrants, priced)
+            entrants = min(step.width, step.size(entrants))
+        return total
+
+    shape = Shape(
+        roots=roots or 1,
+        children=(1,) * (layout.units - layout.given - 1),
+        widths=widths or (1,) * cuts_of(layout),
+    )
+    if worst_case(shape) > allowed:
+        raise BudgetError(
+            f"the smallest tree with these roots and widths costs {worst_case(shape) / one:.2f}x and the budget is "
+            f"{multiple:g}x: raise it, or lower roots or widths"
+        )
+    growing = True
+    while growing:
+        candidates = _wider(shape, layout, branching, fixed_roots=roots is not None, fixed_widths=widths is not None)
+        wider = next((candidate for candidate in candidates if worst_case(candidate) <= allowed), None)
+        shape, growing = wider or shape, wider is not None
+    return shape, Allotment(one, allowed, worst_case(shape))
+
+
+def _amounts(multiple: float, layout: Layout, cost: CostTable) -> tuple[int, int]:
+    if multiple < 1:
+        raise BudgetError(f"a budget of {multiple:g}x cannot pay for a single video, the smallest is 1x")
+    one = one_sample(layout, cost)
+    return one, int(one * Fraction(str(multiple)))  # a float product would lose FLOPs of large models
+
+
+def _wider(shape: Shape, layout: Layout, branching: int, *, fixed_roots: bool, fixed_widths: bool) -> Iterator[Shape]:
+    """Trees one step wider, the step worth most first.
+
+    First the branchings, for a fault of a later unit can only be mended by choosing among its own children. Then
+    the widths, deepest cut first, each up to half of its cohort: more would seldom be used, since about half of
+    a cohort lies below its average. What deeper cuts cannot use buys more roots, the cheapest thing to have more of. So
+    the tree halves from cut to cut, as in successive halving, and the cohorts grow together.
+    """
+    for index, depth in enumerate(range(layout.given + 1, layout.units)):
+        if depth in (1, layout.units - 1) and shape.children[index] < branching:
+            grown = (*shape.children[:index], branching, *shape.children[index + 1 :])
+            yield replace(shape, children=grown)
+    cohorts = _cohorts(shape, layout)
+    if not fixed_widths:
+        for index in reversed(range(len(shape.widths))):
+            if shape.widths[index] < -(-cohorts[index] // 2):
+                grown = (*shape.widths[:index], shape.widths[index] + 1, *shape.widths[index + 1 :])
+                yield replace(shape, widths=grown)
+    if not fixed_roots:
+        yield replace(shape, roots=shape.roots + 1)
+
+
+def _cohorts(shape: Shape, layout: Layout) -> list[int]:
+    """How many branches each round judges at most."""
+    sizes, entrants = [], shape.roots
+    for step in rounds_of(layout, shape, roots_per_work=1):
+        sizes.append(step.size(entrants))
+        entrants = min(step.width, sizes[-1])
+    return sizes

@@ -1,0 +1,101 @@
+"""Tree-of-Frames (VT1 alg. 2), with unit 0 pruned inside the pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+
+from framegrove.search.ranks import Cohort
+from framegrove.search.rounds import Round, Shape, rounds_of
+from framegrove.search.tree import Judgement, Layout, Plan, Scores, Work
+from framegrove.types import Assessment, Path, ScoreWork
+
+
+@dataclass(frozen=True)
+class TreeOfFrames:
+    """Many first units, few last ones.
+
+    Roots are drafted at the coarse stages and judged by a preview (POTENTIAL); those that stay are refined and
+    judged as images (IMAGE). At every later depth each kept branch grows children with noise of their own, judged for
+    motion (MOTION), at the end as whole videos (FINAL). A child's fused rank is added to what its path has collected;
+    POTENTIAL ranks only decide who is refined. Each round keeps the branches that are not below its average, up to the
+    width in ``shape``; the best path of the last round wins.
+
+    A branch certain to stay is extended before the rest of its cohort is scored; likely ones are bet on.
+    """
+
+    layout: Layout
+    shape: Shape
+    roots_per_work: int = 4
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def rounds(self) -> tuple[Round, ...]:
+        """What is sampled, judged and cut, one after the other."""
+        return rounds_of(self.layout, self.shape, self.roots_per_work)
+
+    def plan(self, scores: Scores) -> Plan:
+        """Walk the rounds as far as the scores reach."""
+        walk = _Walk({(*self.layout.prefix, root): Fraction(0) for root in range(self.shape.roots)})
+        for index, step in enumerate(self.rounds):
+            walk.at_most = len(walk.certain) + self._most_works(index, len(walk.entrants) + walk.awaited)
+            walk.certain += step.works(walk.entrants)
+            if walk.blocked:
+                break
+            walk.judge(step, scores, self.weights)
+            walk.bets = self.rounds[index + 1].works(walk.likely) if index + 1 < len(self.rounds) else ()
+        return Plan(
+            certain=tuple(walk.certain),
+            at_most=walk.at_most,
+            speculative=walk.bets,
+            dropped=walk.dropped,
+            judgements=tuple(walk.judgements),
+            winner=None if walk.blocked else walk.best,
+        )
+
+    def _most_works(self, index: int, entrants: int) -> int:
+        """The most works from this round on, if so many branches enter it."""
+        total = 0
+        for step in self.rounds[index:]:
+            total += step.count(entrants)
+            entrants = min(step.width, step.size(entrants))
+        return total
+
+
+class _Walk:
+    """One walk through the rounds: what has been found so far."""
+
+    def __init__(self, roots: Mapping[Path, Fraction]) -> None:
+        self.entrants: tuple[Path, ...] = tuple(roots)  # certain to enter the next round
+        self.awaited = 0  # how many others may still join them
+        self.likely: tuple[Path, ...] = ()  # the likeliest of those
+        self.blocked = False  # the next round's cohort, or what its paths have collected, is not known yet
+        self.collected = dict(roots)
+        self.certain: list[Work] = []
+        self.bets: tuple[Work, ...] = ()
+        self.dropped: dict[Path, Assessment] = {}
+        self.judgements: list[Judgement] = []
+        self.at_most = 0
+        self.best: Path | None = None
+
+    def judge(self, step: Round, scores: Scores, weights: Mapping[str, float]) -> None:
+        """Cut the round's cohort as far as its scores allow."""
+        members = step.members(self.entrants)
+        works = {member: ScoreWork(member, step.assessment) for member in members}
+        panels = {member: scores[work] for member, work in works.items() if work in scores}
+        before = {member: self.collected[member[:-1] if step.children else member] for member in members}
+        cohort = Cohort(members, panels, weights, before)
+        cut = cohort.cut(step.width)
+        self.entrants, self.likely = cut.kept, cut.bets
+        self.awaited = min(len(cut.undecided), step.width - len(cut.kept))
+        self.dropped |= dict.fromkeys(cut.dropped, step.assessment)
+        if cohort.complete:
+            standings = cohort.standings()
+            self.best = standings[0].path
+            self.judgements += (Judgement(s.path, step.assessment, float(s.rank), float(s.total)) for s in standings)
+            before = {standing.path: standing.total for standing in standings}
+        if step.assessment is not Assessment.POTENTIAL:
+            self.collected = before
+        self.blocked = bool(cut.undecided) or (step.assessment is not Assessment.POTENTIAL and not cohort.complete)

@@ -1,0 +1,176 @@
+"""Hand-written stand-ins for the search: workers that compute nothing, and a clock that costs no time.
+
+A fake's handle is a digest of everything that would decide the bits of a real latent: which branches were denoised in
+step, over which stages, on top of which latents. Two searches whose winners have equal handles made the same video.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import selectors
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from framegrove.search.protocols import WorkCancelled, WorkFailed
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+
+T = TypeVar("T")
+
+STEPS = 4  # denoising steps of a stage
+STAGE_FLOPS = (1, 4, 16)
+
+
+def fake_cost(depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
+    """A cost table in which a prefix is carried once by siblings, and later units carry more of it."""
+    return sum(STEPS * STAGE_FLOPS[s] * (10 * siblings + 3 * depth) for s in range(first_stage, last_stage + 1))
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a clock that jumps to the next timer: seconds of waiting in no time, always the same."""
+    loop = _VirtualLoop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise RuntimeError("deadlock: every task waits and no timer is set")
+        self.now += timeout
+        return super().select(0)
+
+
+class _VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+@dataclass
+class World:
+    """What the fakes of one search share: how branches score, how long things take, who dies when.
+
+    ``grid`` scores are spread over so many values: a small one makes ties. ``timing`` seeds the delays and
+    nothing else. ``deaths`` maps a worker's name to the numbers of the calls during which it dies; a worker in ``gone``
+    does not recover.
+    """
+
+    seed: int = 0
+    verifiers: tuple[str, ...] = ("left", "right")
+    grid: int = 1000
+    timing: int = 0
+    step_s: float = 1.0
+    score_s: float = 2.0
+    deaths: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    scored: int = 0
+
+    def score(self, handle: str, assessment: Assessment, verifier: str) -> float:
+        digest = hashlib.blake2b(f"{self.seed} {handle} {assessment} {verifier}".encode()).digest()
+        return int.from_bytes(digest[:4]) % (self.grid + 1) / self.grid
+
+
+class FakeWorker:
+    """Delays of its own, and deaths as the world has it."""
+
+    def __init__(self, name: str, world: World) -> None:
+        self.name, self.world, self.calls, self.alive = name, world, 0, True
+        self.random = random.Random(f"{world.timing} {name}")
+
+    def begin(self) -> bool:
+        """Count a call; whether the worker dies during it. A dead worker takes no calls."""
+        if not self.alive:
+            raise WorkFailed(f"{self.name} is not there")
+        self.calls += 1
+        return self.calls - 1 in self.world.deaths.get(self.name, frozenset())
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds * self.random.choice((0.0, 0.5, 1.0, 1.0, 3.0)) if self.world.timing else seconds)
+
+    def die(self, cost: Cost) -> None:
+        self.alive = False
+        raise WorkFailed(f"{self.name} died", cost)
+
+    async def recover(self) -> None:
+        await self.wait(5.0)
+        if self.name in self.world.gone:
+            raise WorkFailed(f"{self.name} is gone")
+        self.alive = True
+
+
+class FakeGenerator(FakeWorker):
+    """Steps through stages, looking for a cancellation between steps as real ones do."""
+
+    def __init__(self, name: str, world: World) -> None:
+        super().__init__(name, world)
+        self.current: SampleWork | None = None
+        self.cancelled = False
+
+    async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
+        assert self.current is None, "a generator samples one work at a time"
+        dies = self.begin()
+        self.current, self.cancelled, nfe, flops = work, False, 0, 0
+        try:
+            for stage in range(work.first_stage, work.last_stage + 1):
+                for _ in range(STEPS):
+                    await self.wait(self.world.step_s)
+                    if self.cancelled:
+                        raise WorkCancelled(Cost(nfe, flops, 1.0))
+                    nfe += 1
+                    flops += fake_cost(work.depth, stage, stage, len(work.paths)) // STEPS
+                    if dies and stage == work.last_stage:
+                        self.die(Cost(nfe, flops, 1.0))
+        finally:
+            self.current = None
+        handles = tuple(_digest(work, path, parents) for path in work.paths)
+        return Sampled(work, Cost(nfe, flops, 1.0), handles)
+
+    def cancel(self, work: SampleWork) -> None:
+        if self.current == work:
+            self.cancelled = True
+
+
+class FakeVerifier(FakeWorker):
+    """Scores what it is given by looking at the handle alone."""
+
+    async def score(self, work: ScoreWork, handle: Any) -> Scored:
+        dies = self.begin()
+        await self.wait(self.world.score_s)
+        if dies or not self.alive:
+            self.die(Cost(1, 1, 1.0))
+        assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
+        self.world.scored += 1
+        panel = tuple((name, self.world.score(handle, work.assessment, name)) for name in self.world.verifiers)
+        return Scored(work, panel, Cost(1, 7, 1.0))
+
+
+def _digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
+    wanted = {path[:length] for path in work.paths for length in range(1, len(path) + (work.first_stage > 0))}
+    assert set(parents) == wanted, f"{work} builds on {wanted}, it was given {set(parents)}"
+    text = f"{work} {path} {sorted(parents.items())}"
+    return f"{path} {work.last_stage} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+class MemoryStore:
+    """Latents that outlive a search, not the test."""
+
+    def __init__(self) -> None:
+        self.latents: dict[str, Any] = {}
+
+    async def save(self, name: str, handle: Any) -> None:
+        await asyncio.sleep(0)
+        self.latents[name] = handle
+
+    async def load(self, name: str) -> Any | None:
+        await asyncio.sleep(0)
+        return self.latents.get(name)

@@ -1,0 +1,152 @@
+"""What a budget buys, and that it is never overdrawn."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framegrove.config.base import ConfigError, load
+from framegrove.config.search import SearchConfig, parse_budget
+from framegrove.search.budget import BudgetError, allot_linear, allot_tof, one_sample
+from framegrove.search.policies import Linear, TreeOfFrames, make_policy
+from framegrove.search.rounds import CostTable
+from framegrove.search.tree import Layout, Plan, Policy
+from framegrove.types import SampleWork, ScoreWork
+from tests.fakes import World, fake_cost
+
+DRAFTED = Layout(units=4, stages=3, draft_stage=1)
+
+
+def test_1x_is_the_unsearched_sample_for_both_policies() -> None:
+    for name in ("linear", "tof"):
+        policy, allotment = make_policy(SearchConfig(policy=name, budget="1x"), 4, 3, fake_cost)
+        assert allotment.worst_case == allotment.one_sample == allotment.allowed
+        plan = play(policy, World(), {})
+        assert plan.winner == (0, 0, 0, 0)
+        assert sampled_flops(plan, fake_cost) == one_sample(DRAFTED, fake_cost)
+
+
+def test_linear_buys_as_many_whole_videos_as_fit() -> None:
+    assert allot_linear(3.9, Layout(4, 3), fake_cost)[0] == 3
+    assert allot_linear(8, Layout(4, 3), fake_cost)[1].utilisation == 1
+
+
+@pytest.mark.parametrize(("multiple", "least"), [(1.5, 0.85), (2, 0.9), (4, 0.95), (8, 0.97), (32, 0.99)])
+def test_the_budget_is_used_well(multiple: float, least: float) -> None:
+    _, allotment = allot_tof(multiple, DRAFTED, fake_cost, roots_per_work=4)
+    assert least <= allotment.utilisation <= 1
+
+
+def test_the_tree_narrows_by_half_and_branches_where_the_prompt_stage_switches() -> None:
+    shape, _ = allot_tof(8, Layout(units=6, stages=3, draft_stage=1), fake_cost, roots_per_work=4)
+    assert shape.children == (2, 1, 1, 1, 2)
+    cohort = shape.roots
+    for children, width in zip((1, 1, *shape.children), shape.widths, strict=False):
+        cohort = cohort * children
+        assert width <= -(-cohort // 2)
+        cohort = width
+
+
+def test_what_is_asked_for_is_taken_or_refused() -> None:
+    shape, _ = allot_tof(8, DRAFTED, fake_cost, roots_per_work=4, roots=6, widths=(3, 2, 2, 1))
+    assert (shape.roots, shape.widths, shape.children) == (6, (3, 2, 2, 1), (2, 1, 2))
+    with pytest.raises(BudgetError, match=r"costs .*x and the budget is 2x: raise it, or lower roots or widths"):
+        allot_tof(2, DRAFTED, fake_cost, roots_per_work=4, roots=6, widths=(6, 6, 6, 6))
+    with pytest.raises(BudgetError, match="widths has 2 numbers, .* is cut 4 times"):
+        allot_tof(2, DRAFTED, fake_cost, roots_per_work=4, widths=(1, 1))
+    with pytest.raises(BudgetError, match="5 videos cost 5x and the budget is 4x"):
+        allot_linear(4, DRAFTED, fake_cost, roots=5)
+    with pytest.raises(BudgetError, match="draft_stages is 3 and the pyramid has 3 stages"):
+        make_policy(SearchConfig(draft_stages=3), 4, 3, fake_cost)
+    with pytest.raises(BudgetError, match="nothing is left to search for"):
+        make_policy(SearchConfig(), 1, 3, fake_cost, given=1)
+
+
+def test_pyramids_of_one_stage_given_frames_and_single_images_have_their_trees() -> None:
+    for units, stages, first, drafts in ((4, 1, 0, False), (4, 3, 1, False), (1, 3, 0, True)):
+        policy, allotment = make_policy(SearchConfig(budget="4x"), units, stages, fake_cost, given=first)
+        assert isinstance(policy, TreeOfFrames)
+        assert (policy.layout.draft_stage is not None) is drafts
+        assert policy.shape.roots > 1
+        plan = play(policy, World(), {})
+        assert plan.winner is not None
+        assert len(plan.winner) == units
+        assert plan.winner[:first] == (0,) * first
+        assert sampled_flops(plan, fake_cost) <= allotment.allowed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    multiple=st.floats(1, 12),
+    units=st.integers(1, 6),
+    stages=st.integers(1, 3),
+    given_units=st.integers(0, 1),
+    per_work=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+    grid=st.sampled_from([1, 3, 1000]),
+)
+def test_certain_work_never_costs_more_than_the_budget(
+    multiple: float, units: int, stages: int, given_units: int, per_work: int, seed: int, grid: int
+) -> None:
+    config = SearchConfig(budget=f"{multiple:.3f}", roots_per_work=per_work)
+    first = min(given_units, units - 1)
+    policy, allotment = make_policy(config, units, stages, fake_cost, given=first)
+    plan = play(policy, World(seed=seed, grid=grid), {})
+    assert sampled_flops(plan, fake_cost) <= allotment.worst_case <= allotment.allowed
+
+
+def test_large_models_are_not_rounded_into_bankruptcy() -> None:
+    def huge(depth: int, first: int, last: int, siblings: int) -> int:
+        return siblings * (10**17 + 1)
+
+    assert allot_linear(1, Layout(1, 1), huge)[0] == 1
+
+
+@pytest.mark.parametrize("text", ["4x", "4", "2.5x", " 1x "])
+def test_budgets_that_are_understood(text: str) -> None:
+    assert parse_budget(text) == float(text.strip().removesuffix("x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("0.5x", "the smallest is 1x"), ("x", "such as 4x"), ("-1x", "such as 4x"), ("", "such as 4x")]
+)
+def test_budgets_that_are_not(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("budget=0.2x", "budget: a budget below 1x cannot pay for a single video, the smallest is 1x, not '0.2x'"),
+        ("bugdet=2x", "unknown key 'bugdet', did you mean 'budget'?"),
+        ("widths=[2, 0]", "every width must be at least 1"),
+        ("weights={a: -1}", "weights must be finite, not negative"),
+        ("branching=3", "branching: Input should be 1 or 2, not 3"),
+    ],
+)
+def test_bad_configuration_is_one_sentence(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(SearchConfig, overrides=[override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_may_be_written_as_a_number() -> None:
+    assert load(SearchConfig, overrides=["budget=2.5"]).multiple == 2.5
+    assert isinstance(make_policy(load(SearchConfig, overrides=["policy=linear"]), 4, 3, fake_cost)[0], Linear)
+
+
+def play(policy: Policy, world: World, scores: dict[ScoreWork, tuple[tuple[str, float], ...]]) -> Plan:
+    """Answer whatever the policy asks, until it has a winner."""
+    while (plan := policy.plan(scores)).winner is None:
+        for work in plan.certain:
+            if isinstance(work, ScoreWork) and work not in scores:
+                scores[work] = tuple((v, world.score(str(work.path), work.assessment, v)) for v in world.verifiers)
+    return plan
+
+
+def sampled_flops(plan: Plan, cost: CostTable) -> int:
+    samples = [work for work in plan.certain if isinstance(work, SampleWork)]
+    return sum(cost(work.depth, work.first_stage, work.last_stage, len(work.paths)) for work in samples)
