@@ -10,52 +10,78 @@ from PIL import Image
 
 from framegrove.data import digits
 from framegrove.evaluation import report, tree_picture
-from framegrove.evaluation.report import BranchView, Fate, Kind, SearchRecord, Span
-from framegrove.types import Cost
+from framegrove.evaluation.report import SearchRecord, Shown
+from framegrove.search.outcome import Bill, Ending, Fate, Node, Outcome, Span
+from framegrove.search.tree import Judgement, Panel
+from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, ScoreWork
+
+REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64)
+PANEL: Panel = (("alignment", 0.6), ("motion", 0.8))
+LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 
 
-def _record() -> SearchRecord:
+def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None, total: float | None = None) -> Node:
+    judged = (Judgement(path, assessment, 0.5, total),) if assessment and total else ()
+    scores = ((assessment, PANEL),) if assessment else ()
+    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, judged, 0.0, 1.0)
+
+
+def search_record() -> SearchRecord:
+    """A small finished search with every fate a branch can have."""
     frames = digits.clip(seed=3, index=0).frames
     units = [frames[:1], *(frames[1 + 8 * i : 9 + 8 * i] for i in range(3))]
-    won = [BranchView((1, *[0] * d), Fate.WINNER, units[d], score=0.4 + d) for d in range(4)]
-    lost = [
-        BranchView((0,), Fate.CUT, units[0], draft=True, verdicts=(("potential", 0.2),), flops=10),
-        BranchView((2,), Fate.KEPT, units[0], score=0.7, verdicts=(("potential", 0.6), ("image", 0.5))),
-        BranchView((2, 0), Fate.BET, units[1]),
-    ]
-    spans = (
-        Span("generator 1", 0.0, 1.0, Kind.CERTAIN),
-        Span("generator 2", 0.5, 2.0, Kind.WASTED),
-        Span("verifier", 0.8, 1.2, Kind.SCORING),
-        Span("verifier", 1.8, 3.0, Kind.SCORING),
+    nodes = (
+        node((0,), Fate.DROPPED, Assessment.POTENTIAL, 0.2),
+        node((1,), Fate.WON, Assessment.IMAGE, 0.7),
+        node((1, 0), Fate.WON, Assessment.MOTION, 1.4),
+        node((1, 0, 0), Fate.WON, Assessment.MOTION, 1.9),
+        node((1, 0, 0, 0), Fate.WON, Assessment.FINAL, 2.6),
+        node((2,), Fate.KEPT, Assessment.IMAGE, 0.4),
+        node((2, 0), Fate.BET),
     )
-    return SearchRecord(
-        prompt="a red 3 moves left and right", seed=5, policy="tof", budget=4.0, units=4, fps=8.0, frames=frames,
-        winner=(1, 0, 0, 0), scores=(("panel", 0.9),), branches=tuple(lost + won), spans=spans,
-        certain=Cost(100, 3000, 2.0), wasted=Cost(10, 300, 0.2), verifier=Cost(8, 60, 0.5), single=Cost(60, 1000, 1.0),
+    sampled, bet, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
+    spans = (
+        Span(sampled, "generator 1", 0.0, 1.0, Ending.DONE, Cost(30, 1000, 1.0)),
+        Span(bet, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
+        Span(scored, "verifier", 0.8, 1.2, Ending.DONE, Cost(4, 30, 0.4)),
+        Span(LAST, "verifier", 1.8, 3.0, Ending.DONE, Cost(4, 30, 0.4)),
+    )
+    outcome = Outcome(
+        winner=(1, 0, 0, 0),
+        nodes=nodes,
+        certain=frozenset({sampled, scored, LAST}),
+        sampling=Bill(certain=Cost(100, 3000, 2.0), at_stake=Cost(), wasted=Cost(10, 300, 0.2)),
+        scoring=Bill(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost()),
+        spans=spans,
+        handles={},
         seconds=3.0,
-    )  # fmt: skip
+        restored=0,
+    )
+    shown = {each.path: Shown(units[len(each.path) - 1], draft=each.path == (0,)) for each in nodes}
+    return SearchRecord(REQUEST, 8.0, outcome, shown, Cost(60, 1000, 1.0))
+
+
+def test_winner_is_put_together_from_its_units() -> None:
+    record = search_record()
+    assert np.array_equal(record.frames, digits.clip(seed=3, index=0).frames)
+    assert record.scores == {"alignment": 0.6, "motion": 0.8}
 
 
 def test_report_adds_up_and_is_json() -> None:
-    said = json.loads(json.dumps(report.report_json(_record())))
+    said = json.loads(json.dumps(report.report_json(search_record())))
     cost = said["cost"]
-    parts = ("generator_certain", "generator_wasted", "verifier")
+    parts = ("generator_certain", "generator_wasted", "verifier_certain", "verifier_wasted")
     for key in ("nfe", "flops", "seconds"):
         assert sum(cost[part][key] for part in parts) == pytest.approx(cost["total"][key])
-    assert cost["in_single_samples"]["total"] == 3.36
+    assert cost["total"]["in_single_samples"] == 3.36
     assert said["winner"]["path"] == [1, 0, 0, 0]
-    assert [tuple(b["path"]) for b in said["branches"]][:3] == [(0,), (1,), (2,)]
+    assert [b["path"] for b in said["branches"]][:3] == [[0], [1], [2]]
+    assert [stretch["needed"] for stretch in said["timeline"]] == [True, False, True, True]
     assert said["size"] == "64x64"
 
 
-def test_overlap_is_counted_once() -> None:
-    # Scoring 0.8-1.2 and 1.8-3.0, sampling 0.0-2.0.
-    assert report.overlap_seconds(_record().spans) == pytest.approx(0.4 + 0.2)
-
-
 def test_picture_shows_every_fate(tmp_path: Path) -> None:
-    tree_picture.draw(_record(), tmp_path / "tree.png")
+    tree_picture.draw(search_record(), tmp_path / "tree.png")
     with Image.open(tmp_path / "tree.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in tree_picture.FATE_COLOUR.values():
@@ -64,8 +90,9 @@ def test_picture_shows_every_fate(tmp_path: Path) -> None:
 
 
 def test_picture_of_an_unsearched_sample(tmp_path: Path) -> None:
-    record = _record()
-    path = tuple(b for b in record.branches if b.fate is Fate.WINNER)
-    tree_picture.draw(dataclasses.replace(record, policy="none", branches=path, spans=()), tmp_path / "tree.png")
+    record = search_record()
+    won = tuple(each for each in record.outcome.nodes if each.fate is Fate.WON)
+    outcome = dataclasses.replace(record.outcome, nodes=won, spans=())
+    tree_picture.draw(dataclasses.replace(record, outcome=outcome), tmp_path / "tree.png")
     with Image.open(tmp_path / "tree.png") as picture:
         assert picture.width > 1000

@@ -2,149 +2,94 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.types import Cost, Path
+from framegrove.search.outcome import Bill, Ending, Node, Outcome, Span
+from framegrove.types import Cost, GenerationRequest, Path, SampleWork
 
 Frames = npt.NDArray[np.uint8]
 
 
-class Fate(enum.StrEnum):
-    """What became of a branch."""
-
-    WINNER = "winner"  # on the winning path
-    KEPT = "kept"  # survived its assessments, but another path won
-    CUT = "cut"  # dropped by the policy
-    BET = "lost bet"  # sampled before it was certain, and not needed in the end
-
-
-class Kind(enum.StrEnum):
-    """What a stretch of an actor's time went on."""
-
-    CERTAIN = "sampling"
-    WASTED = "sampling, bet lost"
-    SCORING = "scoring"
-
-
 @dataclass(frozen=True, eq=False)
-class BranchView:
-    """A branch as the picture shows it. ``frames``: its own unit, uint8 (T, H, W, 3); a preview if it is a ``draft``.
+class Shown:
+    """What a branch's newest unit looks like, uint8 (T, H, W, 3); of a ``draft`` it is the preview."""
 
-    ``verdicts`` are the verifiers' answers, (assessment, probability); ``score`` is the path's, as the policy used it.
-    """
-
-    path: Path
-    fate: Fate
-    frames: Frames | None = None
+    frames: Frames
     draft: bool = False
-    score: float | None = None
-    verdicts: tuple[tuple[str, float], ...] = ()
-    flops: int = 0
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of one actor's time, in seconds since the search began."""
-
-    lane: str
-    start: float
-    end: float
-    kind: Kind
 
 
 @dataclass(frozen=True, eq=False)
 class SearchRecord:
-    """A finished search. ``frames`` is the winner's video; ``single`` what one unsearched sample of it costs."""
+    """A finished search. ``shown`` has every branch of its tree, ``single`` is the cost of one unsearched sample."""
 
-    prompt: str
-    seed: int
-    policy: str
-    budget: float
-    units: int
+    request: GenerationRequest
     fps: float
-    frames: Frames
-    winner: Path
-    scores: tuple[tuple[str, float], ...]
-    branches: tuple[BranchView, ...]
-    spans: tuple[Span, ...]
-    certain: Cost
-    wasted: Cost
-    verifier: Cost
+    outcome: Outcome
+    shown: Mapping[Path, Shown]
     single: Cost
-    seconds: float
+
+    @property
+    def frames(self) -> Frames:
+        """The winner's video, uint8 (T, H, W, 3)."""
+        winner = self.outcome.winner
+        return np.concatenate([self.shown[winner[: length + 1]].frames for length in range(len(winner))])
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What each verifier of the panel says of the winner as a whole; empty when nobody was asked."""
+        node = next(node for node in self.outcome.nodes if node.path == self.outcome.winner)
+        return dict(node.scores[-1][1]) if node.scores else {}
+
+
+def was_needed(span: Span, outcome: Outcome) -> bool:
+    """Whether an attempt is part of what had to be done; otherwise it was a lost bet or a failure."""
+    return span.ending is Ending.DONE and span.work in outcome.certain
 
 
 def report_json(record: SearchRecord) -> dict[str, Any]:
-    """What report.json says: the request, the costs by part, the winner and every branch."""
-    total = record.certain + record.wasted + record.verifier
+    """What report.json says: the request, costs by part, the winner, every branch, and who worked when."""
+    request, outcome = record.request, record.outcome
     return {
-        "prompt": record.prompt,
-        "seed": record.seed,
-        "policy": record.policy,
-        "budget": record.budget,
-        "units": record.units,
-        "fps": record.fps,
-        "size": f"{record.frames.shape[2]}x{record.frames.shape[1]}",
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "policy": request.policy,
+        "budget": request.budget,
+        "size": f"{request.width}x{request.height}",
+        "units": request.units,
         "frames": len(record.frames),
-        "winner": {"path": list(record.winner), "scores": dict(record.scores)},
-        "seconds": round(record.seconds, 3),
-        "cost": {
-            "unit": {
-                "nfe": "transformer evaluations",
-                "flops": "from exact token counts",
-                "seconds": "of an actor's time",
-            },
-            "single_sample": _cost(record.single),
-            "generator_certain": _cost(record.certain),
-            "generator_wasted": _cost(record.wasted),
-            "verifier": _cost(record.verifier),
-            "total": _cost(total),
-            "in_single_samples": {
-                "generator_certain": _ratio(record.certain, record.single),
-                "generator_wasted": _ratio(record.wasted, record.single),
-                "verifier": _ratio(record.verifier, record.single),
-                "total": _ratio(total, record.single),
-            },
-        },
-        "branches": [
-            {
-                "path": list(branch.path),
-                "fate": str(branch.fate),
-                "draft": branch.draft,
-                "score": branch.score,
-                "verdicts": dict(branch.verdicts),
-                "flops": branch.flops,
-            }
-            for branch in sorted(record.branches, key=lambda b: (len(b.path), b.path))
-        ],
-        "timeline": [
-            {"who": span.lane, "from": round(span.start, 3), "to": round(span.end, 3), "what": str(span.kind)}
-            for span in record.spans
-        ],
+        "fps": record.fps,
+        "winner": {"path": list(outcome.winner), "verifier": record.scores},
+        "seconds": round(outcome.seconds, 3),
+        "restored_works": outcome.restored,
+        "overlap_seconds": round(outcome.overlap, 3),
+        "cost": _costs(record),
+        "branches": [_branch(node) for node in sorted(outcome.nodes, key=lambda node: (len(node.path), node.path))],
+        "timeline": [_stretch(span, outcome) for span in outcome.spans],
     }
 
 
-def overlap_seconds(spans: Sequence[Span]) -> float:
-    """For how long a verifier scored while some generator sampled."""
-    scoring = _union([(s.start, s.end) for s in spans if s.kind is Kind.SCORING])
-    sampling = _union([(s.start, s.end) for s in spans if s.kind is not Kind.SCORING])
-    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in scoring for b in sampling)
+def _costs(record: SearchRecord) -> dict[str, Any]:
+    """nfe: transformer evaluations; flops: from exact token counts; seconds: of an actor's time."""
+    sampling, scoring = record.outcome.sampling, record.outcome.scoring
+    parts = {
+        "generator_certain": sampling.certain,
+        "generator_wasted": lost(sampling),
+        "verifier_certain": scoring.certain,
+        "verifier_wasted": lost(scoring),
+        "total": sampling.spent + scoring.spent,
+        "single_sample": record.single,
+    }
+    return {name: {**_cost(cost), "in_single_samples": _ratio(cost, record.single)} for name, cost in parts.items()}
 
 
-def _union(stretches: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    merged: list[tuple[float, float]] = []
-    for start, end in sorted(stretches):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        else:
-            merged.append((start, end))
-    return merged
+def lost(bill: Bill) -> Cost:
+    """What a finished search has spent for nothing."""
+    return bill.wasted + bill.at_stake
 
 
 def _cost(cost: Cost) -> dict[str, float]:
@@ -153,3 +98,27 @@ def _cost(cost: Cost) -> dict[str, float]:
 
 def _ratio(part: Cost, single: Cost) -> float | None:
     return round(part.flops / single.flops, 3) if single.flops else None
+
+
+def _branch(node: Node) -> dict[str, Any]:
+    return {
+        "path": list(node.path),
+        "fate": str(node.fate),
+        "dropped_by": str(node.dropped_by) if node.dropped_by else None,
+        "verifier": {str(assessment): dict(panel) for assessment, panel in node.scores},
+        "path_score": node.judgements[-1].total if node.judgements else None,
+    }
+
+
+def _stretch(span: Span, outcome: Outcome) -> dict[str, Any]:
+    sampling = isinstance(span.work, SampleWork)
+    paths = span.work.paths if isinstance(span.work, SampleWork) else (span.work.path,)
+    return {
+        "who": span.worker,
+        "from": round(span.start, 3),
+        "to": round(span.end, 3),
+        "what": "sample" if sampling else "score",
+        "branches": [list(path) for path in paths],
+        "ending": str(span.ending),
+        "needed": was_needed(span, outcome),
+    }
