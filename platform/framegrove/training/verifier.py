@@ -1,0 +1,256 @@
+"""Training of the small verifier, in four stages, because from scratch all at once it stays near chance.
+
+1. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
+2. frames: the vision tower and the connector say, cell by cell, what stands where in whole frames.
+3. reading: with the eyes held still, the text model learns to answer questions about those cells.
+4. joint: everything together, at a low rate that decays to nothing; an average of the weights is what is kept.
+
+Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a CPU is
+several times faster than mixing the two by autocast. Every step draws its clips from (seed, stage, step), so a run that is resumed
+sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from framegrove.config.verifier import TrainingStage, VerifierTraining
+from framegrove.training import verifier_model
+from framegrove.training.verifier_batches import clip_batch, frame_batch, window_batch
+from framegrove.training.verifier_heads import CellHeads, WindowHeads, frame_loss, window_loss
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("windows", "frames", "reading", "joint")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; what a caller's progress display is told after every step."""
+
+    stage: str
+    step: int  # of this stage, from 1
+    steps: int
+    done: int  # of all stages
+    total: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class VerifierRun:
+    """A training run that can be stopped after any step and continued from its newest checkpoint."""
+
+    def __init__(self, config: VerifierTraining, out: Path) -> None:
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.config, self.out = config, out
+        self.tokenizer = verifier_model.build_tokenizer()
+        self.packer = verifier_model.Packer(self.tokenizer, verifier_model.tokens_per_frame(config.model))
+        self.model = verifier_model.build_model(config.model, self.tokenizer)
+        self.twin = copy.deepcopy(self.model).to(getattr(torch, config.precision))
+        self.windows = WindowHeads(config.model.vision_width)
+        self.cells = CellHeads(config.model.text_width)
+        self.average: dict[str, torch.Tensor] | None = None
+        self.seconds = 0.0
+        self._stage, self._step = 0, 0
+        self._optimisers: list[torch.optim.Optimizer] = []
+        self._resume()
+
+    def train(self, report: Callable[[Progress], None] = lambda _: None) -> None:
+        """Run what is left of the four stages, writing checkpoints and log.jsonl into ``out``."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        total = sum(self._plan(name).steps for name in STAGES)
+        last_saved = time.monotonic()
+        while self._stage < len(STAGES):
+            name = STAGES[self._stage]
+            plan = self._plan(name)
+            if not self._optimisers:
+                self._optimisers = self._enter(name, plan)
+            while self._step < plan.steps:
+                figures = self._advance(name, plan)
+                now = time.monotonic()
+                self.seconds, last_saved = self.seconds + now - last_saved, now
+                done = sum(self._plan(n).steps for n in STAGES[: self._stage]) + self._step
+                report(Progress(name, self._step, plan.steps, done, total, figures))
+                if self._step % 50 == 0:
+                    self._log(name, figures)
+                if self._step % self.config.checkpoint_every == 0:
+                    self._save()
+            self._leave(name)
+            self._stage, self._step, self._optimisers = self._stage + 1, 0, []
+            self._save()
+
+    def finished(self) -> verifier_model.Idefics3ForConditionalGeneration:
+        """The averaged model, rounded to bfloat16 as it is stored, in float32 and in evaluation mode."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average)
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.copy_(weight.bfloat16().float())
+        return self.model.eval()
+
+    def _plan(self, name: str) -> TrainingStage:
+        plan: TrainingStage = getattr(self.config, name)
+        return plan
+
+    def _enter(self, name: str, plan: TrainingStage) -> list[torch.optim.Optimizer]:
+        eyes, bridge = self.model.model.vision_model, self.model.model.connector
+        trained: dict[str, list[nn.Module]] = {
+            "windows": [eyes, self.windows],
+            "frames": [eyes, bridge, self.cells],
+            "reading": [self.model.model.text_model, self.model.lm_head],
+            "joint": [self.model],
+        }
+        chosen = {id(p) for module in trained[name] for p in module.parameters()}
+        for module in (self.model, self.windows, self.cells):
+            for weight in module.parameters():
+                weight.requires_grad_(id(weight) in chosen)
+        return list(_optimisers(trained[name], plan.rate))
+
+    def _leave(self, name: str) -> None:
+        if name == "frames":
+            self._settle_scale()
+
+    @torch.no_grad()
+    def _settle_scale(self) -> None:
+        """Make the cells' features as large as words are, before the text model first sees them."""
+        batch = frame_batch(self.config.seed + 1, 0, 64)
+        size = verifier_model.read_cells(self.model, batch.frames_N3HW).pow(2).mean().sqrt()
+        self.model.model.connector.modality_projection.proj.weight.div_(size)
+
+    def _advance(self, name: str, plan: TrainingStage) -> dict[str, float]:
+        """One optimiser step."""
+        scale = _schedule(self._step, plan)
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = scale * group["peak"]
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss, figures = self._loss(name, plan)
+        loss.backward()
+        self._take_gradients()
+        weights = [p for o in self._optimisers for g in o.param_groups for p in g["params"]]
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        for optimiser in self._optimisers:
+            optimiser.step()
+        if name == "joint":
+            self._average()
+        self._step += 1
+        return {"loss": float(loss.detach()), "rate": scale * plan.rate} | figures
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Move the twin's gradients to the weights that learn."""
+        for weight, worker in zip(self.model.parameters(), self.twin.parameters(), strict=True):
+            if worker.grad is not None:
+                weight.grad = worker.grad.to(weight.dtype)
+                worker.grad = None
+
+    @torch.no_grad()
+    def _refresh_twin(self) -> None:
+        for weight, worker in zip(self.model.parameters(), self.twin.parameters(), strict=True):
+            worker.copy_(weight)
+            worker.requires_grad_(weight.requires_grad)
+
+    def _loss(self, name: str, plan: TrainingStage) -> tuple[torch.Tensor, dict[str, float]]:
+        self._refresh_twin()
+        seed = self.config.seed * len(STAGES) + STAGES.index(name)
+        if name == "windows":
+            return window_loss(self.twin, self.windows, window_batch(seed, self._step, plan.batch))
+        if name == "frames":
+            frames = frame_batch(seed, self._step, plan.batch)
+            return frame_loss(verifier_model.read_cells(self.twin, frames.frames_N3HW), self.cells, frames)
+        clips = clip_batch(seed, self._step, plan.batch, self.config.questions_per_clip, self.packer)
+        with torch.set_grad_enabled(name == "joint"):
+            cells = verifier_model.read_cells(self.twin, clips.frames_N3HW)
+        flat = cells.reshape(clips.packed.ids_BL.shape[0], -1, cells.shape[-1])
+        logits = verifier_model.answer_logits(self.twin, flat, clips.packed)
+        answers = clips.packed.answers_BK
+        words = torch.where(answers > 0.5, self.packer.yes, self.packer.no)
+        loss = functional.cross_entropy(logits.flatten(0, 1), words.flatten())
+        said_yes = logits[..., self.packer.yes] > logits[..., self.packer.no]
+        return loss, {"right": float((said_yes == (answers > 0.5)).float().mean())}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        now = self.model.state_dict()
+        if self.average is None:
+            self.average = {name: value.clone() for name, value in now.items()}
+        for name, value in now.items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - min(self.config.ema, (1 + self._step) / (10 + self._step)))
+
+    def _log(self, name: str, figures: dict[str, float]) -> None:
+        line = {"stage": name, "step": self._step, "seconds": round(self.seconds, 1)}
+        rounded = {key: round(value, 5) for key, value in figures.items()}
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line | rounded) + "\n")
+
+    def _checkpoint(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def _save(self) -> None:
+        state = {
+            "config": self.config.model_dump_json(),
+            "stage": self._stage,
+            "step": self._step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "windows": self.windows.state_dict(),
+            "cells": self.cells.state_dict(),
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
+        }
+        building = self._checkpoint().with_suffix(".building")
+        torch.save(state, building)
+        building.replace(self._checkpoint())
+
+    def _resume(self) -> None:
+        path = self._checkpoint()
+        if not path.exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} is not a readable checkpoint ({error}): remove it to start afresh") from error
+        if state["config"] != self.config.model_dump_json():
+            raise ValueError(f"{path} belongs to another configuration: use another --out, or remove it to start afresh")
+        self.model.load_state_dict(state["model"])
+        self.windows.load_state_dict(state["windows"])
+        self.cells.load_state_dict(state["cells"])
+        self.average, self.seconds = state["average"], state["seconds"]
+        self._stage, self._step = state["stage"], state["step"]
+        if state["optimisers"] and self._stage < len(STAGES):
+            name = STAGES[self._stage]
+            self._optimisers = self._enter(name, self._plan(name))
+            for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        logger.info("continuing at stage %s, step %d", (*STAGES, "done")[self._stage], self._step)
+
+
+def _optimisers(modules: list[nn.Module], rate: float) -> Iterator[torch.optim.Optimizer]:
+    named = [(name, p) for module in modules for name, p in module.named_parameters()]
+    matrices = [p for name, p in named if p.ndim == 2 and not any(n in name for n in ("embed", "lm_head", "head_"))]
+    chosen = {id(p) for p in matrices}
+    others = [p for _, p in named if id(p) not in chosen]
+    yield torch.optim.Muon(
+        [{"params": matrices, "peak": rate}], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    yield torch.optim.AdamW([{"params": others, "peak": rate}], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def _schedule(step: int, plan: TrainingStage) -> float:
+    """Warm-up over the first 3% (20 steps at least), then linearly down to ``final_rate``."""
+    warm = max(20, plan.steps * 3 // 100)
+    decay = 1 - (1 - plan.final_rate) * max(0, step - warm) / max(1, plan.steps - warm)
+    return min(1.0, (step + 1) / warm) * decay

@@ -1,0 +1,210 @@
+"""The small verifier: an Idefics3 with a word-level tokenizer, as a folder that transformers and vLLM load alike.
+
+A question reaches it as ``<image>`` per shown frame, then the sentence; the probability of "yes" is read off the next token.
+Words are lower-cased and split at punctuation, so the two libraries cannot disagree about token ids.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from framegrove.config.verifier import VerifierArchitecture
+from framegrove.data.digits import COLOURS, DIGITS, MOTIONS
+from framegrove.verification import questions as ask
+
+PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END = (
+    "<pad>",
+    "<unk>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, over the words of every question this verifier is trained on."""
+    samples = [ask.ask_digit(d) for d in DIGITS] + [ask.ask_colour(c) for c in COLOURS]
+    samples += [ask.ask_motion(0, "red", m) for m in MOTIONS] + [ask.ask_match(f"a red 0 moves {m}") for m in MOTIONS]
+    samples += [ask.ask_binding(0, "red"), ask.ask_count(1), ask.ask_count(2), ask.ASK_STABLE, ask.ASK_CLEAR, "yes no"]
+    splitter, lower = pre_tokenizers.BertPreTokenizer(), normalizers.Lowercase()
+    words = {word for text in samples for word, _ in splitter.pre_tokenize_str(lower.normalize_str(text))}
+    special = [PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END]
+    vocabulary = {word: at for at, word in enumerate([*special, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = lower
+    tokenizer.pre_tokenizer = splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[IMAGE, AROUND_IMAGE, GLOBAL_IMAGE],
+        model_max_length=1024,
+    )
+
+
+def build_model(config: VerifierArchitecture, tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
+    """A freshly initialised model; seed torch before."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.text_width,
+        intermediate_size=8 * config.text_width // 3,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        num_key_value_heads=config.text_heads,
+        max_position_embeddings=1024,
+        initializer_range=0.05,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    vision = Idefics3VisionConfig(
+        hidden_size=config.vision_width,
+        intermediate_size=4 * config.vision_width,
+        num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.vision_heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+    )
+    whole = Idefics3Config(
+        text_config=text,
+        vision_config=vision,
+        scale_factor=config.scale_factor,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Idefics3ForConditionalGeneration._from_config(whole, attn_implementation="eager")
+    with torch.no_grad():  # words as large as the picture's features will be
+        model.get_input_embeddings().weight.normal_(std=1.0)
+    return model
+
+
+def tokens_per_frame(config: VerifierArchitecture) -> int:
+    """Image tokens of one frame, without the three that mark it."""
+    return (config.image_size // config.patch_size // config.scale_factor) ** 2
+
+
+def save_folder(
+    model: Idefics3ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    config: VerifierArchitecture,
+    out: Path,
+) -> None:
+    """Write weights (bfloat16-free safetensors), configuration, tokenizer and processor; replaces ``out`` as a whole."""
+    building = out.with_name(out.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    model.save_pretrained(building)
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": config.image_size},
+        max_image_size={"longest_edge": config.image_size},
+        do_image_splitting=False,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    processor = Idefics3Processor(
+        images, tokenizer, image_seq_len=tokens_per_frame(config), chat_template=CHAT_TEMPLATE
+    )
+    processor.save_pretrained(building)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(building)
+    shutil.rmtree(out, ignore_errors=True)
+    building.rename(out)
+
+
+@dataclass(frozen=True)
+class PackedQuestions:
+    """Questions of B clips, K each, laid side by side after one prefix of frames (L tokens in all).
+
+    Slot k holds the k-th question of every clip, padded to the longest of them. ``mask_LL`` lets every token see the
+    frames and its own question so far; ``ends_K`` finds the last token of each (B, K), ``answers_BK`` is 1 for yes.
+    """
+
+    ids_BL: torch.Tensor
+    positions_1L: torch.Tensor
+    mask_11LL: torch.Tensor
+    ends_BK: torch.Tensor
+    answers_BK: torch.Tensor
+
+
+class Packer:
+    """Turns questions into PackedQuestions."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, frame_tokens: int) -> None:
+        self._ids = {w: int(tokenizer.convert_tokens_to_ids(w)) for w in (AROUND_IMAGE, GLOBAL_IMAGE, IMAGE, PAD)}
+        self._tokenizer = tokenizer
+        self._frame_tokens = frame_tokens
+        self._known: dict[str, list[int]] = {}
+        self.yes, self.no = (int(tokenizer.convert_tokens_to_ids(w)) for w in ("yes", "no"))
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a question."""
+        if text not in self._known:
+            self._known[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known[text]
+
+    def pack(self, shown: int, texts: Sequence[Sequence[str]], answers: Sequence[Sequence[bool]]) -> PackedQuestions:
+        """``texts[b][k]``: every clip shows ``shown`` frames and has the same number of questions."""
+        frame = [self._ids[AROUND_IMAGE], self._ids[GLOBAL_IMAGE]] + [self._ids[IMAGE]] * self._frame_tokens
+        prefix = (frame + [self._ids[AROUND_IMAGE]]) * shown
+        rows = [[self.tokens(text) for text in row] for row in texts]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        ids = [prefix + [t for k, q in enumerate(row) for t in q + [self._ids[PAD]] * (widths[k] - len(q))] for row in rows]
+        starts = [len(prefix) + sum(widths[:k]) for k in range(len(widths))]
+        ends = [[starts[k] + len(q) - 1 for k, q in enumerate(row)] for row in rows]
+        owner = torch.tensor([-1] * len(prefix) + [k for k, width in enumerate(widths) for _ in range(width)])
+        positions = list(range(len(prefix))) + [len(prefix) + i for width in widths for i in range(width)]
+        causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+        mask = causal & ((owner[None, :] == -1) | (owner[None, :] == owner[:, None]))
+        return PackedQuestions(
+            torch.tensor(ids),
+            torch.tensor(positions)[None],
+            torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))[None, None],
+            torch.tensor(ends),
+            torch.tensor(answers, dtype=torch.float32),
+        )
+
+
+def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tensor) -> torch.Tensor:
+    """Features of frames in [0, 1], one per cell, as the text model receives them: (N, cells, text width)."""
+    pixels = ((frames_N3HW - 0.5) / 0.5).to(model.dtype)
+    seen = model.model.vision_model(pixel_values=pixels).last_hidden_state
+    cells: torch.Tensor = model.model.connector(seen)
+    return cells
+
+
+def answer_logits(
+    model: Idefics3ForConditionalGeneration, cells_BMD: torch.Tensor, packed: PackedQuestions
+) -> torch.Tensor:
+    """Logits over the vocabulary where each answer would stand: (B, K, V). ``cells_BMD``: all frames' cells in order."""
+    words = model.get_input_embeddings()(packed.ids_BL)
+    at_image = (packed.ids_BL == model.config.image_token_id)[..., None]
+    inputs = words.masked_scatter(at_image, cells_BMD.to(words.dtype))
+    hidden = model.model.text_model(
+        inputs_embeds=inputs, attention_mask=packed.mask_11LL.to(words.dtype), position_ids=packed.positions_1L, use_cache=False
+    ).last_hidden_state
+    last = hidden.gather(1, packed.ends_BK[..., None].expand(-1, -1, hidden.shape[-1]))
+    logits: torch.Tensor = model.lm_head(last)
+    return logits.float()
+
+

@@ -1,0 +1,284 @@
+"""Clips for training a verifier: true ones and ones that go wrong as a generator's do, with what is true of each.
+
+A generator's clip fails in its own ways: a digit turns into another one in a later unit, changes colour, vanishes, jumps to
+another line, stands still, is no digit at all; the picture is blurred, mottled or noisy. Each is drawn here on purpose,
+frame by frame, so that the truth of any question is known. Only the frames a verifier is shown are drawn.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from framegrove.data import digits
+from framegrove.data.digits import COLOURS, MOTIONS, SIZE, Split
+from framegrove.verification.questions import shown_frames
+
+Ink = npt.NDArray[np.float32]
+Choice = TypeVar("Choice")
+
+
+class Fault(enum.StrEnum):
+    """What is wrong with one drawn digit."""
+
+    NONE = "none"
+    RESTYLE = "restyle"  # the same digit from another scan later on: harmless
+    MORPH = "morph"  # another digit later on
+    RECOLOUR = "recolour"  # another colour later on
+    VANISH = "vanish"  # gone, or a mere smudge, later on
+    SWERVE = "swerve"  # off its line later on
+    STILL = "still"  # does not move
+    MALFORMED = "malformed"  # no digit: two digits blended, half of one, a blob
+
+
+class Quality(enum.StrEnum):
+    """How well the whole picture can be made out."""
+
+    CLEAR = "clear"
+    FAIR = "fair"  # between the two: not asked about
+    UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One digit as it was drawn, frame by frame; None where there is no such thing to read."""
+
+    name: digits.DigitObject  # as a caption of the clip's beginning would name it
+    fault: Fault
+    digits: tuple[int | None, ...]
+    colours: tuple[str | None, ...]
+    motion: str | None
+    centres: tuple[tuple[int, int], ...]
+
+    @property
+    def steady_digit(self) -> int | None:
+        return self.digits[0] if len(set(self.digits)) == 1 else None
+
+    @property
+    def steady_colour(self) -> str | None:
+        return self.colours[0] if len(set(self.colours)) == 1 else None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The shown frames of one clip, float32 (N, 3, 64, 64) in [0, 1], and the truth about them."""
+
+    frames: torch.Tensor
+    drawn: tuple[Drawn, ...]
+    quality: Quality
+
+
+_STATIC_FAULTS = {Fault.NONE: 0.8, Fault.MALFORMED: 0.2}
+_MOVING_FAULTS = {
+    Fault.NONE: 0.53,
+    Fault.RESTYLE: 0.04,
+    Fault.MORPH: 0.15,
+    Fault.RECOLOUR: 0.04,
+    Fault.VANISH: 0.04,
+    Fault.SWERVE: 0.08,
+    Fault.STILL: 0.05,
+    Fault.MALFORMED: 0.07,
+}
+_QUALITIES = {Quality.CLEAR: 0.6, Quality.FAIR: 0.27, Quality.UNCLEAR: 0.13}
+
+
+def draw_scene(
+    rng: np.random.Generator, *, shown: int, split: Split = "train", quality: Quality | None = None
+) -> Scene:
+    """A random clip of which ``shown`` frames (one a unit) are seen; ``quality`` None draws one."""
+    objects = _objects(rng, split)
+    times = shown_frames(digits.frame_count(shown), most=max(2, shown))
+    frames = np.broadcast_to(np.asarray(digits.BACKGROUND, np.float32), (shown, SIZE, SIZE, 3)).copy()
+    drawn = []
+    scale = 1.0 if rng.random() < 0.5 else float(rng.uniform(0.9, 1.1))
+    side = round((digits.SINGLE_SIDE if len(objects) == 1 else digits.PAIR_SIDE) * scale)
+    for name, area in zip(objects, digits.areas(len(objects), rng), strict=True):
+        fault = _pick(rng, _STATIC_FAULTS if shown == 1 else _MOVING_FAULTS)
+        drawn.append(_draw(frames, name, fault, area, times, side, rng, split))
+    chosen = quality if quality is not None else _pick(rng, _QUALITIES)
+    seen = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous() / 255.0
+    return Scene(degrade(seen, chosen, rng), tuple(drawn), chosen)
+
+
+def _pick(rng: np.random.Generator, odds: dict[Choice, float]) -> Choice:
+    edges = np.cumsum(list(odds.values()))
+    return list(odds)[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+
+
+def _objects(rng: np.random.Generator, split: Split) -> tuple[digits.DigitObject, ...]:
+    """As in true clips, but now and then two of one colour or two of one digit: generators make those, too."""
+    objects = digits.draw_objects(rng, split=split, digits=1 if rng.random() < 0.35 else 2)
+    if len(objects) == 2 and rng.random() < 0.15:
+        one, two = objects
+        same_colour = rng.random() < 0.5
+        two = digits.DigitObject(
+            two.digit if same_colour else one.digit, one.colour if same_colour else two.colour, two.motion
+        )
+        objects = (one, two)
+    return objects
+
+
+def _draw(
+    frames: Ink,
+    name: digits.DigitObject,
+    fault: Fault,
+    area: digits.Area,
+    times: tuple[int, ...],
+    side: int,
+    rng: np.random.Generator,
+    split: Split,
+) -> Drawn:
+    """Paint one digit into ``frames`` with its fault and say what is true of it."""
+    shown = len(times)
+    centres = _centres(name.motion, area, times, rng)
+    motion: str | None = name.motion
+    start = int(rng.integers(1, shown)) if shown > 1 else 0  # the first frame that a later change touches
+    scan = _scan(name.digit, rng, split)
+    inks = [_ink(scan, side, rng)] * shown
+    seen: list[int | None] = [name.digit] * shown
+    colours: list[str | None] = [name.colour] * shown
+    if fault is Fault.SWERVE and shown >= 3:
+        start = int(rng.integers(2, shown)) if shown > 2 else start
+        centres, motion = _swerve(centres, name.motion, area, times, start, rng)
+        fault = fault if motion is None else Fault.NONE
+    elif fault is Fault.STILL:
+        centres, motion = [centres[0]] * shown, None
+    elif fault is Fault.MALFORMED:
+        inks, seen = [_malformed(scan, name.digit, side, rng, split)] * shown, [None] * shown
+    elif fault is Fault.RESTYLE:
+        inks[start:] = [_ink(_scan(name.digit, rng, split), side, rng)] * (shown - start)
+    elif fault is Fault.MORPH:
+        other = _other_digit(name.digit, rng)
+        target = _scan(other, rng, split)
+        inks[start:] = [_ink(target, side, rng)] * (shown - start)
+        seen[start:] = [other] * (shown - start)
+        if shown - start > 1 and rng.random() < 0.5:  # on the way
+            inks[start], seen[start] = _ink((scan + target) / 2, side, rng), None
+    elif fault is Fault.RECOLOUR:
+        colours[start:] = [str(rng.choice([c for c in COLOURS if c != name.colour]))] * (shown - start)
+    elif fault is Fault.VANISH:
+        smudge = ndimage.gaussian_filter(inks[0], side / 5) * float(rng.uniform(0.0, 0.5))
+        inks[start:] = [smudge] * (shown - start)
+        seen[start:], colours[start:] = [None] * (shown - start), [None] * (shown - start)
+    else:
+        fault = Fault.NONE if fault is Fault.SWERVE else fault
+    for frame, ink, colour, (x, y) in zip(frames, inks, colours, centres, strict=True):
+        digits.paint(frame, ink, COLOURS[colour or name.colour], x, y)
+    return Drawn(name, fault, tuple(seen), tuple(colours), motion, tuple(centres))
+
+
+def _centres(
+    motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Where the digit is at the shown times; sometimes a pixel off, as a generator's would be."""
+    track = list(islice(digits.track(motion, area, times[-1] + 1, rng), times[-1] + 1))
+    centres = [track[time] for time in times]
+    if rng.random() < 0.3:
+        shaken = np.asarray(centres) + rng.integers(-1, 2, size=(len(centres), 2))
+        centres = [(int(x), int(y)) for x, y in shaken]
+    return centres
+
+
+def _swerve(
+    centres: list[tuple[int, int]],
+    motion: str,
+    area: digits.Area,
+    times: tuple[int, ...],
+    start: int,
+    rng: np.random.Generator,
+) -> tuple[list[tuple[int, int]], str | None]:
+    """Leave the line from frame ``start`` on; (unchanged, motion) where no try gets visibly away from it."""
+    across = np.asarray([-MOTIONS[motion][1], MOTIONS[motion][0]]) / np.hypot(*MOTIONS[motion])
+    for _ in range(6):
+        other = str(rng.choice([m for m in MOTIONS if m != motion]))
+        changed = centres[:start] + _centres(other, area, times, rng)[start:]
+        away = np.abs((np.asarray(changed) - centres[0]) @ across)
+        if away.max() >= 7:
+            return changed, None
+    return centres, motion
+
+
+def _other_digit(digit: int, rng: np.random.Generator) -> int:
+    return int((digit + rng.integers(1, 10)) % 10)
+
+
+def _scan(digit: int, rng: np.random.Generator, split: Split) -> Ink:
+    scans = digits.scans_of(digit, split)
+    chosen: Ink = scans[int(rng.integers(len(scans)))]
+    return chosen
+
+
+def _ink(scan: Ink, side: int, rng: np.random.Generator) -> Ink:
+    """The scan as strokes; for every other one a little turned, sheared, thinner or thicker (a generator's hand shakes)."""
+    if rng.random() < 0.5:
+        return digits.sprite(scan, side)
+    turn, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)
+    matrix = np.asarray([[np.cos(turn), -np.sin(turn) + shear], [np.sin(turn), np.cos(turn)]])
+    middle = np.asarray([3.5, 3.5])
+    bent = ndimage.affine_transform(scan, matrix, offset=middle - matrix @ middle, order=1)
+    return digits.sprite(np.clip(bent * float(rng.uniform(0.9, 1.2)), 0, 1).astype(np.float32), side)
+
+
+def _malformed(scan: Ink, digit: int, side: int, rng: np.random.Generator, split: Split) -> Ink:
+    """Strokes that are no digit."""
+    way = rng.random()
+    if way < 0.5:
+        weight = float(rng.uniform(0.4, 0.6))
+        return digits.sprite(weight * scan + (1 - weight) * _scan(_other_digit(digit, rng), rng, split), side)
+    if way < 0.8:
+        half = scan.copy()
+        half[(slice(0, 4), slice(4, 8))[int(rng.integers(2))]] = 0
+        return digits.sprite(half, side)
+    blob = ndimage.gaussian_filter(scan, float(rng.uniform(1.2, 2.0)))
+    return digits.sprite((blob / blob.max()).astype(np.float32), side)
+
+
+def degrade(frames_N3HW: torch.Tensor, quality: Quality, rng: np.random.Generator) -> torch.Tensor:
+    """Blur, noise, or what a video autoencoder leaves behind, as strong as ``quality`` says; values stay in [0, 1]."""
+    low, high = {Quality.CLEAR: (0.0, 0.3), Quality.FAIR: (0.3, 0.75), Quality.UNCLEAR: (1.4, 2.2)}[quality]
+    if quality is Quality.CLEAR and rng.random() < 0.5:
+        return frames_N3HW
+    strength = float(rng.uniform(low, high))
+    way = rng.random()
+    if way < 0.3:
+        damaged = _blur(frames_N3HW, 2.6 * strength)
+    elif way < 0.5:
+        damaged = frames_N3HW + 0.25 * strength * _normal(frames_N3HW.shape, rng)
+    else:
+        damaged = _autoencoded(frames_N3HW, strength, rng)
+    return damaged.clamp(0, 1)
+
+
+def _autoencoded(frames: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+    """Soft strokes, colour that bleeds, and mottle of a few pixels where there is something to see."""
+    count = frames.shape[0]
+    soft = _blur(frames, 0.4 + 1.6 * strength)
+    coarse = functional.interpolate(functional.avg_pool2d(frames, 4), scale_factor=4, mode="bilinear")
+    bled = soft + min(1.0, 0.7 * strength) * (coarse - soft)
+    grain = functional.interpolate(_normal((count, 3, 16, 16), rng), scale_factor=4, mode="bilinear")
+    where = _blur(frames.amax(1, keepdim=True), 3.0)
+    return bled + 0.45 * strength * grain * (where + 0.05)
+
+
+def _blur(frames: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur as two products with a banded matrix: several times faster on a CPU than a convolution."""
+    if sigma < 0.2:
+        return frames
+    at = torch.arange(frames.shape[-1], dtype=torch.float32)
+    weights = torch.exp(-0.5 * ((at[:, None] - at[None, :]) / sigma) ** 2)
+    weights = torch.where(weights > 1e-5, weights, 0.0)  # denormal numbers are slow
+    weights = weights / weights.sum(1, keepdim=True)
+    across = frames.reshape(-1, frames.shape[-1]) @ weights.T
+    return weights @ across.view(frames.shape)
+
+
+def _normal(shape: tuple[int, ...] | torch.Size, rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
