@@ -71,10 +71,11 @@ class AttentionPlan:
         """
         rows = _Rearrange.apply(qkv_L3HD, self.order_M, self.place_L)
         parts = rows.split([table.count * table.length for table in self.tables])
-        out = [
-            table(part.view(table.count, table.length, *part.shape[1:]), wanted_L is not None).flatten(0, 1)
-            for table, part in zip(self.tables, parts, strict=True)
-        ]
+        with torch.autocast(rows.device.type, enabled=False):  # the caller has chosen the type
+            out = [
+                table(part.view(table.count, table.length, *part.shape[1:]), wanted_L is not None).flatten(0, 1)
+                for table, part in zip(self.tables, parts, strict=True)
+            ]
         joined = out[0] if len(out) == 1 else torch.cat(out)
         return _Pick.apply(joined, self.place_L if wanted_L is None else wanted_L)
 
