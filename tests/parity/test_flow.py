@@ -19,7 +19,7 @@ from torch import Tensor
 from framegrove.config.flow import GuidanceConfig, StepsConfig
 from framegrove.config.model import TransformerConfig
 from framegrove.flow.history import history_clips
-from framegrove.flow.noise import correlate_blocks, noise_pyramid, pyramid
+from framegrove.flow.noise import mix_blocks, noise_pyramid, pyramid
 from framegrove.flow.objective import Draws, StageBatch, sample_losses, stage_batch
 from framegrove.flow.sampler import Sampler, StageLatent, UnitTask
 from framegrove.flow.schedule import GRID, PyramidSchedule
@@ -112,7 +112,7 @@ def test_scheduler(scheduler: str, golden: Golden) -> None:
 def test_block_noise(blocks: str, golden: Golden) -> None:
     schedule = schedule_of(golden.cfg["block_noise"][blocks])
     tensors, atol = golden.tensors("block_noise"), golden.tolerance["block_noise"]["atol"]
-    root = correlate_blocks(torch.eye(4, dtype=torch.float64).view(4, 2, 2), schedule.gamma).view(4, 4)
+    root = mix_blocks(torch.eye(4, dtype=torch.float64).view(4, 4, 1, 1), schedule.gamma).view(4, 4)
     torch.testing.assert_close(root.T @ root, tensors[f"{blocks}.cov"], atol=atol, rtol=0)
     eigenvalues = torch.linalg.eigvalsh(root.T @ root)
     torch.testing.assert_close(eigenvalues, tensors[f"{blocks}.eigvals"].sort().values, atol=atol, rtol=0)
@@ -125,12 +125,11 @@ def test_block_layout(golden: Golden) -> None:
     """The four entries of a recorded draw are the pixels of one of our 2x2 blocks."""
     tensors = golden.tensors("block_noise")
     (name,) = [name for name in tensors if name.startswith("layout.noise_")]
-    rows = tensors["layout.draw_rows"]
-    correlated = correlate_blocks(tensors[name].clone(), -1 / 3)
-    expected = ((rows - rows.mean(1, keepdim=True)) * (4 / 3) ** 0.5).flatten()
-    place = {value: index for index, value in enumerate(rows.flatten().tolist())}
-    order = torch.tensor([place[value] for value in tensors[name].flatten().tolist()])
-    torch.testing.assert_close(correlated.flatten(), expected[order], atol=1e-4, rtol=0)
+    recorded, rows = tensors[name], tensors["layout.draw_rows"]
+    *leading, height, width = recorded.shape
+    patterns = mix_blocks(torch.eye(4).view(4, 4, 1, 1), 0.0).view(4, 4)  # uncorrelated: an orthogonal map
+    white = (patterns @ rows.T).view(4, *leading, height // 2, width // 2)
+    torch.testing.assert_close(mix_blocks(white, 0.0), recorded, atol=1e-3, rtol=0)
 
 
 @dataclass

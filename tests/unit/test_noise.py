@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from framegrove.flow.noise import (
     HashNoise,
     block_noise,
-    correlate_blocks,
     double,
     generator_for,
     halve,
+    mix_blocks,
     noise_pyramid,
     pyramid,
 )
@@ -22,7 +22,8 @@ from framegrove.flow.noise import (
 @given(st.floats(-1 / 3, 0.0))
 def test_block_covariance_is_exact_for_any_gamma(gamma: float) -> None:
     """The map from white noise is linear: pushing unit vectors through it gives the covariance without sampling."""
-    root = correlate_blocks(torch.eye(16, dtype=torch.float64).reshape(16, 4, 4), gamma).reshape(16, 16)
+    units = torch.eye(16, dtype=torch.float64).reshape(16, 4, 2, 2).transpose(0, 1)
+    root = mix_blocks(units, gamma).reshape(16, 16)
     block = torch.arange(16).reshape(4, 4)
     expected = torch.eye(16, dtype=torch.float64)
     for row in (0, 2):
@@ -32,6 +33,12 @@ def test_block_covariance_is_exact_for_any_gamma(gamma: float) -> None:
                 for other in members:
                     if one != other:
                         expected[one, other] = gamma
+    torch.testing.assert_close(root.T @ root, expected, atol=1e-12, rtol=0)
+
+
+def test_three_draws_are_enough_where_the_covariance_is_singular() -> None:
+    root = mix_blocks(torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1), -1 / 3).reshape(3, 4)
+    expected = torch.eye(4, dtype=torch.float64) * 4 / 3 - torch.full((4, 4), 1 / 3, dtype=torch.float64)
     torch.testing.assert_close(root.T @ root, expected, atol=1e-12, rtol=0)
 
 

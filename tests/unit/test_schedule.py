@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from framegrove.config.base import ConfigError, load
 from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
-from framegrove.flow.noise import correlate_blocks, double
+from framegrove.flow.noise import block_noise, double
 from framegrove.flow.schedule import PyramidSchedule
 
 SCHEDULES = st.builds(
@@ -92,7 +92,7 @@ def test_jump_seen_in_samples(gamma: float) -> None:
     generator = torch.Generator().manual_seed(1)
     alpha, beta = schedule.jump(1)
     end = schedule.end_sigma(0) * torch.randn(20000, 1, 1, generator=generator) + (1 - schedule.end_sigma(0)) * 3.0
-    noise = correlate_blocks(torch.randn(20000, 2, 2, generator=generator), gamma)
+    noise = block_noise((20000, 2, 2), generator, gamma)
     start = (alpha * double(end) + beta * noise).reshape(-1, 4)
     sigma = schedule.start_sigma(1)
     torch.testing.assert_close(start.mean(0), torch.full((4,), (1 - sigma) * 3.0), atol=0.03, rtol=0)

@@ -18,6 +18,7 @@ from framegrove.config.flow import latent_size
 from framegrove.flow.sampler import Sampler, ShouldStop, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import Pipeline
+from framegrove.models.vae_files import to_uint8
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -87,7 +88,7 @@ def generate(
                 column = [latent.x for latent in sampler.sample(tasks, should_stop=should_stop)]
             histories = [(*history, latent) for history, latent in zip(histories, column, strict=True)]
             pixels, state = pipeline.vae.decode_unit(pipeline.latent_norm.denormalise(torch.stack(column), unit), state)
-            for video, clip in zip(frames, to_pixels(pixels), strict=True):
+            for video, clip in zip(frames, to_uint8(pixels).cpu().numpy(), strict=True):
                 video.append(clip)
             if on_unit is not None:
                 on_unit(first * units + (unit + 1) * len(texts), len(prompts) * units)
@@ -106,10 +107,3 @@ def encode_image(pipeline: Pipeline, image: Pixels, height: int, width: int) -> 
     device = next(pipeline.vae.parameters()).device
     video = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None, :, None].to(device) / 127.5 - 1
     return pipeline.latent_norm.normalise(pipeline.vae.encode(video).mean)[0]
-
-
-def to_pixels(video_BCTHW: Tensor) -> Pixels:
-    """A decoded video in [-1, 1] as uint8 (B, T, H, W, 3); values are clamped and truncated, as released."""
-    levels = (video_BCTHW.float() / 2 + 0.5).clamp(0, 1) * 255
-    pixels: Pixels = levels.to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
-    return pixels

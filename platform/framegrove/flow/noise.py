@@ -53,28 +53,34 @@ def block_noise(shape: tuple[int, ...], generator: torch.Generator | None, gamma
 
     Exact for every gamma in [-1/3, 0], the singular -1/3 included. Raises ValueError for odd sizes or another gamma.
     """
-    return correlate_blocks(torch.randn(shape, generator=generator), gamma)
-
-
-def correlate_blocks(noise: Tensor, gamma: float) -> Tensor:
-    """Turn white noise (.., h, w) into block noise; ``noise`` is overwritten.
-
-    The block covariance (1 - gamma) I + gamma 11' has eigenvalue 1 + 3 gamma on the block's mean and 1 - gamma on
-    what is left, so its square root scales these two parts and no factorisation (which -1/3 would break) is needed.
-    """
-    height, width = noise.shape[-2:]
+    *leading, height, width = shape
     if height % 2 or width % 2:
         raise ValueError(f"block noise needs an even height and width, not {height}x{width}")
     if not -1 / 3 - 1e-9 <= gamma <= 0:
         raise ValueError(f"gamma must lie between -1/3 and 0, not {gamma}")
-    around, along = math.sqrt(1 - gamma), math.sqrt(max(1 + 3 * gamma, 0.0))
-    blocks = noise.view(*noise.shape[:-2], height // 2, 2, width // 2, 2)
-    total = blocks[..., 0, :, 0] + blocks[..., 0, :, 1]
-    total += blocks[..., 1, :, 0]
-    total += blocks[..., 1, :, 1]
-    blocks *= around
-    blocks += (total * ((along - around) / 4))[..., :, None, :, None]
-    return noise
+    draws = 4 if 1 + 3 * gamma > 0 else 3
+    return mix_blocks(torch.randn(draws, *leading, height // 2, width // 2, generator=generator), gamma)
+
+
+def mix_blocks(white: Tensor, gamma: float) -> Tensor:
+    """Block noise (.., h, w) from white noise (4, .., h / 2, w / 2), or from three draws per block when gamma is -1/3.
+
+    The block covariance (1 - gamma) I + gamma 11' has eigenvalue 1 + 3 gamma on the block's mean and 1 - gamma on its
+    three contrasts (columns, rows, diagonals). So each draw scales one of these four patterns, and no factorisation,
+    which the singular -1/3 would break, is needed.
+    """
+    scaled = white[:3] * (math.sqrt(1 - gamma) / 2)
+    rows, columns, diagonal = scaled[0], scaled[1], scaled[2]
+    plus, minus = rows + columns, rows - columns
+    *leading, height, width = rows.shape
+    noise = white.new_empty(*leading, height, 2, width, 2)
+    noise[..., 0, :, 0] = plus + diagonal
+    noise[..., 0, :, 1] = minus - diagonal
+    noise[..., 1, :, 0] = -minus - diagonal
+    noise[..., 1, :, 1] = diagonal - plus
+    if len(white) == 4:
+        noise += (white[3] * (math.sqrt(max(1 + 3 * gamma, 0.0)) / 2))[..., :, None, :, None]
+    return noise.view(*leading, 2 * height, 2 * width)
 
 
 def pyramid(latent: Tensor, stages: int) -> list[Tensor]:

@@ -157,7 +157,7 @@ class Sampler:
         alpha, beta = self.schedule.jump(stage)
         larger = double(before.x.to(self.device))
         noise = self.noise.jump(task.seed, task.path, stage, tuple(larger.shape))
-        return alpha * larger + beta * noise.to(larger)
+        return larger.mul_(alpha).add_(noise.to(larger), alpha=beta)
 
     def _prefixes(self, tasks: Sequence[UnitTask], stage: int) -> list[tuple[Prefix, Prefix]]:
         """(negative, positive) prefix of each task; the same objects for tasks with the same text and history."""
