@@ -87,6 +87,7 @@ class VaeTrainingConfig(Config):
     batch: PositiveInt = Field(12, description="clips a step while crops are trained on")
     full_batch: PositiveInt = Field(4, description="clips a step on whole frames")
     crop: PositiveInt = Field(32, description="side of the crops around a digit, in pixels")
+    pool: PositiveInt = Field(1024, description="rendered clips that batches are drawn from")
     full_share: float = Field(0.1, ge=0, le=1, description="share of whole-frame steps before the last part")
     full_from: float = Field(0.7, ge=0, le=1, description="from this share of the steps on, whole frames only")
     two_digit_share: float = Field(0.4, ge=0, le=1)
@@ -105,4 +106,5 @@ class VaeTrainingConfig(Config):
     evaluate_every: PositiveInt = 200
     evaluate_clips: PositiveInt = 16
     final_clips: PositiveInt = 128
+    norm_clips: PositiveInt = Field(512, description="training clips that the latents' normalisation is measured on")
     checkpoint_seconds: float = Field(60.0, gt=0)

@@ -1,7 +1,7 @@
 """Muon: momentum whose every matrix is replaced by the nearest semi-orthogonal one before the step.
 
 K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Convolution kernels count as
-matrices of output channels by everything else. Of the small networks here it needs about half of AdamW's steps.
+matrices of output channels by everything else.
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ from framegrove.models.vae import CausalVideoVae, Moments
 from framegrove.models.vae_files import LatentNorm, save_vae
 from framegrove.training.muon import Muon
 
-_POOL = 1024  # rendered clips kept at hand
-_FRESH = 3  # of them replaced at every step
+_FRESH = 3  # clips of the pool replaced at every step
 _FOREGROUND_LEVEL = 40  # uint8; the background is at most 14
 
 
@@ -63,6 +62,7 @@ def train(config: VaeTrainingConfig, out: Path, on_record: Callable[[Record], No
     run = _Run.start(config, out / "checkpoint.pt")
     pool = _Pool(config, run.step)
     saved = time.monotonic()
+    record: Record | None = None
     while run.step < config.steps:
         record = run.advance(pool)
         if record.step % config.evaluate_every == 0 or record.step == config.steps:
@@ -72,7 +72,7 @@ def train(config: VaeTrainingConfig, out: Path, on_record: Callable[[Record], No
         if time.monotonic() - saved > config.checkpoint_seconds or run.step == config.steps:
             run.save(out / "checkpoint.pt")
             saved = time.monotonic()
-    return _finish(run, config, out, record_of_last_step=record if run.step else None)
+    return _finish(run, out, record)
 
 
 def psnr(vae: CausalVideoVae, clips: int, count: int, seed: int = 1) -> float:
@@ -96,14 +96,14 @@ def measure_latent_norm(vae: CausalVideoVae, clips: int, seed: int = 2) -> Laten
     return LatentNorm.measured(image=latents[:, :, :1], video=latents[:, :, 1:])
 
 
-def _finish(run: _Run, config: VaeTrainingConfig, out: Path, record_of_last_step: Record | None) -> Record:
+def _finish(run: _Run, out: Path, last: Record | None) -> Record:
     """Save the averaged weights in half precision, then measure what was saved."""
     vae = run.averaged
     for parameter in vae.parameters():
         parameter.data = parameter.data.half().float()
-    save_vae(out / "causal_video_vae", vae, measure_latent_norm(vae, 512), dtype=torch.float16)
-    base = record_of_last_step or Record(run.step, run.seconds, math.nan, math.nan, math.nan, 0.0)
-    return run.evaluated(base, config.final_clips)
+    save_vae(out / "causal_video_vae", vae, measure_latent_norm(vae, run.config.norm_clips), dtype=torch.float16)
+    last = last or Record(run.step, run.seconds, math.nan, math.nan, math.nan, 0.0)  # resumed after the last step
+    return run.evaluated(last, run.config.final_clips)
 
 
 class _Run:
@@ -153,23 +153,25 @@ class _Run:
         """One optimizer step."""
         began = time.monotonic()
         config = self.config
-        rate = _learning_rate(config, self.step)
+        share = _schedule(config, self.step)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         video, weight = (x.to(self.device) for x in pool.batch(self.step))
         loss, reconstruction, kl = self._loss(video, weight, generator)
         if not math.isfinite(loss.item()):
-            raise TrainingDiverged(f"the loss is {loss.item()} at step {self.step}: lower learning_rate or gradient_clip")
+            raise TrainingDiverged(f"the loss is {loss.item()} at step {self.step}: lower the learning rates")
         self.vae.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), config.gradient_clip)
-        for optimizer, factor in zip(self.optimizers, (1.0, config.matrix_learning_rate / config.learning_rate), strict=True):
+        for optimizer, peak in zip(self.optimizers, (config.learning_rate, config.matrix_learning_rate), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = peak * share
             optimizer.step()
         self.step += 1
         self._average()
         self.seconds += time.monotonic() - began
-        return Record(self.step, self.seconds, loss.item(), reconstruction.item(), kl.item(), rate)
+        return Record(
+            self.step, self.seconds, loss.item(), reconstruction.item(), kl.item(), share * config.learning_rate
+        )
 
     def _loss(self, video: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
@@ -214,21 +216,21 @@ def _optimizers(vae: CausalVideoVae, config: VaeTrainingConfig) -> tuple[torch.o
     return adamw, Muon(matrices)
 
 
-def _learning_rate(config: VaeTrainingConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to a fiftieth."""
+def _schedule(config: VaeTrainingConfig, step: int) -> float:
+    """Share of the peak learning rates: linear warm-up, then half a cosine down to a fiftieth."""
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+        return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class _Pool:
-    """A window of rendered clips that moves on a little at every step; what it holds depends on the step alone."""
+    """A window over the endless sequence of clips; it moves on at every step, on which alone its content depends."""
 
     def __init__(self, config: VaeTrainingConfig, step: int) -> None:
         self.config = config
         first = _FRESH * step
-        self.clips = {index % _POOL: self._render(index) for index in range(first, first + _POOL)}
+        self.clips = {index % config.pool: self._render(index) for index in range(first, first + config.pool)}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Video BCTHW in [-1, 1] and the weight B1THW of each pixel; moves the window on to the next step."""
@@ -236,10 +238,11 @@ class _Pool:
         rng = np.random.default_rng([config.seed, step])
         whole = step >= config.full_from * config.steps or rng.random() < config.full_share
         count, side = (config.full_batch, digits.SIZE) if whole else (config.batch, config.crop)
-        chosen = [self.clips[int(slot)] for slot in rng.choice(_POOL, count, replace=False)]
+        chosen = [self.clips[int(slot)] for slot in rng.choice(config.pool, count, replace=False)]
         frames = torch.from_numpy(np.stack([_crop(clip, side, rng) for clip in chosen]))
-        for index in range(_FRESH * step + _POOL, _FRESH * (step + 1) + _POOL):
-            self.clips[index % _POOL] = self._render(index)
+        newest = config.pool + _FRESH * step
+        for index in range(newest, newest + _FRESH):
+            self.clips[index % config.pool] = self._render(index)
         return _video(frames), self._weight(frames)
 
     def _render(self, index: int) -> npt.NDArray[np.uint8]:
