@@ -1,0 +1,156 @@
+"""What goes over the wire, in the shapes of the OpenAI Videos API, with the search as an extension."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from framegrove.config.request import check_prompt, parse_size
+from framegrove.config.search import parse_budget
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+
+LARGEST_SEED = 2**63 - 1  # what SQLite keeps
+MOST_IMAGE_BYTES = 8 * 2**20
+
+
+class ApiError(ValueError):
+    """A request that is turned away: the HTTP status, and one sentence for the caller."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """The answer's body, as OpenAI's clients read it."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def _sized(text: str) -> str:
+    height, width = parse_size(text)
+    return f"{width}x{height}"
+
+
+def _budgeted(text: str) -> str:
+    return f"{parse_budget(text):g}x"
+
+
+def _as_text(given: Any) -> Any:
+    """Numbers where the API's shape has strings: ``"seconds": 3`` is as good as ``"seconds": "3"``."""
+    return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+
+def _seconds(text: str) -> str:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text[:20]!r} is not a number of seconds") from None
+    if not 0 < value < 1e6:
+        raise ValueError("a video lasts more than 0 seconds")
+    return f"{value:g}"
+
+
+class Search(BaseModel):
+    """How to search: the policy, and the budget as multiples of one unsearched sample's FLOPs ("4x")."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: Literal["linear", "tof"] = "tof"
+    budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(_budgeted)] | None = None
+
+
+class ImageReference(BaseModel):
+    """A first frame, as a data URL with a PNG or JPEG in base64."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_url: str
+
+    def image(self) -> bytes:
+        """The encoded picture. Raises ApiError."""
+        head, comma, data = self.image_url.partition(",")
+        if not comma or head not in ("data:image/png;base64", "data:image/jpeg;base64"):
+            raise ApiError(
+                400,
+                "input_reference.image_url must be a data URL that begins with data:image/png;base64, or "
+                "data:image/jpeg;base64,: other addresses are not fetched",
+                param="input_reference",
+            )
+        if len(data) > MOST_IMAGE_BYTES * 4 // 3:
+            raise ApiError(413, f"the image is larger than {MOST_IMAGE_BYTES // 2**20} MiB", param="input_reference")
+        try:
+            return base64.b64decode(data, validate=True)
+        except binascii.Error:
+            raise ApiError(400, "input_reference.image_url is not valid base64", param="input_reference") from None
+
+
+class VideoRequest(BaseModel):
+    """POST /v1/videos. What is left out is the model's own: its length, its size; the seed is drawn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, AfterValidator(check_prompt)]
+    model: str | None = None
+    seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(_seconds)] | None = None
+    size: Annotated[str, AfterValidator(_sized)] | None = None
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+    search: Search = Search()
+    input_reference: ImageReference | None = None
+
+
+class VideoError(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class Video(BaseModel):
+    """A video in the making, or made."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    prompt: str
+    status: Status
+    progress: int = Field(ge=0, le=100)
+    created_at: int
+    completed_at: int | None = None
+    seconds: str
+    size: str
+    seed: int
+    search: Search
+    error: VideoError | None = None
+
+
+def parse_request(body: Any) -> VideoRequest:
+    """A checked request from decoded JSON. Raises ApiError with one sentence that names the field."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object with at least a prompt")
+    try:
+        return VideoRequest.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ApiError(400, _sentence(where, problem["type"], problem["msg"]), param=where) from None
+
+
+def _sentence(where: str, kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return f"unknown field {where[:60]}, allowed are {', '.join(_fields(where))}"
+    if kind == "missing":
+        return f"the field {where} is missing"
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return text if where.rpartition(".")[2] in text else f"{where}: {text}"
+    return f"{where}: {message[0].lower()}{message[1:]}"
+
+
+def _fields(where: str) -> Iterable[str]:
+    sections: dict[str, type[BaseModel]] = {"search": Search, "input_reference": ImageReference}
+    return sections.get(where.partition(".")[0], VideoRequest).model_fields

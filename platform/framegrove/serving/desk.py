@@ -1,0 +1,195 @@
+"""The desk between the web and the search: takes requests, has them made one after the other, says how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from framegrove.config.flow import latent_size
+from framegrove.config.model import Recipe
+from framegrove.config.request import frames_of, parse_size, units_for
+from framegrove.config.search import parse_budget
+from framegrove.config.serve import ServeConfig
+from framegrove.serving.api import LARGEST_SEED, ApiError, Search, Video, VideoError, VideoRequest
+from framegrove.serving.store import VideoRecord, VideoStore
+from framegrove.types import GenerationRequest, GenerationResult, Progress
+
+log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """Makes videos. ``start`` may be called again and again; ``run`` raises ValueError for what the model cannot do."""
+
+    async def start(self) -> None: ...
+
+    async def run(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult: ...
+
+    async def close(self) -> None: ...
+
+
+class VideoDesk:
+    """Takes videos on, keeps them durably, makes them in the order they came.
+
+    ``name`` and ``recipe`` are those of the model served. A video that was being made when the process ended is made
+    again, from the same seed, hence the same.
+    """
+
+    def __init__(self, store: VideoStore, runner: Runner, name: str, recipe: Recipe, limits: ServeConfig) -> None:
+        self._store, self._runner = store, runner
+        self._name, self._recipe, self._limits = name, recipe, limits
+        self._progress: dict[str, Progress] = {}  # of videos in progress
+        self._work = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to work, with what an earlier process left."""
+        stranded = await asyncio.to_thread(self._store.recover)
+        if stranded:
+            log.info("%d videos were in progress when the last process ended and are made again", stranded)
+        self._work.set()
+        self._worker = asyncio.create_task(self._make_videos())
+
+    async def close(self) -> None:
+        """Stop working; what is unfinished stays in the store."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+        await self._runner.close()
+        self._store.close()
+
+    async def submit(self, asked: VideoRequest, image: bytes | None = None) -> Video:
+        """Take a video on. Raises ApiError for what the model or this endpoint does not do."""
+        record = self._accepted(asked, image)
+        if await asyncio.to_thread(self._store.waiting) >= self._limits.waiting:
+            raise ApiError(
+                429, f"{self._limits.waiting} videos are waiting already: try again later", code="queue_full"
+            )
+        await asyncio.to_thread(self._store.add, record)
+        self._work.set()
+        return self._told(record)
+
+    async def find(self, video_id: str) -> Video:
+        """How a video is. Raises ApiError for an unknown id."""
+        return self._told(await self._record(video_id))
+
+    async def content(self, video_id: str) -> Path:
+        """The file of a completed video. Raises ApiError for any other."""
+        record = await self._record(video_id)
+        if record.status == "failed":
+            raise ApiError(409, f"the video {video_id} failed, there is nothing to download: {record.error}")
+        if record.status != "completed":
+            raise ApiError(409, f"the video {video_id} is not finished, its status is {record.status}: ask again later")
+        return self._store.path_of(video_id)
+
+    async def _record(self, video_id: str) -> VideoRecord:
+        record = await asyncio.to_thread(self._store.get, video_id)
+        if record is None:
+            raise ApiError(404, f"there is no video {video_id[:60]!r}", code="not_found")
+        return record
+
+    def _accepted(self, asked: VideoRequest, image: bytes | None) -> VideoRecord:
+        if asked.model not in (None, self._name):
+            raise ApiError(
+                404, f"there is no model {asked.model[:60]!r} here, it is called {self._name}", param="model"
+            )
+        budget = parse_budget(asked.search.budget or self._limits.budget)
+        if budget > parse_budget(self._limits.most_budget):
+            raise ApiError(
+                400,
+                f"a budget of {budget:g}x is more than the {self._limits.most_budget} allowed",
+                param="search.budget",
+            )
+        height, width = self._size(asked.size)
+        if image is None and asked.input_reference is not None:
+            image = asked.input_reference.image()
+        units = self._units(asked.seconds)
+        return VideoRecord(
+            id=f"video_{uuid.uuid4().hex}",
+            request=GenerationRequest(
+                prompt=asked.prompt,
+                seed=secrets.randbelow(LARGEST_SEED) if asked.seed is None else asked.seed,
+                units=units,
+                height=height,
+                width=width,
+                policy=asked.search.policy,
+                budget=budget,
+                image=image,
+            ),
+            model=self._name,
+            seconds=asked.seconds or f"{frames_of(units) / self._recipe.fps:g}",
+            status="queued",
+            created_at=time.time(),
+        )
+
+    def _size(self, size: str | None) -> tuple[int, int]:
+        height, width = parse_size(size) if size else (self._recipe.height, self._recipe.width)
+        try:
+            latent_size(height, width, stages=self._recipe.pyramid.stages, patch=2, factor=8)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="size") from None
+        return height, width
+
+    def _units(self, seconds: str | None) -> int:
+        if seconds is None:
+            return self._recipe.units
+        try:
+            return units_for(float(seconds), self._recipe.fps, self._limits.most_units)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="seconds") from None
+
+    def _told(self, record: VideoRecord) -> Video:
+        live = self._progress.get(record.id)
+        done = 100 if record.status == "completed" else min(99, int(live.done * 100)) if live else 0
+        return Video(
+            id=record.id,
+            model=record.model,
+            prompt=record.request.prompt,
+            status=record.status,
+            progress=done,
+            created_at=int(record.created_at),
+            completed_at=int(record.completed_at) if record.status == "completed" and record.completed_at else None,
+            seconds=record.seconds,
+            size=f"{record.request.width}x{record.request.height}",
+            seed=record.request.seed,
+            search=Search(policy=record.request.policy, budget=f"{record.request.budget:g}x"),
+            error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
+        )
+
+    async def _make_videos(self) -> None:
+        try:
+            await self._runner.start()  # before anybody asks, since it takes a while
+        except Exception:
+            log.exception("the search could not be brought up; it is tried again with the first video")
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while (record := await asyncio.to_thread(self._store.begin)) is not None:
+                await self._make(record)
+
+    async def _make(self, record: VideoRecord) -> None:
+        def on_progress(progress: Progress) -> None:
+            self._progress[record.id] = progress
+
+        try:
+            await self._runner.start()
+            result = await self._runner.run(record.request, on_progress)
+            await asyncio.to_thread(self._store.complete, record.id, result)
+        except ValueError as error:
+            await asyncio.to_thread(self._store.fail, record.id, "invalid_request", str(error))
+        except Exception as error:  # one video's failure must not end the desk; it is logged, and told to who asked
+            log.exception("video %s failed", record.id)
+            await asyncio.to_thread(self._store.fail, record.id, "server_error", _one_line(error))
+        finally:
+            self._progress.pop(record.id, None)
+
+
+def _one_line(error: Exception) -> str:
+    return f"the video could not be made: {' '.join(str(error).split())[:300] or type(error).__name__}"

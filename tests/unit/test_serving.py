@@ -1,0 +1,250 @@
+"""The endpoint over a fake search: what goes over the wire, in good and in bad cases, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from framegrove.config.model import digits_recipe
+from framegrove.config.serve import ServeConfig
+from framegrove.serving.desk import VideoDesk
+from framegrove.serving.store import VideoStore
+from framegrove.serving.web import build_app
+from tests.fakes import FakeRunner
+
+PROMPT = "a red 3 moves left and right"
+
+
+@dataclass
+class Endpoint:
+    client: httpx.AsyncClient
+    runner: FakeRunner
+    store: VideoStore
+
+    async def post(self, **fields: Any) -> httpx.Response:
+        return await self.client.post("/v1/videos", json=fields)
+
+    async def video(self, video_id: str) -> dict[str, Any]:
+        answer = await self.client.get(f"/v1/videos/{video_id}")
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    async def until(self, video_id: str, status: str, progress: int = 0) -> dict[str, Any]:
+        for _ in range(500):
+            video = await self.video(video_id)
+            if video["status"] == status and video["progress"] >= progress:
+                return video
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{video_id} never was {status}, it is {video}")
+
+
+@asynccontextmanager
+async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: Any) -> AsyncIterator[Endpoint]:
+    runner = runner or FakeRunner()
+    limits = ServeConfig(folder=folder, most_units=8, **settings)
+    store = VideoStore(folder)
+    app = build_app(VideoDesk(store, runner, "digits", digits_recipe(), limits))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client,
+    ):
+        yield Endpoint(client, runner, store)
+
+
+def serving(folder: Path, scene: Callable[[Endpoint], Awaitable[None]], **options: Any) -> None:
+    async def play() -> None:
+        async with endpoint(folder, **options) as running:
+            await scene(running)
+
+    asyncio.run(play())
+
+
+def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.gate.clear()
+        answer = await running.post(
+            prompt=f"  {PROMPT} ", seconds="3", size="64x64", seed=7, search={"policy": "linear", "budget": "2x"}
+        )
+        assert answer.status_code == 200
+        video = answer.json()
+        assert video["id"].startswith("video_")
+        assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
+        assert (video["seconds"], video["size"], video["seed"]) == ("3", "64x64", 7)
+        assert video["search"] == {"policy": "linear", "budget": "2x"}
+
+        await running.until(video["id"], "in_progress", progress=80)
+        early = await running.client.get(f"/v1/videos/{video['id']}/content")
+        assert early.status_code == 409
+
+        running.runner.gate.set()
+        done = await running.until(video["id"], "completed")
+        assert done["progress"] == 100
+        assert done["completed_at"] >= done["created_at"]
+        content = await running.client.get(f"/v1/videos/{video['id']}/content")
+        assert content.headers["content-type"] == "video/mp4"
+        assert content.content == f"{PROMPT} from 7".encode()
+        (asked,) = running.runner.asked
+        assert (asked.units, asked.height, asked.width, asked.budget) == (4, 64, 64, 2.0)
+
+    serving(tmp_path, scene)
+
+
+def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        first, second = [(await running.post(prompt=PROMPT)).json() for _ in range(2)]
+        assert (first["seconds"], first["size"], first["model"]) == ("3.125", "64x64", "digits")
+        assert first["search"] == {"policy": "tof", "budget": "4x"}
+        assert first["seed"] != second["seed"]
+        await running.until(second["id"], "completed")
+        assert running.runner.asked[0].units == 4
+
+    serving(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "sentence"),
+    [
+        ({}, 400, "the field prompt is missing"),
+        ({"prompt": "  "}, 400, "the prompt is empty"),
+        ({"prompt": "x" * 20_000}, 400, "20,000 characters"),
+        ({"prompt": 3}, 400, "prompt: input should be a valid string"),
+        ({"prompt": PROMPT, "length": 3}, 400, "unknown field length, allowed are prompt, model"),
+        ({"prompt": PROMPT, "search": {"width": 2}}, 400, "unknown field search.width, allowed are policy, budget"),
+        ({"prompt": PROMPT, "size": "64"}, 400, "not of the form WIDTHxHEIGHT"),
+        ({"prompt": PROMPT, "size": "70x64"}, 400, "multiples of 64"),
+        ({"prompt": PROMPT, "seconds": "forever"}, 400, "not a number of seconds"),
+        ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 seconds"),
+        ({"prompt": PROMPT, "seconds": 60}, 400, "ask for at most 7.125"),
+        ({"prompt": PROMPT, "seed": -1}, 400, "seed: input should be greater than or equal to 0"),
+        ({"prompt": PROMPT, "search": {"policy": "dfs"}}, 400, "search.policy: input should be 'linear' or 'tof'"),
+        ({"prompt": PROMPT, "search": {"budget": "lots"}}, 400, "a budget is a number"),
+        ({"prompt": PROMPT, "search": {"budget": "1000x"}}, 400, "more than the 64x allowed"),
+        ({"prompt": PROMPT, "model": "sora-2"}, 404, "it is called digits"),
+        ({"prompt": PROMPT, "input_reference": {"image_url": "http://elsewhere/a.png"}}, 400, "not fetched"),
+        ({"prompt": PROMPT, "input_reference": {"image_url": "data:image/png;base64,%%"}}, 400, "not valid base64"),
+    ],
+)
+def test_a_bad_request_is_told_in_one_sentence(
+    tmp_path: Path, fields: dict[str, Any], status: int, sentence: str
+) -> None:
+    async def scene(running: Endpoint) -> None:
+        answer = await running.post(**fields)
+        message = answer.json()["error"]["message"]
+        assert (answer.status_code, sentence in message) == (status, True), answer.text
+        assert "\n" not in message
+        assert not running.runner.asked
+
+    serving(tmp_path, scene)
+
+
+@pytest.mark.parametrize("body", ["", "{", "[1]", "[" * 100_000, "\x00"])
+def test_a_body_that_is_no_object_is_refused(tmp_path: Path, body: str) -> None:
+    async def scene(running: Endpoint) -> None:
+        answer = await running.client.post("/v1/videos", content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+    serving(tmp_path, scene)
+
+
+def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b" " * 2**20
+
+    async def scene(running: Endpoint) -> None:
+        answer = await running.client.post("/v1/videos", content=endless())
+        assert answer.status_code == 413
+
+    serving(tmp_path, scene)
+
+
+def test_unknown_videos_and_routes_answer_404(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        for path in ("/v1/videos/video_0", "/v1/videos/video_0/content", "/v1/images"):
+            answer = await running.client.get(path)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"]
+
+    serving(tmp_path, scene)
+
+
+def test_a_form_with_an_image_is_as_good_as_json(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        form = {"prompt": PROMPT, "seconds": "2", "seed": "5", "search[budget]": "2x"}
+        picture = {"input_reference": ("frame.png", b"a picture", "image/png")}
+        video = (await running.client.post("/v1/videos", data=form, files=picture)).json()
+        await running.until(video["id"], "completed")
+        (asked,) = running.runner.asked
+        assert (asked.image, asked.seed, asked.budget, asked.units) == (b"a picture", 5, 2.0, 3)
+
+    serving(tmp_path, scene)
+
+
+def test_an_image_comes_as_a_data_url_too(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        url = f"data:image/png;base64,{base64.b64encode(b'a picture').decode()}"
+        video = (await running.post(prompt=PROMPT, input_reference={"image_url": url})).json()
+        await running.until(video["id"], "completed")
+        assert running.runner.asked[0].image == b"a picture"
+
+    serving(tmp_path, scene)
+
+
+def test_a_failure_is_told_and_the_next_video_is_made(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.failure = ValueError("the model cannot do this: ask for less")
+        refused = (await running.post(prompt=PROMPT)).json()
+        failed = await running.until(refused["id"], "failed")
+        assert failed["error"] == {"code": "invalid_request", "message": "the model cannot do this: ask for less"}
+        assert (await running.client.get(f"/v1/videos/{refused['id']}/content")).status_code == 409
+
+        running.runner.failure = RuntimeError("a device\nis gone")
+        broken = (await running.post(prompt=PROMPT)).json()
+        failed = await running.until(broken["id"], "failed")
+        assert failed["error"]["message"] == "the video could not be made: a device is gone"
+
+        running.runner.failure = None
+        fine = (await running.post(prompt=PROMPT)).json()
+        await running.until(fine["id"], "completed")
+
+    serving(tmp_path, scene)
+
+
+def test_too_many_waiting_videos_are_turned_away(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.gate.clear()
+        first = (await running.post(prompt=PROMPT)).json()
+        await running.until(first["id"], "in_progress")
+        assert (await running.post(prompt=PROMPT)).status_code == 200
+        full = await running.post(prompt=PROMPT)
+        assert (full.status_code, full.headers["retry-after"]) == (429, "10")
+        running.runner.gate.set()
+
+    serving(tmp_path, scene, waiting=1)
+
+
+def test_a_new_process_finishes_what_the_last_one_left(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with endpoint(tmp_path) as before:
+            before.runner.gate.clear()
+            interrupted, queued = [(await before.post(prompt=PROMPT, seed=seed)).json() for seed in (1, 2)]
+            await before.until(interrupted["id"], "in_progress")
+        assert before.runner.closed == 1
+        async with endpoint(tmp_path) as after:
+            for video in (interrupted, queued):
+                done = await after.until(video["id"], "completed")
+                assert done["seed"] == video["seed"]
+            assert [asked.seed for asked in after.runner.asked] == [1, 2]
+
+    asyncio.run(play())
