@@ -10,12 +10,23 @@ import asyncio
 import hashlib
 import random
 import selectors
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from framegrove.search.protocols import WorkCancelled, WorkFailed
-from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import (
+    Assessment,
+    Cost,
+    GenerationRequest,
+    GenerationResult,
+    Path,
+    Progress,
+    Sampled,
+    SampleWork,
+    Scored,
+    ScoreWork,
+)
 
 T = TypeVar("T")
 
@@ -132,7 +143,7 @@ class FakeGenerator(FakeWorker):
                         self.die(Cost(nfe, flops, 1.0))
         finally:
             self.current = None
-        handles = tuple(_digest(work, path, parents) for path in work.paths)
+        handles = tuple(digest(work, path, parents) for path in work.paths)
         return Sampled(work, Cost(nfe, flops, 1.0), handles)
 
     def cancel(self, work: SampleWork) -> None:
@@ -154,7 +165,8 @@ class FakeVerifier(FakeWorker):
         return Scored(work, panel, Cost(1, 7, 1.0))
 
 
-def _digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
+def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
+    """The handle of a branch; checks that the work was handed exactly what it builds on."""
     wanted = {path[:length] for path in work.paths for length in range(1, len(path) + (work.first_stage > 0))}
     assert set(parents) == wanted, f"{work} builds on {wanted}, it was given {set(parents)}"
     text = f"{work} {path} {sorted(parents.items())}"
@@ -174,3 +186,30 @@ class MemoryStore:
     async def load(self, name: str) -> Any | None:
         await asyncio.sleep(0)
         return self.latents.get(name)
+
+
+class FakeRunner:
+    """Makes "videos" that tell what was asked for; ``gate`` holds it before the end, ``failure`` is how it ends."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked: list[GenerationRequest] = []
+        self.started, self.closed = 0, 0
+
+    async def start(self) -> None:
+        self.started += 1
+
+    async def run(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult:
+        self.asked.append(request)
+        for step in range(1, 5):
+            on_progress(Progress(step / 5, f"step {step} of 5"))
+            await asyncio.sleep(0)
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        return GenerationResult(f"{request.prompt} from {request.seed}".encode(), {"seed": request.seed})
+
+    async def close(self) -> None:
+        self.closed += 1

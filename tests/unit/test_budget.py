@@ -53,7 +53,7 @@ def test_what_is_asked_for_is_taken_or_refused() -> None:
     assert (shape.roots, shape.widths, shape.children) == (6, (3, 2, 2, 1), (2, 1, 2))
     with pytest.raises(BudgetError, match=r"costs .*x and the budget is 2x: raise it, or lower roots or widths"):
         allot_tof(2, DRAFTED, fake_cost, roots_per_work=4, roots=6, widths=(6, 6, 6, 6))
-    with pytest.raises(BudgetError, match="widths has 2 numbers, .* is cut 4 times"):
+    with pytest.raises(BudgetError, match=r"widths has 2 numbers, .* is cut 4 times"):
         allot_tof(2, DRAFTED, fake_cost, roots_per_work=4, widths=(1, 1))
     with pytest.raises(BudgetError, match="5 videos cost 5x and the budget is 4x"):
         allot_linear(4, DRAFTED, fake_cost, roots=5)

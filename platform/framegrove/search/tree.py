@@ -92,7 +92,8 @@ class Plan:
     ``certain`` lists every work of which it is known that it must be done, most urgent first, finished ones included;
     ``speculative`` bets on likely survivors, best bet first; ``dropped`` says which branches were cut and by which
     assessment. ``at_most`` bounds how many certain works the search can end up with. More scores add to ``certain``,
-    ``dropped`` and ``judgements``, and take nothing away from them; ``at_most`` never grows.
+    ``dropped`` and ``judgements``, and take nothing away from them; ``at_most`` never grows. ``winner`` is named once
+    every score in ``certain`` is in.
     """
 
     certain: tuple[Work, ...]

@@ -46,13 +46,15 @@ class TreeOfFrames:
                 break
             walk.judge(step, scores, self.weights)
             walk.bets = self.rounds[index + 1].works(walk.likely) if index + 1 < len(self.rounds) else ()
+        # A lone draft is refined before its preview is judged: the winner waits for every score that was asked for.
+        open_scores = any(isinstance(work, ScoreWork) and work not in scores for work in walk.certain)
         return Plan(
             certain=tuple(walk.certain),
             at_most=walk.at_most,
             speculative=walk.bets,
             dropped=walk.dropped,
             judgements=tuple(walk.judgements),
-            winner=None if walk.blocked else walk.best,
+            winner=None if walk.blocked or open_scores else walk.best,
         )
 
     def _most_works(self, index: int, entrants: int) -> int:

@@ -1,0 +1,184 @@
+"""The durable record of a search: what is finished stays finished, whatever dies.
+
+An append-only file of JSON lines, flushed to the disk line by line. The first line says whose search it is; a search
+with another identity is refused. A last line that was torn by a crash is dropped, and its work done again: everything
+in here can be computed again and comes out the same. Latents are kept by a LatentStore, under the names of tree.Latent,
+always before the line that says that they are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from framegrove.search.pool import Kind
+from framegrove.search.tree import Latent, Result
+from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
+
+_VERSION = 1
+
+
+class JournalError(ValueError):
+    """A journal that cannot be used; the message is one sentence for the user."""
+
+
+class LatentStore(Protocol):
+    """Where the caller keeps what handles stand for. ``name`` is a file name, such as ``2-0-1.stage2``."""
+
+    async def save(self, name: str, handle: Any) -> None:
+        """Keep it durably; saving a name again replaces it, by the same content."""
+        ...
+
+    async def load(self, name: str) -> Any | None:
+        """A handle for it, None if it is not there: the search then samples it again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a journal gives back: results with their handles, in the order they came in, and what was wasted."""
+
+    results: tuple[tuple[Result, tuple[Any, ...]], ...]
+    wasted: tuple[tuple[Kind, Cost], ...]
+
+
+class Journal:
+    """The journal of one search, at ``path``, begun or continued. Use as a context manager, or ``close`` it.
+
+    ``identity`` holds everything that decides the outcome (prompt, seed, model, configuration), as JSON values. Raises
+    JournalError if the file is the journal of another search, or no journal.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], store: LatentStore) -> None:
+        self._path, self._store = Path(path), store
+        self._lines: list[Any] = []
+        header = {"journal": _VERSION, "identity": json.loads(json.dumps(identity))}
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._lines = self._read()
+            if self._lines:
+                _check_header(self._lines.pop(0), header, self._path)
+            else:
+                self._append(header)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; everything is on the disk already."""
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def restore(self) -> Restored:
+        """What was finished when the file was opened. Samples whose latents are gone are left out."""
+        results: list[tuple[Result, tuple[Any, ...]]] = []
+        wasted = []
+        for number, line in enumerate(self._lines, start=2):
+            try:
+                entry = _parse(line)
+            except (KeyError, TypeError, ValueError, IndexError):
+                raise JournalError(f"{self._path}, line {number} is no entry of a journal: {_REMOVE}") from None
+            if isinstance(entry, tuple):
+                wasted.append(entry)
+            elif isinstance(entry, Scored):
+                results.append((entry, ()))
+            else:
+                handles = [await self._store.load(name) for name in _names(entry.work)]
+                if all(handle is not None for handle in handles):
+                    results.append((entry, tuple(handles)))
+        return Restored(tuple(results), tuple(wasted))
+
+    async def record(self, result: Result) -> None:
+        """Keep a result; when this returns it survives anything but the disk."""
+        if isinstance(result, Sampled):
+            for name, handle in zip(_names(result.work), result.handles, strict=True):
+                await self._store.save(name, handle)
+        self._append(_line(result))
+
+    def record_waste(self, kind: Kind, cost: Cost) -> None:
+        """Keep what an attempt without a result has cost."""
+        self._append({"wasted": kind, "cost": _cost_line(cost)})
+
+    def _append(self, entry: Any) -> None:
+        os.write(self._file, (json.dumps(entry) + "\n").encode())
+        os.fsync(self._file)
+
+    def _read(self) -> list[Any]:
+        """The whole lines of the file; a torn last one is cut off, so that the next one starts on a line of its own."""
+        data = self._path.read_bytes()
+        *whole, torn = data.split(b"\n")
+        entries = []
+        for number, line in enumerate(whole, start=1):
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                if number < len(whole) or torn:
+                    raise JournalError(f"{self._path}, line {number} is damaged: {_REMOVE}") from None
+                torn = line + b"\n"
+        if torn:
+            os.ftruncate(self._file, len(data) - len(torn))
+        return entries
+
+
+_REMOVE = "remove the file to search from the start"
+
+
+def _check_header(found: Any, wanted: Mapping[str, Any], path: Path) -> None:
+    if not isinstance(found, dict) or found.get("journal") != _VERSION or not isinstance(found.get("identity"), dict):
+        raise JournalError(f"{path} is not a search journal of version {_VERSION}: choose another place, or remove it")
+    theirs, ours = found["identity"], wanted["identity"]
+    for key in sorted({*theirs, *ours}):
+        if theirs.get(key) != ours.get(key):
+            raise JournalError(
+                f"{path} is the journal of another search, its {key} is {theirs.get(key)!r} and here it is "
+                f"{ours.get(key)!r}: choose another place, or {_REMOVE}"
+            )
+
+
+def _names(work: SampleWork) -> list[str]:
+    return [Latent(path, work.last_stage).name for path in work.paths]
+
+
+def _line(result: Result) -> dict[str, Any]:
+    if isinstance(result, Sampled):
+        work = result.work
+        return {"sampled": work.paths, "stages": (work.first_stage, work.last_stage), "cost": _cost_line(result.cost)}
+    score = result.work
+    return {
+        "scored": score.path,
+        "assessment": score.assessment,
+        "panel": result.scores,
+        "cost": _cost_line(result.cost),
+    }
+
+
+def _cost_line(cost: Cost) -> tuple[int, int, float]:
+    return cost.nfe, cost.flops, cost.seconds
+
+
+def _parse(line: dict[str, Any]) -> Result | tuple[Kind, Cost]:
+    nfe, flops, seconds = line["cost"]
+    cost = Cost(int(nfe), int(flops), float(seconds))
+    if "wasted" in line:
+        return Kind(line["wasted"]), cost
+    if "scored" in line:
+        work = ScoreWork(_path(line["scored"]), Assessment(line["assessment"]))
+        return Scored(work, tuple((str(name), float(score)) for name, score in line["panel"]), cost)
+    first, last = line["stages"]
+    return Sampled(SampleWork(tuple(map(_path, line["sampled"])), int(first), int(last)), cost)
+
+
+def _path(line: list[Any]) -> tuple[int, ...]:
+    return tuple(int(index) for index in line)

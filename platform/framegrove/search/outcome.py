@@ -1,0 +1,145 @@
+"""What a search leaves behind: the winner, the whole tree, the timeline and the bill."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from framegrove.search.tree import Judgement, Panel, Plan, Scores, Work
+from framegrove.types import Assessment, Cost, Path, SampleWork
+
+
+class Ending(enum.StrEnum):
+    """How an attempt at a work ended."""
+
+    DONE = "done"
+    CANCELLED = "cancelled"  # a lost bet, or one that had to make room
+    FAILED = "failed"  # the worker died under it
+
+
+@dataclass(frozen=True)
+class Span:
+    """One attempt on the timeline, in seconds since the search began."""
+
+    work: Work
+    worker: str
+    start: float
+    end: float
+    ending: Ending
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Costs of one kind of work: what had to be done, finished bets still open, what bets and failures have lost."""
+
+    certain: Cost
+    at_stake: Cost
+    wasted: Cost
+
+    @property
+    def spent(self) -> Cost:
+        """All of it."""
+        return self.certain + self.at_stake + self.wasted
+
+
+class Fate(enum.StrEnum):
+    """What became of a branch."""
+
+    WON = "won"  # the winner or a prefix of it
+    KEPT = "kept"  # outlived its own cut, its descendants did not
+    DROPPED = "dropped"
+    BET = "bet"  # sampled on speculation only, and lost
+
+
+@dataclass(frozen=True)
+class Node:
+    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored."""
+
+    path: Path
+    fate: Fate
+    dropped_by: Assessment | None
+    scores: tuple[tuple[Assessment, Panel], ...]
+    judgements: tuple[Judgement, ...]
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished search.
+
+    ``certain`` are the works that had to be done; spans of other works are bets. ``handles`` maps every branch to its
+    newest handle, ``units`` holds the winner's, oldest unit first. ``restored`` counts the works that a journal had
+    finished already.
+    """
+
+    winner: Path
+    nodes: tuple[Node, ...]
+    certain: frozenset[Work]
+    sampling: Bill
+    scoring: Bill
+    spans: tuple[Span, ...]
+    handles: Mapping[Path, Any]
+    seconds: float
+    restored: int
+
+    @property
+    def units(self) -> tuple[Any, ...]:
+        """Handles of the winner's units, oldest first."""
+        return tuple(self.handles[self.winner[: length + 1]] for length in range(len(self.winner)))
+
+    @property
+    def overlap(self) -> float:
+        """Seconds in which sampling and scoring went on at the same time."""
+        return overlap_seconds(
+            [(s.start, s.end) for s in self.spans if isinstance(s.work, SampleWork)],
+            [(s.start, s.end) for s in self.spans if not isinstance(s.work, SampleWork)],
+        )
+
+
+def overlap_seconds(ones: Iterable[tuple[float, float]], others: Iterable[tuple[float, float]]) -> float:
+    """How long at least one interval of each side was open."""
+    edges = [edge for start, end in ones for edge in ((start, 1, 0), (end, -1, 0))]
+    edges += [edge for start, end in others for edge in ((start, 0, 1), (end, 0, -1))]
+    total, before, open_ones, open_others = 0.0, 0.0, 0, 0
+    for time, one, other in sorted(edges):
+        if open_ones and open_others:
+            total += time - before
+        before, open_ones, open_others = time, open_ones + one, open_others + other
+    return total
+
+
+def nodes_of(plan: Plan, sampled: Iterable[SampleWork], scores: Scores, spans: Iterable[Span]) -> tuple[Node, ...]:
+    """The finished tree: every branch that was sampled, by path. ``plan`` must have a winner."""
+    assert plan.winner is not None
+    wanted = {path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths}
+    times: dict[Path, list[float]] = {}
+    for span in spans:
+        paths = span.work.paths if isinstance(span.work, SampleWork) else (span.work.path,)
+        if span.ending is Ending.DONE:
+            for path in paths:
+                times.setdefault(path, []).extend((span.start, span.end))
+    return tuple(
+        Node(
+            path=path,
+            fate=_fate(path, plan, wanted),
+            dropped_by=plan.dropped.get(path),
+            scores=tuple((work.assessment, panel) for work, panel in scores.items() if work.path == path),
+            judgements=tuple(judgement for judgement in plan.judgements if judgement.path == path),
+            start=min(times[path]) if path in times else None,
+            end=max(times[path]) if path in times else None,
+        )
+        for path in sorted({path for work in sampled for path in work.paths})
+    )
+
+
+def _fate(path: Path, plan: Plan, wanted: set[Path]) -> Fate:
+    assert plan.winner is not None
+    if plan.winner[: len(path)] == path:
+        return Fate.WON
+    if path in plan.dropped:
+        return Fate.DROPPED
+    return Fate.KEPT if path in wanted else Fate.BET

@@ -1,0 +1,245 @@
+"""Whole searches with fake workers on a virtual clock: delays, deaths, lost bets, and always the same video."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framegrove.config.search import SearchConfig
+from framegrove.search.conductor import Conductor, Tally
+from framegrove.search.outcome import Ending, Fate, Outcome, overlap_seconds
+from framegrove.search.policies import make_policy
+from framegrove.search.protocols import SearchFailed
+from framegrove.types import Assessment, Sampled, SampleWork, Scored, ScoreWork
+from tests.fakes import FakeGenerator, FakeVerifier, World, fake_cost, run_virtual
+
+TOF = SearchConfig(budget="4x", roots_per_work=3)
+
+
+class Stage:
+    """A conductor with its cast."""
+
+    def __init__(
+        self, world: World, config: SearchConfig = TOF, generators: int = 2, verifiers: int = 1, **options: Any
+    ):
+        self.policy, self.allotment = make_policy(config, 4, 3, fake_cost, given=len(options.get("given", ())))
+        self.generators = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
+        self.verifiers = {f"v{n}": FakeVerifier(f"v{n}", world) for n in range(verifiers)}
+        self.conductor = Conductor(self.policy, self.generators, self.verifiers, config, **options)
+
+
+def search(world: World, *args: Any, **options: Any) -> Outcome:
+    async def main() -> Outcome:
+        return await Stage(world, *args, **options).conductor.run()
+
+    return run_virtual(main())
+
+
+def same_video(one: Outcome, other: Outcome) -> bool:
+    """Equal winners with equal handles: every latent came from the same works on top of the same latents."""
+    return one.winner == other.winner and one.units == other.units
+
+
+deaths = st.dictionaries(
+    st.sampled_from(["g0", "g1", "g2", "g3", "v0", "v1"]), st.frozensets(st.integers(0, 12), max_size=2), max_size=4
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 3),
+    grid=st.sampled_from([2, 1000]),
+    timing=st.integers(1, 2**32),
+    generators=st.integers(1, 4),
+    verifiers=st.integers(1, 2),
+    in_flight=st.integers(1, 8),
+    deaths=deaths,
+    speculate=st.booleans(),
+    step_s=st.sampled_from([0.1, 1.0, 5.0]),
+    policy=st.sampled_from(["tof", "tof", "linear"]),
+)
+def test_same_seed_same_video(
+    seed: int,
+    grid: int,
+    timing: int,
+    generators: int,
+    verifiers: int,
+    in_flight: int,
+    deaths: dict[str, frozenset[int]],
+    speculate: bool,
+    step_s: float,
+    policy: str,
+) -> None:
+    calm = search(
+        World(seed=seed, grid=grid), TOF.model_copy(update={"speculate": False, "policy": policy}), generators=1
+    )
+    config = TOF.model_copy(
+        update={"speculate": speculate, "scores_in_flight": in_flight, "attempts": 20, "policy": policy}
+    )
+    world = World(seed=seed, grid=grid, timing=timing, step_s=step_s, deaths=deaths)
+    wild = search(world, config, generators=generators, verifiers=verifiers)
+    assert same_video(wild, calm)
+    assert wild.certain == calm.certain
+    assert wild.sampling.certain == calm.sampling.certain
+    assert wild.scoring.certain.nfe == calm.scoring.certain.nfe
+    assert [(n.path, n.judgements, n.dropped_by) for n in wild.nodes if n.fate is not Fate.BET] == [
+        (n.path, n.judgements, n.dropped_by) for n in calm.nodes
+    ]
+    for bill in (wild.sampling, wild.scoring):
+        assert bill.at_stake.nfe == 0
+    assert wild.sampling.spent.nfe == sum(s.cost.nfe for s in wild.spans if isinstance(s.work, SampleWork))
+    finished = [span.work for span in wild.spans if span.ending is Ending.DONE]
+    assert len(set(finished)) == len(finished)
+    assert wild.certain <= set(finished)
+
+
+def test_scoring_goes_on_while_others_are_sampled() -> None:
+    outcome = search(World(), generators=2)
+    scoring = [(span.start, span.end) for span in outcome.spans if isinstance(span.work, ScoreWork)]
+    assert outcome.overlap > 0.5 * overlap_seconds(scoring, scoring)
+    assert {span.worker for span in outcome.spans} == {"g0", "g1", "v0"}
+
+
+def test_overlapping_is_faster_than_taking_turns() -> None:
+    outcome = search(World(), generators=1)
+    busy = sum(span.end - span.start for span in outcome.spans if span.work in outcome.certain)
+    assert outcome.seconds < 0.75 * busy
+
+
+def test_speculation_saves_time_and_shows_its_waste() -> None:
+    """Without bets, two generators idle in front of every cut."""
+    saved, wasted = [], 0
+    for seed in range(8):
+        world = World(seed=seed, verifiers=("only",), score_s=4.0)
+        patient = search(world, TOF.model_copy(update={"speculate": False}))
+        betting = search(world, TOF)
+        assert same_video(betting, patient)
+        assert patient.sampling.wasted.nfe == 0
+        saved.append(1 - betting.seconds / patient.seconds)
+        wasted += betting.sampling.wasted.nfe
+        samples = [span for span in betting.spans if isinstance(span.work, SampleWork)]
+        cancelled = [span for span in samples if span.ending is Ending.CANCELLED]
+        lost = [span for span in samples if span.ending is Ending.DONE and span.work not in betting.certain]
+        assert betting.sampling.wasted.nfe == sum(span.cost.nfe for span in (*cancelled, *lost))
+        assert all(span.cost.nfe < 12 for span in cancelled)
+    assert wasted > 0
+    assert sum(saved) / len(saved) > 0.05
+    assert min(saved) > -0.03  # a bet can hold up certain work by a denoising step, no more
+
+
+def test_killing_a_generator_or_the_verifier_changes_nothing_but_the_time() -> None:
+    calm = search(World())
+    for name in ("g0", "g1", "v0"):
+        for call in (0, 2, 5):
+            killed = search(World(deaths={name: frozenset({call})}))
+            assert same_video(killed, calm)
+            failed = [span for span in killed.spans if span.ending is Ending.FAILED]
+            assert failed
+            assert {span.worker for span in failed} == {name}
+            assert killed.sampling.certain == calm.sampling.certain
+
+
+def test_losing_a_generator_for_good_leaves_the_work_to_the_others() -> None:
+    outcome = search(World(deaths={"g1": frozenset({1})}, gone=frozenset({"g1"})))
+    assert same_video(outcome, search(World()))
+
+
+def test_losing_the_last_generator_is_one_sentence() -> None:
+    with pytest.raises(SearchFailed, match="no generator is left, the last one, g0, was lost: g0 is gone"):
+        search(World(deaths={"g0": frozenset({3})}, gone=frozenset({"g0"})), generators=1)
+
+
+def test_a_work_that_kills_everybody_is_given_up() -> None:
+    always = frozenset(range(100))
+    with pytest.raises(SearchFailed, match=r"sampling branches? .* failed 3 times, the last time with: g\d died"):
+        search(World(deaths={"g0": always, "g1": always}))
+
+
+def test_other_errors_end_the_search_and_leave_nothing_running() -> None:
+    class Broken(FakeVerifier):
+        async def score(self, work: ScoreWork, handle: Any) -> Scored:
+            raise KeyError("a defect")
+
+    async def main() -> None:
+        world = World()
+        stage = Stage(world)
+        stage.verifiers["v0"] = Broken("v0", world)
+        conductor = Conductor(stage.policy, stage.generators, stage.verifiers, TOF)
+        with pytest.raises(KeyError, match="a defect"):
+            await conductor.run()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert all(generator.current is None for generator in stage.generators.values())
+
+    run_virtual(main())
+
+
+def test_cancelling_a_search_stops_its_workers() -> None:
+    async def main() -> None:
+        stage = Stage(World())
+        running = asyncio.create_task(stage.conductor.run())
+        await asyncio.sleep(5.5)
+        assert any(generator.current for generator in stage.generators.values())
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert all(generator.cancelled for generator in stage.generators.values())
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
+def test_progress_rises_to_the_end() -> None:
+    tallies: list[Tally] = []
+    outcome = search(World(timing=3), on_progress=tallies.append)
+    shares = [tally.share for tally in tallies]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert tallies[-1] == Tally(len(outcome.certain), len(outcome.certain), len(outcome.certain))
+
+
+def test_the_outcome_tells_what_became_of_every_branch() -> None:
+    outcome = search(World(), TOF.model_copy(update={"speculate": False}))
+    by_path = {node.path: node for node in outcome.nodes}
+    assert [by_path[outcome.winner[:n]].fate for n in range(1, 5)] == [Fate.WON] * 4
+    assert {node.fate for node in outcome.nodes} <= {Fate.WON, Fate.KEPT, Fate.DROPPED}
+    for node in outcome.nodes:
+        assert (node.fate is Fate.DROPPED) == (node.dropped_by is not None)
+        assert node.start is not None
+        assert node.end is not None
+        assert node.start < node.end <= outcome.seconds
+        assert node.path in outcome.handles
+    cut_by_preview = [node for node in outcome.nodes if node.dropped_by is Assessment.POTENTIAL]
+    assert cut_by_preview
+    assert all([assessment for assessment, _ in node.scores] == [Assessment.POTENTIAL] for node in cut_by_preview)
+    winner = by_path[outcome.winner]
+    assert winner.scores[0][0] is Assessment.FINAL
+    assert dict(winner.scores[0][1]).keys() == {"left", "right"}
+
+
+def test_a_given_first_frame_is_where_every_branch_starts() -> None:
+    outcome = search(World(), given=["(0,) the encoded image"])
+    assert outcome.winner[0] == 0
+    assert outcome.units[0] == "(0,) the encoded image"
+    assert len({node.path[1] for node in outcome.nodes}) > 1
+    with pytest.raises(ValueError, match="the layout has 0 given units, and there are 1 handles"):
+        Conductor(
+            Stage(World()).policy, {"g": FakeGenerator("g", World())}, {"v": FakeVerifier("v", World())}, TOF, given=[1]
+        )
+
+
+def test_one_generator_alone_never_runs_two_works_at_a_time() -> None:
+    class Strict(FakeGenerator):
+        async def sample(self, work: SampleWork, parents: Any) -> Sampled:
+            assert self.current is None
+            return await super().sample(work, parents)
+
+    async def main() -> Outcome:
+        world = World(timing=9)
+        stage = Stage(world)
+        return await Conductor(stage.policy, {"g": Strict("g", world)}, stage.verifiers, TOF).run()
+
+    assert run_virtual(main()).winner
