@@ -28,15 +28,15 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum: Tensor = state["momentum"]
-        momentum.lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = torch.lerp(parameter.grad, momentum, group["momentum"])  # Nesterov
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        ahead = torch.lerp(gradient, momentum, group["momentum"])  # Nesterov
         direction = orthogonalised(ahead.reshape(len(ahead), -1))
         # A step changes a layer's outputs equally strongly, whatever its shape.
         size = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5

@@ -113,9 +113,9 @@ class _Run:
         torch.manual_seed(config.seed)
         self.config, self.step, self.seconds = config, 0, 0.0
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vae = CausalVideoVae(config.model).to(self.device, memory_format=torch.channels_last_3d)
+        self.vae = CausalVideoVae(config.model).to(self.device)
         _quieten(self.vae)
-        self.averaged = CausalVideoVae(config.model).to(self.device, memory_format=torch.channels_last_3d)
+        self.averaged = CausalVideoVae(config.model).to(self.device)
         self.averaged.load_state_dict(self.vae.state_dict())
         self.averaged.requires_grad_(False)
         self.optimizers = _optimizers(self.vae, config)
@@ -160,7 +160,7 @@ class _Run:
         if not math.isfinite(loss.item()):
             raise TrainingDiverged(f"the loss is {loss.item()} at step {self.step}: lower the learning rates")
         self.vae.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), config.gradient_clip)
         for optimizer, peak in zip(self.optimizers, (config.learning_rate, config.matrix_learning_rate), strict=True):
             for group in optimizer.param_groups:
@@ -200,10 +200,12 @@ class _Run:
 
 def _quieten(vae: CausalVideoVae) -> None:
     """Start with a narrow posterior: at deviation 1 the decoder would see noise alone and learn to ignore it."""
-    latent = vae.config.encoder_out_channels
+    logvar = slice(vae.config.encoder_out_channels, None)
+    bias = vae.quant_conv.conv.bias
+    assert bias is not None
     with torch.no_grad():
-        vae.quant_conv.conv.weight[latent:].zero_()
-        vae.quant_conv.conv.bias[latent:].fill_(-6.0)  # type: ignore[union-attr]
+        vae.quant_conv.conv.weight[logvar] = 0.0
+        bias[logvar] = -6.0
 
 
 def _optimizers(vae: CausalVideoVae, config: VaeTrainingConfig) -> tuple[torch.optim.Optimizer, ...]:
