@@ -1,0 +1,138 @@
+"""From parquet shards to the clips a worker draws its samples from, in an order that depends on the seed alone.
+
+``open_shards`` reads footers and the small columns, so a damaged or foreign file is found before training starts.
+``stream`` is the plain reader of one process; under Ray, Ray Data reads the same shards in the same order. Either way
+worker r of w sees every w-th clip, and ``Pool`` holds a window of them that moves on with the step: what it holds at a
+step does not depend on how that step was reached, so a resumed run sees what an undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from framegrove.data.schema import SCHEMA, VAE_KEY, LatentClip, from_table
+
+Size = tuple[int, int]
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One parquet file: how many of its clips have the wanted sizes, and of how many units the longest is."""
+
+    path: Path
+    clips: int
+    units: int
+    vae: str
+
+
+def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...]:
+    """The shards of a folder that hold clips of these (height, width) sizes in pixels. Raises DataError."""
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        what = "has no parquet files" if folder.is_dir() else "is no folder"
+        raise DataError(f"the data folder {folder} {what}: make one with python -m jobs.prepare --out {folder}")
+    shards, found = [], set()
+    for path in paths:
+        shard, seen = _open(path, sizes)
+        shards.append(shard)
+        found |= seen
+    usable = tuple(shard for shard in shards if shard.clips)
+    if not usable:
+        raise DataError(
+            f"{folder} has no clips of {_named(sizes)} (height x width), only of {_named(found)}: change the sizes of the "
+            "phase or prepare other clips"
+        )
+    if len({shard.vae for shard in usable}) > 1:
+        raise DataError(f"{folder} mixes clips that were encoded by different VAEs: prepare it anew")
+    return usable
+
+
+def epoch_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
+    """The order in which an epoch reads the shards."""
+    return [shards[i] for i in np.random.default_rng([seed, epoch]).permutation(len(shards))]
+
+
+def stream(
+    shards: Sequence[Shard], sizes: Collection[Size], seed: int, rank: int = 0, world: int = 1, start: int = 0
+) -> Iterator[LatentClip]:
+    """Endlessly, worker ``rank``'s clips from its ``start``-th on, epoch after epoch."""
+    total = sum(shard.clips for shard in shards)
+    epoch, position = divmod(rank + start * world, total)
+    for epoch in itertools.count(epoch):
+        for shard in epoch_order(shards, seed, epoch):
+            if position >= shard.clips:
+                position -= shard.clips
+                continue
+            clips = read_shard(shard.path, sizes)
+            yield from itertools.islice(clips, position, None, world)
+            position += -(-(shard.clips - position) // world) * world - shard.clips
+
+
+def read_shard(path: Path, sizes: Collection[Size]) -> Iterator[LatentClip]:
+    """The clips of one shard that have one of the sizes, in the file's order. Raises DataError naming the file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for clip in from_table(batch):
+                    if (clip.height, clip.width) in sizes:
+                        yield clip
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+class Pool:
+    """The clips at hand: a window of ``size`` clips of a worker's stream that moves on by ``refresh`` a step."""
+
+    def __init__(
+        self, open_stream: Callable[[int], Iterator[LatentClip]], available: int, size: int, refresh: int, step: int = 0
+    ) -> None:
+        """``open_stream(start)`` is the worker's stream from there on, ``available`` its clips in an epoch."""
+        if available <= size:  # all of them fit: one epoch is held for good
+            size, refresh = available, 0
+        self.refresh, self.step = refresh, step
+        self._stream = open_stream(step * refresh)
+        self.clips = deque(itertools.islice(self._stream, size), maxlen=size)
+
+    def at(self, step: int) -> deque[LatentClip]:
+        """The window at a step, which must not lie before the last one asked for."""
+        assert step >= self.step, "a pool only moves forward"
+        self.clips.extend(itertools.islice(self._stream, (step - self.step) * self.refresh))
+        self.step = step
+        return self.clips
+
+
+def _open(path: Path, sizes: Collection[Size]) -> tuple[Shard, set[Size]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
+            if missing:
+                raise DataError(f"{path} has no column {sorted(missing)[0]}: it was not made by jobs.prepare")
+            columns = file.read(columns=["height", "width", "units"]).to_pydict()
+            vae = (file.schema_arrow.metadata or {}).get(VAE_KEY, b"").decode()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    shapes = list(zip(columns["height"], columns["width"], strict=True))
+    units = [unit for shape, unit in zip(shapes, columns["units"], strict=True) if shape in sizes]
+    return Shard(path, len(units), max(units, default=0), vae), set(shapes)
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:160]
+    return DataError(f"{path} cannot be read as a parquet file of clips ({reason}): remove it or prepare it again")
+
+
+def _named(sizes: Collection[Size]) -> str:
+    return ", ".join(f"{height}x{width}" for height, width in sorted(sizes)) or "no size"

@@ -1,0 +1,68 @@
+"""Checkpoint folders: written whole or not at all, found again by step, of one configuration only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from framegrove.config.train import TrainConfig
+
+_KEPT = 2  # the newest ones stay; more would fill a disk unseen
+_RUN = "run.json"
+
+
+def save(folder: Path, step: int, config: TrainConfig, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a new checkpoint folder for ``step``, give it its name only then, and remove old ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".step-{step:07d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write(partial)
+    describe(partial, step, config)
+    final = folder / f"step-{step:07d}"
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for old in _all(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint with the most steps, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def describe(checkpoint: Path, step: int, config: TrainConfig) -> None:
+    """Write down which step of which run a checkpoint folder belongs to."""
+    (checkpoint / _RUN).write_text(json.dumps({"step": step, "config": _identity(config)}), encoding="utf-8")
+
+
+def step_of(checkpoint: Path, config: TrainConfig) -> int:
+    """Steps done at a checkpoint. Raises ValueError where it is of another configuration, or no checkpoint."""
+    try:
+        held = json.loads((checkpoint / _RUN).read_text(encoding="utf-8"))
+        step, identity = int(held["step"]), held["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint of a training run ({error}): remove it") from None
+    if identity != _identity(config):
+        ours = _identity(config)
+        changed = [key for key in ours if identity.get(key) != ours[key]]
+        raise ValueError(
+            f"{checkpoint} is of a run with another configuration ({', '.join(changed)} differ): give another --out, "
+            "or the configuration it was started with"
+        )
+    return step
+
+
+def _identity(config: TrainConfig) -> dict[str, object]:
+    """What must agree for a run to go on; how often it reports may change."""
+    identity: dict[str, object] = config.model_dump(mode="json", exclude={"checkpoint_every", "log_every", "prompts"})
+    return identity
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))

@@ -1,0 +1,46 @@
+"""The trained module: prompts and stage-samples in, one loss per stage-sample out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from framegrove.flow.objective import sample_losses
+from framegrove.models.mmdit import MMDiT
+from framegrove.models.packed import Prefix, Sample
+from framegrove.models.text import TextEncoder
+from framegrove.training.curriculum import StageSample
+
+
+class Trainable(nn.Module):
+    """Transformer and text encoder, trained jointly (or the transformer alone, where the text is frozen)."""
+
+    def __init__(self, transformer: MMDiT, text: TextEncoder, train_text: bool) -> None:
+        super().__init__()
+        self.transformer = transformer.requires_grad_(True)
+        self.text = text.requires_grad_(train_text)
+        self.train_text = train_text
+
+    def forward(self, samples: Sequence[StageSample]) -> Tensor:
+        """The flow matching loss of each stage-sample, (N,), all of them in one packed pass (PFM eq. 11)."""
+        device = next(self.transformer.parameters()).device
+        with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
+            texts = self.text.encode([sample.prompt for sample in samples])
+        packed = self.transformer.pack(
+            [
+                Sample(
+                    Prefix(text, tuple(clip.to(device) for clip in sample.history)),
+                    sample.noisy.to(device),
+                    sample.timestep,
+                )
+                for text, sample in zip(texts, samples, strict=True)
+            ]
+        )
+        velocities = self.transformer(packed)
+        return sample_losses(velocities, [sample.target.to(device) for sample in samples])
+
+    def prompt_tokens(self, samples: Sequence[StageSample]) -> list[int]:
+        """Text tokens of each sample."""
+        return [len(row) for row in self.text.tokenizer([sample.prompt for sample in samples])["input_ids"]]
