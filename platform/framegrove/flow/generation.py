@@ -88,7 +88,7 @@ def generate(
                 column = [latent.x for latent in sampler.sample(tasks, should_stop=should_stop)]
             histories = [(*history, latent) for history, latent in zip(histories, column, strict=True)]
             pixels, state = pipeline.vae.decode_unit(pipeline.latent_norm.denormalise(torch.stack(column), unit), state)
-            for video, clip in zip(frames, to_uint8(pixels).cpu().numpy(), strict=True):
+            for video, clip in zip(frames, to_pixels(pixels), strict=True):
                 video.append(clip)
             if on_unit is not None:
                 on_unit(first * units + (unit + 1) * len(texts), len(prompts) * units)
@@ -107,3 +107,9 @@ def encode_image(pipeline: Pipeline, image: Pixels, height: int, width: int) -> 
     device = next(pipeline.vae.parameters()).device
     video = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None, :, None].to(device) / 127.5 - 1
     return pipeline.latent_norm.normalise(pipeline.vae.encode(video).mean)[0]
+
+
+def to_pixels(video_BCTHW: Tensor) -> Pixels:
+    """A decoded video in [-1, 1] as uint8 frames (B, T, H, W, 3)."""
+    pixels: Pixels = to_uint8(video_BCTHW).cpu().numpy()
+    return pixels
