@@ -61,8 +61,8 @@ class Life:
                 self.recovering.append(worker)
 
     def something_happens(self, failures: float) -> None:
-        attempts = list(self.state.running.values())
-        chosen = self.random.choice([*attempts, *self.recovering])
+        possible: list[Attempt | str] = [*self.state.running.values(), *self.recovering]
+        chosen = self.random.choice(possible)
         if isinstance(chosen, str):
             self.recovering.remove(chosen)
             self.state.on_recovered(chosen)

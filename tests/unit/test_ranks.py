@@ -75,9 +75,8 @@ def test_survivors_are_known_before_the_last_score() -> None:
 
 
 @st.composite
-def partly_scored(
-    draw: st.DrawFn,
-) -> tuple[int, dict[Path, dict[str, float]], dict[str, float], dict[Path, Fraction], int]:
+def partly_scored(draw: st.DrawFn) -> Any:
+    """Members, the scores that are in, weights, what was collected before, and a width."""
     count = draw(st.integers(1, 5))
     names = draw(st.sampled_from([["a"], ["a", "b"]]))
     weights = {"a": 1.0, "b": draw(st.sampled_from([0.0, 0.3, 1.0]))}

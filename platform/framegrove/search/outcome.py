@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from framegrove.search.tree import Judgement, Panel, Plan, Scores, Work
-from framegrove.types import Assessment, Cost, Path, SampleWork
+from framegrove.types import Assessment, Cost, Path, SampleWork, ScoreWork
 
 
 class Ending(enum.StrEnum):
@@ -127,7 +127,9 @@ def nodes_of(plan: Plan, sampled: Iterable[SampleWork], scores: Scores, spans: I
             path=path,
             fate=_fate(path, plan, wanted),
             dropped_by=plan.dropped.get(path),
-            scores=tuple((work.assessment, panel) for work, panel in scores.items() if work.path == path),
+            scores=tuple(
+                (asked, scores[ScoreWork(path, asked)]) for asked in Assessment if ScoreWork(path, asked) in scores
+            ),
             judgements=tuple(judgement for judgement in plan.judgements if judgement.path == path),
             start=min(times[path]) if path in times else None,
             end=max(times[path]) if path in times else None,
