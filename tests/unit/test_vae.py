@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ import torch
 from framegrove.config.base import load
 from framegrove.config.vae import VaeConfig, VaeTrainingConfig
 from framegrove.models.vae import CausalVideoVae, fold_patches, unfold_patches
-from framegrove.models.vae_files import Affine, LatentNorm, load_vae, save_vae, to_uint8
+from framegrove.models.vae_files import (
+    CONFIG_FILE,
+    NORM_FILE,
+    WEIGHTS_FILE,
+    Affine,
+    LatentNorm,
+    load_vae,
+    save_vae,
+    to_uint8,
+)
 from framegrove.models.vae_tiling import decode_unit_tiled, encode_unit_tiled
 
 PUBLIC = VaeConfig(
@@ -180,15 +190,36 @@ def test_measured_norm_centres_each_channel_and_scales_all_alike() -> None:
     assert abs(float(normal[:, :, 1:].std()) - 1) < 0.01
 
 
-def test_a_saved_folder_loads_the_same_model(tmp_path: object) -> None:
+def test_a_saved_folder_loads_the_same_model(tmp_path: Path) -> None:
     vae, norm = _vae(PATCHED), LatentNorm(Affine((0.1,) * 16, 0.5), Affine((0.2,) * 16, 0.3))
-    save_vae(f"{tmp_path}/vae", vae, norm)
-    again, read = load_vae(f"{tmp_path}/vae")
+    save_vae(tmp_path / "vae", vae, norm)
+    again, read = load_vae(tmp_path / "vae")
     assert read == norm
     assert again.config == vae.config
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"config\.json is missing"):
-        load_vae(f"{tmp_path}/nothing")
+        load_vae(tmp_path / "nothing")
+
+
+def test_damaged_folders_are_named(tmp_path: Path) -> None:
+    save_vae(tmp_path, _vae(PATCHED), LatentNorm(Affine((0.0,), 1.0), Affine((0.0,), 1.0)))
+    weights, config, norm = tmp_path / WEIGHTS_FILE, tmp_path / CONFIG_FILE, tmp_path / NORM_FILE
+    for path, content, message in (
+        (norm, "{}", "does not hold shift and scale"),
+        (weights, "nonsense", "cannot be used"),
+        (config, '{"encoder_act_fn": "relu"}', "encoder_act_fn is 'relu', only 'silu'"),
+        (config, '{"encoder_norm_num_groups": 0}', "encoder_norm_num_groups Input should be greater than 0"),
+        (config, "[", "cannot be read"),
+    ):
+        kept = path.read_bytes()
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_vae(tmp_path)
+        path.write_bytes(kept)
+    load_vae(tmp_path)
+    config.write_text("{}")  # the released architecture, which these weights are not of
+    with pytest.raises(ValueError, match=r"safetensors cannot be used: Error\(s\) in loading"):
+        load_vae(tmp_path)
 
 
 def test_frames_are_cut_to_bytes() -> None:

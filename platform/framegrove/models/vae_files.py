@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from framegrove.models.vae import CausalVideoVae
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 NORM_FILE = "latent_norm.json"
+
+# What public configurations could vary but never do; other values would give another network under the same names.
+_ONLY = {"encoder_act_fn": "silu", "decoder_act_fn": "silu", "interpolate": False}
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,18 @@ def to_uint8(video_BCTHW: Tensor) -> Tensor:
 def load_vae(folder: str | Path) -> tuple[CausalVideoVae, LatentNorm]:
     """The VAE of a folder, in float32 and in evaluation mode, and its latents' normalisation.
 
-    Raises ValueError when a file is missing or does not fit.
+    Raises ValueError, in one line, when a file is missing, damaged or does not fit.
     """
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE, NORM_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
     vae = CausalVideoVae(read_vae_config(folder))
-    state = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    vae.load_state_dict(state)
-    norm = LatentNorm.from_json(json.loads((folder / NORM_FILE).read_text(encoding="utf-8")))
-    return vae.eval().requires_grad_(False), norm
+    try:
+        vae.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()})
+    except (SafetensorError, RuntimeError) as error:  # damaged, or of another architecture
+        raise ValueError(f"{folder / WEIGHTS_FILE} cannot be used: {' '.join(str(error).split())}") from None
+    return vae.eval().requires_grad_(False), _read_norm(folder / NORM_FILE)
 
 
 def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: torch.dtype = torch.float32) -> None:
@@ -110,9 +116,37 @@ def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: t
 
 
 def read_vae_config(folder: str | Path) -> VaeConfig:
-    """The architecture out of a folder's ``config.json``; keys that do not shape the network are passed over."""
-    data = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
-    return VaeConfig.model_validate({key: value for key, value in data.items() if key in VaeConfig.model_fields})
+    """The architecture out of a folder's ``config.json``; keys that do not shape the network are passed over.
+
+    Raises ValueError, in one line, when it is damaged or asks for what this implementation has not.
+    """
+    path = Path(folder) / CONFIG_FILE
+    data = _read_json(path)
+    for key, value in _ONLY.items():
+        if data.get(key, value) != value:
+            raise ValueError(f"{path}: {key} is {data[key]!r}, only {value!r} can be loaded")
+    try:
+        return VaeConfig.model_validate({key: value for key, value in data.items() if key in VaeConfig.model_fields})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
+
+
+def _read_norm(path: Path) -> LatentNorm:
+    try:
+        return LatentNorm.from_json(_read_json(path))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold shift and scale of image and video ({error})") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold keys and values, not a {type(data).__name__}")
+    return data
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
