@@ -77,15 +77,20 @@ class Generator:
         """Answers as soon as the model is loaded."""
         return True
 
+    def read(self, scene: Scene) -> tuple[int, int]:
+        """Tokens of the prompt and of the negative prompt. Raises ValueError where the model cannot read them."""
+        text, negative = self._encoded(scene.prompt, scene.negative)
+        return len(text.tokens_LD), len(negative.tokens_LD)
+
     def sample(
         self, number: int, work: SampleWork, scene: Scene, history: int, state: State | None, *latents: StageLatent
     ) -> tuple[Any, ...]:
         """Do one piece of work, which ``cancel`` knows by its ``number``.
 
         Of ``latents``, the first ``history`` are the finished units before, oldest first, and the others what each path
-        continues from (none: noise); ``state`` is the decoder's after that history, None at unit 0. Laid out flat for
-        Ray, which moves each result only to where it is asked for: 1 + 3 x paths values, Made and then the three of
-        each path's Unit, all None when the work was cancelled.
+        continues from (none: noise); ``state`` is the decoder's after that history, None where it must be made again.
+        Laid out flat for Ray, which moves each result only to where it is asked for: 1 + 3 x paths values, Made and
+        then the three of each path's Unit, all None when the work was cancelled.
         """
         torch.set_num_threads(self._threads)  # a setting of the thread, and an actor may run each call in another one
         started, steps = time.time(), 0
@@ -103,6 +108,8 @@ class Generator:
             return (Made(steps, started, time.time(), whole=False), *[None] * (3 * len(tasks)))
         finally:
             self._cancelled.discard(number)
+        if history and state is None:
+            state = self._state_after(latents[:history])
         units = [self._shown(latent, history, state) for latent in sampled]
         return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
 
@@ -149,6 +156,12 @@ class Generator:
         video, after = self._pipeline.vae.decode_unit(raw[None], state)
         kept = StageLatent(latent.stage, latent.x.cpu(), latent.estimate.cpu())
         return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if finished else None)
+
+    def _state_after(self, history: Sequence[StageLatent]) -> State | None:
+        state = None
+        for unit, latent in enumerate(history):
+            state = self._shown(latent, unit, state).state
+        return state
 
     @property
     def _last_stage(self) -> int:

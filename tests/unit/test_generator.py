@@ -87,6 +87,20 @@ def test_any_generator_makes_the_same_branch(generator: Generator, model: Path) 
     assert np.array_equal(first[2], second[2])
 
 
+def test_a_lost_decoder_state_is_made_again(generator: Generator) -> None:
+    _, first, _, state = generator.sample(0, whole((0,)), SCENE, 0, None)
+    _, second, _, after = generator.sample(0, whole((0, 1)), SCENE, 1, state, first)
+    with_state = generator.sample(0, whole((0, 1, 0)), SCENE, 2, after, first, second)
+    without = generator.sample(0, whole((0, 1, 0)), SCENE, 2, None, first, second)
+    assert np.array_equal(with_state[2], without[2])
+
+
+def test_prompts_are_read(generator: Generator) -> None:
+    assert generator.read(SCENE) == (8, 1)
+    with pytest.raises(ValueError, match="shorten it"):
+        generator.read(Scene("a red 3 " * 40, "", 7, 64, 64))
+
+
 def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> None:
     made, draft, preview, state = generator.sample(3, SampleWork(((4,),), 0, 1), SCENE, 0, None)
     assert (made.steps, draft.stage, state) == (4, 1, None)

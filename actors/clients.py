@@ -1,0 +1,146 @@
+"""Ray's side of a search: generator and verifier actors as the clients that a conductor knows.
+
+What generators return stays in Ray's object store, owned by the process that runs the search; a handle names it. So
+nothing that is finished dies with the actor that made it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from actors.costs import WorkCosts
+from actors.generator import Made, Scene
+from actors.verifier import Verifier
+from framegrove.cluster.errors import ActorLost, CrashLoop
+from framegrove.cluster.supervise import ActorGroup
+from framegrove.search.protocols import WorkCancelled, WorkFailed
+from framegrove.types import Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.verification.rewriting import StagedPrompt
+
+Answer = TypeVar("Answer")
+_numbers = itertools.count(1)  # names works to actors, which serve many searches
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRef:
+    """A branch's newest unit in the object store: references to its latent, frames and decoder state (Unit).
+
+    ``before`` is the branch's parent. ``state`` is None where nobody has it; a generator can make it again.
+    """
+
+    stage: int
+    latent: Any
+    frames: Any
+    state: Any
+    before: UnitRef | None = None
+
+    @property
+    def clip(self) -> tuple[UnitRef, ...]:
+        """The branch unit by unit, oldest first."""
+        return (*(self.before.clip if self.before else ()), self)
+
+
+class RemoteGenerator:
+    """One generator actor of a group, sampling one scene (search.protocols.GeneratorClient)."""
+
+    def __init__(self, group: ActorGroup, index: int, scene: Scene, costs: WorkCosts) -> None:
+        self._group, self._index = group, index
+        self._scene, self._costs = scene, costs
+        self._running: dict[SampleWork, int] = {}
+
+    async def sample(self, work: SampleWork, parents: Mapping[Path, UnitRef]) -> Sampled:
+        """Sample a work on the actor; handles are UnitRefs. Raises as the protocol says."""
+        parent = work.paths[0][:-1]
+        history = [parents[parent[: n + 1]] for n in range(len(parent))]
+        starts = [parents[path] for path in work.paths] if work.first_stage > 0 else []
+        before = history[-1] if history else None
+        number = self._running[work] = next(_numbers)
+        refs: list[Any] = []
+
+        def submit(actor: ActorHandle[Any]) -> Any:
+            refs[:] = actor.sample.options(num_returns=1 + 3 * len(work.paths)).remote(
+                number,
+                work,
+                self._scene,
+                len(history),
+                before.state if before else None,
+                *(ref.latent for ref in (*history, *starts)),
+            )
+            return refs[0]
+
+        try:
+            made: Made = await ask(self._group, self._index, submit)
+        finally:
+            del self._running[work]
+        cost = self._costs.of(work, made.steps, made.ended - made.started)
+        if not made.whole:
+            raise WorkCancelled(cost)
+        units = [UnitRef(work.last_stage, *refs[1 + 3 * n : 4 + 3 * n], before) for n in range(len(work.paths))]
+        return Sampled(work, cost, tuple(units))
+
+    def cancel(self, work: SampleWork) -> None:
+        """Ask the actor to give the work up at its next step."""
+        if work in self._running:
+            self._group.actors[self._index].cancel.remote(self._running[work])
+
+    async def recover(self) -> None:
+        """Return once the actor's replacement has loaded its model."""
+        await recovered(self._group, self._index)
+
+
+class ClipVerifier(Verifier):
+    """The verifier as an actor: a clip's units arrive one by one, straight from where they were made."""
+
+    async def score_units(self, work: ScoreWork, prompt: StagedPrompt, *units: npt.NDArray[np.uint8]) -> Scored:
+        """``score`` of the clip that these units, uint8 (T, H, W, 3), make up."""
+        return await self.score(work, prompt, np.concatenate(units))
+
+
+class RemoteVerifier:
+    """One verifier actor of a group, judging videos made for one prompt (search.protocols.VerifierClient)."""
+
+    def __init__(self, group: ActorGroup, index: int, prompt: StagedPrompt) -> None:
+        self._group, self._index, self._prompt = group, index, prompt
+
+    async def score(self, work: ScoreWork, handle: UnitRef) -> Scored:
+        """Score a branch by the whole panel. Raises as the protocol says."""
+        clip = [unit.frames for unit in handle.clip]
+        answer: Scored = await ask(
+            self._group, self._index, lambda actor: actor.score_units.remote(work, self._prompt, *clip)
+        )
+        return answer
+
+    async def recover(self) -> None:
+        """Return once the actor's replacement has started its engine."""
+        await recovered(self._group, self._index)
+
+
+async def ask(group: ActorGroup, index: int, method: Callable[[ActorHandle[Any]], Awaitable[Answer]]) -> Answer:
+    """Call an actor of a group. Raises WorkFailed when it dies, and what the method raised as itself."""
+    try:
+        answer: Answer = await group.call(index, method)
+    except (ActorLost, CrashLoop) as error:
+        raise WorkFailed(str(error)) from error
+    except RayTaskError as error:
+        raise error.cause from None
+    return answer
+
+
+async def recovered(group: ActorGroup, index: int) -> None:
+    """Return once an actor answers again; raise WorkFailed when its group has given it up."""
+    while True:
+        try:
+            await group.call(index, lambda actor: actor.ready.remote())
+        except ActorLost:
+            continue
+        except CrashLoop as error:
+            raise WorkFailed(str(error)) from error
+        return

@@ -1,0 +1,64 @@
+"""One sample as it comes, by a single generator: what every search is measured against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from actors.clients import RemoteGenerator, UnitRef
+from framegrove.search.outcome import Bill, Ending, Fate, Node, Outcome, Span
+from framegrove.search.protocols import WorkCancelled, WorkFailed
+from framegrove.search.tree import Layout
+from framegrove.types import Cost, Path, Sampled, SampleWork
+
+
+async def sample_once(
+    layout: Layout,
+    generators: Mapping[str, RemoteGenerator],
+    given: tuple[UnitRef, ...],
+    on_progress: Callable[[float], None],
+) -> Outcome:
+    """Sample branch (0, 0, ..) unit by unit, a unit again if the generator dies. Raises WorkFailed if that is gone."""
+    worker, generator = next(iter(generators.items()))
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    units: dict[Path, UnitRef] = {(0,) * (n + 1): unit for n, unit in enumerate(given)}
+    spans: list[Span] = []
+    certain, wasted = Cost(), Cost()
+    while len(units) < layout.units:
+        on_progress((len(units) - len(given)) / (layout.units - len(given)))
+        path = (0,) * (len(units) + 1)
+        work, start = SampleWork((path,), 0, layout.last_stage), clock() - began
+        try:
+            sampled = await _sample(generator, work, units)
+        except WorkFailed as failure:
+            wasted += failure.cost
+            spans.append(Span(work, worker, start, clock() - began, Ending.FAILED, failure.cost))
+            await generator.recover()
+            continue
+        units[path] = sampled.handles[0]
+        certain += sampled.cost
+        spans.append(Span(work, worker, start, clock() - began, Ending.DONE, sampled.cost))
+    on_progress(1.0)
+    paths = [path for path in units if len(path) > len(given)]
+    return Outcome(
+        winner=paths[-1],
+        nodes=tuple(Node(path, Fate.WON, None, (), (), None, None) for path in paths),
+        certain=frozenset(span.work for span in spans),
+        sampling=Bill(certain, Cost(), wasted),
+        scoring=Bill(Cost(), Cost(), Cost()),
+        spans=tuple(spans),
+        handles=units,
+        seconds=clock() - began,
+        restored=0,
+    )
+
+
+async def _sample(generator: RemoteGenerator, work: SampleWork, units: dict[Path, UnitRef]) -> Sampled:
+    try:
+        return await generator.sample(work, units)
+    except asyncio.CancelledError:
+        generator.cancel(work)
+        raise
+    except WorkCancelled as stopped:  # nobody asked for that
+        raise WorkFailed("it stopped without being cancelled", stopped.cost) from stopped
