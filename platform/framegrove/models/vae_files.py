@@ -97,9 +97,11 @@ def load_vae(folder: str | Path) -> tuple[CausalVideoVae, LatentNorm]:
     for name in (CONFIG_FILE, WEIGHTS_FILE, NORM_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
-    vae = CausalVideoVae(read_vae_config(folder))
+    with torch.device("meta"):  # no time for initial values that are overwritten at once
+        vae = CausalVideoVae(read_vae_config(folder))
     try:
-        vae.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()})
+        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+        vae.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError) as error:  # damaged, or of another architecture
         raise ValueError(f"{folder / WEIGHTS_FILE} cannot be used: {' '.join(str(error).split())}") from None
     return vae.eval().requires_grad_(False), _read_norm(folder / NORM_FILE)
