@@ -13,13 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
+from framegrove.config.flow import latent_size
 from framegrove.config.model import digits_recipe
 from framegrove.config.serve import ServeConfig
-from framegrove.serving.desk import VideoDesk
+from framegrove.serving.desk import ServedModel, VideoDesk
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from tests.fakes import FakeRunner
 
+DIGITS = {"stages": 3, "patch": 2, "factor": 8}
 PROMPT = "a red 3 moves left and right"
 
 
@@ -52,7 +54,8 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     runner = runner or FakeRunner()
     limits = ServeConfig(folder=folder, most_units=8, **settings)
     store = VideoStore(folder)
-    app = build_app(VideoDesk(store, runner, "digits", digits_recipe(), limits))
+    model = ServedModel("digits", digits_recipe(), lambda asked: latent_size(asked.height, asked.width, **DIGITS))
+    app = build_app(VideoDesk(store, runner, model, limits))
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -126,7 +129,11 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 seconds"),
         ({"prompt": PROMPT, "seconds": 60}, 400, "ask for at most 7.125"),
         ({"prompt": PROMPT, "seed": -1}, 400, "seed: input should be greater than or equal to 0"),
-        ({"prompt": PROMPT, "search": {"policy": "dfs"}}, 400, "search.policy: input should be 'linear' or 'tof'"),
+        (
+            {"prompt": PROMPT, "search": {"policy": "dfs"}},
+            400,
+            "search.policy: input should be 'tof', 'linear' or 'none'",
+        ),
         ({"prompt": PROMPT, "search": {"budget": "lots"}}, 400, "a budget is a number"),
         ({"prompt": PROMPT, "search": {"budget": "1000x"}}, 400, "more than the 64x allowed"),
         ({"prompt": PROMPT, "model": "sora-2"}, 404, "it is called digits"),

@@ -37,14 +37,20 @@ def connect(address: str | None = None, *, num_cpus: int = 8) -> Iterator[Cluste
     submit``, and ends with the block, on errors and Ctrl-C too, and with this process even if that is killed. Inside
     another ``connect`` that one's cluster is used. Raises NoCluster.
     """
+    global _connected
     if ray.is_initialized():
-        yield _described(ray.init(ignore_reinit_error=True), own=False)
+        yield _connected or _described(ray.init(ignore_reinit_error=True), own=False)
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     try:
-        yield _join(address) if address else _start(num_cpus)
+        _connected = _join(address) if address else _start(num_cpus)
+        yield _connected
     finally:
+        _connected = None
         ray.shutdown()
+
+
+_connected: Cluster | None = None  # what this process's outermost connect() found
 
 
 def _start(num_cpus: int) -> Cluster:

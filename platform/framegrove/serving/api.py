@@ -56,11 +56,14 @@ def _seconds(text: str) -> str:
 
 
 class Search(BaseModel):
-    """How to search: the policy, and the budget as multiples of one unsearched sample's FLOPs ("4x")."""
+    """How to search: the policy, and the budget as multiples of one unsearched sample's FLOPs ("4x").
+
+    The policy "none" takes the first sample as it comes.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    policy: Literal["linear", "tof"] = "tof"
+    policy: Literal["tof", "linear", "none"] = "tof"
     budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(_budgeted)] | None = None
 
 

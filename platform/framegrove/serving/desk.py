@@ -9,10 +9,10 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from framegrove.config.flow import latent_size
 from framegrove.config.model import Recipe
 from framegrove.config.request import frames_of, parse_size, units_for
 from framegrove.config.search import parse_budget
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """Makes videos. ``start`` may be called again and again; ``run`` raises ValueError for what the model cannot do."""
+    """Makes videos. ``run`` starts what it needs; ``start`` does so beforehand; ValueError is the caller's mistake."""
 
     async def start(self) -> None: ...
 
@@ -34,16 +34,24 @@ class Runner(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """What is served: its name, how it is sampled, and a check that raises ValueError for what it cannot make."""
+
+    name: str
+    recipe: Recipe
+    check: Callable[[GenerationRequest], object]
+
+
 class VideoDesk:
     """Takes videos on, keeps them durably, makes them in the order they came.
 
-    ``name`` and ``recipe`` are those of the model served. A video that was being made when the process ended is made
-    again, from the same seed, hence the same.
+    A video that was being made when the process ended is made again, from the same seed, hence the same.
     """
 
-    def __init__(self, store: VideoStore, runner: Runner, name: str, recipe: Recipe, limits: ServeConfig) -> None:
+    def __init__(self, store: VideoStore, runner: Runner, model: ServedModel, limits: ServeConfig) -> None:
         self._store, self._runner = store, runner
-        self._name, self._recipe, self._limits = name, recipe, limits
+        self._model, self._limits = model, limits
         self._progress: dict[str, Progress] = {}  # of videos in progress
         self._work = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -96,52 +104,48 @@ class VideoDesk:
         return record
 
     def _accepted(self, asked: VideoRequest, image: bytes | None) -> VideoRecord:
-        if asked.model not in (None, self._name):
-            raise ApiError(
-                404, f"there is no model {asked.model[:60]!r} here, it is called {self._name}", param="model"
-            )
-        budget = parse_budget(asked.search.budget or self._limits.budget)
-        if budget > parse_budget(self._limits.most_budget):
-            raise ApiError(
-                400,
-                f"a budget of {budget:g}x is more than the {self._limits.most_budget} allowed",
-                param="search.budget",
-            )
-        height, width = self._size(asked.size)
+        name, recipe = self._model.name, self._model.recipe
+        if asked.model not in (None, name):
+            raise ApiError(404, f"there is no model {asked.model[:60]!r} here, it is called {name}", param="model")
         if image is None and asked.input_reference is not None:
             image = asked.input_reference.image()
+        height, width = parse_size(asked.size) if asked.size else (recipe.height, recipe.width)
         units = self._units(asked.seconds)
+        request = GenerationRequest(
+            prompt=asked.prompt,
+            seed=secrets.randbelow(LARGEST_SEED) if asked.seed is None else asked.seed,
+            units=units,
+            height=height,
+            width=width,
+            policy=asked.search.policy,
+            budget=self._budget(asked.search.budget),
+            image=image,
+        )
+        try:
+            self._model.check(request)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
         return VideoRecord(
             id=f"video_{uuid.uuid4().hex}",
-            request=GenerationRequest(
-                prompt=asked.prompt,
-                seed=secrets.randbelow(LARGEST_SEED) if asked.seed is None else asked.seed,
-                units=units,
-                height=height,
-                width=width,
-                policy=asked.search.policy,
-                budget=budget,
-                image=image,
-            ),
-            model=self._name,
-            seconds=asked.seconds or f"{frames_of(units) / self._recipe.fps:g}",
+            request=request,
+            model=name,
+            seconds=asked.seconds or f"{frames_of(units) / recipe.fps:g}",
             status="queued",
             created_at=time.time(),
         )
 
-    def _size(self, size: str | None) -> tuple[int, int]:
-        height, width = parse_size(size) if size else (self._recipe.height, self._recipe.width)
-        try:
-            latent_size(height, width, stages=self._recipe.pyramid.stages, patch=2, factor=8)
-        except ValueError as error:
-            raise ApiError(400, str(error), param="size") from None
-        return height, width
+    def _budget(self, budget: str | None) -> float:
+        wanted = parse_budget(budget or self._limits.budget)
+        if wanted > parse_budget(self._limits.most_budget):
+            sentence = f"a budget of {wanted:g}x is more than the {self._limits.most_budget} allowed"
+            raise ApiError(400, sentence, param="search.budget")
+        return wanted
 
     def _units(self, seconds: str | None) -> int:
         if seconds is None:
-            return self._recipe.units
+            return self._model.recipe.units
         try:
-            return units_for(float(seconds), self._recipe.fps, self._limits.most_units)
+            return units_for(float(seconds), self._model.recipe.fps, self._limits.most_units)
         except ValueError as error:
             raise ApiError(400, str(error), param="seconds") from None
 
@@ -179,7 +183,6 @@ class VideoDesk:
             self._progress[record.id] = progress
 
         try:
-            await self._runner.start()
             result = await self._runner.run(record.request, on_progress)
             await asyncio.to_thread(self._store.complete, record.id, result)
         except ValueError as error:

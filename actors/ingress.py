@@ -1,0 +1,30 @@
+"""The endpoint's replica in Ray Serve: a desk with a search behind it. Its routes are framegrove.serving.web's."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from ray import serve
+
+from actors.conductor import SearchRunner
+from actors.model_files import ModelFiles
+from framegrove.config.serve import ServeConfig
+from framegrove.serving.desk import ServedModel, VideoDesk
+from framegrove.serving.store import VideoStore
+from framegrove.serving.web import build_app
+
+
+class Ingress:
+    """One replica: it alone keeps the folder of videos. Another one that takes its place goes on where it was."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        files = ModelFiles.read(config.model)
+        model = ServedModel(files.folder.name, files.recipe, files.check)
+        self._desk = VideoDesk(VideoStore(config.folder), SearchRunner(config.model), model, config)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._desk)
+
+
+def application(config: ServeConfig) -> serve.Application:
+    """What ``ray.serve.run`` takes. Paths in ``config`` must be absolute: a replica has a working folder of its own."""
+    return serve.deployment(max_ongoing_requests=256)(serve.ingress()(Ingress)).bind(config)

@@ -1,0 +1,102 @@
+"""Serve videos over HTTP, in the shapes of the OpenAI Videos API.
+
+    python -m jobs.serve --port 8000
+    curl -s localhost:8000/v1/videos -H 'Content-Type: application/json' -d '{"prompt": "a red 3 moves left and right"}'
+    curl -s localhost:8000/v1/videos/ID            # its status and progress
+    curl -s localhost:8000/v1/videos/ID/content -o video.mp4
+
+Videos are kept in --folder and outlive the endpoint: what was waiting or half made is made when it starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from framegrove.config.serve import ServeConfig
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    model: Annotated[Path | None, typer.Option(help="Model folder; the embedded digits model when absent.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    folder: Annotated[Path, typer.Option(help="Keeps the videos.")] = Path("runs/serve"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Another setting, as in waiting=8.")] = None,
+) -> None:
+    """Start the endpoint, and stop it on Ctrl-C."""
+    from framegrove.config.base import load
+    from framegrove.config.serve import ServeConfig
+
+    paths = {"folder": folder.absolute()} if model is None else {"folder": folder.absolute(), "model": model.absolute()}
+    given = {"host": host, "port": port, **{name: str(path) for name, path in paths.items()}}
+    settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
+    try:
+        config = load(ServeConfig, None, [*settings, *(set_ or ())])
+        _serve(config.model_copy(update={"port": _free_port(config.host, config.port)}))
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+
+
+def _serve(config: ServeConfig) -> None:
+    from actors.model_files import ModelFiles
+    from framegrove.cluster.session import connect
+    from framegrove.serving.store import VideoStore
+
+    ModelFiles.read(config.model)
+    VideoStore(config.folder).close()
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same, orderly way
+    typer.echo("starting the endpoint ...")
+    with connect():
+        from ray import serve
+
+        try:
+            _run(config)
+            typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
+            threading.Event().wait()
+        finally:
+            serve.shutdown()
+
+
+def _run(config: ServeConfig) -> None:
+    import logging
+
+    from ray import serve
+
+    from actors.ingress import application
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        serve.run(application(config))
+    except RuntimeError as error:
+        raise ValueError(f"the endpoint could not be started: {' '.join(str(error).split())[:500]}") from error
+
+
+def _free_port(host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port, 0 takes a free one"
+            ) from None
+        chosen: int = probe.getsockname()[1]
+    return chosen
+
+
+if __name__ == "__main__":
+    app()
