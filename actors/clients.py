@@ -6,6 +6,7 @@ nothing that is finished dies with the actor that made it.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ class RemoteGenerator:
 
         try:
             made: Made = await ask(self._group, self._index, submit)
+        except asyncio.CancelledError:
+            self.cancel(work)
+            raise
         finally:
             del self._running[work]
         cost = self._costs.of(work, made.steps, made.ended - made.started)

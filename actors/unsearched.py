@@ -57,8 +57,5 @@ async def sample_once(
 async def _sample(generator: RemoteGenerator, work: SampleWork, units: dict[Path, UnitRef]) -> Sampled:
     try:
         return await generator.sample(work, units)
-    except asyncio.CancelledError:
-        generator.cancel(work)
-        raise
     except WorkCancelled as stopped:  # nobody asked for that
         raise WorkFailed("it stopped without being cancelled", stopped.cost) from stopped

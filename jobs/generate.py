@@ -1,0 +1,161 @@
+"""Make a video for a prompt, searching for a good one.
+
+    python -m jobs.generate --prompt "a red 3 moves left and right" --seed 1 --policy tof --budget 4x --out runs/red3
+
+Leaves video.mp4, tree.png (the search tree: what lived, what was cut, and why) and report.json (costs by part, scores,
+timeline) in --out. Uses the Ray cluster at RAY_ADDRESS, or starts its own. Run it again with the same arguments after
+it was interrupted, and it goes on where it was.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.console import Display, one_line_errors
+
+if TYPE_CHECKING:
+    from actors.conductor import SearchRunner
+    from actors.model_files import ModelFiles
+    from framegrove.evaluation.report import SearchRecord
+    from framegrove.types import GenerationRequest
+
+app = typer.Typer(add_completion=False)
+
+
+class PolicyName(StrEnum):
+    """How to search."""
+
+    TOF = "tof"
+    LINEAR = "linear"
+    NONE = "none"
+
+
+@app.command()
+def main(
+    prompt: Annotated[str, typer.Option(help="What the video should show.")],
+    out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png and report.json.")],
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
+    policy: Annotated[PolicyName, typer.Option(help="Tree-of-Frames, best of N, or no search.")] = PolicyName.TOF,
+    budget: Annotated[str, typer.Option(help="FLOPs to spend, in samples without a search.")] = "4x",
+    units: Annotated[
+        int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the model's own size if absent.")] = None,
+    image: Annotated[Path | None, typer.Option(help="PNG or JPEG file to begin with.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder; the embedded digits model if absent.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="Verifier's model; the embedded one if absent.")] = None,
+    generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
+) -> None:
+    """Search for a video and write it with the picture of its search tree and a report."""
+    from framegrove.search.protocols import SearchFailed
+
+    with one_line_errors(SearchFailed, OSError), Display() as display:
+        from framegrove.config.base import load
+        from framegrove.config.search import SearchConfig, parse_budget
+        from framegrove.config.verifier import EngineConfig
+
+        search = load(SearchConfig, None, set_ or ())
+        multiple = parse_budget(budget)
+        display.begin("reading the model")
+        from actors.conductor import SearchRunner
+        from actors.model_files import ModelFiles
+        from framegrove.types import GenerationRequest
+
+        files = ModelFiles.read(model)
+        height, width = _size(size, files)
+        request = GenerationRequest(
+            prompt=prompt.strip(),
+            seed=seed,
+            units=units or files.recipe.units,
+            height=height,
+            width=width,
+            policy=policy.value,
+            budget=multiple if policy is not PolicyName.NONE else 1.0,
+            image=_bytes(image) if image else None,
+        )
+        files.check(request)
+        out.mkdir(parents=True, exist_ok=True)
+        runner = SearchRunner(model, generators=generators, verifier=EngineConfig(model=verifier), search=search)
+        record = generate(runner, request, out, display)
+        share = report_line(record)
+        display.say(f"{share}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
+
+
+def generate(runner: SearchRunner, request: GenerationRequest, out: Path, display: Display) -> SearchRecord:
+    """Search on the cluster at RAY_ADDRESS, or an own one, and write what comes out into ``out``."""
+    import asyncio
+
+    from framegrove.cluster.session import connect
+    from framegrove.types import Progress
+
+    async def search() -> SearchRecord:
+        def show(progress: Progress) -> None:
+            display.show(progress.done, progress.note)
+
+        try:
+            display.begin("starting generators" + (" and verifier" if request.policy != "none" else ""))
+            await runner.start(judging=request.policy != "none")
+            display.begin("searching")
+            return await runner.search(request, show, journal=out / ".search")
+        finally:
+            await runner.close()
+
+    display.begin("connecting to Ray")
+    with connect():
+        record = asyncio.run(search())
+    display.begin("drawing the tree")
+    write(record, out)
+    return record
+
+
+def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None) -> None:
+    """Write video, picture and report (with ``more`` in it) into a folder; no name ever stands for half a file."""
+    import json
+    import shutil
+
+    from framegrove.evaluation import tree_picture
+    from framegrove.evaluation.media import encode_mp4
+    from framegrove.evaluation.report import report_json
+
+    partial = out / ".partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "video.mp4").write_bytes(encode_mp4(record.frames, record.fps))
+    tree_picture.draw(record, partial / "tree.png")
+    report = {**report_json(record), **(more or {})}
+    (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for file in sorted(partial.iterdir()):
+        file.replace(out / file.name)
+    partial.rmdir()
+    shutil.rmtree(out / ".search", ignore_errors=True)
+
+
+def report_line(record: SearchRecord) -> str:
+    """What was spent, in one sentence."""
+    outcome, single = record.outcome, record.single.flops
+    spent = (outcome.sampling.spent + outcome.scoring.spent).flops
+    return (
+        f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {spent / single:.2f}x the FLOPs of one sample; "
+        f"scoring overlapped sampling for {outcome.overlap:.1f} s"
+    )
+
+
+def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:
+    from framegrove.config.request import parse_size
+
+    return parse_size(text) if text is not None else (files.recipe.height, files.recipe.width)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the image {path} cannot be read: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,188 @@
+"""Results of an evaluation: a row for every video, kept on disk as they come in, and what they say together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from framegrove.evaluation.curves import Comparison, CurvePoint, Interval, bootstrap, compare
+
+Metric = Callable[["Row"], float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a video is made: without a search (policy none, 1x), or by a policy on a budget."""
+
+    policy: str
+    budget: float
+
+    def __str__(self) -> str:
+        return "single" if self.policy == "none" else f"{self.policy} {self.budget:g}x"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video. ``prompt_index`` pairs videos of different settings; costs are of the whole search, in FLOPs."""
+
+    prompt_index: int
+    prompt: str
+    objects: int
+    policy: str
+    budget: float
+    seed: int
+    oracle_score: float
+    fully_right: bool
+    verifier_score: float
+    nfe: int
+    generator_flops: int
+    wasted_flops: int
+    verifier_flops: int
+    single_flops: int
+    branches: int
+    seconds: float
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.policy, self.budget)
+
+    @property
+    def flops(self) -> int:
+        """Everything that was spent: lost bets and the verifier count too."""
+        return self.generator_flops + self.wasted_flops + self.verifier_flops
+
+
+METRICS: dict[str, Metric] = {
+    "oracle score": lambda row: row.oracle_score,
+    "fully right": lambda row: float(row.fully_right),
+    "verifier score": lambda row: row.verifier_score,
+}
+
+
+class Ledger:
+    """Rows as lines of JSON, on the disk one by one; the first line says what is measured.
+
+    Raises ValueError when the file holds rows of another evaluation. A torn last line is dropped.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self._path = path
+        wanted = json.loads(json.dumps(identity))
+        lines = _whole_lines(path)
+        if lines and lines[0] != wanted:
+            changed = next(key for key in {*wanted, *lines[0]} if wanted.get(key) != lines[0].get(key))
+            raise ValueError(
+                f"{path} holds results of another evaluation ({changed} was {lines[0].get(changed)!r}, now it is "
+                f"{wanted.get(changed)!r}): choose another --out, or remove the file"
+            )
+        self.rows = [Row(**line) for line in lines[1:]]
+        if not lines:
+            path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        else:
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def has(self, prompt_index: int, setting: Setting) -> bool:
+        return any(row.prompt_index == prompt_index and row.setting == setting for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """Keep a row; when this returns it is on the disk."""
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    lines: list[Any] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_parquet(rows: Sequence[Row], path: Path) -> None:
+    """All rows as one parquet file, written beside its name and renamed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.Table.from_pylist([{**asdict(row), "flops": row.flops} for row in rows]), partial)
+    partial.replace(path)
+
+
+def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:
+    """Rows of each setting, in order of first appearance."""
+    groups: dict[Setting, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.setting, []).append(row)
+    return groups
+
+
+def summary(rows: Sequence[Row], metric: Metric) -> Interval:
+    """A metric's mean over some rows, with its bootstrap interval."""
+    return bootstrap([metric(row) for row in rows])
+
+
+def comparisons(rows: Iterable[Row], metric: Metric) -> list[Comparison]:
+    """Every search against the single sample, and Tree-of-Frames against linear search at the same budget."""
+    groups = by_setting(rows)
+    scores = {str(setting): {row.prompt_index: metric(row) for row in group} for setting, group in groups.items()}
+    single = Setting("none", 1.0)
+    pairs = [(s, single) for s in groups if s != single and single in groups]
+    pairs += [
+        (s, Setting("linear", s.budget)) for s in groups if s.policy == "tof" and Setting("linear", s.budget) in groups
+    ]
+    return [compare(str(left), str(right), scores) for left, right in pairs]
+
+
+def relative(rows: Sequence[Row], part: str) -> float:
+    """Mean cost of a part (generator, wasted, verifier), in single samples of the same prompt."""
+    costs: dict[str, Callable[[Row], int]] = {
+        "generator": lambda row: row.generator_flops,
+        "wasted": lambda row: row.wasted_flops,
+        "verifier": lambda row: row.verifier_flops,
+    }
+    return sum(costs[part](row) / row.single_flops for row in rows) / len(rows)
+
+
+def findings(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means and paired differences of every metric, for all prompts and by the number of objects, as JSON values."""
+    kinds = {"all": list(rows)} | {
+        f"{n} object{'s' if n > 1 else ''}": [row for row in rows if row.objects == n]
+        for n in sorted({r.objects for r in rows})
+    }
+    return {
+        kind: {
+            name: {
+                "means": {str(setting): asdict(summary(group, metric)) for setting, group in by_setting(some).items()},
+                "differences": [asdict(comparison) for comparison in comparisons(some, metric)],
+            }
+            for name, metric in METRICS.items()
+        }
+        for kind, some in kinds.items()
+    }
+
+
+def curves(rows: Iterable[Row], metric: Metric) -> dict[str, list[CurvePoint]]:
+    """Score against FLOPs for each policy; the single sample is the first point of each."""
+    groups = by_setting(rows)
+    single = groups.get(Setting("none", 1.0), [])
+    drawn: dict[str, list[CurvePoint]] = {}
+    for setting, group in groups.items():
+        if setting.policy == "none":
+            continue
+        if setting.policy not in drawn:
+            drawn[setting.policy] = [_point("1x", single, metric)] if single else []
+        drawn[setting.policy].append(_point(f"{setting.budget:g}x", group, metric))
+    return drawn or {"single": [_point("1x", single, metric)]}
+
+
+def _point(label: str, rows: Sequence[Row], metric: Metric) -> CurvePoint:
+    return CurvePoint(label, sum(row.flops for row in rows) / len(rows), summary(rows, metric))
