@@ -40,14 +40,13 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """Who attends to whom in one packed batch; call it with the joint stream's queries, keys and values.
+    """Who attends to whom in one packed batch; call it with queries, keys and values in its tables' order.
 
-    Tokens are brought into sequence order (with some padding between short sequences), attended table by table, and
-    brought back.
+    In the tables tokens stand in sequence order, with some padding behind short sequences; the joint stream (all text,
+    then all visual tokens) comes back.
     """
 
-    order_M: Tensor  # the joint stream's token at each place of the tables; padding repeats token 0
-    place_L: Tensor  # the place of each token of the joint stream
+    place_L: Tensor  # the place of each token of the joint stream in the tables, one table after the other
     tables: tuple[_Short | _Long | _Flex, ...]
 
     @classmethod
@@ -59,25 +58,29 @@ class AttentionPlan:
         else:
             tables, base = _cpu_tables(tokens, sequences, causal)
         place = base[tokens.sequence] + tokens.column
-        size = sum(table.count * table.length for table in tables)
-        order, places = np.zeros(size, np.int64), np.empty(len(place), np.int64)
-        order[place], places[tokens.joint] = tokens.joint, place
-        return cls(torch.from_numpy(order).to(device), torch.from_numpy(places).to(device), tables)
+        places = np.empty_like(place)
+        places[tokens.joint] = place
+        return cls(torch.from_numpy(places).to(device), tables)
 
-    def __call__(self, qkv_L3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
-        """(tokens, 3, heads, head size) of the joint stream -> (tokens, heads, head size).
+    def empty_table(self, like_L3HD: Tensor, dtype: torch.dtype) -> Tensor:
+        """Zeros (places, 3, heads, head size) for queries, keys and values to be written into at ``place_L``."""
+        places = sum(table.count * table.length for table in self.tables)
+        return like_L3HD.new_zeros(places, *like_L3HD.shape[1:], dtype=dtype)
+
+    def __call__(self, table_M3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
+        """A table of queries, keys and values -> (tokens, heads, head size), in the order of the joint stream.
 
         With ``wanted_L``, places of current tokens (a part of ``place_L``), only theirs, in that order.
         """
-        rows = _Rearrange.apply(qkv_L3HD, self.order_M, self.place_L)
-        parts = rows.split([table.count * table.length for table in self.tables])
-        with torch.autocast(rows.device.type, enabled=False):  # the caller has chosen the type
+        parts = table_M3HD.split([table.count * table.length for table in self.tables])
+        with torch.autocast(table_M3HD.device.type, enabled=False):  # the caller has chosen the type
             out = [
                 table(part.view(table.count, table.length, *part.shape[1:]), wanted_L is not None).flatten(0, 1)
                 for table, part in zip(self.tables, parts, strict=True)
             ]
         joined = out[0] if len(out) == 1 else torch.cat(out)
-        return _Pick.apply(joined, self.place_L if wanted_L is None else wanted_L)
+        result: Tensor = _Pick.apply(joined, self.place_L if wanted_L is None else wanted_L)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,9 +224,7 @@ def _cpu_tables(
     return tuple(tables), base
 
 
-def _bias(
-    tokens: Tokens, inside: npt.NDArray[np.bool_], row: Ints, count: int, length: int, causal: bool
-) -> Tensor:
+def _bias(tokens: Tokens, inside: npt.NDArray[np.bool_], row: Ints, count: int, length: int, causal: bool) -> Tensor:
     """What each token of a table may see, (count, 1, length, length); padding sees padding, so that no row is empty."""
     at = (row[tokens.sequence[inside]], tokens.column[inside])
     member = np.full((count, length), -1, np.int64)
@@ -269,23 +270,6 @@ def _flex_tables(tokens: Tokens, causal: bool, device: torch.device) -> tuple[tu
     total = len(tokens.joint)
     mask = create_block_mask(mask_rule(sequence, member, time, causal), None, None, total, total, device=str(device))
     return (_Flex(1, total, mask),), np.cumsum(tokens.lengths) - tokens.lengths
-
-
-class _Rearrange(torch.autograd.Function):
-    """x[order], where ``place`` says at which place each row went; so the gradient is a plain gather, too.
-
-    Places that repeat a row are padding: nothing flows back from them.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, place: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(place)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        (place,) = ctx.saved_tensors
-        return grad.index_select(0, place), None, None
 
 
 class _Pick(torch.autograd.Function):

@@ -13,88 +13,62 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 QK_EPS = 1e-5  # RMS norm of queries and keys, as the MM-DiT was released
-_SLICE = 256  # tokens
-_GELU_A = 2 * (2 / torch.pi) ** 0.5
-_GELU_B = 0.044715 * _GELU_A
+_SLICE = 128 * 1024  # elements of a slice
 
 
-def gelu_tanh(x_LD: Tensor) -> Tensor:
-    """The tanh approximation of GELU, as x * sigmoid(a x + b x^3), which is the same function and cheaper."""
-    result: Tensor = _GeluTanh.apply(x_LD)
-    return result
+def norm_rotate(
+    qkv_L3HD: Tensor, weight_2D: Tensor, rotation_LE: Tensor | None, table_M3HD: Tensor, place_L: Tensor
+) -> Tensor:
+    """RMS-norm queries and keys over the head size, weigh and turn them; write all three into ``table`` at ``place``.
 
-
-def norm_rotate(qkv_L3HD: Tensor, weight_2D: Tensor, rotation_LE: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """RMS-norm queries and keys over the head size, scale by ``weight_2D`` (one row each), rotate; values stay.
-
-    ``rotation_LE`` is complex, half the head size wide: it turns neighbouring pairs. Computed in float32, given back in
-    ``dtype``.
+    ``weight_2D`` holds one row for queries and one for keys. ``rotation_LE`` is complex, half the head size wide, and
+    turns neighbouring pairs. Computed in float32. The table is written in place and given back: rows that no stream
+    writes must be finite, and every row is written once at most.
     """
-    result: Tensor = _NormRotate.apply(qkv_L3HD, weight_2D, rotation_LE, dtype)
+    result: Tensor = _NormRotate.apply(qkv_L3HD, weight_2D, rotation_LE, table_M3HD, place_L)
     return result
-
-
-class _GeluTanh(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        for part, to in _slices(x, out):
-            part = part.float()
-            to.copy_(part.square().mul_(_GELU_B).add_(_GELU_A).mul_(part).sigmoid_().mul_(part))
-        ctx.save_for_backward(x)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        for part, g, to in _slices(x, grad, grad_x):
-            part = part.float()
-            square = part.square()
-            gate = (square * _GELU_B).add_(_GELU_A).mul_(part).sigmoid_()
-            slope = square.mul_(3 * _GELU_B).add_(_GELU_A).mul_(part)  # x times the derivative of sigmoid's argument
-            slope = torch.addcmul(slope, slope, gate, value=-1, out=slope).add_(1).mul_(gate)
-            to.copy_(slope.mul_(g))
-        return grad_x
 
 
 class _NormRotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, weight: Tensor, rotation: Tensor | None, dtype: torch.dtype) -> Tensor:
-        out = torch.empty_like(qkv, dtype=dtype)
+    def forward(ctx: Any, qkv: Tensor, weight: Tensor, rotation: Tensor | None, table: Tensor, place: Tensor) -> Tensor:
         scale = weight.float()[:, None]
-        for start, (part, to) in _numbered(_slices(qkv, out)):
-            normed, _ = _rms_normed(part)
-            to[:, :2] = _turned(normed.mul_(scale), rotation, start)
-            to[:, 2] = part[:, 2]
-        ctx.save_for_backward(qkv, weight)
-        ctx.rotation = rotation
-        return out
+        keeps = torch.empty(len(qkv), 2, *qkv.shape[2:], dtype=torch.float32, device=qkv.device)
+        spreads = []
+        start = 0
+        for part, at, normed in _slices(qkv, place, keeps):
+            query_key = part[:, :2].float()
+            spread = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True)
+            spread = spread.square_().div_(query_key.shape[-1]).add_(QK_EPS).rsqrt_()
+            torch.mul(query_key, spread, out=normed)
+            both = torch.cat([_turned(normed * scale, rotation, start), part[:, 2:]], dim=1)
+            table.index_copy_(0, at, both.to(table.dtype))
+            spreads.append(spread)
+            start += len(part)
+        ctx.mark_dirty(table)
+        ctx.save_for_backward(keeps, weight, place, *spreads)
+        ctx.rotation, ctx.dtype = rotation, qkv.dtype
+        return table
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, weight = ctx.saved_tensors
+        keeps, weight, place, *spreads = ctx.saved_tensors
         rotation = None if ctx.rotation is None else ctx.rotation.conj().resolve_conj()
-        grad_qkv = torch.empty_like(qkv)
+        grad_qkv = torch.empty(len(keeps), *grad.shape[1:], dtype=ctx.dtype, device=grad.device)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         scale = weight.float()[:, None]
-        for start, (part, g, to) in _numbered(_slices(qkv, grad, grad_qkv)):
-            normed, rstd = _rms_normed(part)
+        start = 0
+        for at, normed, to, spread in zip(*_parts(place, keeps, grad_qkv, like=grad_qkv), spreads, strict=True):
+            g = grad.index_select(0, at)
             turned = _turned(g[:, :2].float(), rotation, start)
-            grad_weight += (turned * normed).sum((0, 2))
-            wanted = turned * scale
-            along = (wanted * normed).mean(-1, keepdim=True)
-            to[:, :2] = torch.addcmul(wanted, normed, along, value=-1).mul_(rstd)
+            product = turned * normed
+            grad_weight += product.sum((0, 2))
+            along = torch.matmul(product, scale.view(2, -1, 1)).div_(normed.shape[-1])
+            to[:, :2] = torch.addcmul(turned * scale, normed, along, value=-1).mul_(spread)
             to[:, 2] = g[:, 2]
-        return grad_qkv, grad_weight.to(weight.dtype), None, None
-
-
-def _rms_normed(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    query_key = qkv[:, :2].float()
-    rstd = query_key.square().mean(-1, keepdim=True).add_(QK_EPS).rsqrt_()
-    return query_key * rstd, rstd
+            start += len(at)
+        return grad_qkv, grad_weight.to(weight.dtype), None, grad, None
 
 
 def _turned(x: Tensor, rotation: Tensor | None, start: int) -> Tensor:
@@ -105,13 +79,17 @@ def _turned(x: Tensor, rotation: Tensor | None, start: int) -> Tensor:
     return torch.view_as_real(pairs * rotation[start : start + x.shape[0], None, None]).flatten(-2)
 
 
+def _step(like: Tensor) -> int:
+    """Rows of a slice."""
+    if like.device.type != "cpu":
+        return max(len(like), 1)
+    return max(_SLICE * len(like) // max(like.numel(), 1), 1)
+
+
+def _parts(*tensors: Tensor, like: Tensor) -> list[tuple[Tensor, ...]]:
+    step = _step(like)
+    return [tensor.split(step) for tensor in tensors]
+
+
 def _slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    step = _SLICE if tensors[0].device.type == "cpu" else max(len(tensors[0]), 1)
-    return zip(*(tensor.split(step) for tensor in tensors), strict=True)
-
-
-def _numbered(parts: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    start = 0
-    for part in parts:
-        yield start, part
-        start += len(part[0])
+    return zip(*_parts(*tensors, like=tensors[0]), strict=True)

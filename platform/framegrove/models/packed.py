@@ -193,7 +193,8 @@ def _lay_out(samples: Sequence[Sample], sequences: list[list[int]], patch: int) 
             latent = samples[member].current
             clip = _Clip(latent, number, time, member, _grid(latent, patch), base)
             classes.setdefault((True, clip.grid, base), []).append(clip)
-    ordered = [classes[key] for key in sorted(classes, key=lambda key: key[0] is True)]
+    # Neighbouring blocks with equally long clips make one span of rows.
+    ordered = sorted(classes.values(), key=lambda clips: (clips[0].sample is not None, clips[0].tokens))
     blocks: list[ClipBlock] = []
     patches, times = [], []
     start = 0
