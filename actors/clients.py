@@ -17,13 +17,13 @@ import numpy.typing as npt
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from actors.costs import WorkCosts
 from actors.generator import Made, Scene
 from actors.verifier import Verifier
 from framegrove.cluster.errors import ActorLost, CrashLoop
 from framegrove.cluster.supervise import ActorGroup
+from framegrove.flow.cost import SamplingCosts
 from framegrove.search.protocols import WorkCancelled, WorkFailed
-from framegrove.types import Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from framegrove.verification.rewriting import StagedPrompt
 
 Answer = TypeVar("Answer")
@@ -52,7 +52,7 @@ class UnitRef:
 class RemoteGenerator:
     """One generator actor of a group, sampling one scene (search.protocols.GeneratorClient)."""
 
-    def __init__(self, group: ActorGroup, index: int, scene: Scene, costs: WorkCosts) -> None:
+    def __init__(self, group: ActorGroup, index: int, scene: Scene, costs: SamplingCosts) -> None:
         self._group, self._index = group, index
         self._scene, self._costs = scene, costs
         self._running: dict[SampleWork, int] = {}
@@ -84,7 +84,7 @@ class RemoteGenerator:
             raise
         finally:
             del self._running[work]
-        cost = self._costs.of(work, made.steps, made.ended - made.started)
+        cost = spent(self._costs, work, made)
         if not made.whole:
             raise WorkCancelled(cost)
         units = [UnitRef(work.last_stage, *refs[1 + 3 * n : 4 + 3 * n], before) for n in range(len(work.paths))]
@@ -98,6 +98,17 @@ class RemoteGenerator:
     async def recover(self) -> None:
         """Return once the actor's replacement has loaded its model."""
         await recovered(self._group, self._index)
+
+
+def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
+    """What a work has cost, whole or given up on the way."""
+    flops, left = 0, made.steps
+    for stage in range(work.first_stage, work.last_stage + 1):
+        whole = costs.recipe.steps.of(work.depth)[stage]
+        taken = min(left, whole)
+        flops += costs.table(work.depth, stage, stage, len(work.paths)) * taken // whole
+        left -= taken
+    return Cost(nfe=made.steps * len(work.paths), flops=flops, seconds=made.ended - made.started)
 
 
 class ClipVerifier(Verifier):

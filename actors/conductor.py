@@ -14,7 +14,6 @@ import ray
 from ray.exceptions import RayError
 
 from actors.clients import ClipVerifier, RemoteGenerator, RemoteVerifier, UnitRef, ask, recovered
-from actors.costs import WorkCosts, cost_table
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles
 from actors.shelf import Shelf
@@ -26,17 +25,15 @@ from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import EngineConfig, environment
 from framegrove.evaluation.media import encode_mp4
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
-from framegrove.search.budget import one_sample
+from framegrove.flow.cost import SamplingCosts
 from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.journal import Journal
 from framegrove.search.outcome import Outcome
 from framegrove.search.policies import make_policy
 from framegrove.search.protocols import WorkFailed
-from framegrove.search.rounds import CostTable
 from framegrove.search.tree import Layout
 from framegrove.types import (
     Assessment,
-    Cost,
     GenerationRequest,
     GenerationResult,
     Path,
@@ -121,16 +118,15 @@ class SearchRunner:
         await self.start(judging=judging)
         scene = Scene(request.prompt, "", request.seed, request.height, request.width)
         lengths = await self._insist(lambda actor: actor.read.remote(scene))
-        table = cost_table(files.transformer, files.recipe, latent, *lengths)
+        costs = SamplingCosts(files.transformer, files.recipe, latent, *lengths)
         given = await self._given(scene, request.image, files.recipe.pyramid.stages - 1)
         layout = Layout(request.units, files.recipe.pyramid.stages, given=len(given))
-        clients = self._clients(scene, WorkCosts(table, files.recipe.steps))
+        clients = self._clients(scene, costs)
         if judging:
-            outcome = await self._searched(request, layout, table, clients, given, journal, on_progress)
+            outcome = await self._searched(request, layout, costs, clients, given, journal, on_progress)
         else:
             outcome = await sample_once(layout, clients, given, lambda done: on_progress(Progress(done, "sampling")))
-        steps = sum(sum(files.recipe.steps.of(depth)) for depth in range(layout.given, layout.units))
-        single = Cost(nfe=steps, flops=one_sample(layout, table))
+        single = costs.unsearched(layout.units, layout.given)
         return SearchRecord(request, files.recipe.fps, outcome, await _shown(outcome, layout), single)
 
     async def judge(self, record: SearchRecord) -> dict[str, float]:
@@ -162,7 +158,7 @@ class SearchRunner:
         self,
         request: GenerationRequest,
         layout: Layout,
-        table: CostTable,
+        costs: SamplingCosts,
         clients: dict[str, RemoteGenerator],
         given: tuple[UnitRef, ...],
         folder: File | None,
@@ -170,7 +166,7 @@ class SearchRunner:
     ) -> Outcome:
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
         config = SearchConfig.model_validate(wanted)
-        policy, _ = make_policy(config, layout.units, layout.stages, table, given=layout.given)
+        policy, _ = make_policy(config, layout.units, layout.stages, costs.table, given=layout.given)
         verifiers = {"verifier": RemoteVerifier(self._groups[Role.VERIFY], 0, staged(request.prompt))}
 
         def tell(tally: Tally) -> None:
@@ -198,7 +194,7 @@ class SearchRunner:
             "search": config.model_dump(mode="json", exclude={"speculate", "attempts", "scores_in_flight"}),
         }
 
-    def _clients(self, scene: Scene, costs: WorkCosts) -> dict[str, RemoteGenerator]:
+    def _clients(self, scene: Scene, costs: SamplingCosts) -> dict[str, RemoteGenerator]:
         group = self._groups[Role.GENERATE]
         return {f"generator {n + 1}": RemoteGenerator(group, n, scene, costs) for n in range(len(group))}
 

@@ -6,6 +6,7 @@ returned values, and the same call gives the same bits on any generator. So one 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class Generator:
     def ready(self) -> bool:
         """Answers as soon as the model is loaded."""
         return True
+
+    def pid(self) -> int:
+        """The actor's process."""
+        return os.getpid()
 
     def read(self, scene: Scene) -> tuple[int, int]:
         """Tokens of the prompt and of the negative prompt. Raises ValueError where the model cannot read them."""

@@ -62,7 +62,22 @@ def tiny_pipeline(seed: int = 0, steps: int = 2) -> Pipeline:
     return Pipeline(transformer, vae, norm, text, recipe)
 
 
-def save_tiny(folder: Path, seed: int = 0, steps: int = 2) -> Path:
+def save_tiny_verifier(folder: Path) -> Path:
+    """Write a verifier that vLLM serves and whose opinions are random."""
+    from framegrove.config.verifier import VerifierArchitecture
+    from framegrove.training.verifier_model import build_model, build_tokenizer, save_folder
+
+    shape = VerifierArchitecture(
+        vision_width=32, vision_layers=1, vision_heads=2, text_width=64, text_layers=2, text_heads=2
+    )
+    tokenizer = build_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_folder(build_model(shape, tokenizer), tokenizer, shape, folder)
+    return folder
+
+
+def save_tiny((folder: Path, seed: int = 0, steps: int = 2) -> Path:
     """Write a tiny pipeline as a model folder."""
     save_pipeline(tiny_pipeline(seed, steps), folder)
     return folder

@@ -1,0 +1,178 @@
+"""Searches on real actors, vLLM included: the same video whatever dies, and nothing that is finished is done again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.conductor import SearchRunner
+from framegrove.cluster.placement import Role
+from framegrove.cluster.session import Cluster
+from framegrove.config.verifier import EngineConfig
+from framegrove.evaluation.media import decode_mp4, encode_mp4
+from framegrove.evaluation.report import SearchRecord, report_json
+from framegrove.types import GenerationRequest, Progress
+from jobs.generate import write
+from tests.tiny import save_tiny, save_tiny_verifier
+
+pytestmark = pytest.mark.timeout(900)
+
+REQUEST = GenerationRequest("a red 3 moves left and right", seed=11, units=3, height=64, width=64, budget=4.0)
+
+
+class House:
+    """One runner for all tests of this file, and the event loop it lives on."""
+
+    def __init__(self, model: Path, verifier: Path) -> None:
+        self.loop = asyncio.Runner()
+        self.runner = SearchRunner(model, generators=2, verifier=EngineConfig(model=str(verifier)))
+
+    def search(self, request: GenerationRequest = REQUEST, **more: Any) -> SearchRecord:
+        return self.loop.run(self.runner.search(request, **more))
+
+    def pid(self, role: Role) -> int:
+        group = self.runner._groups[role]
+        return int(ray.get(group.actors[0].pid.remote()))
+
+
+@pytest.fixture(scope="module")
+def house(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("house")
+    house = House(save_tiny(folder / "model", steps=10), save_tiny_verifier(folder / "verifier"))
+    house.loop.run(house.runner.start())
+    yield house
+    house.loop.run(house.runner.close())
+    house.loop.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(house: House) -> SearchRecord:
+    return house.search()
+
+
+def video(record: SearchRecord) -> bytes:
+    return encode_mp4(record.frames, record.fps)
+
+
+def once(share: float, act: Callable[[], None]) -> Callable[[Progress], None]:
+    """A progress callback that acts once, as soon as this share of the work is done."""
+    acted = False
+
+    def watch(progress: Progress) -> None:
+        nonlocal acted
+        if progress.done >= share and not acted:
+            acted = True
+            act()
+
+    return watch
+
+
+def test_a_search_leaves_a_whole_tree(undisturbed: SearchRecord, tmp_path: Path) -> None:
+    outcome = undisturbed.outcome
+    assert undisturbed.frames.shape == (17, 64, 64, 3)
+    assert set(undisturbed.scores) == {"alignment", "motion", "clarity"}
+    assert len(outcome.nodes) > 4
+    assert outcome.overlap > 0
+    budget = REQUEST.budget * undisturbed.single.flops
+    assert undisturbed.single.flops < outcome.sampling.certain.flops <= budget
+    assert outcome.scoring.spent.flops > 0
+    write(undisturbed, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "tree.png", "video.mp4"]
+    assert json.loads((tmp_path / "report.json").read_text()) == report_json(undisturbed)
+    assert len(decode_mp4(tmp_path / "video.mp4")[0]) == 17
+
+
+def test_progress_never_falls(house: House, undisturbed: SearchRecord) -> None:
+    shares: list[float] = []
+    record = house.search(on_progress=lambda progress: shares.append(progress.done))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert video(record) == video(undisturbed)
+
+
+def test_killing_a_generator_changes_nothing(house: House, undisturbed: SearchRecord) -> None:
+    pid = house.pid(Role.GENERATE)
+    record = house.search(on_progress=once(0.2, lambda: os.kill(pid, signal.SIGKILL)))
+    assert video(record) == video(undisturbed)
+    assert record.outcome.winner == undisturbed.outcome.winner
+    assert "failed" in [span.ending for span in record.outcome.spans]
+    assert house.pid(Role.GENERATE) != pid
+
+
+def test_a_cancelled_search_leaves_the_actors_usable(house: House, undisturbed: SearchRecord) -> None:
+    async def cancelled() -> None:
+        task = asyncio.create_task(house.runner.search(REQUEST, once(0.3, lambda: task.cancel())))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    house.loop.run(cancelled())
+    assert video(house.search()) == video(undisturbed)
+
+
+def test_a_search_goes_on_where_it_was(house: House, undisturbed: SearchRecord, tmp_path: Path) -> None:
+    async def interrupted() -> None:
+        task = asyncio.create_task(house.runner.search(REQUEST, once(0.5, lambda: task.cancel()), tmp_path))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    house.loop.run(interrupted())
+    record = house.search(journal=tmp_path)
+    assert record.outcome.restored > 3
+    assert video(record) == video(undisturbed)
+    with pytest.raises(ValueError, match="journal of another search, its seed"):
+        house.search(dataclasses.replace(REQUEST, seed=12), journal=tmp_path)
+
+
+def test_without_a_search(house: House) -> None:
+    record = house.search(dataclasses.replace(REQUEST, policy="none", budget=1.0))
+    assert record.outcome.sampling.certain.flops == record.single.flops
+    assert record.outcome.sampling.certain.nfe == record.single.nfe == 90
+    assert record.scores == {}
+    assert set(house.loop.run(house.runner.judge(record))) == {"alignment", "motion", "clarity"}
+
+
+def test_a_video_that_starts_with_an_image(house: House, undisturbed: SearchRecord) -> None:
+    import io
+
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(encoded, "PNG")
+    record = house.search(dataclasses.replace(REQUEST, image=encoded.getvalue(), budget=2.0))
+    assert record.frames.shape == (17, 64, 64, 3)
+    assert record.outcome.winner[0] == 0
+    assert np.array_equal(record.frames[0], record.shown[(0,)].frames[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 60}, "width and height must be multiples of 64"),
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "a red 3 " * 100}, "shorten it"),
+        ({"units": 99}, "this model makes 1 to 32"),
+        ({"image": b"none"}, "the image cannot be read"),
+        ({"budget": 0.5}, "smallest is 1x"),
+    ],
+)
+def test_what_cannot_be_made_is_one_sentence(house: House, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        house.search(dataclasses.replace(REQUEST, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_killing_the_verifier_changes_nothing(house: House, undisturbed: SearchRecord) -> None:
+    pid = house.pid(Role.VERIFY)
+    record = house.search(on_progress=once(0.4, lambda: os.kill(pid, signal.SIGKILL)))
+    assert video(record) == video(undisturbed)
+    assert house.pid(Role.VERIFY) != pid
