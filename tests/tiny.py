@@ -77,7 +77,7 @@ def save_tiny_verifier(folder: Path) -> Path:
     return folder
 
 
-def save_tiny((folder: Path, seed: int = 0, steps: int = 2) -> Path:
+def save_tiny(folder: Path, seed: int = 0, steps: int = 2) -> Path:
     """Write a tiny pipeline as a model folder."""
     save_pipeline(tiny_pipeline(seed, steps), folder)
     return folder
