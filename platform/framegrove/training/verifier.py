@@ -82,7 +82,7 @@ class VerifierRun:
                 self.seconds, last_saved = self.seconds + now - last_saved, now
                 done = sum(self._plan(n).steps for n in STAGES[: self._stage]) + self._step
                 report(Progress(name, self._step, plan.steps, done, total, figures))
-                if self._step % 50 == 0:
+                if self._step % 50 == 0 or self._step == plan.steps:
                     self._log(name, figures)
                 if self._step % self.config.checkpoint_every == 0:
                     self._save()
@@ -223,8 +223,12 @@ class VerifierRun:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint ({error}): remove it to start afresh") from error
-        if state["config"] != self.config.model_dump_json():
-            raise ValueError(f"{path} belongs to another configuration: use another --out, or remove it to start afresh")
+        begun = STAGES[: state["stage"] + (state["step"] > 0)]
+        if _settled(VerifierTraining.model_validate_json(state["config"]), begun) != _settled(self.config, begun):
+            raise ValueError(
+                f"{path} was made with another configuration: use another --out, or remove it to start afresh "
+                "(only stages that have not begun may be changed)"
+            )
         self.model.load_state_dict(state["model"])
         self.windows.load_state_dict(state["windows"])
         self.cells.load_state_dict(state["cells"])
@@ -236,6 +240,12 @@ class VerifierRun:
             for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
         logger.info("continuing at stage %s, step %d", (*STAGES, "done")[self._stage], self._step)
+
+
+def _settled(config: VerifierTraining, begun: tuple[str, ...]) -> dict[str, Any]:
+    """The part of a configuration that what has been done so far depends on."""
+    whole = config.model_dump(exclude={"heldout_clips", "checkpoint_every", "threads"})
+    return {key: value for key, value in whole.items() if key not in STAGES or key in begun}
 
 
 def _optimisers(modules: list[nn.Module], rate: float) -> Iterator[torch.optim.Optimizer]:

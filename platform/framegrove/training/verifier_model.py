@@ -9,11 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import nn
 from transformers import (
+    AttentionInterface,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
@@ -133,18 +136,30 @@ def save_folder(
 
 
 @dataclass(frozen=True)
+class Group:
+    """Neighbouring questions of one width: ``count`` of them, ``width`` tokens each, padding included."""
+
+    count: int
+    width: int
+
+
+@dataclass(frozen=True)
 class PackedQuestions:
     """Questions of B clips, K each, laid side by side after one prefix of frames (L tokens in all).
 
-    Slot k holds the k-th question of every clip, padded to the longest of them. ``mask_LL`` lets every token see the
-    frames and its own question so far; ``ends_K`` finds the last token of each (B, K), ``answers_BK`` is 1 for yes.
+    Every token sees the frames and its own question so far. ``ends_BK`` finds the last token of each question,
+    ``answers_BK`` is 1 for yes.
     """
 
+    prefix: int
+    groups: tuple[Group, ...]
     ids_BL: torch.Tensor
     positions_1L: torch.Tensor
-    mask_11LL: torch.Tensor
     ends_BK: torch.Tensor
     answers_BK: torch.Tensor
+
+
+_LONG = 2  # the longest questions of a clip, whole captions, stand in a group of their own
 
 
 class Packer:
@@ -168,21 +183,70 @@ class Packer:
         frame = [self._ids[AROUND_IMAGE], self._ids[GLOBAL_IMAGE]] + [self._ids[IMAGE]] * self._frame_tokens
         prefix = (frame + [self._ids[AROUND_IMAGE]]) * shown
         rows = [[self.tokens(text) for text in row] for row in texts]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        ids = [prefix + [t for k, q in enumerate(row) for t in q + [self._ids[PAD]] * (widths[k] - len(q))] for row in rows]
-        starts = [len(prefix) + sum(widths[:k]) for k in range(len(widths))]
+        count = len(rows[0])
+        bounds = [0, max(0, count - _LONG), count]
+        widths = [0] * count
+        groups = []
+        for first, last in pairwise(bounds):
+            if last > first:
+                width = max(len(row[k]) for row in rows for k in range(first, last))
+                widths[first:last] = [width] * (last - first)
+                groups.append(Group(last - first, width))
+        ids = [
+            prefix + [t for k, q in enumerate(row) for t in q + [self._ids[PAD]] * (widths[k] - len(q))] for row in rows
+        ]
+        starts = [len(prefix) + sum(widths[:k]) for k in range(count)]
         ends = [[starts[k] + len(q) - 1 for k, q in enumerate(row)] for row in rows]
-        owner = torch.tensor([-1] * len(prefix) + [k for k, width in enumerate(widths) for _ in range(width)])
-        positions = list(range(len(prefix))) + [len(prefix) + i for width in widths for i in range(width)]
-        causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
-        mask = causal & ((owner[None, :] == -1) | (owner[None, :] == owner[:, None]))
+        positions = [*range(len(prefix)), *(len(prefix) + i for width in widths for i in range(width))]
         return PackedQuestions(
+            len(prefix),
+            tuple(groups),
             torch.tensor(ids),
             torch.tensor(positions)[None],
-            torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))[None, None],
             torch.tensor(ends),
             torch.tensor(answers, dtype=torch.float32),
         )
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    packed: PackedQuestions,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention over PackedQuestions, (B, heads, L, D) each: no question is scored against another one's tokens."""
+    shared = packed.prefix
+    past_key, past_value = key[:, :, :shared].transpose(2, 3), value[:, :, :shared]
+    seen = _softmax(query[:, :, :shared] @ past_key * scaling + _causal(shared, query))
+    outputs, start = [seen @ past_value], shared
+    for group in packed.groups:
+        end = start + group.count * group.width
+        own_query, own_key, own_value = (
+            t[:, :, start:end].unflatten(2, (group.count, group.width)) for t in (query, key, value)
+        )
+        far = (query[:, :, start:end] @ past_key).unflatten(2, (group.count, group.width)) * scaling
+        near = own_query @ own_key.transpose(3, 4) * scaling + _causal(group.width, query)
+        weights = _softmax(torch.cat([far, near], dim=-1))
+        far_out = weights[..., :shared].flatten(2, 3) @ past_value
+        outputs.append(far_out + (weights[..., shared:] @ own_value).flatten(2, 3))
+        start = end
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def _causal(size: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.full((size, size), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
+
+
+AttentionInterface.register("packed_questions", packed_attention)
 
 
 def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tensor) -> torch.Tensor:
@@ -200,9 +264,18 @@ def answer_logits(
     words = model.get_input_embeddings()(packed.ids_BL)
     at_image = (packed.ids_BL == model.config.image_token_id)[..., None]
     inputs = words.masked_scatter(at_image, cells_BMD.to(words.dtype))
-    hidden = model.model.text_model(
-        inputs_embeds=inputs, attention_mask=packed.mask_11LL.to(words.dtype), position_ids=packed.positions_1L, use_cache=False
-    ).last_hidden_state
+    text = model.model.text_model
+    usual, text.config._attn_implementation = text.config._attn_implementation, "packed_questions"
+    try:
+        hidden = text(
+            inputs_embeds=inputs,
+            attention_mask=inputs.new_zeros(1, 1, 1, 1),  # a ready mask: packed_attention knows what may be seen
+            position_ids=packed.positions_1L,
+            use_cache=False,
+            packed=packed,
+        ).last_hidden_state
+    finally:
+        text.config._attn_implementation = usual
     last = hidden.gather(1, packed.ends_BK[..., None].expand(-1, -1, hidden.shape[-1]))
     logits: torch.Tensor = model.lm_head(last)
     return logits.float()

@@ -55,10 +55,14 @@ def ask_about(scene: Scene, rng: np.random.Generator, count: int) -> list[Labell
     odds = _ASPECTS_STILL if scene.frames.shape[0] == 1 else _ASPECTS_MOVING
     aspects = [a for a in odds if pools[a]]
     weights = np.asarray([odds[a] for a in aspects])
-    chosen = [_draw(pools[aspects[int(at)]], rng) for at in rng.choice(len(aspects), count, p=weights / weights.sum())]
-    return sorted(chosen, key=lambda q: len(q.text))
+    picks = [aspects[int(at)] for at in rng.choice(len(aspects), count, p=weights / weights.sum())]
+    whole = [at for at, aspect in enumerate(picks) if aspect is Aspect.MATCH]
+    for at in whole[_MOST_WHOLE:]:
+        picks[at] = Aspect.BINDING
+    return sorted((_draw(pools[aspect], rng) for aspect in picks), key=lambda q: len(q.text.split()))
 
 
+_MOST_WHOLE = 2  # captions a clip: they are long, and more would widen every slot of a batch
 _EASY = 0.35  # how often a negative of kind "absent" is drawn, against 1 for each hard kind
 
 

@@ -1,0 +1,38 @@
+"""Staged prompts: what the beginning, middle and end of a video are judged against."""
+
+from __future__ import annotations
+
+import pytest
+
+from framegrove.verification.rewriting import StagedPrompt, staged
+
+
+def test_captions_are_rewritten_by_their_grammar() -> None:
+    caption = "A red 3 moves left and right and a blue 2 moves up and down."
+    assert staged(caption) == StagedPrompt(
+        first="a red 3 and a blue 2",
+        middle="a red 3 moves left and right and a blue 2 moves up and down",
+        last="a red 3 and a blue 2",
+        original=caption,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "beginning", "ending"),
+    [
+        ("a candle burns, then goes out", "a candle burns", "goes out"),
+        ("a cat walks in and then sits down and finally sleeps", "a cat walks in", "sleeps"),
+        ("A ship sails until it is gone.", "A ship sails", "it is gone"),
+        ("waves break on a shore", "waves break on a shore", "waves break on a shore"),
+        ("then it rains", "then it rains", "then it rains"),
+    ],
+)
+def test_other_prompts_are_cut_where_they_say_what_comes_later(prompt: str, beginning: str, ending: str) -> None:
+    split = staged(prompt)
+    assert (split.first, split.middle, split.last, split.original) == (beginning, beginning, ending, prompt)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "."])
+def test_an_empty_prompt_is_an_error(prompt: str) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        staged(prompt)
