@@ -1,6 +1,6 @@
 """Encode captioned clips into parquet shards of latents, the data that jobs.train reads.
 
-    python -m jobs.prepare --world digits --clips 6000 --out runs/digits-clips
+python -m jobs.prepare --world digits --clips 6000 --out runs/digits-clips
 """
 
 from __future__ import annotations

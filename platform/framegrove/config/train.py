@@ -16,8 +16,8 @@ SHIPPED = "shipped"
 class ModelConfig(Config):
     """The model at the first step.
 
-    ``start`` is a model folder (or ``shipped``, the embedded one) to continue from. Where it is absent, a new transformer
-    and a new text encoder are made in the shape below, and ``vae`` is the folder of the VAE that the data was encoded by.
+    ``start`` is a model folder (or ``shipped``, the embedded one) to continue from. Where it is absent, a new
+    transformer and a new text encoder are made in the shape below, and ``vae`` is the folder of the data's VAE.
     """
 
     start: str | None = SHIPPED
@@ -33,8 +33,8 @@ class ModelConfig(Config):
             raise ValueError("name a model folder to continue from (start), or the VAE of a new model (vae)")
         if self.start is None and self.transformer.joint_attention_dim != self.text.width:
             raise ValueError(
-                f"the transformer reads text of width {self.transformer.joint_attention_dim} (joint_attention_dim), the "
-                f"text encoder writes {self.text.width} (text.width); make them equal"
+                f"the transformer reads text of width {self.transformer.joint_attention_dim} (joint_attention_dim), "
+                f"the text encoder writes {self.text.width} (text.width); make them equal"
             )
         return self
 
@@ -43,11 +43,11 @@ class PhaseConfig(Config):
     """One phase of the curriculum (PFM appendix B, three-stage training).
 
     ``sizes`` are the (height, width) buckets in pixels that it trains on, ``units`` the longest clip. A step draws
-    ``batch`` stage-samples over all workers together; each worker packs its share into as few forward passes of at most
-    ``pack_tokens`` tokens as it takes (Patch n' Pack). ``images`` is the share of stage-samples that are first units; the
-    others are spread over the later units by ``objective.unit_weights``.
+    ``batch`` stage-samples over all workers together; each worker packs its share into as few forward passes of at
+    most ``pack_tokens`` tokens as it takes (Patch n' Pack). ``images`` is the share of stage-samples that are first
+    units; the others are spread over the later units by ``objective.unit_weights``.
 
-    The learning rate rises linearly over ``warmup`` steps, is constant, and falls linearly to zero over the last
+    The learning rates rise linearly over ``warmup`` steps, are constant, and fall linearly to zero over the last
     ``decay`` share of the phase.
     """
 
@@ -60,6 +60,10 @@ class PhaseConfig(Config):
     images: float = Field(0.125, ge=0, le=1)
     objective: ObjectiveConfig = ObjectiveConfig(stage_weights=(1, 2, 1))
     learning_rate: PositiveFloat = 1e-4
+    matrix_learning_rate: PositiveFloat | None = Field(
+        None,
+        description="train the blocks' matrices by Muon at this rate (plain engine only); absent: AdamW alone",
+    )
     warmup: NonNegativeInt = 1000
     decay: float = Field(0.0, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -74,19 +78,19 @@ class PhaseConfig(Config):
             raise ValueError(f"betas must lie in [0, 1), not {list(self.betas)}")
         if self.warmup + self.decay * self.steps > self.steps:
             raise ValueError(
-                f"phase {self.name}: {self.warmup} warm-up steps and a decay over the last {self.decay:g} of {self.steps} "
-                "steps overlap; lower one of them"
+                f"phase {self.name}: {self.warmup} warm-up steps and a decay over the last {self.decay:g} of "
+                f"{self.steps} steps overlap; lower one of them"
             )
         weights = self.objective.unit_weights
         if weights is not None and len(weights) != self.units:
             raise ValueError(f"phase {self.name}: {len(weights)} unit_weights for clips of {self.units} units")
         return self
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step of this phase, counted from 0."""
+    def pace(self, step: int) -> float:
+        """The share of the learning rates that applies at a step of this phase, counted from 0."""
         rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         falling = min(1.0, (self.steps - step) / (self.decay * self.steps)) if self.decay else 1.0
-        return self.learning_rate * min(rising, falling)
+        return min(rising, falling)
 
     def drawn(self) -> ObjectiveConfig:
         """The objective with the weight of every unit filled in."""
@@ -125,10 +129,12 @@ class TrainConfig(Config):
     prompts: tuple[str, ...] = Field((), description="prompts sampled at the end of every phase, to look at")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _phases_fit_together(self) -> Self:
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases must have different names, not {names}")
+        if len({phase.matrix_learning_rate is None for phase in self.phases}) > 1:
+            raise ValueError("give a matrix_learning_rate to every phase or to none: one optimizer serves them all")
         return self
 
     @property

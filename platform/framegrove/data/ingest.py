@@ -52,8 +52,8 @@ def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...
     usable = tuple(shard for shard in shards if shard.clips)
     if not usable:
         raise DataError(
-            f"{folder} has no clips of {_named(sizes)} (height x width), only of {_named(found)}: change the sizes of the "
-            "phase or prepare other clips"
+            f"{folder} has no clips of {_named(sizes)} (height x width), only of {_named(found)}: change the sizes of "
+            "the phase or prepare other clips"
         )
     if len({shard.vae for shard in usable}) > 1:
         raise DataError(f"{folder} mixes clips that were encoded by different VAEs: prepare it anew")
@@ -70,8 +70,8 @@ def stream(
 ) -> Iterator[LatentClip]:
     """Endlessly, worker ``rank``'s clips from its ``start``-th on, epoch after epoch."""
     total = sum(shard.clips for shard in shards)
-    epoch, position = divmod(rank + start * world, total)
-    for epoch in itertools.count(epoch):
+    first_epoch, position = divmod(rank + start * world, total)
+    for epoch in itertools.count(first_epoch):
         for shard in epoch_order(shards, seed, epoch):
             if position >= shard.clips:
                 position -= shard.clips

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 def pack(lengths: Sequence[int], budget: int | None, at_least: int = 1) -> list[list[int]]:
     """Indices of samples, as few packs of at most ``budget`` tokens as can be found, and about equally long.
 
-    ``at_least`` so many packs are made, for workers that must all make the same number of passes. Raises ValueError for a
-    sample that is longer than the budget, and when there are fewer samples than packs.
+    ``at_least`` so many packs are made, for workers that must all make the same number of passes. Raises ValueError
+    for a sample that is longer than the budget, and when there are fewer samples than packs.
     """
     limit = budget if budget is not None else sum(lengths)
     longest = max(lengths, default=0)

@@ -82,5 +82,3 @@ def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[LatentClip]:
             latents=latents.reshape(shape),
             split=row["split"],
         )
-
-

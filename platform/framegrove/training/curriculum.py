@@ -66,11 +66,12 @@ def draw_samples(
     count = phase.batch * (rank + 1) // world - phase.batch * rank // world
     chosen = [clips[i] for i in torch.randint(len(clips), (count,), generator=generator).tolist()]
     # Prompts are encoded inside the trained module, where their gradient is; here each stands for its embedding.
-    prompts = {prompt: TextEmbedding(torch.empty(0, 0), torch.empty(0)) for prompt in ("", *(c.caption for c in chosen))}
+    captions = [clip.caption for clip in chosen]
+    prompts = {prompt: TextEmbedding(torch.empty(0, 0), torch.empty(0)) for prompt in ("", *captions)}
     prompt_of = {id(embedding): prompt for prompt, embedding in prompts.items()}
     batch = training_batch(
         [_units(clip, phase.units, norm) for clip in chosen],
-        [prompts[clip.caption] for clip in chosen],
+        [prompts[caption] for caption in captions],
         prompts[""],
         schedule,
         phase.drawn(),
@@ -95,8 +96,8 @@ def check_sizes(config: TrainConfig, vae_factor: int, patch: int, stages: int) -
         weights = phase.objective.stage_weights
         if weights is not None and len(weights) != stages:
             raise ValueError(
-                f"phase {phase.name}: {len(weights)} stage_weights for a pyramid of {stages} stages; give one per stage, "
-                "coarsest first"
+                f"phase {phase.name}: {len(weights)} stage_weights for a pyramid of {stages} stages; give one per "
+                "stage, coarsest first"
             )
 
 

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,12 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     for line in lines:
         for name, value in line["losses"].items():
             series[name].append((line["step"], value))
-    for panel, names in zip(panels, (("loss", *sorted(n for n in series if n.startswith("stage"))), ("image", "video"))):
+    by_stage = ["loss", *sorted(name for name in series if name.startswith("stage"))]
+    for panel, names in zip(panels, (by_stage, ["image", "video"]), strict=True):
         for name in names:
             if name in series:
                 panel.plot(*zip(*series[name], strict=True), label=name, linewidth=1)
-        for previous, line in zip(lines, lines[1:], strict=False):
+        for previous, line in pairwise(lines):
             if previous["phase"] != line["phase"]:
                 panel.axvline(previous["step"], color="grey", linewidth=0.6, linestyle="--")
         panel.set(xlabel="step", ylabel="flow matching loss", yscale="log")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from framegrove.config.train import PhaseConfig
 from framegrove.training.curriculum import StageSample
+from framegrove.training.muon import Muon
 from framegrove.training.step import Trainable
 
 _STATE = "engine.pt"
@@ -34,16 +35,20 @@ class PlainEngine:
 
     rank, world = 0, 1
 
-    def __init__(self, module: Trainable, precision: Literal["bf16", "fp32"], device: torch.device) -> None:
+    def __init__(
+        self, module: Trainable, precision: Literal["bf16", "fp32"], device: torch.device, with_muon: bool = False
+    ) -> None:
         self.module = module.to(device)
         self.device = device
         self.precision = precision
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.averaged = [p.detach().clone() for p in self.parameters]
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, fused=True)
+        matrices = {id(p) for p in self.module.matrices()} if with_muon else set()
+        self.adamw = torch.optim.AdamW([p for p in self.parameters if id(p) not in matrices], fused=True)
+        self.muon = Muon([p for p in self.parameters if id(p) in matrices]) if with_muon else None
 
-    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, rate: float) -> Update:
+    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, pace: float) -> Update:
         """One optimizer step on a batch of ``batch`` stage-samples that is spread over ``packs``."""
         losses = []
         for samples in packs:
@@ -52,10 +57,16 @@ class PlainEngine:
             (each.sum() / batch).backward()
             losses.append(each.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, phase.clip)
-        for group in self.optimizer.param_groups:
-            group.update(lr=rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for group in self.adamw.param_groups:
+            group.update(
+                lr=pace * phase.learning_rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay
+            )
+        self.adamw.step()
+        if self.muon is not None:
+            for group in self.muon.param_groups:
+                group["lr"] = pace * (phase.matrix_learning_rate or 0.0)
+            self.muon.step()
+        self.module.zero_grad(set_to_none=True)
         self._average(phase.ema)
         return Update(losses, float(norm))
 
@@ -73,7 +84,8 @@ class PlainEngine:
             {
                 "weights": [p.detach() for p in self.parameters],
                 "averaged": self.averaged,
-                "optimizer": self.optimizer.state_dict(),
+                "adamw": self.adamw.state_dict(),
+                "muon": self.muon and self.muon.state_dict(),
                 "updates": self.updates,
             },
             folder / _STATE,
@@ -85,7 +97,9 @@ class PlainEngine:
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, held["weights"])
             torch._foreach_copy_(self.averaged, held["averaged"])
-        self.optimizer.load_state_dict(held["optimizer"])
+        self.adamw.load_state_dict(held["adamw"])
+        if self.muon is not None:
+            self.muon.load_state_dict(held["muon"])
         self.updates = held["updates"]
 
     def swap_averaged(self) -> None:

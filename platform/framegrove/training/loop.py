@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -39,7 +38,7 @@ class Engine(Protocol):
     world: int
     module: Trainable
 
-    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, rate: float) -> Update: ...
+    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, pace: float) -> Update: ...
 
     def most(self, count: int) -> int: ...
 
@@ -89,12 +88,10 @@ def train(
         position = Position.of(config, done)
         if pool is None or position.step == 0:
             pool = open_pool(position.phase, position.step)
-        samples = draw_samples(
-            pool.at(position.step), position, schedule, norm, config.seed, engine.rank, engine.world
-        )
+        samples = draw_samples(pool.at(position.step), position, schedule, norm, config.seed, engine.rank, engine.world)
         packs = _packs(samples, position.phase, engine)
-        rate = position.phase.rate(position.step)
-        update = engine.update(packs, position.phase.batch, position.phase, rate)
+        pace = position.phase.pace(position.step)
+        update = engine.update(packs, position.phase.batch, position.phase, pace)
         for members, losses in zip(packs, update.losses, strict=True):
             tally.add(members, losses)
         loss = float(torch.cat(update.losses).mean())
@@ -109,9 +106,9 @@ def train(
             seconds += now - points_at
             totals = engine.total(tally.sums)
             speed = float(totals[1, schedule.stages :].sum()) / (now - points_at)
-            losses_by_name = tally.means(totals)
+            rate = pace * position.phase.learning_rate
             hooks.on_point(
-                Point(done + 1, position.phase.name, losses_by_name, rate, update.gradient_norm, seconds, speed)
+                Point(done + 1, position.phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed)
             )
             tally, points_at = Tally(schedule.stages), time.monotonic()
         if (done + 1) % config.checkpoint_every == 0 or done + 1 == config.steps:

@@ -98,7 +98,8 @@ def run(config: TrainConfig, out: Path, watch: Watch) -> Path:
     """
     setup = Setup.of(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    engine = PlainEngine(setup.trainable(), config.precision, device)
+    with_muon = any(phase.matrix_learning_rate for phase in config.phases)
+    engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
     resumed = checkpoint.newest(out / CHECKPOINTS)
     first_step = checkpoint.step_of(resumed, config) if resumed else 0
     if resumed:

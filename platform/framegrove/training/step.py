@@ -41,6 +41,13 @@ class Trainable(nn.Module):
         velocities = self.transformer(packed)
         return sample_losses(velocities, [sample.target.to(device) for sample in samples])
 
+    def matrices(self) -> list[nn.Parameter]:
+        """The weight matrices inside the blocks, of what is trained: all but embeddings, the way in and the way out."""
+        blocks: list[nn.Module] = [self.transformer.transformer_blocks]
+        if self.train_text:
+            blocks += [m for name, m in self.text.model.named_modules() if name.endswith("layers")]
+        return [p for block in blocks for p in block.parameters() if p.dim() == 2]
+
     def prompt_tokens(self, samples: Sequence[StageSample]) -> list[int]:
         """Text tokens of each sample."""
         return [len(row) for row in self.text.tokenizer([sample.prompt for sample in samples])["input_ids"]]
