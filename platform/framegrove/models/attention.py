@@ -12,14 +12,16 @@ Three ways, all equal to a dense mask over the whole batch:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SHORT = 128  # tokens up to which a sequence is attended whole
 _STEP = 8  # lengths of short sequences are rounded up to a multiple, so that few tables remain
@@ -47,6 +49,8 @@ class AttentionPlan:
     """
 
     place_L: Tensor  # the place of each token of the joint stream in the tables, one table after the other
+    padding_M: Tensor  # the places left over
+    places: int  # of all tables
     tables: tuple[_Short | _Long | _Flex, ...]
 
     @classmethod
@@ -58,28 +62,24 @@ class AttentionPlan:
         else:
             tables, base = _cpu_tables(tokens, sequences, causal)
         place = base[tokens.sequence] + tokens.column
-        places = np.empty_like(place)
-        places[tokens.joint] = place
-        return cls(torch.from_numpy(places).to(device), tables)
+        by_token = np.empty_like(place)
+        by_token[tokens.joint] = place
+        places = sum(table.count * table.length for table in tables)
+        padding = np.setdiff1d(np.arange(places), place) if places > len(place) else place[:0]
+        return cls(torch.from_numpy(by_token).to(device), torch.from_numpy(padding).to(device), places, tables)
 
     def empty_table(self, like_L3HD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Zeros (places, 3, heads, head size) for queries, keys and values to be written into at ``place_L``."""
-        places = sum(table.count * table.length for table in self.tables)
-        return like_L3HD.new_zeros(places, *like_L3HD.shape[1:], dtype=dtype)
+        """(places, 3, heads, head size) for queries, keys and values to be written into at ``place_L``."""
+        table = like_L3HD.new_empty(self.places, *like_L3HD.shape[1:], dtype=dtype)
+        return table.index_fill_(0, self.padding_M, 0) if len(self.padding_M) else table
 
     def __call__(self, table_M3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
         """A table of queries, keys and values -> (tokens, heads, head size), in the order of the joint stream.
 
         With ``wanted_L``, places of current tokens (a part of ``place_L``), only theirs, in that order.
         """
-        parts = table_M3HD.split([table.count * table.length for table in self.tables])
-        with torch.autocast(table_M3HD.device.type, enabled=False):  # the caller has chosen the type
-            out = [
-                table(part.view(table.count, table.length, *part.shape[1:]), wanted_L is not None).flatten(0, 1)
-                for table, part in zip(self.tables, parts, strict=True)
-            ]
-        joined = out[0] if len(out) == 1 else torch.cat(out)
-        result: Tensor = _Pick.apply(joined, self.place_L if wanted_L is None else wanted_L)
+        places = self.place_L if wanted_L is None else wanted_L
+        result: Tensor = _Attend.apply(table_M3HD, places, self.tables, wanted_L is not None)
         return result
 
 
@@ -138,10 +138,9 @@ class _Short:
     length: int
     bias_N1LL: Tensor
 
-    def __call__(self, qkv_NL3HD: Tensor, current_only: bool) -> Tensor:
-        query, key, value = qkv_NL3HD.transpose(1, 3).unbind(2)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias_N1LL.to(query.dtype))
-        return out.transpose(1, 2)
+    def __call__(self, query_NHLD: Tensor, key_NHLD: Tensor, value_NHLD: Tensor, current_only: bool) -> Tensor:
+        bias = self.bias_N1LL.to(query_NHLD.dtype)
+        return F.scaled_dot_product_attention(query_NHLD, key_NHLD, value_NHLD, attn_mask=bias)
 
 
 @dataclass(frozen=True)
@@ -162,17 +161,16 @@ class _Long:
     length: int
     runs: tuple[_Run, ...]
 
-    def __call__(self, qkv_NL3HD: Tensor, current_only: bool) -> Tensor:
-        query, key, value = qkv_NL3HD.transpose(1, 3).unbind(2)
+    def __call__(self, query_NHLD: Tensor, key_NHLD: Tensor, value_NHLD: Tensor, current_only: bool) -> Tensor:
         parts = []
         for run in self.runs:
-            asked = query[:, :, run.start : run.stop]
+            asked = query_NHLD[:, :, run.start : run.stop]
             if current_only and not run.current:
-                parts.append(torch.zeros_like(asked))
+                parts.append(torch.zeros_like(asked))  # nobody reads them
                 continue
-            keys, values = (_columns(x, run.keys) for x in (key, value))
+            keys, values = (_columns(x, run.keys) for x in (key_NHLD, value_NHLD))
             parts.append(F.scaled_dot_product_attention(asked, keys, values))
-        return torch.cat(parts, dim=2).transpose(1, 2)
+        return torch.cat(parts, dim=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,12 +181,11 @@ class _Flex:
     length: int
     block_mask: object
 
-    def __call__(self, qkv_NL3HD: Tensor, current_only: bool) -> Tensor:
+    def __call__(self, query_NHLD: Tensor, key_NHLD: Tensor, value_NHLD: Tensor, current_only: bool) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
-        query, key, value = qkv_NL3HD.transpose(1, 3).unbind(2)
-        out = torch.compile(flex_attention, dynamic=True)(query, key, value, block_mask=self.block_mask)
-        return out.transpose(1, 2)
+        attend = torch.compile(flex_attention, dynamic=True)
+        return attend(query_NHLD, key_NHLD, value_NHLD, block_mask=self.block_mask)
 
 
 def _columns(x_NHLD: Tensor, spans: tuple[slice, ...]) -> Tensor:
@@ -272,17 +269,44 @@ def _flex_tables(tokens: Tokens, causal: bool, device: torch.device) -> tuple[tu
     return (_Flex(1, total, mask),), np.cumsum(tokens.lengths) - tokens.lengths
 
 
-class _Pick(torch.autograd.Function):
-    """x[places], every place at most once; its gradient is a copy and not a sum."""
+class _Attend(torch.autograd.Function):
+    """Table by table into one output, then back to the joint stream; gradients return by the same ways, uncopied."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, places: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, rows: Tensor, places: Tensor, tables: tuple[_Short | _Long | _Flex, ...], current_only: bool
+    ) -> Tensor:
+        out = rows.new_empty(rows.shape[0], *rows.shape[2:])
+        graphs = []
+        with torch.autocast(rows.device.type, enabled=False):  # the caller has chosen the type
+            for table, part, to in _by_table(tables, rows, out):
+                with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                    inputs = tuple(x.detach().requires_grad_(ctx.needs_input_grad[0]) for x in part.unbind(2))
+                    result = table(*(x.transpose(1, 2) for x in inputs), current_only).transpose(1, 2)
+                to.copy_(result.detach())
+                graphs.append((inputs, result))
         ctx.save_for_backward(places)
-        ctx.rows = x.shape[0]
-        return x.index_select(0, places)
+        ctx.tables, ctx.graphs = tables, graphs
+        return out.index_select(0, places)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (places,) = ctx.saved_tensors
-        full = grad.new_zeros(ctx.rows, *grad.shape[1:])
-        return full.index_copy_(0, places, grad), None
+        total = sum(table.count * table.length for table in ctx.tables)
+        whole = grad.new_zeros(total, *grad.shape[1:]).index_copy_(0, places, grad)
+        grad_rows = grad.new_empty(total, 3, *grad.shape[1:])
+        views = _by_table(ctx.tables, whole, grad_rows)
+        for (_, part, to), (inputs, result) in zip(views, ctx.graphs, strict=True):
+            for number, back in enumerate(torch.autograd.grad(result, inputs, part)):
+                to[:, :, number] = back
+        return grad_rows, None, None, None
+
+
+def _by_table(tables: tuple[_Short | _Long | _Flex, ...], *rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Each table with its part of every tensor, as (count, length, ...)."""
+    start = 0
+    for table in tables:
+        stop = start + table.count * table.length
+        yield table, *(x[start:stop].view(table.count, table.length, *x.shape[1:]) for x in rows)
+        start = stop

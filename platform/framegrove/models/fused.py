@@ -37,12 +37,14 @@ class _NormRotate(torch.autograd.Function):
         spreads = []
         start = 0
         for part, at, normed in _slices(qkv, place, keeps):
-            query_key = part[:, :2].float()
+            work = part.to(torch.float32, copy=True)
+            query_key = work[:, :2]
             spread = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True)
             spread = spread.square_().div_(query_key.shape[-1]).add_(QK_EPS).rsqrt_()
             torch.mul(query_key, spread, out=normed)
-            both = torch.cat([_turned(normed * scale, rotation, start), part[:, 2:]], dim=1)
-            table.index_copy_(0, at, both.to(table.dtype))
+            torch.mul(normed, scale, out=query_key)
+            _turn(query_key, rotation, start)
+            table.index_copy_(0, at, work.to(table.dtype))
             spreads.append(spread)
             start += len(part)
         ctx.mark_dirty(table)
@@ -54,42 +56,34 @@ class _NormRotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         keeps, weight, place, *spreads = ctx.saved_tensors
-        rotation = None if ctx.rotation is None else ctx.rotation.conj().resolve_conj()
+        back = None if ctx.rotation is None else ctx.rotation.conj().resolve_conj()
         grad_qkv = torch.empty(len(keeps), *grad.shape[1:], dtype=ctx.dtype, device=grad.device)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         scale = weight.float()[:, None]
+        per_head = torch.zeros(keeps.shape[1:], dtype=torch.float32, device=grad.device)
         start = 0
-        for at, normed, to, spread in zip(*_parts(place, keeps, grad_qkv, like=grad_qkv), spreads, strict=True):
-            g = grad.index_select(0, at)
-            turned = _turned(g[:, :2].float(), rotation, start)
-            product = turned * normed
-            grad_weight += product.sum((0, 2))
-            along = torch.matmul(product, scale.view(2, -1, 1)).div_(normed.shape[-1])
-            to[:, :2] = torch.addcmul(turned * scale, normed, along, value=-1).mul_(spread)
-            to[:, 2] = g[:, 2]
+        for (to, at, normed), spread in zip(_slices(grad_qkv, place, keeps), spreads, strict=True):
+            work = grad.index_select(0, at).float()
+            query_key = work[:, :2]
+            _turn(query_key, back, start)
+            product = query_key * normed
+            per_head += product.sum(0)
+            along = product.mul_(scale).mean(-1, keepdim=True)
+            query_key.mul_(scale).addcmul_(normed, along, value=-1).mul_(spread)
+            to.copy_(work)
             start += len(at)
-        return grad_qkv, grad_weight.to(weight.dtype), None, grad, None
+        return grad_qkv, per_head.sum(1).to(weight.dtype), None, grad, None
 
 
-def _turned(x: Tensor, rotation: Tensor | None, start: int) -> Tensor:
-    """Neighbouring pairs of the last axis times the tokens' complex rotations."""
-    if rotation is None:
-        return x
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation[start : start + x.shape[0], None, None]).flatten(-2)
-
-
-def _step(like: Tensor) -> int:
-    """Rows of a slice."""
-    if like.device.type != "cpu":
-        return max(len(like), 1)
-    return max(_SLICE * len(like) // max(like.numel(), 1), 1)
-
-
-def _parts(*tensors: Tensor, like: Tensor) -> list[tuple[Tensor, ...]]:
-    step = _step(like)
-    return [tensor.split(step) for tensor in tensors]
+def _turn(x: Tensor, rotation: Tensor | None, start: int) -> None:
+    """Multiply neighbouring pairs of the last axis by the tokens' complex rotations, in place."""
+    if rotation is not None:
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        pairs.mul_(rotation[start : start + len(x), None, None])
 
 
 def _slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*_parts(*tensors, like=tensors[0]), strict=True)
+    """All tensors cut alike along their tokens; on a CPU so that a slice of the first stays in cache."""
+    first = tensors[0]
+    rows = max(len(first), 1)
+    step = max(_SLICE * rows // max(first.numel(), 1), 1) if first.device.type == "cpu" else rows
+    return zip(*(tensor.split(step) for tensor in tensors), strict=True)

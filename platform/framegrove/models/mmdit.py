@@ -129,8 +129,9 @@ class TimeTextEmbedding(nn.Module):
     def forward(self, timesteps_S: Tensor, pooled_SP: Tensor) -> Tensor:
         half = torch.arange(128, dtype=torch.float32, device=timesteps_S.device)
         angle = timesteps_S.float()[:, None] * torch.exp(-math.log(10000.0) * half / 128)
-        waves = torch.cat([angle.cos(), angle.sin()], dim=-1).to(pooled_SP.dtype)
-        return self.timestep_embedder(waves) + self.text_embedder(pooled_SP)
+        waves = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        dtype = self.text_embedder.linear_1.weight.dtype
+        return self.timestep_embedder(waves.to(dtype)) + self.text_embedder(pooled_SP.to(dtype))
 
 
 class TwoLayers(nn.Module):
