@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def _join(address: str) -> Cluster:
             "run this with ray job submit"
         )
     try:
+        _knock(address)
         found = ray.init(address=address, runtime_env=_code(), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = _one_line(error)
@@ -90,6 +92,13 @@ def _join(address: str) -> Cluster:
             f"no Ray cluster answers at {address} ({reason}): check RAY_ADDRESS, or unset it to start a local one"
         ) from error
     return _described(found, own=False)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _code() -> dict[str, Any] | None:

@@ -73,7 +73,8 @@ class ActorGroup:
         slot.actor = self._create(index)
 
     def _given_up(self, index: int, reason: str) -> str:
-        return f"actor {index} died {self._limit} times in a row without finishing anything: {reason}"
+        times = "once" if self._limit == 1 else f"{self._limit} times in a row"
+        return f"actor {index} died {times} without finishing anything: {reason}"
 
     def close(self) -> None:
         """Kill all actors. The group is of no use afterwards."""
