@@ -12,13 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from actors.generator import Made, Scene
-from actors.verifier import Verifier
 from framegrove.cluster.errors import ActorLost, CrashLoop
 from framegrove.cluster.supervise import ActorGroup
 from framegrove.flow.cost import SamplingCosts
@@ -109,14 +106,6 @@ def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
         flops += costs.table(work.depth, stage, stage, len(work.paths)) * taken // whole
         left -= taken
     return Cost(nfe=made.steps * len(work.paths), flops=flops, seconds=made.ended - made.started)
-
-
-class ClipVerifier(Verifier):
-    """The verifier as an actor: a clip's units arrive one by one, straight from where they were made."""
-
-    async def score_units(self, work: ScoreWork, prompt: StagedPrompt, *units: npt.NDArray[np.uint8]) -> Scored:
-        """``score`` of the clip that these units, uint8 (T, H, W, 3), make up."""
-        return await self.score(work, prompt, np.concatenate(units))
 
 
 class RemoteVerifier:

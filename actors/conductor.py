@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from actors.clients import ClipVerifier, RemoteGenerator, RemoteVerifier, UnitRef, ask, recovered
+from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef, ask, recovered
+from actors.clip_verifier import ClipVerifier
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles
 from actors.shelf import Shelf
