@@ -19,7 +19,8 @@ class Ingress:
     def __init__(self, config: ServeConfig) -> None:
         files = ModelFiles.read(config.model)
         model = ServedModel(files.folder.name, files.recipe, files.check)
-        self._desk = VideoDesk(VideoStore(config.folder), SearchRunner(config.model), model, config)
+        runner = SearchRunner(config.model, generators=config.generators, verifier=config.verifier)
+        self._desk = VideoDesk(VideoStore(config.folder), runner, model, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._desk)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from framegrove.config.base import Config
+from framegrove.config.verifier import EngineConfig
 
 
 class ServeConfig(Config):
@@ -15,6 +16,8 @@ class ServeConfig(Config):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model: Path | None = Field(default=None, description="model folder; the embedded digits model when absent")
+    verifier: EngineConfig = EngineConfig()
+    generators: int = Field(default=2, ge=1, description="generator actors of a search")
     folder: Path = Field(default=Path("runs/serve"), description="keeps the videos and what is known of them")
     waiting: int = Field(default=32, ge=1, description="videos that may wait; more are turned away")
     budget: str = Field(default="4x", description="search budget of a request that names none")

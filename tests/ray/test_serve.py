@@ -1,0 +1,87 @@
+"""The endpoint in Ray Serve, over HTTP, with real but tiny, untrained models: quality does not matter here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from ray import serve
+from ray.util.state import list_actors
+
+from actors.ingress import application
+from framegrove.cluster.session import Cluster
+from framegrove.config.serve import ServeConfig
+from framegrove.config.verifier import EngineConfig
+from framegrove.evaluation.media import decode_mp4
+from tests.tiny import save_tiny, save_tiny_verifier
+
+PROMPT = "a red 3 moves left and right"
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """An OpenAI client of an endpoint on this machine."""
+    folder = tmp_path_factory.mktemp("serve")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = ServeConfig(
+        port=port,
+        model=save_tiny(folder / "tiny"),
+        verifier=EngineConfig(model=str(save_tiny_verifier(folder / "verifier"))),
+        generators=1,
+        folder=folder / "videos",
+    )
+    serve.start(http_options={"host": config.host, "port": config.port})
+    serve.run(application(config))
+    yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    serve.shutdown()
+
+
+def create(client: openai.OpenAI, seed: int, **search: str) -> Any:
+    return client.videos.create(
+        prompt=PROMPT, model="tiny", seconds="2", size="64x64", extra_body={"seed": seed, "search": search}
+    )
+
+
+def seen(client: openai.OpenAI, video_id: str, *statuses: str) -> Any:
+    """The video once it has one of these statuses; a replica that is being replaced is waited for."""
+    deadline, video = time.monotonic() + 400, None
+    while time.monotonic() < deadline:
+        try:
+            video = client.videos.retrieve(video_id)
+        except (openai.APIConnectionError, openai.InternalServerError):
+            video = None
+        if video is not None and video.status in statuses:
+            return video
+        time.sleep(0.5)
+    raise AssertionError(f"{video_id} was not {' or '.join(statuses)} in time: {video}")
+
+
+def test_a_killed_replica_costs_time_only(client: openai.OpenAI, tmp_path: Path) -> None:
+    """A searched video, asked for with OpenAI's client, is made although the replica dies over it."""
+    asked = create(client, seed=5, policy="tof", budget="2x")
+    assert (asked.object, asked.status, asked.seconds, asked.size) == ("video", "queued", "2", "64x64")
+    seen(client, asked.id, "in_progress")
+    (replica,) = list_actors(filters=[("class_name", "=", "ServeReplica:default:Ingress"), ("state", "=", "ALIVE")])
+    os.kill(replica.pid, signal.SIGKILL)
+    done = seen(client, asked.id, "completed", "failed")
+    assert (done.status, done.progress, done.error) == ("completed", 100, None)
+    frames, fps = decode_mp4(client.videos.download_content(asked.id).read())
+    assert (frames.shape, fps) == ((17, 64, 64, 3), 8)
+
+
+def test_bad_requests_are_told_in_a_sentence(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="the prompt is empty"):
+        client.videos.create(prompt=" ")
+    with pytest.raises(openai.BadRequestError, match="multiples of 64"):
+        client.videos.create(prompt=PROMPT, size="100x64")  # type: ignore[arg-type]
+    with pytest.raises(openai.NotFoundError, match="there is no video"):
+        client.videos.retrieve("video_0")
