@@ -24,6 +24,7 @@ class ModelConfig(Config):
     vae: str | None = None
     transformer: TransformerConfig = Field(default_factory=digits_transformer_config)
     text: TextConfig = TextConfig()
+    phrases: tuple[str, ...] = Field((), description="runs of words that a new text encoder reads as one token")
     recipe: Recipe = Field(default_factory=digits_recipe)
     train_text: bool = Field(True, description="train the text encoder, too; public checkpoints keep theirs frozen")
 

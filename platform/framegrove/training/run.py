@@ -14,7 +14,7 @@ from framegrove.data.ingest import DataError, Pool, Shard, open_shards, stream
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.mmdit import fresh_mmdit
 from framegrove.models.pretrained import Pipeline, load_pipeline, save_pipeline
-from framegrove.models.text import TextEncoder, vocabulary
+from framegrove.models.text import TextEncoder
 from framegrove.models.vae_files import load_vae
 from framegrove.training import checkpoint
 from framegrove.training.curriculum import check_sizes
@@ -140,5 +140,6 @@ def starting_pipeline(config: ModelConfig, shards: Sequence[Shard]) -> Pipeline:
     assert config.vae is not None
     vae, norm = load_vae(config.vae)
     captions = [text for s in shards for text in pq.read_table(s.path, columns=["caption"])["caption"].to_pylist()]
-    text = TextEncoder.fresh(config.text, vocabulary(captions))
+    words = sorted({word for caption in captions for word in caption.lower().split()})
+    text = TextEncoder.fresh(config.text, [*words, *config.phrases])
     return Pipeline(fresh_mmdit(config.transformer), vae, norm, text, config.recipe)
