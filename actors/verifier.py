@@ -1,9 +1,9 @@
 """The verifier actor: a vision-language model in vLLM that answers yes/no questions about (partial) videos.
 
-All questions about a clip are sent at once: they share the frames before them, which the engine's prefix cache holds once,
-and a branch's clip begins with its parent's frames. One token is generated a question; the score is read from the
-log-probabilities of yes and no. A plain class: ``ray.remote(Verifier)`` makes it an actor, whose runtime_env must carry
-``framegrove.config.verifier.environment(config)``.
+All questions about a clip are sent at once: they share the frames before them, which the engine's prefix cache holds
+once, and a branch's clip begins with its parent's frames. One token is generated a question; the score is read from
+the log-probabilities of yes and no. A plain class: ``ray.remote(Verifier)`` makes it an actor, whose runtime_env must
+carry ``framegrove.config.verifier.environment(config)``.
 """
 
 from __future__ import annotations
@@ -164,7 +164,6 @@ class Verifier:
                 enable_prefix_caching=True,
                 enforce_eager=True,  # single-token answers: nothing to gain from captured graphs
                 seed=0,
-                **({"distributed_executor_backend": "uni"} if config.tensor_parallel == 1 else {}),
                 **given,
             )
             return AsyncLLM.from_engine_args(arguments)
@@ -184,7 +183,8 @@ class _Workload:
         self._vision, self._text = _parameters(folder)
 
     def flops(self, prompts: Sequence[Sequence[int]]) -> int:
-        shared = len(os.path.commonprefix([list(prompt) for prompt in prompts]))
+        alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
+        shared = sum(1 for _ in itertools.takewhile(bool, alike))
         tokens = shared + sum(len(prompt) - shared for prompt in prompts)
         patches = self._patches_per_token * sum(token == self._image_token for token in prompts[0])
         return 2 * (self._text * tokens + self._vision * patches)

@@ -2,8 +2,8 @@
 
     python -m jobs.train_verifier --config jobs/configs/digits_verifier.yaml --out runs/verifier
 
-leaves in OUT/model the folder that vLLM and transformers load, with metrics.json and a README.md of figures beside the weights.
-Interrupted, the same command continues from its newest checkpoint.
+leaves in OUT/model the folder that vLLM and transformers load, with metrics.json and a README.md of figures beside the
+weights. Interrupted, the same command continues from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _train(settings: VerifierTraining, out: Path, command: str) -> None:
     from framegrove.training.verifier import Progress, VerifierRun
 
     run = VerifierRun(settings, out)
-    columns = ("{task.description}", BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+    figures = TextColumn("{task.fields[figures]}")
+    columns = ("{task.description}", BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), figures)
     with Bars(*columns, disable=not sys.stdout.isatty()) as bars:
         bar = bars.add_task("starting", total=None, figures="")
 

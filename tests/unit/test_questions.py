@@ -18,7 +18,7 @@ def test_every_object_is_asked_about_by_itself() -> None:
     for about, name in enumerate(("red 3", "blue 2")):
         of_object = {q.aspect: q.text for q in asked if q.about == about}
         assert set(of_object) == {Aspect.BINDING, Aspect.DIGIT, Aspect.COLOUR, Aspect.MOTION}
-        assert name in of_object[Aspect.BINDING] and name in of_object[Aspect.MOTION]
+        assert all(name in of_object[aspect] for aspect in (Aspect.BINDING, Aspect.MOTION))
     assert "Does the red 3 move left and right?" in [q.text for q in asked]
 
 
@@ -56,7 +56,8 @@ def test_a_parents_frames_begin_its_childs_unless_they_must_thin_out(most: int) 
         assert child[: len(parent)] == parent
     for units in range(1, 60):
         frames = shown_frames(digits.frame_count(units), most)
-        assert len(frames) <= most and list(frames) == sorted(set(frames))
+        assert len(frames) <= most
+        assert list(frames) == sorted(set(frames))
         assert units == 1 or (frames[-1] - 1) // 8 + 1 == units - 1  # the newest unit is always seen
 
 

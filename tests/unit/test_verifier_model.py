@@ -22,7 +22,14 @@ from framegrove.config.verifier import (
 from framegrove.data import digits
 from framegrove.training.verifier import STAGES, VerifierRun
 from framegrove.training.verifier_exam import examine
-from framegrove.training.verifier_model import Packer, answer_logits, build_model, build_tokenizer, read_cells, save_folder
+from framegrove.training.verifier_model import (
+    Packer,
+    answer_logits,
+    build_model,
+    build_tokenizer,
+    read_cells,
+    save_folder,
+)
 from framegrove.training.verifier_questions import ask_about
 from framegrove.training.verifier_scenes import Fault, draw_scene
 from framegrove.types import Assessment
@@ -45,7 +52,8 @@ def tiny_training(steps: int = 2) -> VerifierTraining:
 def test_shipped_configurations_load() -> None:
     assert load(VerifierTraining, CONFIGS / "digits_verifier.yaml").joint.steps > 0
     general = load(EngineConfig, CONFIGS / "verifier_gpu.yaml")
-    assert general.dtype == "bfloat16" and "HF_HUB_OFFLINE" not in environment(general)
+    assert general.dtype == "bfloat16"
+    assert "HF_HUB_OFFLINE" not in environment(general)
 
 
 def test_every_question_is_in_the_vocabulary() -> None:
@@ -64,8 +72,10 @@ def test_scenes_are_repeatable_and_their_answers_consistent(shown: int) -> None:
     answers = []
     for seed in range(60):
         scene, again = (draw_scene(np.random.default_rng(seed), shown=shown) for _ in range(2))
-        assert torch.equal(scene.frames, again.frames) and scene.drawn == again.drawn
-        assert scene.frames.shape == (shown, 3, 64, 64) and 0 <= scene.frames.min() and scene.frames.max() <= 1
+        assert torch.equal(scene.frames, again.frames)
+        assert scene.drawn == again.drawn
+        assert scene.frames.shape == (shown, 3, 64, 64)
+        assert bool(((scene.frames >= 0) & (scene.frames <= 1)).all())
         asked = ask_about(scene, np.random.default_rng(seed), 12)
         assert len({(q.text, q.answer) for q in asked}) == len({q.text for q in asked})  # never both yes and no
         whole = {(d.steady_digit, d.steady_colour) for d in scene.drawn}
@@ -74,7 +84,9 @@ def test_scenes_are_repeatable_and_their_answers_consistent(shown: int) -> None:
                 colour, digit = question.text.split()[3:5]
                 assert question.answer == ((int(digit), colour) in whole)
             if question.aspect is Aspect.STABILITY:
-                assert question.answer == (not {d.fault for d in scene.drawn} & {Fault.MORPH, Fault.RECOLOUR, Fault.VANISH})
+                assert question.answer == (
+                    not {d.fault for d in scene.drawn} & {Fault.MORPH, Fault.RECOLOUR, Fault.VANISH}
+                )
         answers += [q.answer for q in asked]
     assert 0.4 < float(np.mean(answers)) < 0.6
 
@@ -143,7 +155,7 @@ def test_training_continues_where_it_stopped_bit_for_bit(tmp_path: Path) -> None
 
 def test_a_missing_model_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("framegrove.config.verifier.resources.files", lambda _: tmp_path)
-    with pytest.raises(ValueError, match="jobs.train_verifier"):
+    with pytest.raises(ValueError, match=r"jobs\.train_verifier"):
         model_folder(EngineConfig())
 
 

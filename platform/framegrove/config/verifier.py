@@ -70,13 +70,13 @@ class EngineConfig(Config):
 
 
 def model_folder(config: EngineConfig) -> str:
-    """What to hand vLLM: the configured model, or the folder of the shipped one. Raises ConfigError if that is missing."""
+    """What to hand vLLM: the configured model, or the folder of the shipped one. Raises ConfigError if missing."""
     if config.model is not None:
         return config.model
     folder = Path(str(resources.files("framegrove"))) / "assets" / "verifier"
     if not (folder / "config.json").exists():
         raise ConfigError(
-            f"the shipped verifier is missing from {folder}: train it with python -m jobs.train_verifier, or name a model"
+            f"no shipped verifier in {folder}: train one with python -m jobs.train_verifier, or name a model"
         )
     return str(folder)
 

@@ -5,9 +5,9 @@
 3. reading: with the eyes held still, the text model learns to answer questions about those cells.
 4. joint: everything together, at a low rate that decays to nothing; an average of the weights is what is kept.
 
-Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a CPU is
-several times faster than mixing the two by autocast. Every step draws its clips from (seed, stage, step), so a run that is resumed
-sees what it would have seen.
+Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a
+CPU with matrix units is much faster. Every step draws its clips from (seed, stage, step), so a run that is resumed sees
+what it would have seen.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import Idefics3ForConditionalGeneration
 
 from framegrove.config.verifier import TrainingStage, VerifierTraining
 from framegrove.training import verifier_model
@@ -90,7 +91,7 @@ class VerifierRun:
             self._stage, self._step, self._optimisers = self._stage + 1, 0, []
             self._save()
 
-    def finished(self) -> verifier_model.Idefics3ForConditionalGeneration:
+    def finished(self) -> Idefics3ForConditionalGeneration:
         """The averaged model, rounded to bfloat16 as it is stored, in float32 and in evaluation mode."""
         if self.average is not None:
             self.model.load_state_dict(self.average)

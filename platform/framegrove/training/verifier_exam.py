@@ -106,8 +106,9 @@ def examine(
 
 def save(run: VerifierRun, model: Idefics3ForConditionalGeneration, marks: Marks, out: Path, command: str) -> None:
     """Write the model folder with its figures beside it: metrics.json and README.md."""
-    stored = model.to(torch.bfloat16)
-    save_folder(stored, run.tokenizer, run.config.model, out)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    save_folder(model, run.tokenizer, run.config.model, out)
     figures = {
         "command": command,
         "seconds": round(run.seconds),
@@ -124,14 +125,14 @@ def save(run: VerifierRun, model: Idefics3ForConditionalGeneration, marks: Marks
 def _readme(figures: dict[str, object], marks: Marks) -> str:
     return f"""# The verifier of the digits world
 
-A small Idefics3 ({figures["parameters"]:,} parameters, stored in bfloat16, served in float32) that answers yes/no questions about
-up to four frames of a clip. Made by
+A small Idefics3 ({figures["parameters"]:,} parameters, stored in bfloat16, served in float32) that answers yes/no
+questions about up to four frames of a clip. Made by
 
     {figures["command"]}
 
-in {figures["seconds"]} seconds on one CPU thread that others shared. Held-out clips (scans never trained on, flawed as a
-generator's are, pictures clear or fair); balanced accuracy is the mean of the right share among true and among false
-statements, kinds of false statement counting alike:
+in {figures["seconds"]} seconds on one CPU thread that others shared. Held-out clips (scans never trained on, flawed
+as a generator's are, pictures clear or fair); balanced accuracy is the mean of the right share among true and among
+false statements, kinds of false statement counting alike:
 
 {marks.markdown()}
 

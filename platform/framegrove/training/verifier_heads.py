@@ -1,4 +1,4 @@
-"""What the verifier's eyes are taught by before there is anybody to ask questions: names of windows, contents of cells."""
+"""What the verifier's eyes are taught by before anybody asks questions: names of windows, contents of cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WindowHeads(nn.Module):
 
 
 class CellHeads(nn.Module):
-    """Whether a cell holds the centre of something, what, in which colour, where in the cell; and if the frame is clear."""
+    """Whether a cell holds the centre of something, what, in which colour, where; and whether the frame is clear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

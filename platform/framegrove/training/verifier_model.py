@@ -1,7 +1,7 @@
 """The small verifier: an Idefics3 with a word-level tokenizer, as a folder that transformers and vLLM load alike.
 
-A question reaches it as ``<image>`` per shown frame, then the sentence; the probability of "yes" is read off the next token.
-Words are lower-cased and split at punctuation, so the two libraries cannot disagree about token ids.
+A question reaches it as ``<image>`` per shown frame, then the sentence; the probability of "yes" is read off the next
+token. Words are lower-cased and split at punctuation, so the two libraries cannot disagree about token ids.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def save_folder(
     config: VerifierArchitecture,
     out: Path,
 ) -> None:
-    """Write weights (bfloat16-free safetensors), configuration, tokenizer and processor; replaces ``out`` as a whole."""
+    """Write weights (in the model's type), configuration, tokenizer and processor; replaces ``out`` as a whole."""
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     model.save_pretrained(building)
@@ -180,8 +180,8 @@ class Packer:
 
     def pack(self, shown: int, texts: Sequence[Sequence[str]], answers: Sequence[Sequence[bool]]) -> PackedQuestions:
         """``texts[b][k]``: every clip shows ``shown`` frames and has the same number of questions."""
-        frame = [self._ids[AROUND_IMAGE], self._ids[GLOBAL_IMAGE]] + [self._ids[IMAGE]] * self._frame_tokens
-        prefix = (frame + [self._ids[AROUND_IMAGE]]) * shown
+        image = [self._ids[IMAGE]] * self._frame_tokens
+        prefix = [self._ids[AROUND_IMAGE], self._ids[GLOBAL_IMAGE], *image, self._ids[AROUND_IMAGE]] * shown
         rows = [[self.tokens(text) for text in row] for row in texts]
         count = len(rows[0])
         bounds = [0, max(0, count - _LONG), count]
@@ -260,7 +260,7 @@ def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tenso
 def answer_logits(
     model: Idefics3ForConditionalGeneration, cells_BMD: torch.Tensor, packed: PackedQuestions
 ) -> torch.Tensor:
-    """Logits over the vocabulary where each answer would stand: (B, K, V). ``cells_BMD``: all frames' cells in order."""
+    """Logits over the vocabulary where each answer would stand, (B, K, V), from the cells of all frames in order."""
     words = model.get_input_embeddings()(packed.ids_BL)
     at_image = (packed.ids_BL == model.config.image_token_id)[..., None]
     inputs = words.masked_scatter(at_image, cells_BMD.to(words.dtype))
@@ -279,5 +279,3 @@ def answer_logits(
     last = hidden.gather(1, packed.ends_BK[..., None].expand(-1, -1, hidden.shape[-1]))
     logits: torch.Tensor = model.lm_head(last)
     return logits.float()
-
-

@@ -120,21 +120,17 @@ def _bindings(scene: Scene) -> list[Labelled]:
 
 def _digits(scene: Scene) -> list[Labelled]:
     true = {d.steady_digit for d in scene.drawn}
-    kinds = {n: "absent" for n in DIGITS}
+    kinds = dict.fromkeys(DIGITS, "absent")
     for drawn in scene.drawn:
         kinds |= {n: _passing_kind(drawn) for n in (*drawn.digits, drawn.name.digit) if n is not None}
-    return [
-        Labelled(ask.ask_digit(n), n in true, Aspect.DIGIT, "true" if n in true else kinds[n]) for n in DIGITS
-    ]
+    return [Labelled(ask.ask_digit(n), n in true, Aspect.DIGIT, "true" if n in true else kinds[n]) for n in DIGITS]
 
 
 def _colours(scene: Scene) -> list[Labelled]:
     true = {d.steady_colour for d in scene.drawn}
     ever = _ever(scene)[1]
     kinds = {c: "drift" if c in ever else "absent" for c in COLOURS}
-    return [
-        Labelled(ask.ask_colour(c), c in true, Aspect.COLOUR, "true" if c in true else kinds[c]) for c in COLOURS
-    ]
+    return [Labelled(ask.ask_colour(c), c in true, Aspect.COLOUR, "true" if c in true else kinds[c]) for c in COLOURS]
 
 
 def _nameable(scene: Scene) -> bool:

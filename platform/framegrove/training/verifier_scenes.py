@@ -1,8 +1,8 @@
 """Clips for training a verifier: true ones and ones that go wrong as a generator's do, with what is true of each.
 
-A generator's clip fails in its own ways: a digit turns into another one in a later unit, changes colour, vanishes, jumps to
-another line, stands still, is no digit at all; the picture is blurred, mottled or noisy. Each is drawn here on purpose,
-frame by frame, so that the truth of any question is known. Only the frames a verifier is shown are drawn.
+A generator's clip fails in its own ways: a digit turns into another one in a later unit, changes colour, vanishes,
+jumps to another line, stands still, is no digit at all; the picture is blurred, mottled or noisy. Each is drawn here on
+purpose, frame by frame, so that the truth of any question is known. Only the frames a verifier is shown are drawn.
 """
 
 from __future__ import annotations
@@ -175,9 +175,7 @@ def _draw(
     return Drawn(name, fault, tuple(seen), tuple(colours), motion, tuple(centres))
 
 
-def _centres(
-    motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator
-) -> list[tuple[int, int]]:
+def _centres(motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator) -> list[tuple[int, int]]:
     """Where the digit is at the shown times; sometimes a pixel off, as a generator's would be."""
     track = list(islice(digits.track(motion, area, times[-1] + 1, rng), times[-1] + 1))
     centres = [track[time] for time in times]
@@ -217,7 +215,7 @@ def _scan(digit: int, rng: np.random.Generator, split: Split) -> Ink:
 
 
 def _ink(scan: Ink, side: int, rng: np.random.Generator) -> Ink:
-    """The scan as strokes; for every other one a little turned, sheared, thinner or thicker (a generator's hand shakes)."""
+    """The scan as strokes; every other one a little turned, sheared, thinner or thicker (a generator's hand shakes)."""
     if rng.random() < 0.5:
         return digits.sprite(scan, side)
     turn, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)

@@ -60,8 +60,8 @@ def questions(assessment: Assessment, prompt: StagedPrompt) -> tuple[Question, .
 def shown_frames(frame_count: int, most: int = 4) -> tuple[int, ...]:
     """Which frames of a clip the verifier sees, ascending: the first, then one of every unit.
 
-    The frames of a branch's parent come first, so that the two share a prefix in the engine's cache. The place inside the
-    unit moves on by one frame a unit: at a fixed place, a motion whose period is a whole number of units would stand still.
+    The frames of a branch's parent come first, so that the two share a prefix in the engine's cache. The place inside
+    the unit moves on by one frame a unit: at a fixed one, a motion whose period is a number of units would stand still.
     More units than ``most`` allows: every 2nd, 4th, ... unit and always the last one.
     """
     if frame_count < 1 or most < 2:
@@ -77,7 +77,7 @@ def _frame_of(unit: int) -> int:
     return 0 if unit == 0 else FRAMES_PER_UNIT * (unit - 1) + 1 + (unit + 1) % FRAMES_PER_UNIT
 
 
-# The sentences. The shipped verifier is trained on exactly these, so training/verifier_data.py builds them from here too.
+# The sentences. The shipped verifier is trained on exactly these, so its questions come from here too.
 
 
 def ask_digit(digit: int) -> str:
@@ -151,7 +151,9 @@ def _generic(assessment: Assessment, prompt: StagedPrompt) -> tuple[Question, ..
     moving = (
         Question(f"Do these frames of a video show this happening? {prompt.middle}", Panel.MOTION, Aspect.MOTION),
         Question("Is the movement smooth and physically plausible?", Panel.MOTION, Aspect.MOTION, weight=0.5),
-        Question("Do all objects keep their shape and colour from frame to frame?", Panel.MOTION, Aspect.STABILITY, 0.5),
+        Question(
+            "Do all objects keep their shape and colour from frame to frame?", Panel.MOTION, Aspect.STABILITY, 0.5
+        ),
     )
     if assessment is Assessment.MOTION:
         return moving

@@ -1,7 +1,7 @@
 """Staged prompts: what the beginning, the middle and the end of a video are judged against (Video-T1, section 3.3).
 
-Video-T1 lets a language model rewrite a prompt as [static scene, motion, ending state]. Captions of the digits world are
-rewritten by their grammar, exactly. Any other prompt is split by the words that join its parts; where it names no
+Video-T1 lets a language model rewrite a prompt as [static scene, motion, ending state]. Captions of the digits world
+are rewritten by their grammar, exactly. Any other prompt is split by the words that join its parts; where it names no
 ending, the whole prompt stands for it. A caller with a better rewriting (from a language model) passes its own
 StagedPrompt.
 """

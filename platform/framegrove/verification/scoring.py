@@ -1,8 +1,8 @@
 """From the probabilities of "yes" to the scores of a panel of verifiers.
 
-A panel member's score is the probability that everything it was asked holds, were the answers independent: the product of
-P(yes), each to the power of its question's weight. Log-odds are put on a grid of 1/64 first, so that the last
-bits, which depend on what else was in the engine's batch, cannot change a score.
+A panel member's score is the probability that everything it was asked holds, were the answers independent: the product
+of P(yes), each to the power of its question's weight. Log-odds are put on a grid of 1/64 first, so that the last
+bits, which depend on what else was in the engine's batch, hardly ever change a score.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def log_odds(logprobs: Mapping[int, float], yes: Sequence[int], no: Sequence[int
     for_yes = [logprobs[token] for token in yes if token in logprobs]
     for_no = [logprobs[token] for token in no if token in logprobs]
     if not for_yes or not for_no:
-        raise ValueError("the engine returned no log-probability for yes or for no: check the verifier's yes and no words")
+        raise ValueError(
+            "the engine returned no log-probability for yes or for no: check the verifier's yes and no words"
+        )
     return _log_sum(for_yes) - _log_sum(for_no)
 
 
@@ -44,8 +46,8 @@ def panel_scores(
 ) -> tuple[tuple[str, float], ...]:
     """Each verifier's score in [0, 1], in a fixed order; ``odds`` are log-odds on the grid, one a question.
 
-    A preview is judged as in Video-T1's image chain-of-thought: first whether it is clear enough to tell, then whether it
-    has potential. As far as it is not clear, the other scores move to one half: no verdict.
+    A preview is judged as in Video-T1's image chain-of-thought: first whether it is clear enough to tell, then whether
+    it has potential. As far as it is not clear, the other scores move to one half: no verdict.
     """
     if len(questions) != len(odds):
         raise ValueError(f"{len(questions)} questions need as many answers, not {len(odds)}")

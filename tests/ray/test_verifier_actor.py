@@ -1,0 +1,88 @@
+"""The verifier actor with the shipped model in vLLM, under Ray: answers, shared prefixes, scores, and how it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from actors.verifier import Verifier
+from framegrove.config.verifier import EngineConfig, environment, model_folder
+from framegrove.data import digits
+from framegrove.types import Assessment, ScoreWork
+from framegrove.verification.questions import questions, shown_frames
+from framegrove.verification.rewriting import staged
+
+if TYPE_CHECKING:
+    from framegrove.cluster.session import Cluster
+
+CONFIG = EngineConfig()
+CLIP = digits.clip(5, 0, split="heldout", digits=2)
+ASKED = [question.text for question in questions(Assessment.FINAL, staged(CLIP.caption))]
+
+
+def expected_probabilities() -> list[float]:
+    """P(yes) by transformers, one question at a time."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model_folder(CONFIG))
+    model = AutoModelForImageTextToText.from_pretrained(model_folder(CONFIG), dtype=torch.float32).eval()
+    yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    images = [Image.fromarray(CLIP.frames[at]) for at in shown_frames(len(CLIP.frames))]
+    probabilities = []
+    for text in ASKED:
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+        with torch.no_grad():
+            logits = model(**processor(text=prompt, images=images, return_tensors="pt")).logits[0, -1]
+        probabilities.append(float(torch.sigmoid(logits[yes] - logits[no])))
+    return probabilities
+
+
+@pytest.mark.timeout(900)
+def test_the_verifier_actor(cluster: Cluster) -> None:
+    actor = ray.remote(Verifier).options(runtime_env={"env_vars": environment(CONFIG)}).remote(CONFIG)
+    asyncio.run(examine(actor))
+    pid = ray.get(actor.pid.remote())
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not left, "the engine outlived the actor that hosted it"
+
+
+async def examine(actor: ray.actor.ActorHandle[Verifier]) -> None:
+    assert await actor.ready.remote() == "verifier"
+    odds = await actor.answers.remote(ASKED, CLIP.frames)
+    for answer, expected in zip(odds, expected_probabilities(), strict=True):
+        assert 1 / (1 + math.exp(-answer)) == pytest.approx(expected, abs=1e-4)
+
+    # A question never asked before, on frames seen before; then a child's clip, which begins with its parent's frames.
+    other = digits.clip(5, 1, split="heldout", digits=1).frames
+    assert (await actor.cached_tokens.remote(["Is there a 4 in every frame?"], other))[0] == 0
+    assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], other))[0] == 64
+    assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], np.flip(other, axis=2).copy()))[0] == 0
+
+    prompt = staged(CLIP.caption)
+    finals = [actor.score.remote(ScoreWork((0, 0, 0, 0), Assessment.FINAL), prompt, CLIP.frames) for _ in range(2)]
+    middle = actor.score.remote(ScoreWork((0, 0), Assessment.MOTION), prompt, CLIP.frames[:9])
+    first, second, motion = [await ref for ref in (*finals, middle)]
+    assert first.scores == second.scores
+    assert [name for name, _ in first.scores] == ["alignment", "motion", "clarity"]
+    assert [name for name, _ in motion.scores] == ["alignment", "motion"]
+    assert first.cost.flops > motion.cost.flops > 0
+
+    with pytest.raises(ValueError, match="uint8"):
+        await actor.answers.remote(ASKED, CLIP.frames.astype(np.float32))
