@@ -1,0 +1,210 @@
+"""The main job from end to end on the embedded digits world; ``make demo`` runs it.
+
+It submits a short three-phase training run that continues from the shipped weights, then generates a video from what
+came out, by Tree-of-Frames and judged by the verifier, and holds it against a single sample of the same seed. Leaves:
+
+    runs/demo/video.mp4, tree.png, report.json   the search's winner, its tree, costs and scores
+    runs/demo/single.mp4                         the same seed without a search
+    runs/demo/train/                             loss curve and the newly trained model
+
+Uses the Ray cluster at RAY_ADDRESS, or starts its own and stops just that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.console import Display, one_line_errors
+
+if TYPE_CHECKING:
+    from framegrove.cluster.session import Cluster
+    from framegrove.evaluation.report import SearchRecord
+
+app = typer.Typer(add_completion=False)
+
+CONFIG = Path("jobs/configs/digits_demo.yaml")
+PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
+CLIPS = 600
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
+    prompt: Annotated[str, typer.Option(help="What the video should show.")] = PROMPT,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another video.")] = 0,
+    budget: Annotated[str, typer.Option(help="FLOPs to spend, in samples without a search.")] = "4x",
+) -> None:
+    """Train a little, search a lot, and leave a video."""
+    from framegrove.search.protocols import SearchFailed
+
+    began = time.monotonic()
+    with one_line_errors(SearchFailed, OSError), Display() as display:
+        from framegrove.config.request import check_prompt
+        from framegrove.config.search import parse_budget
+
+        check_prompt(prompt)
+        multiple = parse_budget(budget)
+        out.mkdir(parents=True, exist_ok=True)
+        display.begin("connecting to Ray")
+        from framegrove.cluster.session import connect
+
+        with connect() as cluster:
+            clips = _clips(out, display)
+            model = _train(cluster, clips, out / "train", display)
+            searched, single, report = _search(model, prompt, seed, multiple, display)
+        _write(searched, single, report, out, display)
+        display.say(f"\nDone in {time.monotonic() - began:.0f} s.")
+
+
+def _clips(out: Path, display: Display) -> Path:
+    """Encoded clips to train on: made once for the VAE that is shipped."""
+    from framegrove.models.pretrained import VAE, embedded_model
+    from framegrove.models.vae_files import load_vae
+    from framegrove.training.encode import prepare_digits, vae_digest
+
+    vae, _ = load_vae(embedded_model() / VAE)
+    folder = out / f"clips-{vae_digest(vae)[:8]}-{CLIPS}"
+    if not folder.exists():
+        display.begin(f"encoding {CLIPS} clips")
+        prepare_digits(vae, folder, CLIPS, on_clips=lambda done: display.show(done / CLIPS, f"{done} of {CLIPS}"))
+    return folder
+
+
+def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
+    """Submit the training run as a job of the cluster, pass on what it prints, and return the trained model."""
+    from framegrove.training.run import MODEL
+
+    shutil.rmtree(out, ignore_errors=True)  # a finished run in there would be taken for this one
+    if cluster.dashboard_url is None:
+        raise ValueError(f"the cluster at {cluster.address} takes no jobs: it was started without its dashboard")
+    python = sys.executable if cluster.own else "python"
+    training = [
+        "-m",
+        "jobs.train",
+        "--config",
+        str(CONFIG),
+        "--out",
+        str(out.absolute()),
+        "--set",
+        f"data={clips.absolute()}",
+    ]
+    display.begin("training")
+    with _submitted(cluster.dashboard_url, [python, *training]) as lines:
+        for line in lines:
+            display.say(f"  {line}")
+    return out / MODEL
+
+
+@contextlib.contextmanager
+def _submitted(url: str, command: list[str]) -> Iterator[Iterator[str]]:
+    """Run a command by ``ray job submit``; gives the lines it prints. Stops the job when the block is left early.
+
+    Raises ValueError when the job fails.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    name = f"framegrove-demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    submit = ["job", "submit", "--address", url, "--submission-id", name]
+    shipped = ["--runtime-env", "jobs/runtime_env.yaml", "--working-dir", "."]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *submit, *shipped, "--", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield (line.rstrip() for line in process.stdout if line.strip())
+        if process.wait() != 0:
+            raise ValueError("the training job failed: its last lines above say why")
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(RuntimeError, OSError):  # it may not have been submitted yet
+                JobSubmissionClient(url).stop_job(name)
+            process.terminate()
+            process.wait()
+
+
+def _search(
+    model: Path, prompt: str, seed: int, budget: float, display: Display
+) -> tuple[SearchRecord, SearchRecord, dict[str, Any]]:
+    """The searched video, the single sample of the same seed, and the scores of both."""
+    import asyncio
+
+    from actors.conductor import SearchRunner
+    from actors.model_files import ModelFiles
+    from framegrove.types import GenerationRequest
+
+    recipe = ModelFiles.read(model).recipe
+
+    def request(policy: str, budget: float) -> GenerationRequest:
+        return GenerationRequest(prompt, seed, recipe.units, recipe.height, recipe.width, policy, budget)
+
+    async def search() -> tuple[SearchRecord, SearchRecord, dict[str, Any]]:
+        runner = SearchRunner(model)
+        try:
+            display.begin("starting generators and verifier")
+            await runner.start()
+            display.begin("searching")
+            searched = await runner.search(request("tof", budget), lambda p: display.show(p.done, p.note))
+            display.begin("sampling once without a search")
+            single = await runner.search(request("none", 1.0), lambda p: display.show(p.done, p.note))
+            panels = [await runner.judge(record) for record in (searched, single)]
+        finally:
+            await runner.close()
+        return searched, single, _scores(prompt, (searched, single), panels)
+
+    return asyncio.run(search())
+
+
+def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[str, float]]) -> dict[str, Any]:
+    """Verifier and oracle on winner and single sample; the oracle reads captions of the digits world only."""
+    from framegrove.data import digits
+    from framegrove.evaluation.digits_oracle import DigitsOracle
+
+    objects = digits.parse(prompt)
+    oracle = DigitsOracle() if objects is not None else None
+    scores: dict[str, Any] = {}
+    for name, record, panel in zip(("winner", "single_sample"), records, panels, strict=True):
+        scores[name] = {"verifier": panel}
+        if oracle is not None and objects is not None:
+            verdict = oracle.judge(record.frames, objects)
+            seen = [f"{o.colour} {o.digit if o.digit is not None else '?'}, {o.motion}" for o in verdict.readings]
+            scores[name]["oracle"] = {"score": verdict.score, "fully_right": verdict.fully_right, "sees": seen}
+    return scores
+
+
+def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any], out: Path, display: Display) -> None:
+    from rich.table import Table
+
+    from framegrove.evaluation.media import encode_mp4
+    from jobs.generate import report_line, write
+
+    display.begin("drawing the tree")
+    write(searched, out, {"scores": scores})
+    partial = out / ".single.partial"
+    partial.write_bytes(encode_mp4(single.frames, single.fps))
+    partial.replace(out / "single.mp4")
+    table = Table(title=searched.request.prompt)
+    for column in ("", "verifier", "oracle", "what the oracle sees"):
+        table.add_column(column)
+    for name, score in scores.items():
+        oracle = score.get("oracle", {"score": float("nan"), "sees": []})
+        panel = ", ".join(f"{member} {value:.2f}" for member, value in score["verifier"].items())
+        table.add_row(name.replace("_", " "), panel, f"{oracle['score']:.2f}", "; ".join(oracle["sees"]))
+    display.console.print(table)
+    display.say(report_line(searched))
+    display.say("\n".join(str(out / name) for name in ("video.mp4", "tree.png", "report.json", "single.mp4")))
+
+
+if __name__ == "__main__":
+    app()
