@@ -15,7 +15,7 @@ _IMPLEMENTATION_KEYS = ("use_flash_attn", "use_gradient_checkpointing", "gradien
 
 
 class TransformerConfig(Config):
-    """Shape of an MM-DiT, under the key names of the public ``diffusion_transformer_*/config.json`` (PFM appendix B)."""
+    """Shape of an MM-DiT, under the key names of the public ``diffusion_transformer_*`` folders (PFM appendix B)."""
 
     patch_size: int = Field(default=2, ge=1)
     in_channels: int = Field(default=16, ge=1)

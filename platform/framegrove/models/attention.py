@@ -6,12 +6,13 @@ Inside a sequence a token sees the prefix and its own sample, up to and includin
 Three ways, all equal to a dense mask over the whole batch:
 
 - long sequences on a CPU: unit by unit, each a call without a mask over the keys it sees, a prefix of the sequence;
-- short ones on a CPU, where calls would cost more than arithmetic: whole, in tables of about equal length, under a mask;
+- short ones on a CPU, where calls cost more than arithmetic: whole, in tables of about equal length, under a mask;
 - on a GPU: all at once by FlexAttention, whose block mask is made from the same rule.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 _SHORT = 128  # tokens up to which a sequence is attended whole
 _STEP = 8  # lengths of short sequences are rounded up to a multiple, so that few tables remain
@@ -51,12 +53,14 @@ class AttentionPlan:
     place_L: Tensor  # the place of each token of the joint stream in the tables, one table after the other
     padding_M: Tensor  # the places left over
     places: int  # of all tables
+    tokens: Tokens
     tables: tuple[_Short | _Long | _Flex, ...]
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[Piece]], causal: bool, device: torch.device) -> AttentionPlan:
         """Plan for sequences of pieces in time order, prefix first, then each sample's own."""
         tokens = Tokens.of(sequences)
+        tables: tuple[_Short | _Long | _Flex, ...]
         if device.type == "cuda":
             tables, base = _flex_tables(tokens, causal, device)
         else:
@@ -66,7 +70,7 @@ class AttentionPlan:
         by_token[tokens.joint] = place
         places = sum(table.count * table.length for table in tables)
         padding = np.setdiff1d(np.arange(places), place) if places > len(place) else place[:0]
-        return cls(torch.from_numpy(by_token).to(device), torch.from_numpy(padding).to(device), places, tables)
+        return cls(torch.from_numpy(by_token).to(device), torch.from_numpy(padding).to(device), places, tokens, tables)
 
     def empty_table(self, like_L3HD: Tensor, dtype: torch.dtype) -> Tensor:
         """(places, 3, heads, head size) for queries, keys and values to be written into at ``place_L``."""
@@ -179,13 +183,18 @@ class _Flex:
 
     count: int
     length: int
-    block_mask: object
+    block_mask: BlockMask
 
     def __call__(self, query_NHLD: Tensor, key_NHLD: Tensor, value_NHLD: Tensor, current_only: bool) -> Tensor:
-        from torch.nn.attention.flex_attention import flex_attention
+        attend = _compiled_flex() if query_NHLD.is_cuda else flex_attention
+        out: Tensor = attend(query_NHLD, key_NHLD, value_NHLD, block_mask=self.block_mask)
+        return out
 
-        attend = torch.compile(flex_attention, dynamic=True)
-        return attend(query_NHLD, key_NHLD, value_NHLD, block_mask=self.block_mask)
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    return compiled
 
 
 def _columns(x_NHLD: Tensor, spans: tuple[slice, ...]) -> Tensor:
@@ -259,8 +268,6 @@ def _runs(pieces: Sequence[Piece], causal: bool) -> tuple[_Run, ...]:
 
 
 def _flex_tables(tokens: Tokens, causal: bool, device: torch.device) -> tuple[tuple[_Flex, ...], Ints]:
-    from torch.nn.attention.flex_attention import create_block_mask
-
     sequence, member, time = (
         torch.from_numpy(part).to(device) for part in (tokens.sequence, tokens.member, tokens.time)
     )
