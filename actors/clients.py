@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.generator import Made, Scene
 from framegrove.cluster.errors import ActorLost, CrashLoop
@@ -135,6 +135,8 @@ async def ask(group: ActorGroup, index: int, method: Callable[[ActorHandle[Any]]
         raise WorkFailed(str(error)) from error
     except RayTaskError as error:
         raise error.cause from None
+    except ObjectLostError as error:
+        raise WorkFailed("a machine that held finished units was lost") from error
     return answer
 
 

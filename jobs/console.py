@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,14 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from None
+
+
+def make_folder(path: Path) -> None:
+    """Make an output folder unless it is there. Raises ValueError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"no folder can be made at {path} ({error.strerror}): choose another --out") from None
 
 
 class Display:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
@@ -53,7 +53,7 @@ def main(
 
         check_prompt(prompt)
         multiple = parse_budget(budget)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 
@@ -81,7 +81,7 @@ def _clips(out: Path, display: Display) -> Path:
 
 def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
     """Submit the training run as a job of the cluster, pass on what it prints, and return the trained model."""
-    from framegrove.training.run import MODEL
+    from framegrove.config.train import MODEL
 
     shutil.rmtree(out, ignore_errors=True)  # a finished run in there would be taken for this one
     if cluster.dashboard_url is None:

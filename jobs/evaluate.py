@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +63,7 @@ def main(
 
         files = ModelFiles.read(model)
         items = _items(files, settings, prompts, digits, seed)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         identity = {
             "model": files.fingerprint(),
             "verifier": verifier,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from actors.conductor import SearchRunner
@@ -56,11 +56,12 @@ def main(
 
     with one_line_errors(SearchFailed, OSError), Display() as display:
         from framegrove.config.base import load
+        from framegrove.config.request import check_prompt
         from framegrove.config.search import SearchConfig, parse_budget
         from framegrove.config.verifier import EngineConfig
 
         search = load(SearchConfig, None, set_ or ())
-        multiple = parse_budget(budget)
+        text, multiple = check_prompt(prompt), parse_budget(budget)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
@@ -69,7 +70,7 @@ def main(
         files = ModelFiles.read(model)
         height, width = _size(size, files)
         request = GenerationRequest(
-            prompt=prompt.strip(),
+            prompt=text,
             seed=seed,
             units=units or files.recipe.units,
             height=height,
@@ -79,11 +80,10 @@ def main(
             image=_bytes(image) if image else None,
         )
         files.check(request)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         runner = SearchRunner(model, generators=generators, verifier=EngineConfig(model=verifier), search=search)
         record = generate(runner, request, out, display)
-        share = report_line(record)
-        display.say(f"{share}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
+        display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
 
 
 def generate(runner: SearchRunner, request: GenerationRequest, out: Path, display: Display) -> SearchRecord:
@@ -138,10 +138,8 @@ def report_line(record: SearchRecord) -> str:
     """What was spent, in one sentence."""
     outcome, single = record.outcome, record.single.flops
     spent = (outcome.sampling.spent + outcome.scoring.spent).flops
-    return (
-        f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {spent / single:.2f}x the FLOPs of one sample; "
-        f"scoring overlapped sampling for {outcome.overlap:.1f} s"
-    )
+    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {spent / single:.2f}x the FLOPs of one sample"
+    return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
 
 
 def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:

@@ -80,6 +80,14 @@ def test_report_adds_up_and_is_json() -> None:
     assert said["size"] == "64x64"
 
 
+def test_a_verifier_that_answers_for_many_at_a_time_is_busy_once() -> None:
+    work = ScoreWork((1,), Assessment.IMAGE)
+    stretches = ((0.0, 2.0), (0.5, 1.0), (1.0, 3.0), (4.0, 5.0))
+    spans = [Span(work, "verifier", start, end, Ending.DONE, Cost()) for start, end in stretches]
+    assert report.busy_seconds(spans) == 4.0
+    assert report.busy_seconds([*spans, Span(work, "another", 0.0, 1.0, Ending.DONE, Cost())]) == 5.0
+
+
 def test_picture_shows_every_fate(tmp_path: Path) -> None:
     tree_picture.draw(search_record(), tmp_path / "tree.png")
     with Image.open(tmp_path / "tree.png") as picture:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
 
 def _costs(record: SearchRecord) -> dict[str, Any]:
     """nfe: transformer evaluations; flops: from exact token counts; seconds: of an actor's time."""
-    sampling, scoring = record.outcome.sampling, record.outcome.scoring
+    sampling, scoring = record.outcome.sampling, _busy(record.outcome)
     parts = {
         "generator_certain": sampling.certain,
         "generator_wasted": lost(sampling),
@@ -85,6 +85,28 @@ def _costs(record: SearchRecord) -> dict[str, Any]:
         "single_sample": record.single,
     }
     return {name: {**_cost(cost), "in_single_samples": _ratio(cost, record.single)} for name, cost in parts.items()}
+
+
+def _busy(outcome: Outcome) -> Bill:
+    """The bill of scoring with the seconds in which a verifier was busy: it answers for many branches at a time."""
+    spans = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
+    needed = busy_seconds([span for span in spans if was_needed(span, outcome)])
+    certain, wasted = outcome.scoring.certain, lost(outcome.scoring)
+    return Bill(
+        certain=replace(certain, seconds=needed),
+        at_stake=Cost(),
+        wasted=replace(wasted, seconds=busy_seconds(spans) - needed),
+    )
+
+
+def busy_seconds(spans: Iterable[Span]) -> float:
+    """For how long workers had something to do, added up over workers."""
+    total, ends = 0.0, dict[str, float]()
+    for span in sorted(spans, key=lambda span: span.start):
+        begin = max(span.start, ends.get(span.worker, 0.0))
+        total += max(0.0, span.end - begin)
+        ends[span.worker] = max(span.end, begin)
+    return total
 
 
 def lost(bill: Bill) -> Cost:

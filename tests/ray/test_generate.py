@@ -1,0 +1,33 @@
+"""jobs.generate as a command, in a cluster that is there already; searches themselves are tested in test_search.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+from typer.testing import CliRunner
+
+from framegrove.cluster.session import Cluster
+from framegrove.data import digits
+from framegrove.evaluation.media import decode_mp4
+from jobs import generate
+from tests.tiny import save_tiny
+
+
+def test_the_same_command_makes_the_same_video(cluster: Cluster, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    Image.fromarray(digits.clip(seed=1, index=0).frames[0]).save(tmp_path / "first.png")
+    made = []
+    for out, generators in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+        arguments = ["--prompt", "a red 3 moves left and right", "--policy", "none", "--seed", "4", "--units", "3"]
+        arguments += ["--image", str(tmp_path / "first.png"), "--generators", str(generators)]
+        result = CliRunner().invoke(generate.app, [*arguments, "--model", str(model), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        assert sorted(file.name for file in out.iterdir()) == ["report.json", "tree.png", "video.mp4"]
+        made.append((out / "video.mp4").read_bytes())
+    assert made[0] == made[1]
+    assert decode_mp4(made[0])[0].shape == (17, 64, 64, 3)
+    report = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert report["cost"]["total"]["in_single_samples"] == 1.0
+    assert report["cost"]["total"]["nfe"] == 12

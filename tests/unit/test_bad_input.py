@@ -1,0 +1,83 @@
+"""Bad input to the jobs that make videos: one line that says what was wrong, a failing exit, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs import demo, evaluate, generate
+from tests.tiny import save_tiny
+
+PROMPT = ["--prompt", "a red 3 moves left and right"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--prompt", "  "], "the prompt is empty"),
+        (["--prompt", "red " * 5000], "the prompt has 19,999 characters: shorten it"),
+        ([*PROMPT, "--size", "64by64"], "not of the form WIDTHxHEIGHT"),
+        ([*PROMPT, "--size", "64x72"], "width and height must be multiples of 64"),
+        ([*PROMPT, "--size", "4096x4096"], "its sides are 256 at most"),
+        ([*PROMPT, "--units", "1000"], "this model makes 1 to 32"),
+        ([*PROMPT, "--budget", "lots"], "a budget is a number of unsearched samples"),
+        ([*PROMPT, "--budget", "0.5x"], "the smallest is 1x"),
+        ([*PROMPT, "--image", "nowhere.png"], "the image nowhere.png cannot be read"),
+        ([*PROMPT, "--set", "width=[2]"], "unknown key 'width', did you mean 'widths'?"),
+        ([*PROMPT, "--model", "nowhere"], "no model folder at nowhere"),
+    ],
+)
+def test_generate(given: list[str], message: str, model: Path, tmp_path: Path) -> None:
+    arguments = given if "--model" in given else [*given, "--model", str(model)]
+    result = CliRunner().invoke(generate.app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_a_file_missing_is_named(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    (tmp_path / "model" / "framegrove.json").unlink()
+    arguments = [*PROMPT, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(generate.app, arguments)
+    assert result.exit_code == 1
+    assert "framegrove.json is missing" in result.stderr
+
+
+def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    result = CliRunner().invoke(generate.app, [*PROMPT, "--model", str(model), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "no folder can be made" in result.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--policies", "linear,beam"], "unknown policy 'beam'"),
+        (["--policies", ","], "nothing to evaluate"),
+        (["--budgets", "1x,many"], "a budget is a number"),
+    ],
+)
+def test_evaluate(given: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(evaluate.app, [*given, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo(tmp_path: Path) -> None:
+    result = CliRunner().invoke(demo.app, ["--prompt", "", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "the prompt is empty" in result.stderr
+    assert not (tmp_path / "out").exists()
