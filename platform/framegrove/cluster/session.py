@@ -9,15 +9,17 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 import framegrove
 from framegrove.cluster.errors import NoCluster
+from framegrove.cluster.local import local_cluster
 
 
 @dataclass(frozen=True)
@@ -40,35 +42,26 @@ def connect(address: str | None = None, *, num_cpus: int = 8) -> Iterator[Cluste
     """
     global _connected
     if ray.is_initialized():
-        yield _connected or _described(ray.init(ignore_reinit_error=True), own=False)
+        yield _connected or _described(ray.init(ignore_reinit_error=True))
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
-    try:
-        _connected = _join(address) if address else _start(num_cpus)
-        yield _connected
-    finally:
-        _connected = None
-        ray.shutdown()
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            own = stack.enter_context(local_cluster(max(num_cpus, os.cpu_count() or 1)))
+            found = _join(own, _quoted_python())
+        else:
+            _knock(address)
+            found = _join(address, _code())
+        stack.callback(ray.shutdown)
+        _connected = replace(found, own=address is None)
+        try:
+            yield _connected
+        finally:
+            _connected = None
 
 
 _connected: Cluster | None = None  # what this process's outermost connect() found
-
-
-def _start(num_cpus: int) -> Cluster:
-    # Submitted jobs say "python", DeepSpeed looks for ninja: both mean this environment's.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    try:
-        found = ray.init(
-            address="local",
-            num_cpus=max(num_cpus, os.cpu_count() or 1),
-            include_dashboard=True,
-            runtime_env=_quoted_python(),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, RuntimeError) as error:
-        raise NoCluster(f"no local Ray cluster could be started: {_one_line(error)}") from error
-    return _described(found, own=True)
 
 
 def _quoted_python() -> dict[str, Any] | None:
@@ -77,28 +70,44 @@ def _quoted_python() -> dict[str, Any] | None:
     return {"py_executable": quoted} if quoted != sys.executable else None
 
 
-def _join(address: str) -> Cluster:
+def _join(address: str, runtime_env: dict[str, Any] | None) -> Cluster:
+    if _on_this_machine(address):  # Ray does so for clusters that it finds itself; a token does not go to strangers
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        found = ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_answer(address, " ".join(str(error).split()) or type(error).__name__) from error
+    return _described(found)
+
+
+def _no_answer(address: str, reason: str) -> NoCluster:
+    return NoCluster(
+        f"no Ray cluster answers at {address} ({reason}): check RAY_ADDRESS, or unset it to start a local one"
+    )
+
+
+def _knock(address: str) -> None:
+    """Raise NoCluster at once where nobody listens: Ray itself would try for minutes."""
     if address.startswith(("http://", "https://")):
         raise NoCluster(
             f"RAY_ADDRESS is {address}, which takes submitted jobs only: give the cluster's own address, host:port, or "
             "run this with ray job submit"
         )
-    try:
-        _knock(address)
-        found = ray.init(address=address, runtime_env=_code(), log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        reason = _one_line(error)
-        raise NoCluster(
-            f"no Ray cluster answers at {address} ({reason}): check RAY_ADDRESS, or unset it to start a local one"
-        ) from error
-    return _described(found, own=False)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError at once where nobody listens: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "://" not in address:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise _no_answer(address, error.strerror or str(error)) from None
+
+
+def _on_this_machine(address: str) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((address.rpartition(":")[0], 0))
+        except OSError:
+            return False
+        return True
 
 
 def _code() -> dict[str, Any] | None:
@@ -112,14 +121,7 @@ def _code() -> dict[str, Any] | None:
     return {**environment, "working_dir": str(root)}
 
 
-def _described(context: Any, own: bool) -> Cluster:
+def _described(context: Any) -> Cluster:
     info = context.address_info
-    return Cluster(address=str(info["gcs_address"]), dashboard_url=_url(info.get("webui_url")), own=own)
-
-
-def _url(address: str | None) -> str | None:
-    return f"http://{address}" if address else None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    url = info.get("webui_url")
+    return Cluster(address=str(info["gcs_address"]), dashboard_url=f"http://{url}" if url else None, own=False)
