@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from framegrove.data.digits import BACKGROUND, COLOURS, DigitObject
 
@@ -45,7 +45,7 @@ class ObjectReading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``score`` in [0, 1]: attributes that are right over attributes asked for; ``fully_right``: all, and nothing else."""
+    """``score`` in [0, 1]: right attributes over those asked for; ``fully_right``: all, nothing else."""
 
     score: float
     fully_right: bool
