@@ -1,17 +1,27 @@
 """Train a generator through its phases, from parquet shards to a model folder.
 
-    python -m jobs.train --config jobs/configs/digits_demo.yaml --engine plain --out runs/train
+    python -m jobs.train --config jobs/configs/digits_demo.yaml --set data=runs/digits-clips --out runs/train
 
-Run it again with the same --out to go on from the newest checkpoint.
+On the Ray cluster at RAY_ADDRESS, on the one this was submitted to (ray job submit), or on an own local one. Run it
+again with the same --out to go on from the newest checkpoint. --engine plain trains in this process, without Ray.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from jobs.console import Display, one_line_errors
+
+if TYPE_CHECKING:
+    from framegrove.config.train import TrainConfig
 
 app = typer.Typer(add_completion=False)
 
@@ -20,6 +30,7 @@ class EngineName(StrEnum):
     """Who trains."""
 
     PLAIN = "plain"
+    DEEPSPEED = "deepspeed"
 
 
 @app.command()
@@ -27,73 +38,110 @@ def main(
     config: Annotated[Path, typer.Option(help="YAML file, see jobs/configs.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, as in seed=1 (repeatable).")] = None,
-    engine: Annotated[EngineName, typer.Option(help="plain: this process.")] = EngineName.PLAIN,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the plain engine.")] = 1,
+    engine: Annotated[
+        EngineName, typer.Option(help="deepspeed: ZeRO over workers on a Ray cluster; plain: in this process.")
+    ] = EngineName.DEEPSPEED,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the deepspeed engine; a GPU each, if any.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a worker; absent: this machine's cores, shared out.")
+    ] = None,
 ) -> None:
     """Train through all phases of a configuration."""
     from framegrove.config.base import load
     from framegrove.config.train import TrainConfig
 
-    try:
+    with one_line_errors(RuntimeError, OSError), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
-        import torch
-
-        from framegrove.training.loop import TrainingDiverged
-        from framegrove.training.run import run
-
-        torch.set_num_threads(threads)
-        with _Display(checked.steps) as display:
-            try:
-                model = run(checked, out, display.watch())
-            except TrainingDiverged as error:
-                raise ValueError(str(error)) from None
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"model: {model}   loss curve: {out / 'loss.png'}")
+        if engine is EngineName.PLAIN and workers > 1:
+            raise ValueError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        _check_unused(out, engine)
+        each = threads or max(1, (os.cpu_count() or 1) // workers)
+        if engine is EngineName.PLAIN:
+            model = _in_this_process(checked, out, each, display)
+        else:
+            model = _on_a_cluster(checked, out.absolute(), workers, each, display)
+        display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
 
 
-class _Display:
-    """A progress bar on a terminal, a line for every point of the curve anywhere."""
+def _check_unused(out: Path, engine: EngineName) -> None:
+    """Raise ValueError where the other engine has begun a run."""
+    from framegrove.config.train import CHECKPOINTS, RAY_STATE
 
-    def __init__(self, steps: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    other = out / (RAY_STATE if engine is EngineName.PLAIN else CHECKPOINTS)
+    if other.exists():
+        raise ValueError(f"{out} holds a run of the other engine ({other.name}/): give another --out, or remove it")
 
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=Console(soft_wrap=True), transient=True,
-        )  # fmt: skip
-        self.task = self.progress.add_task("training", total=steps)
 
-    def __enter__(self) -> _Display:
-        self.progress.start()
-        return self
+def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:
+    display.begin("training")
+    import torch
 
-    def __exit__(self, *problem: object) -> None:
-        self.progress.stop()
+    from framegrove.training.loop import Point
+    from framegrove.training.run import Watch, run
 
-    def watch(self):  # type: ignore[no-untyped-def]
-        from framegrove.training.loop import Point
-        from framegrove.training.run import Watch
+    torch.set_num_threads(threads)
 
-        def on_start(done: int) -> None:
-            self.progress.update(self.task, completed=done)
-            if done:
-                self.progress.console.print(f"resumed after step {done}")
+    def on_start(done: int) -> None:
+        if done:
+            display.say(f"resumed after step {done}")
 
-        def on_step(done: int, loss: float) -> None:
-            self.progress.update(self.task, completed=done)
+    def on_step(done: int, loss: float) -> None:
+        display.show(done / config.steps, f"step {done} of {config.steps}")
 
-        def on_point(point: Point) -> None:
-            losses = "  ".join(f"{name} {value:.4f}" for name, value in point.losses.items())
-            self.progress.update(self.task, description=point.phase)
-            self.progress.console.print(
-                f"{point.phase} {point.step}: {losses}  rate {point.learning_rate:.2e}  "
-                f"{point.samples_per_second:.0f} samples/s"
-            )
+    def on_point(point: Point) -> None:
+        from dataclasses import asdict
 
-        return Watch(on_start, on_step, on_point)
+        display.say(line_of(asdict(point)))
+
+    return run(config, out, Watch(on_start, on_step, on_point))
+
+
+def _on_a_cluster(config: TrainConfig, out: Path, workers: int, threads: int, display: Display) -> Path:
+    display.begin("connecting to Ray")
+    from framegrove.cluster.session import connect
+
+    with connect(num_cpus=workers + 1) as cluster:
+        from actors.trainer import fit
+
+        display.begin(f"training with {workers} worker{'s' if workers > 1 else ''}")
+        with _shown(config, out, display):
+            return fit(config, out, cluster, workers=workers, threads=threads)
+
+
+@contextlib.contextmanager
+def _shown(config: TrainConfig, out: Path, display: Display) -> Iterator[None]:
+    """Show the loss curve while it grows on disk, from the thread beside the one that waits for the workers."""
+    from framegrove.training.curve import Follower
+
+    follower, finished = Follower(out), threading.Event()
+
+    def show() -> None:
+        back_to, lines = follower.news()
+        if back_to is not None:
+            display.say(f"resumed after step {back_to}")
+        for line in lines:
+            display.show(line["step"] / config.steps, f"step {line['step']} of {config.steps}")
+            display.say(line_of(line))
+
+    def watch() -> None:
+        while not finished.wait(0.5):
+            show()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
+        show()
+
+
+def line_of(point: dict[str, Any]) -> str:
+    """A point of the loss curve in words."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in point["losses"].items())
+    speed = f"rate {point['learning_rate']:.2e}  {point['samples_per_second']:.0f} samples/s"
+    return f"{point['phase']} {point['step']}: {losses}  {speed}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framegrove.data.ingest import DataError, Pool, open_shards, read_shard, stream
+from framegrove.data.ingest import DataError, Pool, clips_of, open_shards, read_shard, stream
 from framegrove.data.packing import pack
 from framegrove.data.schema import LatentClip, from_table, to_table
 
@@ -49,15 +49,18 @@ def test_an_epoch_sees_every_clip_once_and_epochs_differ(tmp_path: Path) -> None
     assert ids == [clip.id for clip in itertools.islice(stream(shards, {SIZE}, seed=1), 48)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_workers_share_the_stream_and_can_start_anywhere(tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_workers_share_every_epoch_and_can_start_anywhere(tmp_path: Path, world: int) -> None:
     shards = open_shards(write_shards(tmp_path, 5, 3, 4), {SIZE})
-    whole = [clip.id for clip in itertools.islice(stream(shards, {SIZE}, seed=2), 60)]
+    first_epoch: list[int] = []
     for rank in range(world):
-        mine = whole[rank::world]
+        count = clips_of(shards, rank, world, seed=2)
+        mine = [clip.id for clip in itertools.islice(stream(shards, {SIZE}, 2, rank, world), count + 7)]
+        first_epoch += mine[:count]
         for start in (0, 1, 4, 7):
             read = stream(shards, {SIZE}, 2, rank, world, start)
             assert [clip.id for clip in itertools.islice(read, len(mine) - start)] == mine[start:]
+    assert sorted(first_epoch) == list(range(12))
 
 
 def test_a_pool_holds_the_same_clips_however_its_step_was_reached(tmp_path: Path) -> None:
@@ -77,6 +80,7 @@ def test_a_pool_that_holds_everything_never_changes(tmp_path: Path) -> None:
     shards = open_shards(write_shards(tmp_path, 3), {SIZE})
     pool = Pool(lambda start: stream(shards, {SIZE}, 0, start=start), 3, size=10, refresh=2, step=40)
     assert sorted(clip.id for clip in pool.at(77)) == [0, 1, 2]
+    assert pool.at(3) == pool.at(77)
 
 
 def test_what_cannot_be_used_is_named_in_one_line(tmp_path: Path) -> None:

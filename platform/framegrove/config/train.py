@@ -12,12 +12,16 @@ from framegrove.config.model import Recipe, TextConfig, TransformerConfig, digit
 
 SHIPPED = "shipped"
 
+# What a run's folder holds beside its loss curve; the last one is Ray Train's own.
+MODEL, CHECKPOINTS, RAY_STATE = "model", "checkpoints", "ray"
+
 
 class ModelConfig(Config):
     """The model at the first step.
 
     ``start`` is a model folder (or ``shipped``, the embedded one) to continue from. Where it is absent, a new
-    transformer and a new text encoder are made in the shape below, and ``vae`` is the folder of the data's VAE.
+    transformer and a new text encoder are made in the shape below, and ``vae`` is the folder of the data's VAE (or
+    ``shipped``).
     """
 
     start: str | None = SHIPPED
@@ -127,7 +131,6 @@ class TrainConfig(Config):
     zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the DeepSpeed engine")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
-    prompts: tuple[str, ...] = Field((), description="prompts sampled at the end of every phase, to look at")
 
     @model_validator(mode="after")
     def _phases_fit_together(self) -> Self:

@@ -1,9 +1,10 @@
 """From parquet shards to the clips a worker draws its samples from, in an order that depends on the seed alone.
 
 ``open_shards`` reads footers and the small columns, so a damaged or foreign file is found before training starts.
-``stream`` is the plain reader of one process; under Ray, Ray Data reads the same shards in the same order. Either way
-worker r of w sees every w-th clip, and ``Pool`` holds a window of them that moves on with the step: what it holds at a
-step does not depend on how that step was reached, so a resumed run sees what an undisturbed one would have.
+``stream`` is a worker's endless share of the clips; what reads the files is given to it: ``read_shards`` in one
+process, Ray Data on a cluster, which give the same clips in the same order. ``Pool`` holds a window of the stream that
+moves on with the step: what it holds at a step does not depend on how that step was reached, so a resumed run sees what
+an undisturbed one would have.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class Shard:
     vae: str
 
 
+Reader = Callable[[Sequence[Shard], Collection[Size]], Iterator[LatentClip]]
+
+
 def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...]:
     """The shards of a folder that hold clips of these (height, width) sizes in pixels. Raises DataError."""
     folder = Path(folder)
@@ -65,20 +69,48 @@ def epoch_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
     return [shards[i] for i in np.random.default_rng([seed, epoch]).permutation(len(shards))]
 
 
+def clips_of(shards: Sequence[Shard], rank: int, world: int, seed: int, epoch: int = 0) -> int:
+    """How many clips worker ``rank`` of ``world`` sees in an epoch."""
+    mine, skip, stride = _share(shards, seed, epoch, rank, world)
+    return len(range(skip, sum(shard.clips for shard in mine), stride))
+
+
 def stream(
-    shards: Sequence[Shard], sizes: Collection[Size], seed: int, rank: int = 0, world: int = 1, start: int = 0
+    shards: Sequence[Shard],
+    sizes: Collection[Size],
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    read: Reader | None = None,
 ) -> Iterator[LatentClip]:
-    """Endlessly, worker ``rank``'s clips from its ``start``-th on, epoch after epoch."""
-    total = sum(shard.clips for shard in shards)
-    first_epoch, position = divmod(rank + start * world, total)
-    for epoch in itertools.count(first_epoch):
-        for shard in epoch_order(shards, seed, epoch):
-            if position >= shard.clips:
-                position -= shard.clips
-                continue
-            clips = read_shard(shard.path, sizes)
-            yield from itertools.islice(clips, position, None, world)
-            position += -(-(shard.clips - position) // world) * world - shard.clips
+    """Endlessly, worker ``rank``'s clips from its ``start``-th on, epoch after epoch.
+
+    In every epoch the shards are dealt out anew; where there are fewer shards than workers, each takes every
+    ``world``-th clip of all of them.
+    """
+    for epoch in itertools.count():
+        count = clips_of(shards, rank, world, seed, epoch)
+        if start >= count:
+            start -= count
+            continue
+        mine, skip, stride = _share(shards, seed, epoch, rank, world)
+        skip += start * stride
+        while skip >= mine[0].clips:
+            skip -= mine.pop(0).clips
+        yield from itertools.islice((read or read_shards)(mine, sizes), skip, None, stride)
+        start = 0
+
+
+def read_shards(shards: Sequence[Shard], sizes: Collection[Size]) -> Iterator[LatentClip]:
+    """The clips of some shards, one after the other. Raises DataError."""
+    return itertools.chain.from_iterable(read_shard(shard.path, sizes) for shard in shards)
+
+
+def _share(shards: Sequence[Shard], seed: int, epoch: int, rank: int, world: int) -> tuple[list[Shard], int, int]:
+    """A worker's shards in an epoch, and which of their clips it sees: from one on, every so-manieth."""
+    order = epoch_order(shards, seed, epoch)
+    return (order[rank::world], 0, 1) if len(order) >= world else (order, rank, world)
 
 
 def read_shard(path: Path, sizes: Collection[Size]) -> Iterator[LatentClip]:
@@ -107,7 +139,9 @@ class Pool:
         self.clips = deque(itertools.islice(self._stream, size), maxlen=size)
 
     def at(self, step: int) -> deque[LatentClip]:
-        """The window at a step, which must not lie before the last one asked for."""
+        """The window at a step, which must not lie before the last one asked for, unless the window never moves."""
+        if not self.refresh:
+            return self.clips
         assert step >= self.step, "a pool only moves forward"
         self.clips.extend(itertools.islice(self._stream, (step - self.step) * self.refresh))
         self.step = step

@@ -36,13 +36,17 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def describe(checkpoint: Path, step: int, config: TrainConfig) -> None:
+def describe(checkpoint: Path, step: int, config: TrainConfig, workers: int = 1) -> None:
     """Write down which step of which run a checkpoint folder belongs to."""
-    (checkpoint / _RUN).write_text(json.dumps({"step": step, "config": _identity(config)}), encoding="utf-8")
+    held = {"step": step, "workers": workers, "config": _identity(config)}
+    (checkpoint / _RUN).write_text(json.dumps(held), encoding="utf-8")
 
 
-def step_of(checkpoint: Path, config: TrainConfig) -> int:
-    """Steps done at a checkpoint. Raises ValueError where it is of another configuration, or no checkpoint."""
+def step_of(checkpoint: Path, config: TrainConfig, workers: int = 1) -> int:
+    """Steps done at a checkpoint.
+
+    Raises ValueError where it is of another configuration or number of workers, or no checkpoint.
+    """
     try:
         held = json.loads((checkpoint / _RUN).read_text(encoding="utf-8"))
         step, identity = int(held["step"]), held["config"]
@@ -55,12 +59,17 @@ def step_of(checkpoint: Path, config: TrainConfig) -> int:
             f"{checkpoint} is of a run with another configuration ({', '.join(changed)} differ): give another --out, "
             "or the configuration it was started with"
         )
+    if held.get("workers", 1) != workers:
+        raise ValueError(
+            f"{checkpoint} is of a run with --workers {held['workers']}, not {workers}: go on with as many, or give "
+            "another --out"
+        )
     return step
 
 
 def _identity(config: TrainConfig) -> dict[str, object]:
     """What must agree for a run to go on; how often it reports may change."""
-    identity: dict[str, object] = config.model_dump(mode="json", exclude={"checkpoint_every", "log_every", "prompts"})
+    identity: dict[str, object] = config.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
     return identity
 
 

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,22 @@ class Curve:
         """Write the picture."""
         if self.lines:
             draw(self.lines, self.path.with_name(PICTURE))
+
+
+class Follower:
+    """Reads a curve that another process writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LINES
+        self.lines = read(self.path)
+
+    def news(self) -> tuple[int | None, list[dict[str, Any]]]:
+        """Lines that came since the last call, and, where the run has gone back to a checkpoint, the step of that."""
+        lines, before = read(self.path), self.lines
+        self.lines = lines
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(lines, before, strict=False))))
+        went_back = same < len(before)
+        return (lines[same - 1]["step"] if same else 0) if went_back else None, lines[same:]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

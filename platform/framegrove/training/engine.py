@@ -1,25 +1,28 @@
-"""What turns losses into weights: plain torch in one process.
+"""What turns losses into weights: plain torch in one process, or DeepSpeed ZeRO over many workers.
 
 An engine owns the module, the optimizer and the averaged weights. ``update`` is one optimizer step over any number of
-forward passes; everything else of training is the loop's.
+forward passes; everything else of training is the loop's. The only file that imports DeepSpeed, and only when asked to.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from framegrove.config.train import PhaseConfig
+from framegrove.models.mmdit import Block, PatchEmbedding
 from framegrove.training.curriculum import StageSample
 from framegrove.training.muon import Muon
 from framegrove.training.step import Trainable
 
-_STATE = "engine.pt"
+_STATE, _TAG = "engine.pt", "engine"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +60,15 @@ class PlainEngine:
             (each.sum() / batch).backward()
             losses.append(each.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, phase.clip)
-        for group in self.adamw.param_groups:
-            group.update(
-                lr=pace * phase.learning_rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay
-            )
+        _pace(self.adamw, phase, pace)
         self.adamw.step()
         if self.muon is not None:
             for group in self.muon.param_groups:
                 group["lr"] = pace * (phase.matrix_learning_rate or 0.0)
             self.muon.step()
         self.module.zero_grad(set_to_none=True)
-        self._average(phase.ema)
+        self.updates += 1
+        _average(self.averaged, self.parameters, phase.ema, self.updates)
         return Update(losses, float(norm))
 
     def most(self, count: int) -> int:
@@ -102,17 +103,133 @@ class PlainEngine:
             self.muon.load_state_dict(held["muon"])
         self.updates = held["updates"]
 
-    def swap_averaged(self) -> None:
-        """Exchange the weights and their average: once to use the average, once more to train on."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.averaged, strict=True):
-                held = parameter.clone()
-                parameter.copy_(average)
-                average.copy_(held)
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The averaged weights by name, of all parameters that are trained."""
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        return dict(zip(names, self.averaged, strict=True))
 
-    def _average(self, decay: float) -> None:
-        """Exponential average of the weights, shorter in the first steps, when old weights are worth nothing."""
+
+class DeepSpeedEngine:
+    """One worker of many: ZeRO of any stage over the workers' process group, which must exist already.
+
+    Weights are float32, or bfloat16 with float32 masters that are spread over the workers like everything else that
+    ZeRO spreads; so are the averaged weights. A worker's part of all that is what it saves.
+    """
+
+    def __init__(
+        self, module: Trainable, precision: Literal["bf16", "fp32"], device: torch.device, zero: Literal[1, 2, 3]
+    ) -> None:
+        if device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param, set_z3_leaf_modules
+
+        # Gloo does what is needed; without this DeepSpeed would compile a library of its own for a minute, and could
+        # not in a path with a space in it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist.get_backend(), verbose=False)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device, self.updates = device, 0
+        # These read the weights of layers inside them without calling those, so ZeRO 3 must gather them as a whole.
+        set_z3_leaf_modules(module, [Block, PatchEmbedding])
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        exact = [p.detach().clone() for p in parameters] if precision == "bf16" else []
+        self.engine, self.adamw, _, _ = deepspeed.initialize(
+            model=module.to(device),
+            # DeepSpeed's own AdamW would be compiled, too.
+            optimizer=torch.optim.AdamW(parameters),
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "bf16": {"enabled": precision == "bf16"},
+                "zero_optimization": {"stage": zero},
+                "zero_allow_untested_optimizer": True,
+                "gradient_clipping": 1.0,  # stands for "clip": each phase has its own norm
+                "steps_per_print": None,
+            },
+            dist_init_required=False,
+        )
+        self.module: Trainable = self.engine.module
+        if precision == "bf16":
+            for buffer in self.module.buffers():
+                if buffer.is_floating_point():
+                    buffer.data = buffer.bfloat16()
+        for parameter, value in zip(parameters, exact, strict=False):  # the masters came from rounded weights
+            safe_set_full_fp32_param(parameter, value)
+        self.averaged = [part.clone() for part in self._masters]
+
+    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, pace: float) -> Update:
+        """One optimizer step on a batch of ``batch`` stage-samples, of which ``packs`` are this worker's."""
+        losses = []
+        _pace(self.adamw, phase, pace)
+        self.adamw.clip_grad = phase.clip
+        for index, samples in enumerate(packs):
+            self.engine.set_gradient_accumulation_boundary(index + 1 == len(packs))
+            each = self.engine(samples)
+            self.engine.backward(each.sum() * (self.world / batch))  # gradients are averaged over the workers
+            losses.append(each.detach())
+        self.engine.step()
         self.updates += 1
-        decay = min(decay, self.updates / (9 + self.updates))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, [p.detach() for p in self.parameters], 1 - decay)
+        _average(self.averaged, self._masters, phase.ema, self.updates)
+        return Update(losses, float(self.engine.get_global_grad_norm() or 0.0))
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of all workers."""
+        largest = torch.tensor(count, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all workers."""
+        summed = values.to(self.device)
+        dist.all_reduce(summed)
+        return summed.cpu()
+
+    def save(self, folder: Path) -> None:
+        """Write this worker's part of what ``load`` needs; called by all workers, each with its own folder."""
+        (folder / _TAG).mkdir()
+        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        torch.save({"averaged": self.averaged, "updates": self.updates}, folder / f"averaged-{self.rank:05d}.pt")
+
+    def load(self, folder: Path) -> None:
+        """Go on from the parts that all workers saved, merged into one folder."""
+        self.engine.load_checkpoint(str(folder), tag=_TAG)
+        held = torch.load(folder / f"averaged-{self.rank:05d}.pt", map_location=self.device, weights_only=True)
+        torch._foreach_copy_(self.averaged, held["averaged"])
+        self.updates = held["updates"]
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The averaged weights by name, whole, in float32, on the CPU; called by all workers."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        self._exchange()
+        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        whole = {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in named}
+        self._exchange()
+        return whole
+
+    @property
+    def _masters(self) -> list[Tensor]:
+        """This worker's parts of the float32 weights, flat."""
+        parts: list[Tensor] = getattr(self.adamw, "fp32_partitioned_groups_flat", None) or list(
+            self.adamw.single_partition_of_fp32_groups
+        )
+        return [part.detach() for part in parts]
+
+    def _exchange(self) -> None:
+        """Exchange the masters and their average."""
+        for master, average in zip(self._masters, self.averaged, strict=True):
+            held = master.clone()
+            master.copy_(average)
+            average.copy_(held)
+
+
+def _pace(optimizer: Any, phase: PhaseConfig, pace: float) -> None:
+    for group in optimizer.param_groups:
+        group.update(lr=pace * phase.learning_rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay)
+
+
+def _average(averaged: list[Tensor], weights: Sequence[Tensor], decay: float, updates: int) -> None:
+    """Exponential average of the weights, shorter in the first steps, when old weights are worth nothing."""
+    decay = min(decay, updates / (9 + updates))
+    with torch.no_grad():
+        torch._foreach_lerp_(averaged, [weight.detach() for weight in weights], 1 - decay)

@@ -44,6 +44,8 @@ class Engine(Protocol):
 
     def total(self, values: Tensor) -> Tensor: ...
 
+    def averaged_weights(self) -> dict[str, Tensor]: ...
+
 
 @dataclass(frozen=True)
 class Point:

@@ -1,7 +1,8 @@
-"""A run in one process: from a configuration to a model folder, resumed where an earlier one stopped."""
+"""A run: what is checked before it starts, what it leaves, and the whole of it in one process."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from framegrove.config.train import SHIPPED, ModelConfig, PhaseConfig, TrainConfig
-from framegrove.data.ingest import DataError, Pool, Shard, open_shards, stream
+from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
+from framegrove.data.ingest import DataError, Pool, Reader, Shard, clips_of, open_shards, stream
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.mmdit import fresh_mmdit
-from framegrove.models.pretrained import Pipeline, load_pipeline, save_pipeline
+from framegrove.models.pretrained import VAE, Pipeline, embedded_model, load_pipeline, save_pipeline
 from framegrove.models.text import TextEncoder
 from framegrove.models.vae_files import load_vae
 from framegrove.training import checkpoint
@@ -21,10 +22,8 @@ from framegrove.training.curriculum import check_sizes
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
-from framegrove.training.loop import Hooks, Point, train
+from framegrove.training.loop import Engine, Hooks, Point, train
 from framegrove.training.step import Trainable
-
-MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +77,49 @@ class Setup:
         return PyramidSchedule(**self.pipeline.recipe.pyramid.model_dump())
 
     def trainable(self) -> Trainable:
-        """The part of the model that is trained."""
-        pipeline = self.pipeline
-        return Trainable(pipeline.transformer, pipeline.text, self.config.model.train_text).train()
+        """A copy of the part of the model that is trained; engines may cut it to pieces."""
+        parts = copy.deepcopy((self.pipeline.transformer, self.pipeline.text))
+        return Trainable(*parts, self.config.model.train_text).train()
 
-    def pool(self, phase: PhaseConfig, step: int) -> Pool:
-        """The clips of a phase from a step of it on, for a single process."""
-        shards, pool, seed = self.shards[phase.name], self.config.pool, self.config.seed
-        available = sum(shard.clips for shard in shards)
-        return Pool(
-            lambda start: stream(shards, phase.sizes, seed, start=start), available, pool.clips, pool.refresh, step
-        )
+    def pools(self, rank: int = 0, world: int = 1, read: Reader | None = None) -> Callable[[PhaseConfig, int], Pool]:
+        """What opens a worker's clips of a phase, from a step of it on."""
+        size, refresh, seed = self.config.pool.clips, self.config.pool.refresh, self.config.seed
+        whole: dict[object, Pool] = {}  # where all clips are held for good, phases share them
+
+        def open_pool(phase: PhaseConfig, step: int) -> Pool:
+            shards, sizes = self.shards[phase.name], frozenset(phase.sizes)
+            if (shards, sizes) in whole:
+                return whole[shards, sizes]
+            available = clips_of(shards, rank, world, seed)
+            pool = Pool(
+                lambda start: stream(shards, sizes, seed, rank, world, start, read), available, size, refresh, step
+            )
+            if not pool.refresh:
+                whole[shards, sizes] = pool
+            return pool
+
+        return open_pool
+
+    def check_workers(self, workers: int) -> None:
+        """Raise ValueError where so many workers cannot share the work."""
+        for phase in self.config.phases:
+            clips = sum(shard.clips for shard in self.shards[phase.name])
+            if min(phase.batch, clips) < workers:
+                raise ValueError(
+                    f"phase {phase.name}: a batch of {phase.batch} samples and {clips} clips cannot be shared by "
+                    f"{workers} workers: use fewer of them"
+                )
+
+    def save_model(self, engine: Engine, out: Path) -> None:
+        """Write the averaged weights as the model folder of a run; called by all workers."""
+        averaged = engine.averaged_weights()
+        if engine.rank == 0:
+            parts = torch.nn.ModuleDict({"transformer": self.pipeline.transformer, "text": self.pipeline.text})
+            parameters = dict(parts.named_parameters())
+            with torch.no_grad():
+                for name, weight in averaged.items():
+                    parameters[name].copy_(weight)
+            save_pipeline(self.pipeline, out / MODEL, getattr(torch, _DTYPES[self.config.save_as]))
 
 
 def run(config: TrainConfig, out: Path, watch: Watch) -> Path:
@@ -115,19 +146,12 @@ def run(config: TrainConfig, out: Path, watch: Watch) -> Path:
         curve.add(dataclasses.asdict(point))
         watch.on_point(point)
 
-    hooks = Hooks(watch.on_step, add_point, save_checkpoint, lambda phase: save_model(engine, setup, out))
+    hooks = Hooks(watch.on_step, add_point, save_checkpoint, lambda phase: setup.save_model(engine, out))
     watch.on_start(first_step)
-    train(config, engine, setup.pool, setup.schedule, setup.pipeline.latent_norm, hooks, first_step, curve.seconds)
+    train(config, engine, setup.pools(), setup.schedule, setup.pipeline.latent_norm, hooks, first_step, curve.seconds)
     if first_step >= config.steps:
-        save_model(engine, setup, out)
+        setup.save_model(engine, out)
     return out / MODEL
-
-
-def save_model(engine: PlainEngine, setup: Setup, out: Path) -> None:
-    """Write the averaged weights as a model folder."""
-    engine.swap_averaged()
-    save_pipeline(setup.pipeline, out / MODEL, getattr(torch, _DTYPES[setup.config.save_as]))
-    engine.swap_averaged()
 
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -138,7 +162,7 @@ def starting_pipeline(config: ModelConfig, shards: Sequence[Shard]) -> Pipeline:
     if config.start is not None:
         return load_pipeline(None if config.start == SHIPPED else config.start)
     assert config.vae is not None
-    vae, norm = load_vae(config.vae)
+    vae, norm = load_vae(embedded_model() / VAE if config.vae == SHIPPED else config.vae)
     captions = [text for s in shards for text in pq.read_table(s.path, columns=["caption"])["caption"].to_pylist()]
     words = sorted({word for caption in captions for word in caption.lower().split()})
     text = TextEncoder.fresh(config.text, [*words, *config.phrases])

@@ -1,0 +1,301 @@
+"""Sweep one choice by Ray Tune, and see what it costs and what it is worth.
+
+    python -m jobs.sweep --what budget --out runs/sweep-budget
+    python -m jobs.sweep --what stages --data runs/digits-clips --out runs/sweep-stages
+
+budget: Tree-of-Frames on 1x, 2x, 4x and 8x of a sample's FLOPs. stages: new models of 1, 2 and 3 pyramid stages, each
+trained a little and sampled without a search. Every trial makes videos for the same held-out prompts and has them read
+by the oracle. Leaves sweep.json and the Pareto picture sweep.png in --out, and prints the table.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.console import Display, one_line_errors
+
+if TYPE_CHECKING:
+    from framegrove.cluster.session import Cluster
+    from framegrove.config.train import TrainConfig
+
+app = typer.Typer(add_completion=False)
+
+CONFIG = Path(__file__).parent / "configs" / "digits_sweep.yaml"
+SEED = 95_000  # of the prompts; held out, and not those of jobs.evaluate
+_ACTORS = 3  # two generators and a verifier
+
+
+class What(StrEnum):
+    """What is varied."""
+
+    BUDGET = "budget"
+    STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial found: oracle scores with a bootstrap interval, costs a video, and the end of its training."""
+
+    label: str
+    score: float
+    low: float
+    high: float
+    fully_right: float
+    flops: float
+    seconds: float
+    training_seconds: float = 0.0
+    loss: float | None = None
+
+
+@app.command()
+def main(
+    what: Annotated[What, typer.Option(help="budget: how much to search; stages: the pyramid's height.")],
+    out: Annotated[Path, typer.Option(help="Folder for sweep.json, sweep.png and the trials.")],
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that each trial makes a video for.")] = 8,
+    budgets: Annotated[str, typer.Option(help="Comma-separated search budgets.")] = "1x,2x,4x,8x",
+    stages: Annotated[str, typer.Option(help="Comma-separated numbers of pyramid stages.")] = "1,2,3",
+    model: Annotated[Path | None, typer.Option(help="Model folder to search with; absent: the embedded one.")] = None,
+    config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
+    data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
+) -> None:
+    """Run one trial after the other, and compare."""
+    from framegrove.search.protocols import SearchFailed
+
+    with one_line_errors(SearchFailed, OSError, RuntimeError), Display() as display:
+        out = out.absolute()
+        if what is What.BUDGET:
+            space, trial = _budgets(budgets, model, prompts)
+        else:
+            overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
+            space, trial = _heights(stages, config, overrides, prompts, out)
+        display.begin("connecting to Ray")
+        from framegrove.cluster.session import connect
+
+        with connect() as cluster:
+            found = _tuned(what.value, space, trial, out, cluster, display)
+        _finish(what, found, prompts, out, display)
+
+
+def _budgets(text: str, model: Path | None, prompts: int) -> tuple[list[Any], dict[str, Any]]:
+    from framegrove.config.search import parse_budget
+
+    multiples = [parse_budget(part) for part in text.split(",") if part.strip()]
+    if not multiples:
+        raise ValueError("nothing to sweep: give at least one of --budgets")
+    from actors.model_files import ModelFiles
+
+    folder = ModelFiles.read(model).folder.absolute()
+    return multiples, {"model": str(folder), "prompts": prompts}
+
+
+def _heights(
+    text: str, config: Path, overrides: list[str], prompts: int, out: Path
+) -> tuple[list[Any], dict[str, Any]]:
+    from framegrove.config.base import load
+    from framegrove.config.train import TrainConfig
+
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names or not all(name.isdigit() and 1 <= int(name) <= 6 for name in names):
+        raise ValueError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
+    checked = load(TrainConfig, config, overrides)
+    if checked.model.start is not None:
+        raise ValueError(f"{config}: a trained model knows one pyramid only; give model.start: null and model.vae")
+    from actors.trainer import at_absolute_paths
+    from framegrove.training.run import Setup
+
+    heights = [int(name) for name in names]
+    for height in heights:
+        Setup.of(of_height(checked, height))
+    given = at_absolute_paths(checked).model_dump(mode="json")
+    return heights, {"config": given, "prompts": prompts, "out": str(out)}
+
+
+def of_height(config: TrainConfig, stages: int) -> TrainConfig:
+    """The same run for a pyramid of so many stages, with as many denoising steps in all and every stage alike."""
+    from framegrove.config.train import TrainConfig
+
+    data = config.model_dump(mode="json")
+    recipe = data["model"]["recipe"]
+    recipe["pyramid"] = {**recipe["pyramid"], "stages": stages, "boundaries": None}
+    for kind, steps in recipe["steps"].items():
+        share, rest = divmod(max(sum(steps), stages), stages)
+        recipe["steps"][kind] = [share + (stage < rest) for stage in range(stages)]
+    for phase in data["phases"]:
+        phase["objective"]["stage_weights"] = None
+    return TrainConfig.model_validate(data)
+
+
+def _tuned(
+    what: str, space: list[Any], given: dict[str, Any], out: Path, cluster: Cluster, display: Display
+) -> list[Trial]:
+    """Run the trials one after the other. Raises ValueError with what a failed one said."""
+    import ray
+    from ray import tune
+
+    from framegrove.cluster.placement import require
+
+    require(cluster, [{"CPU": 1.0}] * _ACTORS, purpose=f"a sweep over {what}")
+    out.mkdir(parents=True, exist_ok=True)
+    display.begin(f"{len(space)} trials over {what}")
+    studio = ray.remote(Studio).options(num_cpus=0).remote()
+    function = {"budget": try_budget, "stages": try_stages}[what]
+    # A trial only waits for actors and workers that have CPUs of their own.
+    trial = tune.with_resources(tune.with_parameters(function, given=given, studio=studio), {"CPU": 0.01})
+    tuner = tune.Tuner(
+        trial,
+        param_space={what: tune.grid_search(space)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=1),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(out), verbose=0, callbacks=[_shown(what, len(space), display)]
+        ),
+    )
+    try:
+        results = tuner.fit()
+        for error in results.errors:
+            raise ValueError(f"a trial failed: {_last_line(error)}")
+        ray.get(studio.close.remote())
+    finally:
+        ray.kill(studio)
+    found = [result.metrics for result in results]
+    return [Trial(**{key: each[key] for key in Trial.__dataclass_fields__ if key in each}) for each in found]
+
+
+def try_budget(config: dict[str, Any], given: dict[str, Any], studio: Any) -> None:
+    """One trial: search on a budget."""
+    import ray
+    from ray import tune
+
+    budget = config["budget"]
+    tune.report(ray.get(studio.measure.remote(f"{budget:g}x", given["model"], budget, given["prompts"])))
+
+
+def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> None:
+    """One trial: train a new model of so many stages, then sample from it without a search."""
+    import ray
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from actors.trainer import fit
+    from framegrove.cluster.session import connect
+    from framegrove.config.train import TrainConfig
+    from framegrove.training import curve
+
+    stages = config["stages"]
+    run = of_height(TrainConfig.model_validate(given["config"]), stages)
+    out = Path(given["out"]) / f"stages-{stages}"
+    with connect() as cluster:
+        model = fit(run, out, cluster, callbacks=[TuneReportCallback()])
+    last = curve.read(out / curve.LINES)[-1]
+    name = f"{stages} stage{'s' if stages > 1 else ''}"
+    measured = ray.get(studio.measure.remote(name, str(model), 1.0, given["prompts"]))
+    tune.report({**measured, "training_seconds": last["seconds"], "loss": last["losses"]["loss"]})
+
+
+class Studio:
+    """Makes videos and measures them; an actor, so that generators and verifier stay up from trial to trial."""
+
+    def __init__(self) -> None:
+        self._model: str | None = None
+        self._runner: Any = None
+
+    async def measure(self, label: str, model: str, budget: float, prompts: int) -> dict[str, Any]:
+        """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
+        from actors.conductor import SearchRunner
+        from actors.model_files import ModelFiles
+        from framegrove.data import digits
+        from framegrove.evaluation.curves import bootstrap
+        from framegrove.evaluation.digits_oracle import DigitsOracle
+        from framegrove.types import GenerationRequest
+
+        if self._model != model:
+            await self.close()
+            self._model, self._runner = model, SearchRunner(Path(model))
+        oracle, recipe, began = DigitsOracle(), ModelFiles.read(Path(model)).recipe, time.monotonic()
+        verdicts, flops = [], []
+        for index, objects in enumerate(digits.prompts(prompts, SEED)):
+            policy = "tof" if budget > 1 else "none"
+            size = (recipe.units, recipe.height, recipe.width)
+            request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
+            record = await self._runner.search(request)
+            verdicts.append(oracle.judge(record.frames, objects))
+            flops.append(record.outcome.sampling.spent.flops + record.outcome.scoring.spent.flops)
+        score = bootstrap([verdict.score for verdict in verdicts])
+        right = sum(verdict.fully_right for verdict in verdicts) / prompts
+        seconds = (time.monotonic() - began) / prompts
+        return asdict(Trial(label, score.mean, score.low, score.high, right, sum(flops) / prompts, seconds))
+
+    async def close(self) -> None:
+        """End generators and verifier."""
+        if self._runner is not None:
+            await self._runner.close()
+
+
+def _shown(what: str, count: int, display: Display) -> Any:
+    """A callback of Tune that says what the trials report."""
+    from ray import tune
+
+    class Shown(tune.Callback):
+        done = 0
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
+            setting = f"{what} {trial.config[what]:g}"
+            if "score" in result:
+                display.say(f"{setting}: score {result['score']:.3f}, {result['flops']:.2e} FLOPs a video")
+            else:
+                display.show(self.done / count, f"{setting}: step {result['step']}, loss {result['loss']:.4f}")
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            self.done += 1
+            display.show(self.done / count, f"{self.done} of {count} trials")
+
+    return Shown()
+
+
+def _last_line(error: BaseException) -> str:
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__
+
+
+def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Display) -> None:
+    """Write what was found and print it."""
+    import json
+
+    from rich.table import Table
+
+    from framegrove.evaluation.curves import CurvePoint, Interval, draw_curves, pareto
+
+    points = {
+        each.label: CurvePoint(each.label, each.flops, Interval(each.score, each.low, each.high)) for each in found
+    }
+    best = {point.label for point in pareto(list(points.values()))}
+    table = Table(title=f"Sweep over {what}, {prompts} held-out prompts, oracle scores with 95% bootstrap intervals")
+    columns = ["score", "fully right", "FLOPs a video", "seconds", "Pareto"]
+    if what is What.STAGES:
+        columns += ["training s", "loss"]
+    for column in (what.value, *columns):
+        table.add_column(column, justify="left" if column == what.value else "right")
+    for each in found:
+        cells = [str(points[each.label].score), f"{each.fully_right:.2f}", f"{each.flops:.3g}", f"{each.seconds:.1f}"]
+        cells.append("yes" if each.label in best else "")
+        if what is What.STAGES:
+            cells += [f"{each.training_seconds:.0f}", f"{each.loss:.4f}" if each.loss is not None else ""]
+        table.add_row(each.label, *cells)
+    title = f"What {what} costs and is worth, {prompts} held-out prompts"
+    draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score")
+    (out / "sweep.json").write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
+    display.console.print(table)
+    display.say("\n".join(str(out / name) for name in ("sweep.json", "sweep.png")))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,82 @@
+"""The DeepSpeed engine in one process: it steps like the plain one, and goes on to the bit from what it saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from framegrove.config.train import TrainConfig
+from framegrove.data.schema import LatentClip
+from framegrove.flow.schedule import PyramidSchedule
+from framegrove.training.curriculum import Position, draw_samples
+from framegrove.training.engine import DeepSpeedEngine, PlainEngine
+from framegrove.training.step import Trainable
+from tests.tiny import tiny_pipeline
+from tests.tiny_training import PHASE
+
+PIPELINE = tiny_pipeline()
+CPU = torch.device("cpu")
+CONFIG = TrainConfig.model_validate({"data": "none", "phases": [PHASE | {"name": "only", "units": 3, "steps": 9}]})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        store = tmp_path_factory.mktemp("group") / "store"
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def trainable() -> Trainable:
+    return Trainable(*copy.deepcopy((PIPELINE.transformer, PIPELINE.text)), train_text=True).train()
+
+
+def steps(engine: DeepSpeedEngine | PlainEngine, first: int, last: int) -> list[tuple[float, float]]:
+    """Losses and gradient norms of some steps, each in two passes of unequal size."""
+    clips = []
+    for index in range(4):
+        latents = np.random.default_rng(index).standard_normal((16, 3, 8, 8)).astype(np.float16)
+        clips.append(LatentClip(index, "a red 3 moves left and right", 64, 64, 8.0, latents))
+    schedule = PyramidSchedule(**PIPELINE.recipe.pyramid.model_dump())
+    found = []
+    for step in range(first, last):
+        position = Position.of(CONFIG, step)
+        samples = draw_samples(clips, position, schedule, PIPELINE.latent_norm, seed=0)
+        update = engine.update([samples[:2], samples[2:]], position.phase.batch, position.phase, pace=0.5)
+        found.append((float(torch.cat(update.losses).mean()), update.gradient_norm))
+    return found
+
+
+def test_zero_steps_like_plain_torch() -> None:
+    plain, zero = PlainEngine(trainable(), "fp32", CPU), DeepSpeedEngine(trainable(), "fp32", CPU, 1)
+    for ours, theirs in zip(steps(plain, 0, 4), steps(zero, 0, 4), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    expected = plain.averaged_weights()
+    for name, weight in zero.averaged_weights().items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_a_loaded_engine_goes_on_to_the_bit(zero: int, precision: str, tmp_path: Path) -> None:
+    engine = DeepSpeedEngine(trainable(), precision, CPU, zero)  # type: ignore[arg-type]
+    steps(engine, 0, 2)
+    engine.save(tmp_path)
+    whole = steps(engine, 2, 4)
+    loaded = DeepSpeedEngine(trainable(), precision, CPU, zero)  # type: ignore[arg-type]
+    loaded.load(tmp_path)
+    assert steps(loaded, 2, 4) == whole
+    expected = engine.averaged_weights()
+    assert expected.keys() == dict(trainable().named_parameters()).keys()
+    for name, weight in loaded.averaged_weights().items():
+        assert weight.dtype is torch.float32
+        assert torch.equal(weight, expected[name])
