@@ -11,13 +11,14 @@ Videos are kept in --folder and outlive the endpoint: what was waiting or half m
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from jobs.console import one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
@@ -34,20 +35,15 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Another setting, as in waiting=8.")] = None,
 ) -> None:
     """Start the endpoint, and stop it on Ctrl-C."""
-    from framegrove.config.base import load
-    from framegrove.config.serve import ServeConfig
+    with one_line_errors():
+        from framegrove.config.base import load
+        from framegrove.config.serve import ServeConfig
 
-    paths = {"folder": folder.absolute()} if model is None else {"folder": folder.absolute(), "model": model.absolute()}
-    given = {"host": host, "port": port, **{name: str(path) for name, path in paths.items()}}
-    settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
-    try:
+        paths = {"folder": folder.absolute(), **({"model": model.absolute()} if model is not None else {})}
+        given = {"host": host, "port": port, **{name: str(path) for name, path in paths.items()}}
+        settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
         config = load(ServeConfig, None, [*settings, *(set_ or ())])
         _serve(config.model_copy(update={"port": _free_port(config.host, config.port)}))
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped")
 
 
 def _serve(config: ServeConfig) -> None:
@@ -57,7 +53,6 @@ def _serve(config: ServeConfig) -> None:
 
     ModelFiles.read(config.model)
     VideoStore(config.folder).close()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same, orderly way
     typer.echo("starting the endpoint ...")
     with connect():
         from ray import serve

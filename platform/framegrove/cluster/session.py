@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,10 +75,13 @@ def _quoted_python() -> dict[str, Any] | None:
 def _join(address: str, runtime_env: dict[str, Any] | None) -> Cluster:
     if _on_this_machine(address):  # Ray does so for clusters that it finds itself; a token does not go to strangers
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         found = ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise _no_answer(address, " ".join(str(error).split()) or type(error).__name__) from error
+    if handler is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of the job's
     return _described(found)
 
 
