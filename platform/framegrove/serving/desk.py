@@ -168,15 +168,20 @@ class VideoDesk:
         )
 
     async def _make_videos(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._warm_up())
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                while (record := await asyncio.to_thread(self._store.begin)) is not None:
+                    await self._make(record)
+
+    async def _warm_up(self) -> None:
+        """Start what searches need before anybody asks: it takes a while."""
         try:
-            await self._runner.start()  # before anybody asks, since it takes a while
+            await self._runner.start()
         except Exception:
             log.exception("the search could not be brought up; it is tried again with the first video")
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while (record := await asyncio.to_thread(self._store.begin)) is not None:
-                await self._make(record)
 
     async def _make(self, record: VideoRecord) -> None:
         def on_progress(progress: Progress) -> None:
