@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.console import Display, one_line_errors
+
 app = typer.Typer(add_completion=False)
 
 
@@ -31,31 +33,26 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Which clips.")] = 0,
 ) -> None:
     """Draw clips, encode them with the VAE and write them as parquet shards."""
-    import torch
-    from rich.progress import Progress
+    with one_line_errors(OSError), Display() as display:
+        display.begin(f"encoding {clips} clips of the {world.value} world")
+        import torch
 
-    from framegrove.models.pretrained import VAE, embedded_model
-    from framegrove.models.vae_files import load_vae
-    from framegrove.training.encode import prepare_digits
+        from framegrove.models.pretrained import VAE, embedded_model
+        from framegrove.models.vae_files import load_vae
+        from framegrove.training.encode import prepare_digits
 
-    torch.set_num_threads(1)
-    try:
+        torch.set_num_threads(1)
         model, _ = load_vae(vae or embedded_model() / VAE)
-        with Progress(transient=True) as progress:
-            task = progress.add_task(f"encoding {world} clips", total=clips)
-            paths = prepare_digits(
-                model,
-                out,
-                clips,
-                seed=seed,
-                units=units,
-                pairs=pairs,
-                on_clips=lambda done: progress.update(task, completed=done),
-            )
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"{clips} clips in {len(paths)} shards: {out}")
+        paths = prepare_digits(
+            model,
+            out,
+            clips,
+            seed=seed,
+            units=units,
+            pairs=pairs,
+            on_clips=lambda done: display.show(done / clips, f"{done} of {clips}"),
+        )
+        display.say(f"{clips} clips in {len(paths)} shards: {out}")
 
 
 if __name__ == "__main__":

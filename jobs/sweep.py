@@ -68,7 +68,7 @@ def main(
     """Run one trial after the other, and compare."""
     from framegrove.search.protocols import SearchFailed
 
-    with one_line_errors(SearchFailed, OSError, RuntimeError), Display() as display:
+    with one_line_errors(SearchFailed, OSError), Display() as display:
         out = out.absolute()
         if what is What.BUDGET:
             space, trial = _budgets(budgets, model, prompts)

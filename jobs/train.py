@@ -50,7 +50,7 @@ def main(
     from framegrove.config.base import load
     from framegrove.config.train import TrainConfig
 
-    with one_line_errors(RuntimeError, OSError), Display() as display:
+    with one_line_errors(OSError), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise ValueError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")

@@ -27,7 +27,7 @@ from framegrove.training.engine import Update
 from framegrove.training.step import Trainable
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(ValueError):
     """The loss is no longer a number."""
 
 
@@ -103,7 +103,9 @@ def train(
             )
         hooks.on_step(done + 1, loss)
         last_of_phase = position.step + 1 == position.phase.steps
-        if (done + 1) % config.log_every == 0 or last_of_phase:
+        kept = (done + 1) % config.checkpoint_every == 0 or done + 1 == config.steps
+        # A point at every checkpoint, too: what has been counted since the last point is in no checkpoint.
+        if (done + 1) % config.log_every == 0 or last_of_phase or kept:
             now = time.monotonic()
             seconds += now - points_at
             totals = engine.total(tally.sums)
@@ -113,7 +115,7 @@ def train(
                 Point(done + 1, position.phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed)
             )
             tally, points_at = Tally(schedule.stages), time.monotonic()
-        if (done + 1) % config.checkpoint_every == 0 or done + 1 == config.steps:
+        if kept:
             hooks.checkpoint(done + 1)
         if last_of_phase:
             hooks.phase_done(position.phase)
