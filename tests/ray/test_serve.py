@@ -22,6 +22,8 @@ from framegrove.config.verifier import EngineConfig
 from framegrove.evaluation.media import decode_mp4
 from tests.tiny import save_tiny, save_tiny_verifier
 
+pytestmark = pytest.mark.timeout(1200)
+
 PROMPT = "a red 3 moves left and right"
 
 
@@ -53,7 +55,7 @@ def create(client: openai.OpenAI, seed: int, **search: str) -> Any:
 
 def seen(client: openai.OpenAI, video_id: str, *statuses: str) -> Any:
     """The video once it has one of these statuses; a replica that is being replaced is waited for."""
-    deadline, video = time.monotonic() + 400, None
+    deadline, video = time.monotonic() + 900, None
     while time.monotonic() < deadline:
         try:
             video = client.videos.retrieve(video_id)

@@ -71,6 +71,12 @@ def test_the_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> No
     assert Path(done.stdout.strip()) == site / "framegrove"
 
 
+def test_the_weights_are_small_and_no_pickles() -> None:
+    files = [path for path in (ROOT / "platform" / "framegrove" / "assets").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40 * 2**20
+    assert not [path for path in files if path.suffix in {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}]
+
+
 def test_both_extras_carry_the_same_vllm(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     (cpu,) = extras["cpu"]
