@@ -94,7 +94,7 @@ def fit(
 def at_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration for processes that start in other folders."""
     folders = {"start": config.model.start, "vae": config.model.vae}
-    moved = {key: str(Path(path).absolute()) for key, path in folders.items() if path not in (None, SHIPPED)}
+    moved = {key: str(Path(path).absolute()) for key, path in folders.items() if path and path != SHIPPED}
     model = config.model.model_copy(update=moved)
     return config.model_copy(update={"data": str(Path(config.data).absolute()), "model": model})
 

@@ -163,7 +163,7 @@ def _tuned(
         ray.get(studio.close.remote())
     finally:
         ray.kill(studio)
-    found = [result.metrics for result in results]
+    found = [result.metrics or {} for result in results]
     return [Trial(**{key: each[key] for key in Trial.__dataclass_fields__ if key in each}) for each in found]
 
 

@@ -26,11 +26,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def kill_a_worker(out: Path, killed: list[int]) -> None:
+def kill_a_worker(address: str, out: Path, killed: list[int]) -> None:
     """kill -9 a worker of the run as soon as its second checkpoint is there."""
     while len(list((out / "ray").glob("checkpoint_*"))) < 2:
         time.sleep(0.05)
-    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    workers = list_actors(address, [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
     killed += [workers[-1].pid]
     os.kill(killed[0], signal.SIGKILL)
 
@@ -41,7 +41,7 @@ def test_a_run_whose_worker_is_killed_goes_on_along_the_undisturbed_curve(
     config, whole, cut = make_config(world, zero=1), tmp_path / "whole", tmp_path / "cut"
     fit(config, whole, cluster, workers=2)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(cut, killed), daemon=True)
+    killer = threading.Thread(target=kill_a_worker, args=(cluster.address, cut, killed), daemon=True)
     killer.start()
     model = fit(config, cut, cluster, workers=2)
     killer.join(timeout=1)
