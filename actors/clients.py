@@ -63,7 +63,7 @@ class RemoteGenerator:
         number = self._running[work] = next(_numbers)
         refs: list[Any] = []
 
-        def submit(actor: ActorHandle[Any]) -> Any:
+        def submit(actor: Any) -> Any:
             refs[:] = actor.sample.options(num_returns=1 + 3 * len(work.paths)).remote(
                 number,
                 work,
@@ -84,8 +84,9 @@ class RemoteGenerator:
         cost = spent(self._costs, work, made)
         if not made.whole:
             raise WorkCancelled(cost)
-        units = [UnitRef(work.last_stage, *refs[1 + 3 * n : 4 + 3 * n], before) for n in range(len(work.paths))]
-        return Sampled(work, cost, tuple(units))
+        parts = zip(refs[1::3], refs[2::3], refs[3::3], strict=True)
+        units = tuple(UnitRef(work.last_stage, latent, frames, state, before) for latent, frames, state in parts)
+        return Sampled(work, cost, units)
 
     def cancel(self, work: SampleWork) -> None:
         """Ask the actor to give the work up at its next step."""
