@@ -1,4 +1,4 @@
-"""Every way of attending against a dense mask that is built here, token by token, from the rule as DESIGN.md states it."""
+"""Every way of attending against a dense mask that is built here, token by token, from the rule itself."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ def test_the_flex_rule_is_the_dense_mask(sequences: list[list[Piece]], causal: b
     assert torch.equal(rule(at[:0], at[:0], at[:, None], at[None]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_a_dense_mask() -> None:
     """The GPU's way, run uncompiled on the CPU."""
     tokens = attention.Tokens.of(CAUSAL)

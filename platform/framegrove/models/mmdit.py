@@ -68,8 +68,10 @@ def fresh_mmdit(config: TransformerConfig, seed: int = 0) -> MMDiT:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(model.pos_embed.proj.weight.flatten(1))
-        nn.init.zeros_(model.pos_embed.proj.bias)
+        patches = model.pos_embed.proj
+        assert patches.bias is not None
+        nn.init.xavier_uniform_(patches.weight.flatten(1))
+        nn.init.zeros_(patches.bias)
         for embedder in (model.time_text_embed.timestep_embedder, model.time_text_embed.text_embedder):
             for layer in (embedder.linear_1, embedder.linear_2):
                 nn.init.normal_(layer.weight, std=0.02)
@@ -192,7 +194,10 @@ class Block(nn.Module):
             vectors = self.norm1_context(condition_SD, packed.text_rows, text.dtype)
             text_in = modulate(text, vectors[0], vectors[1], packed.text_rows)
             text_attended, attended = self.attn(text_in, visual_in, packed, rotation)
-            text = _residual(text, text_attended, *vectors[2:], self.ff_context, packed.text_rows)
+            c_gate, c_shift, c_scale, c_ff_gate = vectors[2:]
+            text = _residual(
+                text, text_attended, c_gate, c_shift, c_scale, c_ff_gate, self.ff_context, packed.text_rows
+            )
         return text, _residual(visual, attended, gate, ff_shift, ff_scale, ff_gate, self.ff, rows)
 
     def _last_text(self, text: Tensor, condition_SD: Tensor, rows: Rows) -> Tensor:
@@ -267,13 +272,17 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([_Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](_gelu(self.net[0].proj(x)))
+        into, _, back = self.net
+        return back(_gelu(into(x)))
 
 
 class _Projection(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.proj = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
 
 
 def _gelu(x: Tensor) -> Tensor:
