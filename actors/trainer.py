@@ -61,8 +61,8 @@ def fit(
             "train with --engine plain"
         )
     Setup.of(config).check_workers(workers)
-    for held in sorted((out / RAY_STATE).glob("checkpoint_*"))[-1:]:
-        checkpoint.step_of(held, config, workers)
+    for held in sorted((out / RAY_STATE).glob(f"checkpoint_*/{checkpoint.RUN}"))[-1:]:
+        checkpoint.step_of(held.parent, config, workers)
     gpu = 1 if ray.cluster_resources().get("GPU") else 0
     worker = bundle(Role.TRAIN, num_gpus=gpu)
     spare = {"CPU": 1.0}  # Ray Data reads on it, and waits for ever where there is none

@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kill_a_worker(address: str, out: Path, killed: list[int]) -> None:
     """kill -9 a worker of the run as soon as its second checkpoint is there."""
-    while len(list((out / "ray").glob("checkpoint_*"))) < 2:
+    while len(list((out / "ray").glob("checkpoint_*/"))) < 2:
         time.sleep(0.05)
     workers = list_actors(address, [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
     killed += [workers[-1].pid]

@@ -11,7 +11,7 @@ from pathlib import Path
 from framegrove.config.train import TrainConfig
 
 _KEPT = 2  # the newest ones stay; more would fill a disk unseen
-_RUN = "run.json"
+RUN = "run.json"
 
 
 def save(folder: Path, step: int, config: TrainConfig, write: Callable[[Path], None]) -> Path:
@@ -39,7 +39,7 @@ def newest(folder: Path) -> Path | None:
 def describe(checkpoint: Path, step: int, config: TrainConfig, workers: int = 1) -> None:
     """Write down which step of which run a checkpoint folder belongs to."""
     held = {"step": step, "workers": workers, "config": _identity(config)}
-    (checkpoint / _RUN).write_text(json.dumps(held), encoding="utf-8")
+    (checkpoint / RUN).write_text(json.dumps(held), encoding="utf-8")
 
 
 def step_of(checkpoint: Path, config: TrainConfig, workers: int = 1) -> int:
@@ -48,7 +48,7 @@ def step_of(checkpoint: Path, config: TrainConfig, workers: int = 1) -> int:
     Raises ValueError where it is of another configuration or number of workers, or no checkpoint.
     """
     try:
-        held = json.loads((checkpoint / _RUN).read_text(encoding="utf-8"))
+        held = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
         step, identity = int(held["step"]), held["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{checkpoint} is not a checkpoint of a training run ({error}): remove it") from None
