@@ -110,7 +110,7 @@ def parse(text: str) -> tuple[DigitObject, ...] | None:
 
 
 def is_held_out(obj: DigitObject) -> bool:
-    """Whether this combination is kept out of training: one in ten, spread evenly over digits, colours and motions."""
+    """Whether this combination is kept out of training: one in ten, of every colour and motion and of nine digits."""
     return (obj.digit + 3 * list(COLOURS).index(obj.colour) + 7 * list(MOTIONS).index(obj.motion)) % 10 == 0
 
 
