@@ -23,7 +23,7 @@ from framegrove.cluster.placement import Role, bundle, placed, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.search import SearchConfig
-from framegrove.config.verifier import EngineConfig, environment
+from framegrove.config.verifier import EngineConfig, environment, model_folder
 from framegrove.evaluation.media import encode_mp4
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.flow.cost import SamplingCosts
@@ -78,6 +78,8 @@ class SearchRunner:
         Raises ValueError, in one sentence, for a missing model, a cluster without room, or actors that keep dying.
         """
         files = ModelFiles.read(self._model)
+        if judging:
+            model_folder(self._engine)  # a missing verifier is told here, not by an actor that cannot start
         async with self._starting:
             wanted = {Role.GENERATE: self._count} | ({Role.VERIFY: 1} if judging else {})
             new = {role: count for role, count in wanted.items() if role not in self._groups}

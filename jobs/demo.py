@@ -13,6 +13,7 @@ Uses the Ray cluster at RAY_ADDRESS, or starts its own and stops just that one.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ app = typer.Typer(add_completion=False)
 CONFIG = Path("jobs/configs/digits_demo.yaml")
 PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
 CLIPS = 600
+_CHATTER = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|WARNING|SUCC|ERR) \w+\.py:\d+ -- ")  # of ray job submit itself
 
 
 @app.command()
@@ -50,8 +52,10 @@ def main(
     with one_line_errors(SearchFailed, OSError), Display() as display:
         from framegrove.config.request import check_prompt
         from framegrove.config.search import parse_budget
+        from framegrove.config.verifier import EngineConfig, model_folder
 
         check_prompt(prompt)
+        model_folder(EngineConfig())
         multiple = parse_budget(budget)
         make_folder(out)
         display.begin("connecting to Ray")
@@ -123,7 +127,7 @@ def _submitted(url: str, command: list[str]) -> Iterator[Iterator[str]]:
     )
     assert process.stdout is not None
     try:
-        yield (line.rstrip() for line in process.stdout if line.strip())
+        yield (line.rstrip() for line in process.stdout if line.strip() and not _CHATTER.match(line))
         if process.wait() != 0:
             raise ValueError("the training job failed: its last lines above say why")
     finally:
