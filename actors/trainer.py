@@ -69,7 +69,7 @@ def fit(
     require(cluster, [*[worker] * workers, spare], purpose=f"training with {workers} workers and reading beside them")
     out.mkdir(parents=True, exist_ok=True)
     trainer = ray.train.torch.TorchTrainer(
-        work,
+        work,  # type: ignore[arg-type]  # what it returns comes back in the result
         train_loop_config={"config": config.model_dump(mode="json"), "out": str(out), "threads": threads},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpu), resources_per_worker=worker),
         run_config=RunConfig(
@@ -83,7 +83,7 @@ def fit(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a busy machine imports for a minute
     try:
-        diverged = trainer.fit().return_value
+        diverged = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2, not of Tune
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(_reason(error)) from error
     if diverged is not None:

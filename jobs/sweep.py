@@ -160,10 +160,10 @@ def _tuned(
         results = tuner.fit()
         for error in results.errors:
             raise ValueError(f"a trial failed: {_last_line(error)}")
-        ray.get(studio.close.remote())
+        ray.get(studio.close.remote())  # type: ignore[attr-defined]
     finally:
-        ray.kill(studio)
-    found = [result.metrics or {} for result in results]
+        ray.kill(studio)  # type: ignore[arg-type]
+    found = [results[index].metrics or {} for index in range(len(results))]
     return [Trial(**{key: each[key] for key in Trial.__dataclass_fields__ if key in each}) for each in found]
 
 
@@ -242,22 +242,26 @@ def _shown(what: str, count: int, display: Display) -> Any:
     from ray import tune
 
     class Shown(tune.Callback):
-        done = 0
+        def __init__(self, display: Display) -> None:
+            self.display, self.done = display, 0
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"done": self.done}  # Tune keeps a copy of its callbacks on disk; a terminal cannot go there
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             setting = f"{what} {trial.config[what]:g}"
             if "score" in result:
-                display.say(f"{setting}: score {result['score']:.3f}, {result['flops']:.2e} FLOPs a video")
+                self.display.say(f"{setting}: score {result['score']:.3f}, {result['flops']:.2e} FLOPs a video")
             else:
-                display.show(self.done / count, f"{setting}: step {result['step']}, loss {result['loss']:.4f}")
+                self.display.show(self.done / count, f"{setting}: step {result['step']}, loss {result['loss']:.4f}")
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             self.done += 1
-            display.show(self.done / count, f"{self.done} of {count} trials")
+            self.display.show(self.done / count, f"{self.done} of {count} trials")
 
-    return Shown()
+    return Shown(display)
 
 
 def _last_line(error: BaseException) -> str:

@@ -37,7 +37,10 @@ def main(
     partial.replace(out / "model.safetensors")
     oracle = DigitsOracle(out / "model.safetensors")
     metrics = {f"{n} digit": accuracy(oracle, seed=999, clips=500, digits_shown=n) for n in (1, 2)}
-    report = {"command": f"python -m jobs.train_oracle --seed {seed} --steps {steps}", "held_out_accuracy": metrics}
+    report: dict[str, object] = {
+        "command": f"python -m jobs.train_oracle --seed {seed} --steps {steps}",
+        "held_out_accuracy": metrics,
+    }
     report["seconds"] = round(time.monotonic() - started)
     (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     Console().print_json(data=report)

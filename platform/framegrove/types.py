@@ -67,7 +67,7 @@ class ScoreWork:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sample work is done. ``handles`` are opaque references (one per path) to what the generator keeps or returned."""
+    """A sample work is done. ``handles`` are opaque references, one per path, to what was made."""
 
     work: SampleWork
     cost: Cost

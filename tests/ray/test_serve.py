@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -67,12 +66,13 @@ def seen(client: openai.OpenAI, video_id: str, *statuses: str) -> Any:
     raise AssertionError(f"{video_id} was not {' or '.join(statuses)} in time: {video}")
 
 
-def test_a_killed_replica_costs_time_only(client: openai.OpenAI, tmp_path: Path) -> None:
+def test_a_killed_replica_costs_time_only(cluster: Cluster, client: openai.OpenAI) -> None:
     """A searched video, asked for with OpenAI's client, is made although the replica dies over it."""
     asked = create(client, seed=5, policy="tof", budget="2x")
     assert (asked.object, asked.status, asked.seconds, asked.size) == ("video", "queued", "2", "64x64")
     seen(client, asked.id, "in_progress")
-    (replica,) = list_actors(filters=[("class_name", "=", "ServeReplica:default:Ingress"), ("state", "=", "ALIVE")])
+    alive = [("class_name", "=", "ServeReplica:default:Ingress"), ("state", "=", "ALIVE")]
+    (replica,) = list_actors(address=cluster.address, filters=alive)
     os.kill(replica.pid, signal.SIGKILL)
     done = seen(client, asked.id, "completed", "failed")
     assert (done.status, done.progress, done.error) == ("completed", 100, None)

@@ -96,7 +96,7 @@ class PlainEngine:
         """Go on from what ``save`` wrote."""
         held: dict[str, Any] = torch.load(folder / _STATE, map_location=self.device, weights_only=True)
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, held["weights"])
+            torch._foreach_copy_(list[Tensor](self.parameters), held["weights"])
             torch._foreach_copy_(self.averaged, held["averaged"])
         self.adamw.load_state_dict(held["adamw"])
         if self.muon is not None:

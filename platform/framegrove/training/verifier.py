@@ -2,7 +2,8 @@
 
 1. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
 2. frames: the vision tower and the connector say, cell by cell, what stands where in whole frames.
-3. reading: with the eyes held still, the text model learns to answer questions about those cells.
+3. reading: with the eyes held still, the text model learns to answer questions about those cells; half way up, it
+   also has to say how each digit moved and whether it changed, which no question teaches as fast.
 4. joint: everything together, at a low rate that decays to nothing; an average of the weights is what is kept.
 
 Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a
@@ -29,7 +30,7 @@ from transformers import Idefics3ForConditionalGeneration
 from framegrove.config.verifier import TrainingStage, VerifierTraining
 from framegrove.training import verifier_model
 from framegrove.training.verifier_batches import clip_batch, frame_batch, window_batch
-from framegrove.training.verifier_heads import CellHeads, WindowHeads, frame_loss, window_loss
+from framegrove.training.verifier_heads import CellHeads, TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class VerifierRun:
         self.twin = copy.deepcopy(self.model).to(getattr(torch, config.precision))
         self.windows = WindowHeads(config.model.vision_width)
         self.cells = CellHeads(config.model.text_width)
+        self.tracks = TrackHeads(config.model.text_width)
         self.average: dict[str, torch.Tensor] | None = None
         self.seconds = 0.0
         self._stage, self._step = 0, 0
@@ -109,11 +111,11 @@ class VerifierRun:
         trained: dict[str, list[nn.Module]] = {
             "windows": [eyes, self.windows],
             "frames": [eyes, bridge, self.cells],
-            "reading": [self.model.model.text_model, self.model.lm_head],
-            "joint": [self.model],
+            "reading": [self.model.model.text_model, self.model.lm_head, self.tracks],
+            "joint": [self.model, self.tracks],
         }
         chosen = {id(p) for module in trained[name] for p in module.parameters()}
-        for module in (self.model, self.windows, self.cells):
+        for module in (self.model, self.windows, self.cells, self.tracks):
             for weight in module.parameters():
                 weight.requires_grad_(id(weight) in chosen)
         return list(_optimisers(trained[name], plan.rate))
@@ -175,12 +177,16 @@ class VerifierRun:
         with torch.set_grad_enabled(name == "joint"):
             cells = verifier_model.read_cells(self.twin, clips.frames_N3HW)
         flat = cells.reshape(clips.packed.ids_BL.shape[0], -1, cells.shape[-1])
-        logits = verifier_model.answer_logits(self.twin, flat, clips.packed)
+        logits, middle = verifier_model.answer_logits(self.twin, flat, clips.packed)
         answers = clips.packed.answers_BK
         words = torch.where(answers > 0.5, self.packer.yes, self.packer.no)
         loss = functional.cross_entropy(logits.flatten(0, 1), words.flatten())
         said_yes = logits[..., self.packer.yes] > logits[..., self.packer.no]
-        return loss, {"right": float((said_yes == (answers > 0.5)).float().mean())}
+        figures = {"right": float((said_yes == (answers > 0.5)).float().mean())}
+        if len(clips.tracks.at_S):
+            tracking, tracked = track_loss(middle.flatten(0, 1), self.tracks, clips.tracks)
+            loss, figures = loss + 0.3 * tracking, figures | tracked
+        return loss, figures
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -209,6 +215,7 @@ class VerifierRun:
             "model": self.model.state_dict(),
             "windows": self.windows.state_dict(),
             "cells": self.cells.state_dict(),
+            "tracks": self.tracks.state_dict(),
             "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
         }
@@ -233,6 +240,7 @@ class VerifierRun:
         self.model.load_state_dict(state["model"])
         self.windows.load_state_dict(state["windows"])
         self.cells.load_state_dict(state["cells"])
+        self.tracks.load_state_dict(state["tracks"])
         self.average, self.seconds = state["average"], state["seconds"]
         self._stage, self._step = state["stage"], state["step"]
         if state["optimisers"] and self._stage < len(STAGES):

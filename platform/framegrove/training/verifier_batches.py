@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from framegrove.data.digits import COLOURS, DIGITS, SIZE
+from framegrove.data.digits import COLOURS, DIGITS, MOTIONS, SIZE
 from framegrove.training.verifier_model import PackedQuestions, Packer
 from framegrove.training.verifier_questions import ask_about
 from framegrove.training.verifier_scenes import Drawn, Quality, Scene, draw_scene
@@ -17,6 +18,7 @@ PATCH = 8
 WINDOW = 4  # patches on a side of a window
 CELL = 16  # px on a side of a cell (2x2 patches)
 _COLOUR_AT = {name: at for at, name in enumerate(COLOURS)}
+_MOTION_AT = {name: at for at, name in enumerate(MOTIONS)}
 _SHOWN_ODDS = np.cumsum([0.24, 0.12, 0.14, 0.5])  # how often a clip of 1, 2, 3, 4 shown frames
 
 
@@ -32,14 +34,32 @@ class WindowBatch:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Whole frames in [0, 1]; what each cell holds. ``clear_N``: 1, 0, or -1 where it is not asked."""
+    """Whole frames in [0, 1]; what each cell holds. ``clear_N``: 1, 0, or -1 where it is not asked.
+
+    ``places_NM2`` is where in the picture a digit's centre is, in cells from the middle. Were it where in its cell, the
+    features would not say which cell that is, and nobody could follow a digit.
+    """
 
     frames_N3HW: torch.Tensor
     there_NM: torch.Tensor
     digits_NM: torch.Tensor
     colours_NM: torch.Tensor
-    offsets_NM2: torch.Tensor
+    places_NM2: torch.Tensor
     clear_N: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Every sight of a digit that was seen in the frame before, S in all: where it is, and what became of it since.
+
+    ``at_S`` counts cells through all frames of all clips. ``steps_S2`` is the way from the frame before, in cells;
+    ``motions_S`` numbers MOTIONS, then none of them; ``same_S`` says if digit and colour are what they always were.
+    """
+
+    at_S: torch.Tensor
+    steps_S2: torch.Tensor
+    motions_S: torch.Tensor
+    same_S: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -48,12 +68,14 @@ class ClipBatch:
 
     frames_N3HW: torch.Tensor
     packed: PackedQuestions
+    tracks: Tracks
 
 
 def window_batch(seed: int, step: int, count: int) -> WindowBatch:
     """``count`` windows."""
     rng = np.random.default_rng([seed, step])
-    pixels, places, digits, colours = [], [], [], []
+    pixels: list[Any] = []
+    places, digits, colours = [], [], []
     grid = torch.arange(SIZE // PATCH)
     while len(pixels) < count:
         scene = draw_scene(rng, shown=2)
@@ -77,7 +99,7 @@ def frame_batch(seed: int, step: int, count: int) -> FrameBatch:
     cells = (SIZE // CELL) ** 2
     there = torch.zeros(count, cells, dtype=torch.bool)
     digits, colours = torch.zeros(count, cells, dtype=torch.long), torch.zeros(count, cells, dtype=torch.long)
-    offsets, clear = torch.zeros(count, cells, 2), torch.full((count,), -1.0)
+    places, clear = torch.zeros(count, cells, 2), torch.full((count,), -1.0)
     frames: list[torch.Tensor] = []
     while len(frames) < count:
         scene = draw_scene(rng, shown=2)
@@ -89,13 +111,13 @@ def frame_batch(seed: int, step: int, count: int) -> FrameBatch:
             for drawn in scene.drawn:
                 if drawn.colours[at] is None:
                     continue
-                x, y = (min(max(c, 0), SIZE - 1) for c in drawn.centres[at])
-                cell = y // CELL * (SIZE // CELL) + x // CELL
+                x, y = drawn.centres[at]
+                cell = _cell(x, y)
                 there[row, cell] = True
                 digits[row, cell] = _digit_class(drawn, at)
                 colours[row, cell] = _COLOUR_AT[drawn.colours[at] or ""]
-                offsets[row, cell] = torch.tensor([x % CELL, y % CELL]) / (CELL / 2) - 1
-    return FrameBatch(torch.stack(frames), there, digits, colours, offsets, clear)
+                places[row, cell] = (torch.tensor([x, y]) - SIZE / 2) / CELL
+    return FrameBatch(torch.stack(frames), there, digits, colours, places, clear)
 
 
 def clip_batch(seed: int, step: int, count: int, questions: int, packer: Packer) -> ClipBatch:
@@ -105,7 +127,34 @@ def clip_batch(seed: int, step: int, count: int, questions: int, packer: Packer)
     scenes = [draw_scene(rng, shown=shown) for _ in range(count)]
     asked = [ask_about(scene, rng, questions) for scene in scenes]
     packed = packer.pack(shown, [[q.text for q in row] for row in asked], [[q.answer for q in row] for row in asked])
-    return ClipBatch(torch.cat([scene.frames for scene in scenes]), packed)
+    return ClipBatch(torch.cat([scene.frames for scene in scenes]), packed, _tracks(scenes))
+
+
+def _tracks(scenes: list[Scene]) -> Tracks:
+    at, steps, motions, same = [], [], [], []
+    for number, scene in enumerate(scenes):
+        shown = scene.frames.shape[0]
+        for drawn in scene.drawn:
+            for frame in range(1, shown):
+                if None in drawn.colours[: frame + 1]:
+                    break
+                (x0, y0), (x, y) = drawn.centres[frame - 1 : frame + 1]
+                at.append((number * shown + frame) * (SIZE // CELL) ** 2 + _cell(x, y))
+                steps.append(((x - x0) / CELL, (y - y0) / CELL))
+                motions.append(len(MOTIONS) if drawn.motion is None else _MOTION_AT[drawn.motion])
+                seen = set(zip(drawn.digits[: frame + 1], drawn.colours[: frame + 1], strict=True))
+                same.append(float(len(seen) == 1))
+    return Tracks(
+        torch.tensor(at, dtype=torch.long),
+        torch.tensor(steps).view(-1, 2),
+        torch.tensor(motions, dtype=torch.long),
+        torch.tensor(same),
+    )
+
+
+def _cell(x: int, y: int) -> int:
+    x, y = (min(max(c, 0), SIZE - 1) for c in (x, y))
+    return y // CELL * (SIZE // CELL) + x // CELL
 
 
 def _sightings(scene: Scene) -> list[tuple[torch.Tensor, Drawn, int]]:

@@ -88,7 +88,7 @@ def examine(
         packed = packer.pack(shown, [[q.text for q in r] for r in asked], [[q.answer for q in r] for r in asked])
         with torch.no_grad():
             cells = read_cells(model, torch.cat([scene.frames for scene in scenes]))
-            logits = answer_logits(model, cells.reshape(_BATCH, -1, cells.shape[-1]), packed)
+            logits, _ = answer_logits(model, cells.reshape(_BATCH, -1, cells.shape[-1]), packed)
         says = (logits[..., packer.yes] > logits[..., packer.no]).tolist()
         for scene, row, said in zip(scenes, asked, says, strict=True):
             for question, yes in zip(row, said, strict=True):

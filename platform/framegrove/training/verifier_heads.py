@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
-from framegrove.data.digits import COLOURS, DIGITS
-from framegrove.training.verifier_batches import NO_DIGIT, FrameBatch, WindowBatch
+from framegrove.data.digits import COLOURS, DIGITS, MOTIONS
+from framegrove.training.verifier_batches import NO_DIGIT, FrameBatch, Tracks, WindowBatch
 
 
 class WindowHeads(nn.Module):
@@ -28,8 +28,18 @@ class CellHeads(nn.Module):
         self.head_there = nn.Linear(width, 1)
         self.head_digit = nn.Linear(width, len(DIGITS) + 1)
         self.head_colour = nn.Linear(width, len(COLOURS))
-        self.head_offset = nn.Linear(width, 2)
+        self.head_place = nn.Linear(width, 2)
         self.head_clear = nn.Linear(width, 1)
+
+
+class TrackHeads(nn.Module):
+    """What became of a digit since the frame before, from the text model's state half way up, at the digit's cell."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head_step = nn.Linear(width, 2)
+        self.head_motion = nn.Linear(width, len(MOTIONS) + 1)
+        self.head_same = nn.Linear(width, 1)
 
 
 def window_loss(
@@ -61,11 +71,20 @@ def frame_loss(cells_NMD: torch.Tensor, heads: CellHeads, batch: FrameBatch) -> 
     digit_logits = heads.head_digit(held)
     loss = loss + functional.cross_entropy(digit_logits, digits)
     loss = loss + 0.5 * functional.cross_entropy(heads.head_colour(held), colours)
-    offsets = batch.offsets_NM2[batch.there_NM]
-    loss = loss + functional.mse_loss(heads.head_offset(held), offsets)
+    loss = loss + functional.mse_loss(heads.head_place(held), batch.places_NM2[batch.there_NM])
     clear = heads.head_clear(cells_NMD.mean(1))[:, 0]
     known = batch.clear_N >= 0
     loss = loss + 0.3 * functional.binary_cross_entropy_with_logits(clear[known], batch.clear_N[known])
     real = digits != NO_DIGIT
     right = (digit_logits.argmax(-1) == digits)[real].float().mean()
     return loss, {"digit": float(right)}
+
+
+def track_loss(middle_MD: torch.Tensor, heads: TrackHeads, tracks: Tracks) -> tuple[torch.Tensor, dict[str, float]]:
+    """What TrackHeads says against the truth, from the states at all cells; and the share of motions named rightly."""
+    held = functional.layer_norm(middle_MD[tracks.at_S].float(), middle_MD.shape[-1:])
+    motions = heads.head_motion(held)
+    loss = functional.cross_entropy(motions, tracks.motions_S)
+    loss = loss + functional.mse_loss(heads.head_step(held), tracks.steps_S2)
+    loss = loss + functional.binary_cross_entropy_with_logits(heads.head_same(held)[:, 0], tracks.same_S)
+    return loss, {"tracked": float((motions.argmax(-1) == tracks.motions_S).float().mean())}

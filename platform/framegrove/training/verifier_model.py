@@ -94,7 +94,7 @@ def build_model(config: VerifierArchitecture, tokenizer: PreTrainedTokenizerFast
         text_config=text,
         vision_config=vision,
         scale_factor=config.scale_factor,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=_id(tokenizer, IMAGE),
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Idefics3ForConditionalGeneration._from_config(whole, attn_implementation="eager")
@@ -166,11 +166,11 @@ class Packer:
     """Turns questions into PackedQuestions."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, frame_tokens: int) -> None:
-        self._ids = {w: int(tokenizer.convert_tokens_to_ids(w)) for w in (AROUND_IMAGE, GLOBAL_IMAGE, IMAGE, PAD)}
+        self._ids = {w: _id(tokenizer, w) for w in (AROUND_IMAGE, GLOBAL_IMAGE, IMAGE, PAD)}
         self._tokenizer = tokenizer
         self._frame_tokens = frame_tokens
         self._known: dict[str, list[int]] = {}
-        self.yes, self.no = (int(tokenizer.convert_tokens_to_ids(w)) for w in ("yes", "no"))
+        self.yes, self.no = (_id(tokenizer, w) for w in ("yes", "no"))
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a question."""
@@ -259,23 +259,32 @@ def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tenso
 
 def answer_logits(
     model: Idefics3ForConditionalGeneration, cells_BMD: torch.Tensor, packed: PackedQuestions
-) -> torch.Tensor:
-    """Logits over the vocabulary where each answer would stand, (B, K, V), from the cells of all frames in order."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits over the vocabulary where each answer would stand, (B, K, V), from the cells of all frames in order; and
+    the text model's states half way up at those cells, like ``cells_BMD``."""
     words = model.get_input_embeddings()(packed.ids_BL)
     at_image = (packed.ids_BL == model.config.image_token_id)[..., None]
     inputs = words.masked_scatter(at_image, cells_BMD.to(words.dtype))
     text = model.model.text_model
     usual, text.config._attn_implementation = text.config._attn_implementation, "packed_questions"
     try:
-        hidden = text(
+        states = text(
             inputs_embeds=inputs,
             attention_mask=inputs.new_zeros(1, 1, 1, 1),  # a ready mask: packed_attention knows what may be seen
             position_ids=packed.positions_1L,
             use_cache=False,
             packed=packed,
-        ).last_hidden_state
+            output_hidden_states=True,
+        )
     finally:
         text.config._attn_implementation = usual
+    hidden = states.last_hidden_state
     last = hidden.gather(1, packed.ends_BK[..., None].expand(-1, -1, hidden.shape[-1]))
-    logits: torch.Tensor = model.lm_head(last)
-    return logits.float()
+    middle = states.hidden_states[(len(states.hidden_states) - 1) // 2]
+    return model.lm_head(last).float(), middle[at_image[..., 0]].view(cells_BMD.shape)
+
+
+def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found

@@ -161,7 +161,7 @@ def _draw(
         inks[start:] = [_ink(target, side, rng)] * (shown - start)
         seen[start:] = [other] * (shown - start)
         if shown - start > 1 and rng.random() < 0.5:  # on the way
-            inks[start], seen[start] = _ink((scan + target) / 2, side, rng), None
+            inks[start], seen[start] = _ink(((scan + target) / 2).astype(np.float32), side, rng), None
     elif fault is Fault.RECOLOUR:
         colours[start:] = [str(rng.choice([c for c in COLOURS if c != name.colour]))] * (shown - start)
     elif fault is Fault.VANISH:
