@@ -29,6 +29,7 @@ _MIN_INK = 0.3  # of full brightness: a pixel below it is background
 _MIN_MASS = 20.0  # ink a frame (in full-brightness pixels) that makes a colour an object
 _MIN_SHARE = 0.15  # of all ink: what has less is a fringe of something else
 _MIN_AGREEMENT = 0.7  # of the frames that must show the same digit
+_MAX_REJECT = 0.8  # mean chance of "no digit" above which none is read; true digits of odd hands come up to it
 _MIN_TRAVEL = 6.0  # px: a digit that moves less stands still
 _MAX_JUMP = 10.0  # px between two frames: more is a teleport, not a motion
 
@@ -88,9 +89,9 @@ class DigitsOracle:
             return None, 0.0
         chances = self._network(torch.from_numpy(images)).softmax(-1)
         mean = chances.mean(0)
-        digit = int(mean.argmax())
-        agreement = float((chances.argmax(-1) == digit).float().mean())
-        if digit == REJECT or agreement < _MIN_AGREEMENT:
+        digit = int(mean[:REJECT].argmax())
+        agreement = float((chances[:, :REJECT].argmax(-1) == digit).float().mean())
+        if mean[REJECT] > _MAX_REJECT or agreement < _MIN_AGREEMENT:
             return None, float(mean[digit])
         return digit, float(mean[digit])
 
