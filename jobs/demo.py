@@ -90,7 +90,8 @@ def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
     shutil.rmtree(out, ignore_errors=True)  # a finished run in there would be taken for this one
     if cluster.dashboard_url is None:
         raise ValueError(f"the cluster at {cluster.address} takes no jobs: it was started without its dashboard")
-    python = sys.executable if cluster.own else "python"
+    # With several clusters on a machine Ray may tell a job the address of another one than it was submitted to.
+    python = ["env", f"RAY_ADDRESS={cluster.address}", sys.executable if cluster.own else "python"]
     training = [
         "-m",
         "jobs.train",
@@ -102,7 +103,7 @@ def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
         f"data={clips.absolute()}",
     ]
     display.begin("training")
-    with _submitted(cluster.dashboard_url, [python, *training]) as lines:
+    with _submitted(cluster.dashboard_url, [*python, *training]) as lines:
         for line in lines:
             display.say(f"  {line}")
     return out / MODEL
