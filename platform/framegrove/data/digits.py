@@ -2,7 +2,8 @@
 
 "a red 3 moves left and right", "a green 7 moves up and down and a blue 2 moves along the rising diagonal". 64x64, 8
 fps, any number of units (25 frames for four). A clip is a pure function of (seed, index, split), so nothing is
-downloaded or stored. A fifth of the scans and a tenth of the (digit, colour, motion) combinations are never drawn for training.
+downloaded or stored. A fifth of the scans and a tenth of the (digit, colour, motion) combinations are never drawn for
+training.
 
 Positions lie on multiples of 8 px at unit boundaries and speeds are 2 or 3 px a frame, so that where a unit ends falls
 on a cell of an 8x8x8 latent grid. Two digits have a half of the picture each, so that they never hide one another.
