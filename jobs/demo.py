@@ -35,7 +35,7 @@ app = typer.Typer(add_completion=False)
 CONFIG = Path("jobs/configs/digits_demo.yaml")
 PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
 CLIPS = 600
-_CHATTER = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|WARNING|SUCC|ERR) \w+\.py:\d+ -- ")  # of ray job submit itself
+_CHATTER = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+(INFO|WARNING|SUCC|ERR) \w+\.py:\d+ -- |\(raylet\)")  # Ray's own lines
 
 
 @app.command()
@@ -128,7 +128,7 @@ def _submitted(url: str, command: list[str]) -> Iterator[Iterator[str]]:
     )
     assert process.stdout is not None
     try:
-        yield (line.rstrip() for line in process.stdout if line.strip() and not _CHATTER.match(line))
+        yield (line.rstrip() for line in process.stdout if line.strip() and not _CHATTER.search(line))
         if process.wait() != 0:
             raise ValueError("the training job failed: its last lines above say why")
     finally:
