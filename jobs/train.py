@@ -9,7 +9,6 @@ again with the same --out to go on from the newest checkpoint. --engine plain tr
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from enum import StrEnum
@@ -42,9 +41,7 @@ def main(
         EngineName, typer.Option(help="deepspeed: ZeRO over workers on a Ray cluster; plain: in this process.")
     ] = EngineName.DEEPSPEED,
     workers: Annotated[int, typer.Option(min=1, help="Workers of the deepspeed engine; a GPU each, if any.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a worker; absent: this machine's cores, shared out.")
-    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker; more help only on idle cores.")] = 1,
 ) -> None:
     """Train through all phases of a configuration."""
     from framegrove.config.base import load
@@ -55,11 +52,10 @@ def main(
         if engine is EngineName.PLAIN and workers > 1:
             raise ValueError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
         _check_unused(out, engine)
-        each = threads or max(1, (os.cpu_count() or 1) // workers)
         if engine is EngineName.PLAIN:
-            model = _in_this_process(checked, out, each, display)
+            model = _in_this_process(checked, out, threads, display)
         else:
-            model = _on_a_cluster(checked, out.absolute(), workers, each, display)
+            model = _on_a_cluster(checked, out.absolute(), workers, threads, display)
         display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
 
 

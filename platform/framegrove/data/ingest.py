@@ -137,6 +137,8 @@ class Pool:
         self.refresh, self.step = refresh, step
         self._stream = open_stream(step * refresh)
         self.clips = deque(itertools.islice(self._stream, size), maxlen=size)
+        if not refresh:
+            self._stream = iter(())  # what reads the files is done
 
     def at(self, step: int) -> deque[LatentClip]:
         """The window at a step, which must not lie before the last one asked for, unless the window never moves."""
