@@ -56,7 +56,7 @@ class Shelf:
 
 def _write(tensors: dict[str, torch.Tensor], file: File) -> None:
     partial = file.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial)  # a finished unit is its estimate
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(file)
