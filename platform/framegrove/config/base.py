@@ -33,7 +33,11 @@ def load(model: type[ConfigT], path: str | Path | None = None, overrides: Iterab
     data = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(data, override)
-    where = str(path) if path is not None else "the configuration"
+    return validated(model, data, str(path) if path is not None else "the configuration")
+
+
+def validated(model: type[ConfigT], data: Mapping[str, Any], where: str) -> ConfigT:
+    """``model`` made of ``data``. Raises ConfigError, which begins with ``where`` the data came from."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
