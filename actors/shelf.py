@@ -56,7 +56,8 @@ class Shelf:
 
 def _write(tensors: dict[str, torch.Tensor], file: File) -> None:
     partial = file.with_suffix(".partial")
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial)  # a finished unit is its estimate
+    # Copies, for the latent and the estimate of a finished unit are one tensor, which safetensors refuses.
+    save_file({name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, partial)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(file)
