@@ -71,7 +71,7 @@ class SearchRunner:
         self._engine = verifier or EngineConfig()
         self._search = search or SearchConfig()
         self._groups: dict[Role, ActorGroup] = {}
-        self._starting = asyncio.Lock()
+        self._starting = {role: asyncio.Lock() for role in (Role.GENERATE, Role.VERIFY)}
 
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without a verifier where nothing is to be judged. Idempotent.
@@ -81,22 +81,27 @@ class SearchRunner:
         files = ModelFiles.read(self._model)
         if judging:
             model_folder(self._engine)  # a missing verifier is told here, not by an actor that cannot start
-        async with self._starting:
-            wanted = {Role.GENERATE: self._count} | ({Role.VERIFY: 1} if judging else {})
-            new = {role: count for role, count in wanted.items() if role not in self._groups}
-            for role, count in new.items():
-                await asyncio.to_thread(_claim_room, role, count, self._gpus)
+        starts = [self._start(Role.GENERATE, self._count, lambda index: self._new_generator(files))]
+        if judging:
+            starts.append(self._start(Role.VERIFY, 1, self._new_verifier))
+        # Each to its end, so that nothing is still starting when a failure is told.
+        for failure in await asyncio.gather(*starts, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _start(self, role: Role, count: int, create: Callable[[int], Any]) -> None:
+        async with self._starting[role]:  # a lock a role: what needs no verifier does not wait for it
+            if role in self._groups:
+                return
+            await asyncio.to_thread(_claim_room, role, count, self._gpus)
+            group = self._groups[role] = ActorGroup(create, count)
             try:
-                for role, count in new.items():
-                    create = self._new_verifier if role is Role.VERIFY else lambda index: self._new_generator(files)
-                    self._groups[role] = ActorGroup(create, count)
-                workers = [(self._groups[role], index) for role, count in new.items() for index in range(count)]
-                await asyncio.gather(*(recovered(group, index) for group, index in workers))
+                await asyncio.gather(*(recovered(group, index) for index in range(count)))
             except WorkFailed as failure:
-                await self._close(list(new))
+                await self._close([role])
                 raise ValueError(f"the actors could not be started: {failure}") from failure
             except BaseException:
-                await self._close(list(new))
+                await self._close([role])
                 raise
 
     async def run(

@@ -54,6 +54,15 @@ def test_the_verifier_actor(cluster: Cluster) -> None:
     actor = ray.remote(Verifier).options(runtime_env={"env_vars": environment(CONFIG)}).remote(CONFIG)
     asyncio.run(examine(actor))
     pid = ray.get(actor.pid.remote())
+
+    # The engine dies and its actor lives: the next question starts it again.
+    odds = ray.get(actor.answers.remote(ASKED, CLIP.frames))
+    engines = [child for child in psutil.Process(pid).children() if "EngineCore" in child.name()]
+    assert len(engines) == 1
+    engines[0].kill()
+    assert ray.get(actor.answers.remote(ASKED, CLIP.frames)) == odds
+    assert ray.get(actor.pid.remote()) == pid
+
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
