@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+NAME = "framegrove"  # of the application in Ray Serve
+
 
 @app.command()
 def main(
@@ -42,8 +44,7 @@ def main(
         paths = {"folder": folder.absolute(), **({"model": model.absolute()} if model is not None else {})}
         given = {"host": host, "port": port, **{name: str(path) for name, path in paths.items()}}
         settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
-        config = load(ServeConfig, None, [*settings, *(set_ or ())])
-        _serve(config.model_copy(update={"port": _free_port(config.host, config.port)}))
+        _serve(load(ServeConfig, None, [*settings, *(set_ or ())]))
 
 
 def _serve(config: ServeConfig) -> None:
@@ -57,25 +58,43 @@ def _serve(config: ServeConfig) -> None:
     with connect():
         from ray import serve
 
+        running = serve.status()
+        if NAME in running.applications:
+            raise ValueError(
+                "this cluster serves Framegrove already: end that one, by Ray's `serve shutdown` if need be"
+            )
+        shared = bool(running.proxies)  # somebody else serves on this cluster, and goes on after us
+        if not shared:
+            config = config.model_copy(update={"port": _free_port(config.host, config.port)})
         try:
             _run(config)
             typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
             threading.Event().wait()
         finally:
-            serve.shutdown()
+            if shared:
+                serve.delete(NAME)
+            else:
+                serve.shutdown()
 
 
 def _run(config: ServeConfig) -> None:
     import logging
 
     from ray import serve
+    from ray.serve.context import _get_global_client
 
     from actors.ingress import application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
+    listening = _get_global_client().http_config  # a cluster that serves already keeps its own, and only warns
+    if (listening.host, listening.port) != (config.host, config.port):
+        raise ValueError(
+            f"this cluster serves on {listening.host}:{listening.port} already, and on nothing else: "
+            f"give --host {listening.host} --port {listening.port}"
+        )
     try:
-        serve.run(application(config))
+        serve.run(application(config), name=NAME)
     except RuntimeError as error:
         raise ValueError(f"the endpoint could not be started: {' '.join(str(error).split())[:500]}") from error
 
