@@ -60,9 +60,7 @@ def _serve(config: ServeConfig) -> None:
 
         running = serve.status()
         if NAME in running.applications:
-            raise ValueError(
-                "this cluster serves Framegrove already: end that one, by Ray's `serve shutdown` if need be"
-            )
+            raise ValueError("this cluster serves Framegrove already: end that one, with `serve shutdown` if need be")
         shared = bool(running.proxies)  # somebody else serves on this cluster, and goes on after us
         if not shared:
             config = config.model_copy(update={"port": _free_port(config.host, config.port)})
