@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before anything imports torch, transformers or ray: tests are small, the cores few, and there may be no network.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before anything imports torch, transformers or ray: tests are small, and threads that wait for each other crawl where
+# other work shares the cores; and there may be no network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
