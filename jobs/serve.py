@@ -85,7 +85,9 @@ def _run(config: ServeConfig) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
-    listening = _get_global_client().http_config  # a cluster that serves already keeps its own, and only warns
+    client = _get_global_client()
+    assert client is not None, "it has just been started"
+    listening = client.http_config  # a cluster that serves already keeps its own, and only warns
     if (listening.host, listening.port) != (config.host, config.port):
         raise ValueError(
             f"this cluster serves on {listening.host}:{listening.port} already, and on nothing else: "
