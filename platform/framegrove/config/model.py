@@ -12,6 +12,7 @@ from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
 
 # Keys of public config.json files that choose an implementation and change no number.
 _IMPLEMENTATION_KEYS = ("use_flash_attn", "use_gradient_checkpointing", "gradient_checkpointing_ratio", "use_t5_mask")
+_FLUX_CLASS = "PyramidFluxTransformer"
 
 
 class TransformerConfig(Config):
@@ -53,11 +54,109 @@ class TransformerConfig(Config):
             )
         return self
 
+    @property
+    def attention_layers(self) -> int:
+        """Layers that attend."""
+        return self.num_layers
+
+    @property
+    def modulation_vectors(self) -> int:
+        """Vectors of shift, scale or gate that one condition is turned into; the last block's text has two."""
+        return 12 * (self.num_layers - 1) + 8 + 2
+
     @classmethod
     def from_public(cls, keys: Mapping[str, Any]) -> TransformerConfig:
         """Read a public config.json: private keys (``_class_name``) and implementation switches are dropped."""
-        kept = {k: v for k, v in keys.items() if not k.startswith("_") and k not in _IMPLEMENTATION_KEYS}
-        return cls.model_validate(kept)
+        return cls.model_validate(_without_switches(keys))
+
+    def to_public(self) -> dict[str, Any]:
+        """What a public config.json holds."""
+        return {"_class_name": "PyramidDiffusionMMDiT", **self.model_dump(mode="json")}
+
+
+class FluxConfig(Config):
+    """Shape of the FLUX-style transformer of the public miniFLUX folders; the defaults are theirs.
+
+    Key names are the public ones, with one difference in meaning: public files give the channels of a whole patch and
+    a patch size of 1, this class the latent's channels and the patch of 2 x 2 that the released code cuts it into.
+    """
+
+    patch_size: Literal[2] = 2
+    in_channels: int = Field(default=16, ge=1)
+    num_layers: int = Field(default=8, ge=1, description="blocks of two streams")
+    num_single_layers: int = Field(default=16, ge=1, description="blocks of one stream, after the others")
+    attention_head_dim: int = Field(default=64, ge=2, multiple_of=2)
+    num_attention_heads: int = Field(default=30, ge=1)
+    joint_attention_dim: int = Field(default=4096, ge=1)
+    pooled_projection_dim: int = Field(default=768, ge=1)
+    axes_dims_rope: tuple[int, int, int] = Field(default=(16, 24, 24), description="of time, row and column in a head")
+    use_temporal_causal: bool = True
+    interp_condition_pos: bool = Field(default=True, description="kept as read: the released code always interpolates")
+
+    @property
+    def width(self) -> int:
+        """Channels of a token: heads times head size."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers that attend."""
+        return self.num_layers + self.num_single_layers
+
+    @property
+    def modulation_vectors(self) -> int:
+        """Vectors of shift, scale or gate that one condition is turned into."""
+        return 12 * self.num_layers + 3 * self.num_single_layers + 2
+
+    @property
+    def pos_embed_max_size(self) -> int:
+        """Longest side of a clip in tokens. Rotary positions end nowhere; the MM-DiT's bound keeps requests sane."""
+        return 192
+
+    @property
+    def max_num_frames(self) -> int:
+        """Most units of a video, as for the MM-DiT."""
+        return 200
+
+    @model_validator(mode="after")
+    def _axes_fill_a_head(self) -> FluxConfig:
+        axes = self.axes_dims_rope
+        if sum(axes) != self.attention_head_dim or any(size < 2 or size % 2 for size in axes):
+            raise ValueError(
+                f"axes_dims_rope is {list(axes)}, it must be three even numbers that add up to "
+                f"attention_head_dim {self.attention_head_dim}"
+            )
+        return self
+
+    @classmethod
+    def from_public(cls, keys: Mapping[str, Any]) -> FluxConfig:
+        """Read a public config.json. Raises ValueError for channels that no patch of 2 x 2 can have."""
+        kept = _without_switches(keys)
+        channels = kept.pop("in_channels", 64)
+        if kept.pop("patch_size", 1) != 1 or not isinstance(channels, int) or channels % 4:
+            raise ValueError(
+                f"in_channels is {channels!r}: a FLUX-style transformer has patch_size 1 and counts the channels of a "
+                "patch of 2 x 2, a multiple of 4"
+            )
+        return cls.model_validate({**kept, "in_channels": channels // 4})
+
+    def to_public(self) -> dict[str, Any]:
+        """What a public config.json holds."""
+        own = {**self.model_dump(mode="json"), "patch_size": 1, "in_channels": self.in_channels * self.patch_size**2}
+        return {"_class_name": _FLUX_CLASS, **own}
+
+
+AnyTransformerConfig = TransformerConfig | FluxConfig
+
+
+def read_transformer_config(keys: Mapping[str, Any]) -> AnyTransformerConfig:
+    """The shape of either transformer from a public config.json, whose ``_class_name`` says which it is."""
+    is_flux = keys.get("_class_name") == _FLUX_CLASS or "axes_dims_rope" in keys
+    return FluxConfig.from_public(keys) if is_flux else TransformerConfig.from_public(keys)
+
+
+def _without_switches(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in keys.items() if not k.startswith("_") and k not in _IMPLEMENTATION_KEYS}
 
 
 class TextConfig(Config):

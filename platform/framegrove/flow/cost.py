@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from framegrove.config.model import Recipe, TransformerConfig
+from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.flow.history import Shape, history_shapes, stage_shape
 from framegrove.models.flops import layout_flops
 from framegrove.types import Cost
@@ -17,7 +17,7 @@ class SamplingCosts:
     ``nfe`` counts denoising steps of branches, as VT1 does; that guidance evaluates each twice shows in ``flops``.
     """
 
-    transformer: TransformerConfig
+    transformer: AnyTransformerConfig
     recipe: Recipe
     size: tuple[int, int]
     text_tokens: int

@@ -17,8 +17,8 @@ from framegrove.config.flow import GuidanceConfig, StepsConfig
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import HashNoise, NoiseSource, double, halve, noise_pyramid
 from framegrove.flow.schedule import PyramidSchedule
-from framegrove.models.mmdit import MMDiT
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
+from framegrove.models.transformers import Transformer
 from framegrove.types import Path
 
 ShouldStop = Callable[[], bool]
@@ -79,7 +79,7 @@ class Sampler:
 
     def __init__(
         self,
-        transformer: MMDiT,
+        transformer: Transformer,
         schedule: PyramidSchedule,
         guidance: GuidanceConfig,
         steps: StepsConfig,

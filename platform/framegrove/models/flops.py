@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from framegrove.config.model import TransformerConfig
+from framegrove.config.model import AnyTransformerConfig
 
 Shape = tuple[int, int, int]  # units, height, width of a latent clip
 
@@ -16,7 +16,7 @@ _TIME_WAVES = 256
 
 
 def layout_tokens(
-    config: TransformerConfig, text_len: int, history: Sequence[Shape], current: Shape, siblings: int = 1
+    config: AnyTransformerConfig, text_len: int, history: Sequence[Shape], current: Shape, siblings: int = 1
 ) -> int:
     """Tokens of ``siblings`` samples of one prompt denoised in step; with history they carry their prefix once."""
     prefix = text_len + sum(_tokens(config, shape) for shape in history)
@@ -24,10 +24,13 @@ def layout_tokens(
 
 
 def layout_flops(
-    config: TransformerConfig, text_len: int, history: Sequence[Shape], current: Shape, siblings: int = 1
+    config: AnyTransformerConfig, text_len: int, history: Sequence[Shape], current: Shape, siblings: int = 1
 ) -> int:
-    """FLOPs of one forward of ``siblings`` samples of one prompt, denoised in step, as the packed MM-DiT runs it."""
-    width, layers = config.width, config.num_layers
+    """FLOPs of one forward of ``siblings`` samples of one prompt, denoised in step, as the packed transformers run it.
+
+    Blocks of two streams and of one cost the same per token: the latter's way out is as wide as a feed-forward.
+    """
+    width, layers = config.width, config.attention_layers
     patch = config.in_channels * config.patch_size**2
     copies = _copies(config, history, siblings)
     past = copies * sum(_tokens(config, shape) for shape in history)
@@ -36,28 +39,28 @@ def layout_flops(
     members = siblings // copies
     pairs, new_pairs = _pairs(config, text_len, history, current, members)
     condition = (_TIME_WAVES + config.pooled_projection_dim + 2 * width) * width
-    modulation = (12 * (layers - 1) + 8 + 2) * width * width
+    modulation = config.modulation_vectors * width * width
     embedding = text * config.joint_attention_dim * width + (past + new) * patch * width
     projections = layers * every * 3 * width * width
-    # The last block gives back current tokens alone.
+    # The last layer gives back current tokens alone.
     after_attention = ((layers - 1) * every + new) * (1 + 8) * width * width
     attention = 2 * width * copies * ((layers - 1) * pairs + new_pairs)
     out = new * width * patch
     return 2 * (copies * (condition + modulation) + embedding + projections + after_attention + attention + out)
 
 
-def _tokens(config: TransformerConfig, shape: Shape) -> int:
+def _tokens(config: AnyTransformerConfig, shape: Shape) -> int:
     units, height, width = shape
     return units * (height // config.patch_size) * (width // config.patch_size)
 
 
-def _copies(config: TransformerConfig, history: Sequence[Shape], siblings: int) -> int:
+def _copies(config: AnyTransformerConfig, history: Sequence[Shape], siblings: int) -> int:
     """How often the prefix is carried: once where nothing in it depends on the samples."""
     return 1 if history and config.use_temporal_causal else siblings
 
 
 def _pairs(
-    config: TransformerConfig, text_len: int, history: Sequence[Shape], current: Shape, members: int
+    config: AnyTransformerConfig, text_len: int, history: Sequence[Shape], current: Shape, members: int
 ) -> tuple[int, int]:
     """(query, key) pairs of one sequence, and of those the ones whose query is a current token."""
     past = [_tokens(config, (1, h, w)) for units, h, w in history for _ in range(units)]

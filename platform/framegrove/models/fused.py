@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-QK_EPS = 1e-5  # RMS norm of queries and keys, as the MM-DiT was released
 _SLICE = 128 * 1024  # elements of a slice
 
 
 def norm_rotate(
-    qkv_L3HD: Tensor, weight_2D: Tensor, rotation_LE: Tensor | None, table_M3HD: Tensor, place_L: Tensor
+    qkv_L3HD: Tensor, weight_2D: Tensor, rotation_LE: Tensor | None, table_M3HD: Tensor, place_L: Tensor, eps: float
 ) -> Tensor:
     """RMS-norm queries and keys over the head size, weigh and turn them; write all three into ``table`` at ``place``.
 
@@ -25,13 +24,15 @@ def norm_rotate(
     turns neighbouring pairs. Computed in float32. The table is written in place and given back: rows that no stream
     writes must be finite, and every row is written once at most.
     """
-    result: Tensor = _NormRotate.apply(qkv_L3HD, weight_2D, rotation_LE, table_M3HD, place_L)
+    result: Tensor = _NormRotate.apply(qkv_L3HD, weight_2D, rotation_LE, table_M3HD, place_L, eps)
     return result
 
 
 class _NormRotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, weight: Tensor, rotation: Tensor | None, table: Tensor, place: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, weight: Tensor, rotation: Tensor | None, table: Tensor, place: Tensor, eps: float
+    ) -> Tensor:
         scale = weight.float()[:, None]
         keeps = torch.empty(len(qkv), 2, *qkv.shape[2:], dtype=torch.float32, device=qkv.device)
         spreads = []
@@ -40,7 +41,7 @@ class _NormRotate(torch.autograd.Function):
             work = part.to(torch.float32, copy=True)
             query_key = work[:, :2]
             spread = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True)
-            spread = spread.square_().div_(query_key.shape[-1]).add_(QK_EPS).rsqrt_()
+            spread = spread.square_().div_(query_key.shape[-1]).add_(eps).rsqrt_()
             torch.mul(query_key, spread, out=normed)
             torch.mul(normed, scale, out=query_key)
             _turn(query_key, rotation, start)
@@ -71,7 +72,7 @@ class _NormRotate(torch.autograd.Function):
             query_key.mul_(scale).addcmul_(normed, along, value=-1).mul_(spread)
             to.copy_(work)
             start += len(at)
-        return grad_qkv, per_head.sum(1).to(weight.dtype), None, grad, None
+        return grad_qkv, per_head.sum(1).to(weight.dtype), None, grad, None, None
 
 
 def _turn(x: Tensor, rotation: Tensor | None, start: int) -> None:

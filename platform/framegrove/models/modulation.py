@@ -35,6 +35,13 @@ class Rows:
     owners_N: Tensor
     spans: tuple[Span, ...]
 
+    def followed_by(self, other: Rows) -> Rows:
+        """The rows of two streams of which the other stands behind this one."""
+        last = self.spans[-1]
+        token, row = last.token + last.count * last.length, last.row + last.count
+        shifted = (Span(span.token + token, span.row + row, span.count, span.length) for span in other.spans)
+        return Rows(torch.cat([self.owners_N, other.owners_N]), (*self.spans, *shifted))
+
 
 def modulate(x_LD: Tensor, shift_ND: Tensor, scale_ND: Tensor, rows: Rows) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift, each row with its own shift and scale; in autocast's type where it is on."""

@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from framegrove.config.train import PhaseConfig
-from framegrove.models.mmdit import Block
+from framegrove.models.flux import SingleBlock
+from framegrove.models.layers import Block
+from framegrove.models.mmdit import MMDiT
 from framegrove.training.curriculum import StageSample
 from framegrove.training.muon import Muon
 from framegrove.training.step import Trainable
@@ -130,10 +132,11 @@ class DeepSpeedEngine:
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.updates = device, 0
-        # Both read the weights of layers inside them without calling those, so ZeRO 3 must be told to gather them.
-        set_z3_leaf_modules(module, [Block])
-        for weight in module.transformer.pos_embed.parameters():
-            deepspeed.zero.register_external_parameter(module.transformer.pos_embed, weight)
+        # They read the weights of layers inside them without calling those, so ZeRO 3 must be told to gather them.
+        set_z3_leaf_modules(module, [Block, SingleBlock])
+        if isinstance(module.transformer, MMDiT):
+            for weight in module.transformer.pos_embed.parameters():
+                deepspeed.zero.register_external_parameter(module.transformer.pos_embed, weight)
         parameters = [p for p in module.parameters() if p.requires_grad]
         exact = [p.detach().clone() for p in parameters] if precision == "bf16" else []
         self.engine, self.adamw, _, _ = deepspeed.initialize(

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from framegrove.flow.objective import sample_losses
-from framegrove.models.mmdit import MMDiT
 from framegrove.models.packed import Prefix, Sample
 from framegrove.models.text import TextEncoder
+from framegrove.models.transformers import Transformer
 from framegrove.training.curriculum import StageSample
 
 
 class Trainable(nn.Module):
     """Transformer and text encoder, trained jointly (or the transformer alone, where the text is frozen)."""
 
-    def __init__(self, transformer: MMDiT, text: TextEncoder, train_text: bool) -> None:
+    def __init__(self, transformer: Transformer, text: TextEncoder, train_text: bool) -> None:
         super().__init__()
         self.transformer = transformer.requires_grad_(True)
         self.text = text.requires_grad_(train_text)
@@ -43,7 +43,7 @@ class Trainable(nn.Module):
 
     def matrices(self) -> list[nn.Parameter]:
         """The weight matrices inside the blocks, of what is trained: all but embeddings, the way in and the way out."""
-        blocks: list[nn.Module] = [self.transformer.transformer_blocks]
+        blocks = [m for name, m in self.transformer.named_children() if name.endswith("transformer_blocks")]
         if self.train_text:
             blocks += [m for name, m in self.text.model.named_modules() if name.endswith("layers")]
         return [p for block in blocks for p in block.parameters() if p.dim() == 2]

@@ -1,0 +1,249 @@
+"""Layers that the MM-DiT and the FLUX-style transformer have in common, state-dict names as in public checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framegrove.models.fused import norm_rotate
+from framegrove.models.modulation import Rows, gated_add, modulate
+from framegrove.models.packed import Packed
+
+ROPE_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What an attention layer is made of; the released models differ in how they norm queries and keys."""
+
+    heads: int
+    head_size: int
+    norm_eps: float
+    text_norm: str  # stem of the state-dict names of the text's norms
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.heads * self.head_size
+
+
+def initialise(transformer: nn.Module) -> None:
+    """Weights of an untrained transformer: every block starts as the identity and the output at zero (adaLN-zero)."""
+    modules = list(transformer.modules())
+    for layer in [m for kind in (nn.Linear, nn.Conv2d) for m in modules if isinstance(m, kind)]:
+        nn.init.xavier_uniform_(layer.weight.flatten(1))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    for layer in transformer.get_submodule("time_text_embed").modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+    zeroed = [m.linear for m in modules if isinstance(m, Modulation)]
+    for layer in [*zeroed, transformer.get_submodule("proj_out")]:
+        nn.init.zeros_(layer.weight)
+
+
+def rotation_angles(positions_N: Tensor, size: int) -> Tensor:
+    """(N, size / 2) angles in float64 by which rotary positions turn the pairs of ``size`` head channels."""
+    omega = ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device) / size)
+    return positions_N[:, None] * omega
+
+
+def unit_complex(angles: Tensor) -> Tensor:
+    """Complex rotations by these angles."""
+    return torch.complex(angles.cos().float(), angles.sin().float())
+
+
+class TimeTextEmbedding(nn.Module):
+    """Timestep (0 to 1000, kept in float32) and pooled text to one condition vector per sequence."""
+
+    def __init__(self, width: int, pooled: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TwoLayers(256, width)
+        self.text_embedder = TwoLayers(pooled, width)
+
+    def forward(self, timesteps_S: Tensor, pooled_SP: Tensor) -> Tensor:
+        half = torch.arange(128, dtype=torch.float32, device=timesteps_S.device)
+        angle = timesteps_S.float()[:, None] * torch.exp(-math.log(10000.0) * half / 128)
+        waves = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        dtype = self.text_embedder.linear_1.weight.dtype
+        return self.timestep_embedder(waves.to(dtype)) + self.text_embedder(pooled_SP.to(dtype))
+
+
+class TwoLayers(nn.Module):
+    """linear, SiLU, linear."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class Modulation(nn.Module):
+    """``parts`` vectors of shift, scale or gate for each row of a stream, from the (activated) condition."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, parts * width)
+        self.parts = parts
+
+    def forward(self, condition_SD: Tensor, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        vectors = self.linear(condition_SD).to(dtype)
+        return vectors.index_select(0, rows.owners_N).chunk(self.parts, dim=-1)
+
+
+class Block(nn.Module):
+    """Joint attention of two streams with their own weights.
+
+    A ``last`` block gives back no text, and of the visual tokens the current ones alone: nothing reads the others.
+    """
+
+    def __init__(self, spec: AttentionSpec, last: bool = False) -> None:
+        super().__init__()
+        width = spec.width
+        self.last = last
+        self.norm1 = Modulation(width, 6)
+        self.norm1_context = Modulation(width, 2 if last else 6)
+        self.attn = JointAttention(spec, last)
+        self.ff = FeedForward(width)
+        if not last:
+            self.ff_context = FeedForward(width)
+
+    def forward(
+        self, text: Tensor, visual: Tensor, condition_SD: Tensor, packed: Packed, rotation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = packed.visual_rows
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.norm1(condition_SD, rows, visual.dtype)
+        visual_in = modulate(visual, shift, scale, rows)
+        if self.last:
+            text_in = self._last_text(text, condition_SD, packed.text_rows)
+            (attended,) = self.attn(text_in, visual_in, packed, rotation)
+            rows = packed.current_rows
+            visual = visual[packed.current_start :]
+            gate, ff_shift, ff_scale, ff_gate = (x[-len(rows.owners_N) :] for x in (gate, ff_shift, ff_scale, ff_gate))
+        else:
+            vectors = self.norm1_context(condition_SD, packed.text_rows, text.dtype)
+            text_in = modulate(text, vectors[0], vectors[1], packed.text_rows)
+            text_attended, attended = self.attn(text_in, visual_in, packed, rotation)
+            c_gate, c_shift, c_scale, c_ff_gate = vectors[2:]
+            text = _residual(
+                text, text_attended, c_gate, c_shift, c_scale, c_ff_gate, self.ff_context, packed.text_rows
+            )
+        return text, _residual(visual, attended, gate, ff_shift, ff_scale, ff_gate, self.ff, rows)
+
+    def _last_text(self, text: Tensor, condition_SD: Tensor, rows: Rows) -> Tensor:
+        scale, shift = self.norm1_context(condition_SD, rows, text.dtype)
+        return modulate(text, shift, scale, rows)
+
+
+def _residual(
+    x: Tensor, attended: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, ff_gate: Tensor, ff: nn.Module, rows: Rows
+) -> Tensor:
+    """Add what attention found, then what the feed-forward makes of it, each through its gate."""
+    x = gated_add(x, attended, gate, rows)
+    return gated_add(x, ff(modulate(x, shift, scale, rows)), ff_gate, rows)
+
+
+class JointAttention(nn.Module):
+    """Queries, keys and values of both streams, RMS-normed, rotated in time, attended block-causally."""
+
+    def __init__(self, spec: AttentionSpec, last: bool) -> None:
+        super().__init__()
+        width, head = spec.width, spec.head_size
+        self.spec, self.last = spec, last
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q, self.norm_k = HeadNorm(head), HeadNorm(head)
+        for name in ("q", "k"):
+            self.add_module(f"{spec.text_norm}_{name}", HeadNorm(head))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        if not last:
+            self.to_add_out = nn.Linear(width, width)
+
+    def forward(self, text: Tensor, visual: Tensor, packed: Packed, rotation: Tensor | None) -> tuple[Tensor, ...]:
+        """Text and visual outputs; a last block's: those of the current tokens alone."""
+        text_qkv = projected(text, self.spec, self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        visual_qkv = projected(visual, self.spec, self.to_q, self.to_k, self.to_v)
+        text_norms = (self.get_submodule(f"{self.spec.text_norm}_{name}").weight for name in ("q", "k"))
+        norms = (torch.stack([*text_norms]), torch.stack([self.norm_q.weight, self.norm_k.weight]))
+        table = filled_table(text_qkv, visual_qkv, *norms, packed, rotation, self.spec)
+        if self.last:
+            current = packed.attention(table, current_places(packed))
+            return (self.to_out[0](current.flatten(1).to(text.dtype)),)
+        attended = packed.attention(table).flatten(1).to(text.dtype)
+        text_out, visual_out = attended.split([len(text), len(visual)])
+        return self.to_add_out(text_out), self.to_out[0](visual_out)
+
+
+def projected(x_LD: Tensor, spec: AttentionSpec, *layers: nn.Linear) -> Tensor:
+    """(L, 3, heads, head size) queries, keys and values, from three layers in one product."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, -1)
+
+
+def filled_table(
+    text_qkv: Tensor,
+    visual_qkv: Tensor,
+    text_norms_2D: Tensor,
+    visual_norms_2D: Tensor,
+    packed: Packed,
+    rotation: Tensor | None,
+    spec: AttentionSpec,
+) -> Tensor:
+    """The attention plan's table of both streams, normed; visual tokens turned, text stands at position 0."""
+    # Half-precision attention is slow backwards on a CPU, and no faster forwards for short sequences.
+    dtype = torch.float32 if text_qkv.device.type == "cpu" else text_qkv.dtype
+    plan = packed.attention
+    text_place, visual_place = plan.place_L.split([len(text_qkv), len(visual_qkv)])
+    table = plan.empty_table(text_qkv, dtype)
+    table = norm_rotate(text_qkv, text_norms_2D, None, table, text_place, spec.norm_eps)
+    return norm_rotate(visual_qkv, visual_norms_2D, rotation, table, visual_place, spec.norm_eps)
+
+
+def current_places(packed: Packed) -> Tensor:
+    """Places of the current tokens in the attention plan's tables."""
+    return packed.attention.place_L[len(packed.text_LD) + packed.current_start :]
+
+
+class HeadNorm(nn.Module):
+    """The weight of an RMS norm over the head size; applied by `norm_rotate`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+
+class FeedForward(nn.Module):
+    """linear to four times the width, tanh-GELU, linear back; names as diffusers has them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([_Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        into, _, back = self.net
+        return back(gelu(into(x)))
+
+
+class _Projection(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form, as released; on a CPU in bfloat16 the exact form, which differs by about what bfloat16 rounds off
+    and costs a third.
+    """
+    exact = x.dtype is torch.bfloat16 and x.device.type == "cpu"
+    return F.gelu(x, approximate="none" if exact else "tanh")
