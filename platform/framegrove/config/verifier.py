@@ -20,7 +20,7 @@ class VerifierArchitecture(Config):
     vision_width: int = Field(128, ge=16)
     vision_layers: int = Field(5, ge=1)
     vision_heads: int = Field(4, ge=1)
-    text_width: int = Field(192, ge=16)
+    text_width: int = Field(192, ge=32)
     text_layers: int = Field(4, ge=1)
     text_heads: int = Field(6, ge=1)
 
@@ -39,13 +39,14 @@ class VerifierTraining(Config):
 
     seed: int = 0
     model: VerifierArchitecture = VerifierArchitecture()
-    windows: TrainingStage = TrainingStage(steps=1000, batch=256, rate=2e-3, final_rate=0.3)
-    frames: TrainingStage = TrainingStage(steps=1500, batch=96, rate=1.5e-3, final_rate=0.1)
-    reading: TrainingStage = TrainingStage(steps=2000, batch=32, rate=1.5e-3, final_rate=0.3)
-    joint: TrainingStage = TrainingStage(steps=2500, batch=32, rate=8e-4, final_rate=0.0)
+    reading: TrainingStage = TrainingStage(steps=3500, batch=12, rate=2e-3, final_rate=0.05)
+    windows: TrainingStage = TrainingStage(steps=700, batch=256, rate=3e-3, final_rate=0.3)
+    frames: TrainingStage = TrainingStage(steps=1000, batch=96, rate=2e-3, final_rate=0.1)
+    joint: TrainingStage = TrainingStage(steps=4000, batch=12, rate=6e-4, final_rate=0.0)
     questions_per_clip: int = Field(12, ge=4)
     ema: float = Field(0.998, ge=0, lt=1)
     heldout_clips: int = Field(1500, ge=10)
+    generated_clips: int = Field(300, ge=0)  # of the shipped generator, for a second examination
     checkpoint_every: int = Field(200, ge=1)
     threads: int = Field(1, ge=1)
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of the forward pass; weights are float32

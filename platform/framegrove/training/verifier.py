@@ -1,10 +1,12 @@
 """Training of the small verifier, in four stages, because from scratch all at once it stays near chance.
 
-1. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
-2. frames: the vision tower and the connector say, cell by cell, what stands where in whole frames.
-3. reading: with the eyes held still, the text model learns to answer questions about those cells; half way up, it
-   also has to say how each digit moved and whether it changed, which no question teaches as fast.
-4. joint: everything together, at a low rate that decays to nothing; an average of the weights is what is kept.
+1. reading: the text model alone learns to answer questions about codes, which say what stands in each cell of a picture
+   (verifier_codes.py). Nothing is painted or seen, so this is cheap. Clips of one frame come first, then of two:
+   what a question is about is found several times sooner among 16 cells than among 64. Half way up, the text model also has to say how
+   each digit moved and whether it changed, which no question teaches as fast.
+2. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
+3. frames: the vision tower and the connector learn to say the codes of whole frames.
+4. joint: everything together on pictures, at a low rate that decays to nothing; an average of the weights is kept.
 
 Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a
 CPU with matrix units is much faster. Every step draws its clips from (seed, stage, step), so a run that is resumed sees
@@ -28,13 +30,15 @@ from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
 from framegrove.config.verifier import TrainingStage, VerifierTraining
+from framegrove.data.digits import MOTIONS
 from framegrove.training import verifier_model
 from framegrove.training.verifier_batches import clip_batch, frame_batch, window_batch
-from framegrove.training.verifier_heads import CellHeads, TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
+from framegrove.training.verifier_codes import Codes
+from framegrove.training.verifier_heads import TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("windows", "frames", "reading", "joint")
+STAGES = ("reading", "windows", "frames", "joint")
 
 
 @dataclass
@@ -59,10 +63,12 @@ class VerifierRun:
         self.tokenizer = verifier_model.build_tokenizer()
         self.packer = verifier_model.Packer(self.tokenizer, verifier_model.tokens_per_frame(config.model))
         self.model = verifier_model.build_model(config.model, self.tokenizer)
-        self.twin = copy.deepcopy(self.model).to(getattr(torch, config.precision))
+        self.codes = Codes(config.model.text_width)
+        words, ids = self.model.get_input_embeddings().weight, self.tokenizer.get_vocab()
+        self.codes.name(words, ids)
+        self.twin = verifier_model.quickened(copy.deepcopy(self.model).to(getattr(torch, config.precision)))
         self.windows = WindowHeads(config.model.vision_width)
-        self.cells = CellHeads(config.model.text_width)
-        self.tracks = TrackHeads(config.model.text_width)
+        self.tracks = TrackHeads(words[[ids[motion.split()[-2 if "diagonal" in motion else 0]] for motion in MOTIONS]])
         self.average: dict[str, torch.Tensor] | None = None
         self.seconds = 0.0
         self._stage, self._step = 0, 0
@@ -89,7 +95,6 @@ class VerifierRun:
                     self._log(name, figures)
                 if self._step % self.config.checkpoint_every == 0:
                     self._save()
-            self._leave(name)
             self._stage, self._step, self._optimisers = self._stage + 1, 0, []
             self._save()
 
@@ -110,26 +115,15 @@ class VerifierRun:
         eyes, bridge = self.model.model.vision_model, self.model.model.connector
         trained: dict[str, list[nn.Module]] = {
             "windows": [eyes, self.windows],
-            "frames": [eyes, bridge, self.cells],
+            "frames": [eyes, bridge],
             "reading": [self.model.model.text_model, self.model.lm_head, self.tracks],
             "joint": [self.model, self.tracks],
         }
         chosen = {id(p) for module in trained[name] for p in module.parameters()}
-        for module in (self.model, self.windows, self.cells, self.tracks):
+        for module in (self.model, self.windows, self.tracks):
             for weight in module.parameters():
                 weight.requires_grad_(id(weight) in chosen)
         return list(_optimisers(trained[name], plan.rate))
-
-    def _leave(self, name: str) -> None:
-        if name == "frames":
-            self._settle_scale()
-
-    @torch.no_grad()
-    def _settle_scale(self) -> None:
-        """Make the cells' features as large as words are, before the text model first sees them."""
-        batch = frame_batch(self.config.seed + 1, 0, 64)
-        size = verifier_model.read_cells(self.model, batch.frames_N3HW).pow(2).mean().sqrt()
-        self.model.model.connector.modality_projection.proj.weight.div_(size)
 
     def _advance(self, name: str, plan: TrainingStage) -> dict[str, float]:
         """One optimiser step."""
@@ -172,10 +166,15 @@ class VerifierRun:
             return window_loss(self.twin, self.windows, window_batch(seed, self._step, plan.batch))
         if name == "frames":
             frames = frame_batch(seed, self._step, plan.batch)
-            return frame_loss(verifier_model.read_cells(self.twin, frames.frames_N3HW), self.cells, frames)
-        clips = clip_batch(seed, self._step, plan.batch, self.config.questions_per_clip, self.packer)
-        with torch.set_grad_enabled(name == "joint"):
+            return frame_loss(verifier_model.read_cells(self.twin, frames.frames_N3HW), self.codes, frames)
+        painted = name == "joint"
+        longest = 4 if painted else _longest(self._step / plan.steps)
+        count = self.config.questions_per_clip
+        clips = clip_batch(seed, self._step, plan.batch, count, self.packer, painted=painted, longest=longest)
+        if painted:
             cells = verifier_model.read_cells(self.twin, clips.frames_N3HW)
+        else:
+            cells = self.codes.embed(clips.codes_NMF)
         flat = cells.reshape(clips.packed.ids_BL.shape[0], -1, cells.shape[-1])
         logits, middle = verifier_model.answer_logits(self.twin, flat, clips.packed)
         answers = clips.packed.answers_BK
@@ -214,7 +213,6 @@ class VerifierRun:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "windows": self.windows.state_dict(),
-            "cells": self.cells.state_dict(),
             "tracks": self.tracks.state_dict(),
             "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
@@ -239,7 +237,6 @@ class VerifierRun:
             )
         self.model.load_state_dict(state["model"])
         self.windows.load_state_dict(state["windows"])
-        self.cells.load_state_dict(state["cells"])
         self.tracks.load_state_dict(state["tracks"])
         self.average, self.seconds = state["average"], state["seconds"]
         self._stage, self._step = state["stage"], state["step"]
@@ -251,9 +248,14 @@ class VerifierRun:
         logger.info("continuing at stage %s, step %d", (*STAGES, "done")[self._stage], self._step)
 
 
+def _longest(done: float) -> int:
+    """Frames of the longest clips, by how much of reading is done."""
+    return 1 if done < 0.13 else 2 if done < 0.33 else 4
+
+
 def _settled(config: VerifierTraining, begun: tuple[str, ...]) -> dict[str, Any]:
     """The part of a configuration that what has been done so far depends on."""
-    whole = config.model_dump(exclude={"heldout_clips", "checkpoint_every", "threads"})
+    whole = config.model_dump(exclude={"heldout_clips", "generated_clips", "checkpoint_every", "threads"})
     return {key: value for key, value in whole.items() if key not in STAGES or key in begun}
 
 

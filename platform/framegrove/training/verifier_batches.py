@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from framegrove.data.digits import COLOURS, DIGITS, MOTIONS, SIZE
+from framegrove.data.digits import COLOURS, MOTIONS, SIZE
+from framegrove.training.verifier_codes import CELL, SIDE, cell_of, digit_class, scene_codes
 from framegrove.training.verifier_model import PackedQuestions, Packer
 from framegrove.training.verifier_questions import ask_about
 from framegrove.training.verifier_scenes import Drawn, Quality, Scene, draw_scene
 
-NO_DIGIT = len(DIGITS)  # the class of strokes that are no digit
 PATCH = 8
 WINDOW = 4  # patches on a side of a window
-CELL = 16  # px on a side of a cell (2x2 patches)
 _COLOUR_AT = {name: at for at, name in enumerate(COLOURS)}
 _MOTION_AT = {name: at for at, name in enumerate(MOTIONS)}
 _SHOWN_ODDS = np.cumsum([0.24, 0.12, 0.14, 0.5])  # how often a clip of 1, 2, 3, 4 shown frames
@@ -34,18 +33,13 @@ class WindowBatch:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Whole frames in [0, 1]; what each cell holds. ``clear_N``: 1, 0, or -1 where it is not asked.
-
-    ``places_NM2`` is where in the picture a digit's centre is, in cells from the middle. Were it where in its cell, the
-    features would not say which cell that is, and nobody could follow a digit.
-    """
+    """Whole frames in [0, 1] and the codes of their cells; ``asked_N`` is false where nobody asks if it is clear,
+    ``sharp_N`` false where it is not."""
 
     frames_N3HW: torch.Tensor
-    there_NM: torch.Tensor
-    digits_NM: torch.Tensor
-    colours_NM: torch.Tensor
-    places_NM2: torch.Tensor
-    clear_N: torch.Tensor
+    codes_NMF: torch.Tensor
+    asked_N: torch.Tensor
+    sharp_N: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -64,9 +58,10 @@ class Tracks:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips with questions; the frames of all clips in order."""
+    """Clips with questions; the frames of all clips in order, or in their place the vague codes of their cells."""
 
     frames_N3HW: torch.Tensor
+    codes_NMF: torch.Tensor
     packed: PackedQuestions
     tracks: Tracks
 
@@ -83,7 +78,7 @@ def window_batch(seed: int, step: int, count: int) -> WindowBatch:
             x, y = (int(np.clip(round(c / PATCH) - WINDOW // 2, 0, SIZE // PATCH - WINDOW)) for c in drawn.centres[at])
             pixels.append(frame[:, y * PATCH : (y + WINDOW) * PATCH, x * PATCH : (x + WINDOW) * PATCH])
             places.append((grid[y : y + WINDOW, None] * (SIZE // PATCH) + grid[None, x : x + WINDOW]).flatten())
-            digits.append(_digit_class(drawn, at))
+            digits.append(digit_class(drawn, at))
             colours.append(_COLOUR_AT[drawn.colours[at] or drawn.name.colour])
     return WindowBatch(
         torch.stack(pixels[:count]),
@@ -96,38 +91,28 @@ def window_batch(seed: int, step: int, count: int) -> WindowBatch:
 def frame_batch(seed: int, step: int, count: int) -> FrameBatch:
     """``count`` frames, two of each clip."""
     rng = np.random.default_rng([seed, step])
-    cells = (SIZE // CELL) ** 2
-    there = torch.zeros(count, cells, dtype=torch.bool)
-    digits, colours = torch.zeros(count, cells, dtype=torch.long), torch.zeros(count, cells, dtype=torch.long)
-    places, clear = torch.zeros(count, cells, 2), torch.full((count,), -1.0)
-    frames: list[torch.Tensor] = []
-    while len(frames) < count:
-        scene = draw_scene(rng, shown=2)
-        for at in range(min(2, count - len(frames))):
-            row = len(frames)
-            frames.append(scene.frames[at])
-            if scene.quality is not Quality.FAIR:
-                clear[row] = float(scene.quality is Quality.CLEAR)
-            for drawn in scene.drawn:
-                if drawn.colours[at] is None:
-                    continue
-                x, y = drawn.centres[at]
-                cell = _cell(x, y)
-                there[row, cell] = True
-                digits[row, cell] = _digit_class(drawn, at)
-                colours[row, cell] = _COLOUR_AT[drawn.colours[at] or ""]
-                places[row, cell] = (torch.tensor([x, y]) - SIZE / 2) / CELL
-    return FrameBatch(torch.stack(frames), there, digits, colours, places, clear)
+    scenes = [draw_scene(rng, shown=2) for _ in range(-(-count // 2))]
+    qualities = [scene.quality for scene in scenes for _ in range(2)]
+    return FrameBatch(
+        torch.cat([scene.frames for scene in scenes])[:count],
+        torch.cat([scene_codes(scene) for scene in scenes])[:count],
+        torch.tensor([quality is not Quality.FAIR for quality in qualities[:count]]),
+        torch.tensor([quality is not Quality.UNCLEAR for quality in qualities[:count]]),
+    )
 
 
-def clip_batch(seed: int, step: int, count: int, questions: int, packer: Packer) -> ClipBatch:
-    """``count`` clips of one length with ``questions`` questions each."""
+def clip_batch(
+    seed: int, step: int, count: int, questions: int, packer: Packer, *, painted: bool = True, longest: int = 4
+) -> ClipBatch:
+    """``count`` clips of one length, ``longest`` frames at most, with ``questions`` questions each; as pictures or as
+    codes."""
     rng = np.random.default_rng([seed, step])
-    shown = 1 + int(np.searchsorted(_SHOWN_ODDS, rng.random() * _SHOWN_ODDS[-1], side="right"))
-    scenes = [draw_scene(rng, shown=shown) for _ in range(count)]
+    shown = min(longest, 1 + int(np.searchsorted(_SHOWN_ODDS, rng.random() * _SHOWN_ODDS[-1], side="right")))
+    scenes = [draw_scene(rng, shown=shown, painted=painted) for _ in range(count)]
     asked = [ask_about(scene, rng, questions) for scene in scenes]
     packed = packer.pack(shown, [[q.text for q in row] for row in asked], [[q.answer for q in row] for row in asked])
-    return ClipBatch(torch.cat([scene.frames for scene in scenes]), packed, _tracks(scenes))
+    codes = torch.empty(0) if painted else torch.cat([scene_codes(scene, rng) for scene in scenes])
+    return ClipBatch(torch.cat([scene.frames for scene in scenes]), codes, packed, _tracks(scenes))
 
 
 def _tracks(scenes: list[Scene]) -> Tracks:
@@ -139,7 +124,7 @@ def _tracks(scenes: list[Scene]) -> Tracks:
                 if None in drawn.colours[: frame + 1]:
                     break
                 (x0, y0), (x, y) = drawn.centres[frame - 1 : frame + 1]
-                at.append((number * shown + frame) * (SIZE // CELL) ** 2 + _cell(x, y))
+                at.append((number * shown + frame) * SIDE**2 + cell_of(x, y))
                 steps.append(((x - x0) / CELL, (y - y0) / CELL))
                 motions.append(len(MOTIONS) if drawn.motion is None else _MOTION_AT[drawn.motion])
                 seen = set(zip(drawn.digits[: frame + 1], drawn.colours[: frame + 1], strict=True))
@@ -152,11 +137,6 @@ def _tracks(scenes: list[Scene]) -> Tracks:
     )
 
 
-def _cell(x: int, y: int) -> int:
-    x, y = (min(max(c, 0), SIZE - 1) for c in (x, y))
-    return y // CELL * (SIZE // CELL) + x // CELL
-
-
 def _sightings(scene: Scene) -> list[tuple[torch.Tensor, Drawn, int]]:
     return [
         (scene.frames[at], drawn, at)
@@ -164,8 +144,3 @@ def _sightings(scene: Scene) -> list[tuple[torch.Tensor, Drawn, int]]:
         for at in range(scene.frames.shape[0])
         if drawn.colours[at] is not None
     ]
-
-
-def _digit_class(drawn: Drawn, at: int) -> int:
-    digit = drawn.digits[at]
-    return NO_DIGIT if digit is None else digit

@@ -1,4 +1,4 @@
-"""What the verifier's eyes are taught by before anybody asks questions: names of windows, contents of cells."""
+"""What the verifier's eyes are taught by before anybody asks questions: names of windows, codes of cells."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
-from framegrove.data.digits import COLOURS, DIGITS, MOTIONS
-from framegrove.training.verifier_batches import NO_DIGIT, FrameBatch, Tracks, WindowBatch
+from framegrove.data.digits import COLOURS, MOTIONS, SIZE
+from framegrove.training.verifier_batches import FrameBatch, Tracks, WindowBatch
+from framegrove.training.verifier_codes import CLEAR, COLOUR, DIGIT, NO_DIGIT, PLACE, THERE, Codes
+
+_SURE = 8.0  # logits of a class that a code says firmly, over those of the others
 
 
 class WindowHeads(nn.Module):
@@ -16,30 +19,24 @@ class WindowHeads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.head_digit = nn.Linear(width, len(DIGITS) + 1)
+        self.head_digit = nn.Linear(width, NO_DIGIT + 1)
         self.head_colour = nn.Linear(width, len(COLOURS))
-
-
-class CellHeads(nn.Module):
-    """Whether a cell holds the centre of something, what, in which colour, where; and whether the frame is clear."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.head_there = nn.Linear(width, 1)
-        self.head_digit = nn.Linear(width, len(DIGITS) + 1)
-        self.head_colour = nn.Linear(width, len(COLOURS))
-        self.head_place = nn.Linear(width, 2)
-        self.head_clear = nn.Linear(width, 1)
 
 
 class TrackHeads(nn.Module):
-    """What became of a digit since the frame before, from the text model's state half way up, at the digit's cell."""
+    """What became of a digit since the frame before, from the text model's state half way up, at the digit's cell.
 
-    def __init__(self, width: int) -> None:
+    A motion begins as the embedding (D) of its telling word, so that questions find it by that.
+    """
+
+    def __init__(self, telling_words_4D: torch.Tensor) -> None:
         super().__init__()
+        width = telling_words_4D.shape[-1]
         self.head_step = nn.Linear(width, 2)
         self.head_motion = nn.Linear(width, len(MOTIONS) + 1)
         self.head_same = nn.Linear(width, 1)
+        with torch.no_grad():
+            self.head_motion.weight[: len(MOTIONS)] = 0.6 * functional.normalize(telling_words_4D, dim=-1)
 
 
 def window_loss(
@@ -61,23 +58,26 @@ def window_loss(
     return loss, {"digit": float(right)}
 
 
-def frame_loss(cells_NMD: torch.Tensor, heads: CellHeads, batch: FrameBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Everything that CellHeads says against the truth; and the share of digits read rightly."""
-    cells_NMD = cells_NMD.float()
-    there = heads.head_there(cells_NMD)[..., 0]
-    loss = functional.binary_cross_entropy_with_logits(there, batch.there_NM.float())
-    held = cells_NMD[batch.there_NM]
-    digits, colours = batch.digits_NM[batch.there_NM], batch.colours_NM[batch.there_NM]
-    digit_logits = heads.head_digit(held)
-    loss = loss + functional.cross_entropy(digit_logits, digits)
-    loss = loss + 0.5 * functional.cross_entropy(heads.head_colour(held), colours)
-    loss = loss + functional.mse_loss(heads.head_place(held), batch.places_NM2[batch.there_NM])
-    clear = heads.head_clear(cells_NMD.mean(1))[:, 0]
-    known = batch.clear_N >= 0
-    loss = loss + 0.3 * functional.binary_cross_entropy_with_logits(clear[known], batch.clear_N[known])
-    real = digits != NO_DIGIT
-    right = (digit_logits.argmax(-1) == digits)[real].float().mean()
-    return loss, {"digit": float(right)}
+def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """How far the cells are from their codes, and how far the digit and colour read back from them are from the truth;
+    with the share of digits read rightly in sharp pictures."""
+    said, wanted = codes.read(cells_NMD), batch.codes_NMF
+    unasked = batch.codes_NMF.new_zeros(wanted.shape)
+    unasked[~batch.asked_N, :, CLEAR] = 1.0
+    wanted = torch.where(unasked > 0, said.detach(), wanted)
+    held = (wanted[..., THERE] + 1) / 2
+    away = (cells_NMD.float() - codes.embed(wanted)).pow(2).mean(-1)
+    loss = (away * (1 + 5 * held)).mean()
+    there = held > 0.5
+    digits = wanted[..., DIGIT][there].argmax(-1)
+    # Squares alone are slow to learn classes from: their gradient fades where a wrong answer is given firmly.
+    loss = loss + functional.cross_entropy(_SURE * said[..., DIGIT][there], digits)
+    colours = wanted[..., COLOUR][there].argmax(-1)
+    loss = loss + 0.5 * functional.cross_entropy(_SURE * said[..., COLOUR][there], colours)
+    real = (digits != NO_DIGIT) & batch.sharp_N[:, None].expand_as(there)[there]
+    right = (said[..., DIGIT][there].argmax(-1) == digits)[real].float().mean()
+    off = (said - wanted)[..., PLACE][there][real].detach().abs().mean() * SIZE / 2
+    return loss, {"digit": float(right), "off": float(off)}
 
 
 def track_loss(middle_MD: torch.Tensor, heads: TrackHeads, tracks: Tracks) -> tuple[torch.Tensor, dict[str, float]]:

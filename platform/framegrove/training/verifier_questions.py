@@ -35,7 +35,7 @@ _ASPECTS_MOVING = {
     Aspect.DIGIT: 0.10,
     Aspect.COLOUR: 0.05,
     Aspect.COUNT: 0.05,
-    Aspect.MATCH: 0.13,
+    Aspect.MATCH: 0.16,
     Aspect.STABILITY: 0.07,
     Aspect.CLARITY: 0.06,
 }
