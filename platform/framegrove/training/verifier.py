@@ -1,9 +1,9 @@
 """Training of the small verifier, in four stages, because from scratch all at once it stays near chance.
 
 1. reading: the text model alone learns to answer questions about codes, which say what stands in each cell of a picture
-   (verifier_codes.py). Nothing is painted or seen, so this is cheap. Clips of one frame come first, then of two:
-   what a question is about is found several times sooner among 16 cells than among 64. Half way up, the text model also has to say how
-   each digit moved and whether it changed, which no question teaches as fast.
+   (verifier_codes.py). Nothing is painted or seen, so this is cheap. Clips of one frame come first, then of two: what
+   a question is about is found several times sooner among 16 cells than among 64. Half way up, the text model also
+   has to say how each digit moved and whether it changed, which no question teaches as fast.
 2. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
 3. frames: the vision tower and the connector learn to say the codes of whole frames.
 4. joint: everything together on pictures, at a low rate that decays to nothing; an average of the weights is kept.

@@ -79,13 +79,13 @@ class Scene:
 
 _STATIC_FAULTS = {Fault.NONE: 0.8, Fault.MALFORMED: 0.2}
 _MOVING_FAULTS = {
-    Fault.NONE: 0.53,
+    Fault.NONE: 0.44,
     Fault.RESTYLE: 0.04,
-    Fault.MORPH: 0.15,
-    Fault.RECOLOUR: 0.04,
-    Fault.VANISH: 0.04,
-    Fault.SWERVE: 0.08,
-    Fault.STILL: 0.05,
+    Fault.MORPH: 0.16,
+    Fault.RECOLOUR: 0.07,
+    Fault.VANISH: 0.06,
+    Fault.SWERVE: 0.10,
+    Fault.STILL: 0.06,
     Fault.MALFORMED: 0.07,
 }
 _QUALITIES = {Quality.CLEAR: 0.6, Quality.FAIR: 0.27, Quality.UNCLEAR: 0.13}
