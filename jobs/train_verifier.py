@@ -91,36 +91,34 @@ def _generated(count: int) -> list[Scene]:
     return [scene for scene in scenes if scene is not None]
 
 
-_SURE = 0.8  # chance of the likeliest digit below which what the oracle reads is no truth to examine by
+_SURE, _MUSH = 0.5, 0.25  # chance of the likeliest digit from which it is one, and below which it is none
 
 
 def _as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: DigitsOracle) -> Scene | None:
-    """The shown frames, and what the oracle reads in the units they stand for; None where it is not sure of that."""
+    """The shown frames and what the oracle reads in the clip; None where it is in doubt about a digit, or sees other
+    colours than were asked for: it tells objects apart by colour, so blends of two look like a third one to it."""
     import torch
 
-    from framegrove.data.digits import FRAMES_PER_UNIT, DigitObject
+    from framegrove.data.digits import DigitObject
     from framegrove.training.verifier_scenes import Drawn, Fault, Quality, Scene
     from framegrove.verification.questions import shown_frames
 
-    units = [frames[:1], *(frames[at : at + FRAMES_PER_UNIT] for at in range(1, len(frames), FRAMES_PER_UNIT))]
-    by_unit = [{reading.colour: reading for reading in oracle.read(unit)} for unit in units]
     meant = {one.colour: one.digit for one in asked}
+    readings, times = oracle.read(frames), shown_frames(len(frames))
+    if {reading.colour for reading in readings} != set(meant):
+        return None
     drawn = []
-    for whole in oracle.read(frames):
-        found = [unit.get(whole.colour) for unit in by_unit]
-        if any(one is not None and one.digit is not None and one.confidence < _SURE for one in found):
+    for reading in readings:
+        if _MUSH < reading.confidence < _SURE or (reading.digit is None) != (reading.confidence < _SURE):
             return None
-        seen = tuple(one.digit if one is not None else None for one in found)
-        named = [digit for digit in seen if digit is not None]
-        fault = Fault.NONE if len(set(seen)) == 1 else Fault.MORPH
-        if not named:
-            fault = Fault.MALFORMED
-        elif whole.motion is None:
-            fault = Fault.SWERVE if fault is Fault.NONE else fault
-        name = DigitObject(named[0] if named else meant.get(whole.colour, 0), whole.colour, whole.motion or "")
-        drawn.append(Drawn(name, fault, 1, seen, (whole.colour,) * len(units), whole.motion, ((0, 0),) * len(units)))
-    shown = torch.from_numpy(frames[list(shown_frames(len(frames)))]).permute(0, 3, 1, 2) / 255.0
-    return Scene(shown, tuple(drawn), Quality.FAIR) if drawn else None
+        name = DigitObject(
+            meant[reading.colour] if reading.digit is None else reading.digit, reading.colour, reading.motion or ""
+        )
+        fault = Fault.MALFORMED if reading.digit is None else Fault.SWERVE if reading.motion is None else Fault.NONE
+        seen, colours = (reading.digit,) * len(times), (reading.colour,) * len(times)
+        drawn.append(Drawn(name, fault, 0, seen, colours, reading.motion, ((0, 0),) * len(times)))
+    shown = torch.from_numpy(frames[list(times)]).permute(0, 3, 1, 2) / 255.0
+    return Scene(shown, tuple(drawn), Quality.FAIR)
 
 
 if __name__ == "__main__":

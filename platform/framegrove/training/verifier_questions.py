@@ -217,7 +217,7 @@ def _stabilities(scene: Scene) -> list[Labelled]:
     faults = {d.fault for d in scene.drawn}
     if scene.frames.shape[0] == 1 or faults & {Fault.MALFORMED, Fault.RESTYLE}:
         return []
-    broken = faults & {Fault.MORPH, Fault.RECOLOUR, Fault.VANISH}
+    broken = faults & {Fault.MORPH, Fault.MELT, Fault.RECOLOUR, Fault.VANISH}
     kind = min(fault.value for fault in broken) if broken else "true"
     return [Labelled(ask.ASK_STABLE, not broken, Aspect.STABILITY, kind)]
 

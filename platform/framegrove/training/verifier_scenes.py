@@ -32,6 +32,7 @@ class Fault(enum.StrEnum):
     NONE = "none"
     RESTYLE = "restyle"  # the same digit from another scan later on: harmless
     MORPH = "morph"  # another digit later on
+    MELT = "melt"  # no digit any more later on
     RECOLOUR = "recolour"  # another colour later on
     VANISH = "vanish"  # gone, or a mere smudge, later on
     SWERVE = "swerve"  # off its line later on
@@ -79,14 +80,15 @@ class Scene:
 
 _STATIC_FAULTS = {Fault.NONE: 0.8, Fault.MALFORMED: 0.2}
 _MOVING_FAULTS = {
-    Fault.NONE: 0.44,
+    Fault.NONE: 0.43,
     Fault.RESTYLE: 0.04,
-    Fault.MORPH: 0.16,
+    Fault.MORPH: 0.13,
+    Fault.MELT: 0.05,
     Fault.RECOLOUR: 0.07,
     Fault.VANISH: 0.06,
     Fault.SWERVE: 0.10,
     Fault.STILL: 0.06,
-    Fault.MALFORMED: 0.07,
+    Fault.MALFORMED: 0.06,
 }
 _QUALITIES = {Quality.CLEAR: 0.6, Quality.FAIR: 0.27, Quality.UNCLEAR: 0.13}
 
@@ -150,6 +152,8 @@ def _draw(
         centres, motion = [centres[0]] * shown, None
     elif fault is Fault.MALFORMED:
         seen = [None] * shown
+    elif fault is Fault.MELT:
+        seen[start:] = [None] * (shown - start)
     elif fault is Fault.MORPH:
         seen[start:] = [_other_digit(name.digit, rng)] * (shown - start)
         if shown - start > 1 and rng.random() < 0.5:  # on the way
@@ -165,7 +169,7 @@ def _draw(
 
 def _painted(drawn: list[Drawn], shown: int, quality: Quality, hand: np.random.Generator, split: Split) -> torch.Tensor:
     frames = np.broadcast_to(np.asarray(digits.BACKGROUND, np.float32), (shown, SIZE, SIZE, 3)).copy()
-    scale = 1.0 if hand.random() < 0.5 else float(hand.uniform(0.9, 1.1))
+    scale = 1.0 if hand.random() < 0.5 else float(hand.uniform(0.85, 1.1))
     side = round((digits.SINGLE_SIDE if len(drawn) == 1 else digits.PAIR_SIDE) * scale)
     for one in drawn:
         colours = [COLOURS[colour or one.name.colour] for colour in one.colours]
@@ -182,7 +186,9 @@ def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> l
     if drawn.fault is Fault.MALFORMED:
         return [_malformed(scan, digit, side, hand, split)] * shown
     inks = [_ink(scan, side, hand)] * shown
-    if drawn.fault is Fault.RESTYLE:
+    if drawn.fault is Fault.MELT:
+        inks[start:] = [_malformed(scan, digit, side, hand, split)] * (shown - start)
+    elif drawn.fault is Fault.RESTYLE:
         inks[start:] = [_ink(_scan(digit, hand, split), side, hand)] * (shown - start)
     elif drawn.fault is Fault.MORPH:
         target = _scan(drawn.digits[-1] or 0, hand, split)
@@ -235,14 +241,15 @@ def _scan(digit: int, rng: np.random.Generator, split: Split) -> Ink:
 
 
 def _ink(scan: Ink, side: int, rng: np.random.Generator) -> Ink:
-    """The scan as strokes; every other one a little turned, sheared, thinner or thicker (a generator's hand shakes)."""
-    if rng.random() < 0.5:
+    """The scan as strokes; most a little turned, sheared, thinner, thicker or fainter (a generator's hand shakes)."""
+    if rng.random() < 0.4:
         return digits.sprite(scan, side)
     turn, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)
     matrix = np.asarray([[np.cos(turn), -np.sin(turn) + shear], [np.sin(turn), np.cos(turn)]])
     middle = np.asarray([3.5, 3.5])
     bent = ndimage.affine_transform(scan, matrix, offset=middle - matrix @ middle, order=1)
-    return digits.sprite(np.clip(bent * float(rng.uniform(0.9, 1.2)), 0, 1).astype(np.float32), side)
+    strokes = digits.sprite(np.clip(bent * float(rng.uniform(0.85, 1.35)), 0, 1).astype(np.float32), side)
+    return strokes * np.float32(rng.uniform(0.6, 1.0) if rng.random() < 0.3 else 1.0)
 
 
 def _malformed(scan: Ink, digit: int, side: int, rng: np.random.Generator, split: Split) -> Ink:
