@@ -123,7 +123,7 @@ def test_packed_answers_equal_transformers_one_by_one(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         cells = read_cells(model, pixels.flatten(0, 1) / 255).view(2, -1, TINY.text_width)
-        packed, _ = answer_logits(model, cells, packer.pack(3, texts, [[True] * 3] * 2))
+        packed, *_ = answer_logits(model, cells, packer.pack(3, texts, [[True] * 3] * 2))
     save_folder(model, tokenizer, TINY, tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()

@@ -176,14 +176,14 @@ class VerifierRun:
         else:
             cells = self.codes.embed(clips.codes_NMF)
         flat = cells.reshape(clips.packed.ids_BL.shape[0], -1, cells.shape[-1])
-        logits, middle = verifier_model.answer_logits(self.twin, flat, clips.packed)
+        logits, middle, late = verifier_model.answer_logits(self.twin, flat, clips.packed)
         answers = clips.packed.answers_BK
         words = torch.where(answers > 0.5, self.packer.yes, self.packer.no)
         loss = functional.cross_entropy(logits.flatten(0, 1), words.flatten())
         said_yes = logits[..., self.packer.yes] > logits[..., self.packer.no]
         figures = {"right": float((said_yes == (answers > 0.5)).float().mean())}
         if len(clips.tracks.at_S):
-            tracking, tracked = track_loss(middle.flatten(0, 1), self.tracks, clips.tracks)
+            tracking, tracked = track_loss(middle.flatten(0, 1), late.flatten(0, 1), self.tracks, clips.tracks)
             loss, figures = loss + 0.3 * tracking, figures | tracked
         return loss, figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,16 @@ class Tracks:
 
     ``at_S`` counts cells through all frames of all clips. ``steps_S2`` is the way from the frame before, in cells;
     ``motions_S`` numbers MOTIONS, then none of them; ``same_S`` says if digit and colour are what they always were.
+    ``named_Q`` counts tokens through all packed rows: where a question has named a digit; ``named_motions_Q`` is how
+    that one moves in all.
     """
 
     at_S: torch.Tensor
     steps_S2: torch.Tensor
     motions_S: torch.Tensor
     same_S: torch.Tensor
+    named_Q: torch.Tensor
+    named_motions_Q: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,10 @@ def clip_batch(
     asked = [ask_about(scene, rng, questions) for scene in scenes]
     packed = packer.pack(shown, [[q.text for q in row] for row in asked], [[q.answer for q in row] for row in asked])
     codes = torch.empty(0) if painted else torch.cat([scene_codes(scene, rng) for scene in scenes])
-    return ClipBatch(torch.cat([scene.frames for scene in scenes]), codes, packed, _tracks(scenes))
+    return ClipBatch(torch.cat([scene.frames for scene in scenes]), codes, packed, _tracks(scenes, packed, packer))
 
 
-def _tracks(scenes: list[Scene]) -> Tracks:
+def _tracks(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> Tracks:
     at, steps, motions, same = [], [], [], []
     for number, scene in enumerate(scenes):
         shown = scene.frames.shape[0]
@@ -126,7 +131,7 @@ def _tracks(scenes: list[Scene]) -> Tracks:
                 (x0, y0), (x, y) = drawn.centres[frame - 1 : frame + 1]
                 at.append((number * shown + frame) * SIDE**2 + cell_of(x, y))
                 steps.append(((x - x0) / CELL, (y - y0) / CELL))
-                motions.append(len(MOTIONS) if drawn.motion is None else _MOTION_AT[drawn.motion])
+                motions.append(_motion_class(drawn))
                 seen = set(zip(drawn.digits[: frame + 1], drawn.colours[: frame + 1], strict=True))
                 same.append(float(len(seen) == 1))
     return Tracks(
@@ -134,7 +139,28 @@ def _tracks(scenes: list[Scene]) -> Tracks:
         torch.tensor(steps).view(-1, 2),
         torch.tensor(motions, dtype=torch.long),
         torch.tensor(same),
+        *_named(scenes, packed, packer),
     )
+
+
+def _named(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where questions name a digit that is there, and its motion."""
+    at, motions = [], []
+    for row, (scene, ids) in enumerate(zip(scenes, packed.ids_BL.tolist(), strict=True)):
+        names = {
+            (packer.word_ids[drawn.name.colour], packer.word_ids[str(drawn.name.digit)]): _motion_class(drawn)
+            for drawn in scene.drawn
+            if scene.frames.shape[0] > 1 and None not in drawn.colours
+        }
+        for here, name in enumerate(pairwise(ids)):
+            if name in names:
+                at.append(row * len(ids) + here + 1)
+                motions.append(names[name])
+    return torch.tensor(at, dtype=torch.long), torch.tensor(motions, dtype=torch.long)
+
+
+def _motion_class(drawn: Drawn) -> int:
+    return len(MOTIONS) if drawn.motion is None else _MOTION_AT[drawn.motion]
 
 
 def _sightings(scene: Scene) -> list[tuple[torch.Tensor, Drawn, int]]:

@@ -114,7 +114,7 @@ def _marks(
             cells = read_cells(model, torch.cat([scene.frames for scene in scenes]))
         else:
             cells = codes.embed(torch.cat([scene_codes(scene) for scene in scenes]))
-        logits, _ = answer_logits(model, cells.reshape(len(scenes), -1, cells.shape[-1]), packed)
+        logits, *_ = answer_logits(model, cells.reshape(len(scenes), -1, cells.shape[-1]), packed)
         says = (logits[..., packer.yes] > logits[..., packer.no]).tolist()
         for scene, row, said in zip(scenes, asked, says, strict=True):
             for question, yes in zip(row, said, strict=True):

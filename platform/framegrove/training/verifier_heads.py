@@ -24,7 +24,8 @@ class WindowHeads(nn.Module):
 
 
 class TrackHeads(nn.Module):
-    """What became of a digit since the frame before, from the text model's state half way up, at the digit's cell.
+    """What became of a digit since the frame before, from the text model's state half way up, at the digit's cell; and
+    how it moves in all, from the state before the last layer, where a question has named it.
 
     A motion begins as the embedding (D) of its telling word, so that questions find it by that.
     """
@@ -35,6 +36,7 @@ class TrackHeads(nn.Module):
         self.head_step = nn.Linear(width, 2)
         self.head_motion = nn.Linear(width, len(MOTIONS) + 1)
         self.head_same = nn.Linear(width, 1)
+        self.head_named = nn.Linear(width, len(MOTIONS) + 1)
         with torch.no_grad():
             self.head_motion.weight[: len(MOTIONS)] = 0.6 * functional.normalize(telling_words_4D, dim=-1)
 
@@ -80,11 +82,19 @@ def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tupl
     return loss, {"digit": float(right), "off": float(off)}
 
 
-def track_loss(middle_MD: torch.Tensor, heads: TrackHeads, tracks: Tracks) -> tuple[torch.Tensor, dict[str, float]]:
-    """What TrackHeads says against the truth, from the states at all cells; and the share of motions named rightly."""
+def track_loss(
+    middle_MD: torch.Tensor, late_LD: torch.Tensor, heads: TrackHeads, tracks: Tracks
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """What TrackHeads says against the truth, from the states at all cells and at all tokens; and the shares of motions
+    rightly named at cells and at names."""
     held = functional.layer_norm(middle_MD[tracks.at_S].float(), middle_MD.shape[-1:])
     motions = heads.head_motion(held)
     loss = functional.cross_entropy(motions, tracks.motions_S)
     loss = loss + functional.mse_loss(heads.head_step(held), tracks.steps_S2)
     loss = loss + functional.binary_cross_entropy_with_logits(heads.head_same(held)[:, 0], tracks.same_S)
-    return loss, {"tracked": float((motions.argmax(-1) == tracks.motions_S).float().mean())}
+    figures = {"tracked": float((motions.argmax(-1) == tracks.motions_S).float().mean())}
+    if len(tracks.named_Q):
+        named = heads.head_named(functional.layer_norm(late_LD[tracks.named_Q].float(), late_LD.shape[-1:]))
+        loss = loss + functional.cross_entropy(named, tracks.named_motions_Q)
+        figures["named"] = float((named.argmax(-1) == tracks.named_motions_Q).float().mean())
+    return loss, figures

@@ -196,6 +196,7 @@ class Packer:
         self._frame_tokens = frame_tokens
         self._known: dict[str, list[int]] = {}
         self.yes, self.no = (_id(tokenizer, w) for w in ("yes", "no"))
+        self.word_ids: dict[str, int] = tokenizer.get_vocab()
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a question."""
@@ -284,9 +285,9 @@ def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tenso
 
 def answer_logits(
     model: Idefics3ForConditionalGeneration, cells_BMD: torch.Tensor, packed: PackedQuestions
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits over the vocabulary where each answer would stand, (B, K, V), from the cells of all frames in order; and
-    the text model's states half way up at those cells, like ``cells_BMD``."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits over the vocabulary where each answer would stand, (B, K, V), from the cells of all frames in order; the
+    text model's states half way up at those cells, like ``cells_BMD``; and those before the last layer, (B, L, D)."""
     words = model.get_input_embeddings()(packed.ids_BL)
     at_image = (packed.ids_BL == model.config.image_token_id)[..., None]
     inputs = words.masked_scatter(at_image, cells_BMD.to(words.dtype))
@@ -306,7 +307,7 @@ def answer_logits(
     hidden = states.last_hidden_state
     last = hidden.gather(1, packed.ends_BK[..., None].expand(-1, -1, hidden.shape[-1]))
     middle = states.hidden_states[(len(states.hidden_states) - 1) // 2]
-    return model.lm_head(last).float(), middle[at_image[..., 0]].view(cells_BMD.shape)
+    return model.lm_head(last).float(), middle[at_image[..., 0]].view(cells_BMD.shape), states.hidden_states[-2]
 
 
 def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
