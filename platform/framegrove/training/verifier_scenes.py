@@ -23,6 +23,7 @@ from framegrove.data.digits import COLOURS, MOTIONS, SIZE, Split
 from framegrove.verification.questions import shown_frames
 
 Ink = npt.NDArray[np.float32]
+Colour = tuple[int, int, int]
 Choice = TypeVar("Choice")
 
 
@@ -172,11 +173,18 @@ def _painted(drawn: list[Drawn], shown: int, quality: Quality, hand: np.random.G
     scale = 1.0 if hand.random() < 0.5 else float(hand.uniform(0.85, 1.1))
     side = round((digits.SINGLE_SIDE if len(drawn) == 1 else digits.PAIR_SIDE) * scale)
     for one in drawn:
-        colours = [COLOURS[colour or one.name.colour] for colour in one.colours]
+        tinge = COLOURS[str(hand.choice(list(COLOURS)))], float(hand.uniform(0, 0.2)) if hand.random() < 0.3 else 0.0
+        colours = [_mixed(COLOURS[colour or one.name.colour], *tinge) for colour in one.colours]
         for frame, ink, colour, (x, y) in zip(frames, _inks(one, side, hand, split), colours, one.centres, strict=True):
             digits.paint(frame, ink, colour, x, y)
     seen = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous() / 255.0
     return degrade(seen, quality, hand)
+
+
+def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """A colour with something of another one in it: generators take colours from a clip's other digit."""
+    red, green, blue = (round(one + share * (two - one)) for one, two in zip(colour, other, strict=True))
+    return red, green, blue
 
 
 def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> list[Ink]:
