@@ -68,8 +68,8 @@ def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tupl
     unasked[~batch.asked_N, :, CLEAR] = 1.0
     wanted = torch.where(unasked > 0, said.detach(), wanted)
     held = (wanted[..., THERE] + 1) / 2
-    away = (cells_NMD.float() - codes.embed(wanted)).pow(2).mean(-1)
-    loss = (away * (1 + 5 * held)).mean()
+    away = (cells_NMD.float() - codes.embed(wanted)).pow(2).sum(-1)
+    loss = (away * (1 + 5 * held)).mean() / 16  # enough next to the classes' that places are learned as well
     there = held > 0.5
     digits = wanted[..., DIGIT][there].argmax(-1)
     # Squares alone are slow to learn classes from: their gradient fades where a wrong answer is given firmly.
