@@ -37,16 +37,7 @@ def tiny_pipeline(seed: int = 0, steps: int = 2) -> Pipeline:
         )
         for parameter in transformer.parameters():
             torch.nn.init.normal_(parameter, std=0.15)
-        vae = CausalVideoVae(
-            VaeConfig(
-                encoder_layers_per_block=(1, 1, 1, 1),
-                encoder_block_out_channels=(8, 8, 8, 8),
-                encoder_norm_num_groups=4,
-                decoder_layers_per_block=(1, 1, 1, 1),
-                decoder_block_out_channels=(8, 8, 8, 8),
-                decoder_norm_num_groups=4,
-            )
-        )
+        vae = tiny_vae()
     text = TextEncoder.fresh(TextConfig(layers=1, width=16, heads=2), WORDS, seed)
     norm = LatentNorm(Affine((0.1,), 0.8), Affine((-0.2,), 0.5))
     recipe = Recipe(
@@ -60,6 +51,20 @@ def tiny_pipeline(seed: int = 0, steps: int = 2) -> Pipeline:
     for module in (transformer, vae, text):
         module.eval().requires_grad_(False)
     return Pipeline(transformer, vae, norm, text, recipe)
+
+
+def tiny_vae() -> CausalVideoVae:
+    """A public VAE in small, 8 x 8 x 8."""
+    return CausalVideoVae(
+        VaeConfig(
+            encoder_layers_per_block=(1, 1, 1, 1),
+            encoder_block_out_channels=(8, 8, 8, 8),
+            encoder_norm_num_groups=4,
+            decoder_layers_per_block=(1, 1, 1, 1),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            decoder_norm_num_groups=4,
+        )
+    )
 
 
 def save_tiny_verifier(folder: Path) -> Path:

@@ -6,37 +6,48 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from framegrove.config.model import TransformerConfig, digits_transformer_config
+from framegrove.config.model import AnyTransformerConfig, FluxConfig, TransformerConfig, digits_transformer_config
 from framegrove.models.attention import mask_rule
 from framegrove.models.flops import Shape, layout_flops, layout_tokens
-from framegrove.models.mmdit import MMDiT
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
+from framegrove.models.transformers import build_transformer
 
 SMALL = digits_transformer_config().model_copy(update={"num_layers": 3})
+FLUX = FluxConfig(
+    num_layers=2,
+    num_single_layers=3,
+    num_attention_heads=4,
+    attention_head_dim=16,
+    axes_dims_rope=(4, 6, 6),
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+)
 BIDIRECTIONAL = SMALL.model_copy(update={"use_temporal_causal": False})
 
 
-def _samples(config: TransformerConfig, text: int, history: list[Shape], current: Shape, count: int) -> list[Sample]:
+def _samples(config: AnyTransformerConfig, text: int, history: list[Shape], current: Shape, count: int) -> list[Sample]:
     embedding = TextEmbedding(torch.randn(text, config.joint_attention_dim), torch.randn(config.pooled_projection_dim))
     prefix = Prefix(embedding, tuple(torch.randn(16, *shape) for shape in history))
     return [Sample(prefix, torch.randn(16, *current), 500.0) for _ in range(count)]
 
 
-LAYOUTS: list[tuple[TransformerConfig, int, list[Shape], Shape, int]] = [
+LAYOUTS: list[tuple[AnyTransformerConfig, int, list[Shape], Shape, int]] = [
     (SMALL, 7, [], (1, 4, 4), 1),
     (SMALL, 7, [], (1, 8, 8), 3),
     (SMALL, 5, [], (3, 4, 4), 1),
     (SMALL, 12, [(2, 2, 2), (1, 4, 4), (1, 8, 8)], (1, 8, 8), 1),
     (SMALL, 12, [(1, 2, 2), (1, 4, 4)], (1, 4, 4), 4),
     (BIDIRECTIONAL, 12, [(1, 2, 2), (1, 4, 4)], (1, 4, 4), 2),
+    (FLUX, 7, [], (1, 8, 8), 3),
+    (FLUX, 12, [(2, 2, 2), (1, 4, 4), (1, 8, 8)], (1, 8, 8), 2),
 ]
 
 
 @pytest.mark.parametrize(("config", "text", "history", "current", "siblings"), LAYOUTS)
 def test_flops_and_tokens_are_those_of_a_forward(
-    config: TransformerConfig, text: int, history: list[Shape], current: Shape, siblings: int
+    config: AnyTransformerConfig, text: int, history: list[Shape], current: Shape, siblings: int
 ) -> None:
-    transformer = MMDiT(config)
+    transformer = build_transformer(config)
     samples = _samples(config, text, history, current, siblings)
     packed = transformer.pack(samples)
     counter = FlopCounterMode(display=False)
@@ -50,7 +61,7 @@ def test_flops_and_tokens_are_those_of_a_forward(
     at = torch.arange(len(tokens.joint))
     seen = rule(None, None, at[:, None], at[None])
     current_tokens = seen[torch.from_numpy(tokens.joint) >= len(packed.text_LD) + packed.current_start]
-    pairs = (config.num_layers - 1) * int(seen.sum()) + int(current_tokens.sum())
+    pairs = (config.attention_layers - 1) * int(seen.sum()) + int(current_tokens.sum())
 
     assert layout_tokens(config, text, history, current, siblings) == len(tokens.joint)
     assert layout_flops(config, text, history, current, siblings) == linear + 4 * config.width * pairs

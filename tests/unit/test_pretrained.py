@@ -71,10 +71,17 @@ def test_no_folder(tmp_path: Path) -> None:
         load_pipeline(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["framegrove.json", "diffusion_transformer/config.json", WEIGHTS])
-def test_a_missing_file(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("framegrove.json", "is not a whole model: framegrove.json is missing"),
+        ("diffusion_transformer/config.json", "is not a whole model: diffusion_transformer/config.json is missing"),
+        (WEIGHTS, "holds no weights: diffusion_pytorch_model.safetensors is missing"),
+    ],
+)
+def test_a_missing_file(folder: Path, name: str, message: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=f"is not a whole model: {name} is missing"):
+    with pytest.raises(ValueError, match=message):
         load_pipeline(folder)
 
 

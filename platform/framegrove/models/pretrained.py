@@ -4,45 +4,53 @@
     DIR/causal_video_vae/...     DIR/text_encoder/...     DIR/tokenizer/...
     DIR/framegrove.json          the recipe: pyramid, guidance, steps, native size
 
-Weights are read from safetensors alone; no pickle is opened.
+Public checkpoints hold their transformers as diffusion_transformer_768p and the like, two or three text encoders, and
+no recipe (see public.py). Weights are read from safetensors; a pickle is opened only where the caller allows it.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from framegrove.config.model import Recipe, TransformerConfig
-from framegrove.models.mmdit import MMDiT
+from framegrove.config.model import AnyTransformerConfig, FluxConfig, Recipe, read_transformer_config
+from framegrove.models.files import (
+    CONFIG_FILE,
+    check_keys,
+    read_json,
+    read_weights,
+    save_weights,
+    write_json,
+)
+from framegrove.models.public import RELEASED_NORMS, VARIANTS, local_folder, transformer_folder
+from framegrove.models.public import TRANSFORMER as TRANSFORMER
 from framegrove.models.text import TextEncoder
+from framegrove.models.text_public import PublicTextEncoder
+from framegrove.models.transformers import Transformer, build_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import LatentNorm, load_vae, save_vae
 
-TRANSFORMER, VAE, RECIPE = "diffusion_transformer", "causal_video_vae", "framegrove.json"
-_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+VAE, RECIPE = "causal_video_vae", "framegrove.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A whole generator: prompts to latents to pixels, and the recipe it is sampled with."""
+    """A whole generator: prompts to latents to pixels, and the recipe it is sampled with.
 
-    transformer: MMDiT
+    ``variant`` is the name of the transformer's folder.
+    """
+
+    transformer: Transformer
     vae: CausalVideoVae
     latent_norm: LatentNorm
-    text: TextEncoder
+    text: TextEncoder | PublicTextEncoder
     recipe: Recipe
+    variant: str = TRANSFORMER
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move all weights, in place."""
@@ -56,43 +64,53 @@ def embedded_model() -> Path:
     return Path(str(resources.files("framegrove") / "assets" / "digits"))
 
 
-def load_pipeline(folder: str | Path | None = None, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """Read a model folder (absent: the embedded model), in evaluation mode, the transformer's weights in ``dtype``.
+def load_pipeline(
+    model: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> Pipeline:
+    """Read a model (absent: the embedded one), in evaluation mode; transformer and public text encoders in ``dtype``.
 
-    Raises ValueError, in one line, for what is missing or does not fit.
+    ``model`` is a folder or a hub id, ours or a public checkpoint; ``variant`` chooses among a public one's
+    transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
+    safetensors. Raises ValueError, in one line, for what is missing or does not fit.
     """
-    folder = embedded_model() if folder is None else Path(folder)
+    folder = embedded_model() if model is None else local_folder(model, variant, allow_pickle=allow_pickle)
     if not folder.is_dir():
         raise ValueError(f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}")
-    for name in (RECIPE, f"{TRANSFORMER}/{_CONFIG}", f"{TRANSFORMER}/{_WEIGHTS}"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a whole model: {name} is missing")
-    recipe = _read_recipe(folder / RECIPE)
-    vae, norm = load_vae(folder / VAE)
-    text = TextEncoder.load(folder).eval().requires_grad_(False)
-    transformer = load_transformer(folder / TRANSFORMER, dtype)
-    return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe)
+    name = transformer_folder(folder, variant)
+    config = _read_config(folder / name, f"{folder} is not a whole model: {name}/{CONFIG_FILE} is missing")
+    recipe = _read_recipe(folder, name)
+    released = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
+    vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, allow_pickle=allow_pickle)
+    text: TextEncoder | PublicTextEncoder
+    if (folder / "text_encoder_2").is_dir():
+        text = PublicTextEncoder.load(folder, dtype, allow_pickle=allow_pickle)
+    else:
+        text = TextEncoder.load(folder).eval().requires_grad_(False)
+    transformer = load_transformer(folder / name, dtype, allow_pickle=allow_pickle)
+    return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe, name)
 
 
-def load_transformer(folder: str | Path, dtype: torch.dtype = torch.float32) -> MMDiT:
+def load_transformer(
+    folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False
+) -> Transformer:
     """The transformer of a folder with config.json and weights. Raises ValueError for keys that do not fit."""
     folder = Path(folder)
-    try:
-        config = TransformerConfig.from_public(_json(folder / _CONFIG))
-    except ValidationError as error:
-        raise ValueError(f"{folder / _CONFIG}: {_first_problem(error)}") from None
     with torch.device("meta"):
-        transformer = MMDiT(config)
-    weights = {name: tensor.to(dtype) for name, tensor in _tensors(folder / _WEIGHTS).items()}
-    check_keys(transformer, weights, str(folder / _WEIGHTS))
+        transformer = build_transformer(_read_config(folder, f"{folder} holds no transformer: no {CONFIG_FILE}"))
+    weights = read_weights(folder, dtype, allow_pickle=allow_pickle)
+    check_keys(transformer, weights, str(folder))
     transformer.load_state_dict(weights, assign=True)
     for parameter in transformer.parameters():
         parameter.requires_grad_(True)
     return transformer
 
 
-def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder that `load_pipeline` reads, weights of transformer and VAE rounded to ``dtype``.
+def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model folder that `load_pipeline` reads, weights of transformer and VAE as they are or in ``dtype``.
 
     It is written beside its final name and then renamed, so that a folder under that name is always whole; a folder
     already there is replaced.
@@ -101,10 +119,10 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype = t
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_transformer(pipeline.transformer, partial / TRANSFORMER, dtype)
+    save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
     save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, dtype)
     pipeline.text.save(partial)
-    _write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
+    write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
     replaced = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -113,54 +131,31 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype = t
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def save_transformer(transformer: MMDiT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save_transformer(transformer: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write config.json and weights of one transformer."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in transformer.state_dict().items()}
-    save_file(state, folder / _WEIGHTS)
-    _write_json(
-        folder / _CONFIG, {"_class_name": "PyramidDiffusionMMDiT", **transformer.config.model_dump(mode="json")}
-    )
+    save_weights(transformer, folder, dtype)
+    write_json(Path(folder) / CONFIG_FILE, transformer.config.to_public())
 
 
-def check_keys(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Raise ValueError, in one line, when names or shapes differ from what the module needs."""
-    needed = module.state_dict()
-    missing = [name for name in needed if name not in weights]
-    unexpected = [name for name in weights if name not in needed]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing keys: {_named(missing, unexpected)}")
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected keys: {_named(unexpected, missing)}")
-    for name, tensor in weights.items():
-        if name in needed and tensor.shape != needed[name].shape:
-            problems.append(f"{name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(needed[name].shape)}")
-            break
-    if problems:
-        raise ValueError(f"{where} does not fit its config.json: {'; '.join(problems)}")
-
-
-def _named(names: Sequence[str], others: Sequence[str], shown: int = 4) -> str:
-    """A few names, each with the nearest one on the other side."""
-    parts = []
-    for name in names[:shown]:
-        near = difflib.get_close_matches(name, others, n=1)
-        parts.append(f"{name} (nearest: {near[0]})" if near else name)
-    return ", ".join(parts) + (", ..." if len(names) > shown else "")
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _read_config(folder: Path, absent: str) -> AnyTransformerConfig:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(absent)
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}): download or write it again") from None
+        return read_transformer_config(read_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first_problem(error)}") from None
 
 
-def _read_recipe(path: Path) -> Recipe:
+def _read_recipe(folder: Path, name: str) -> Recipe:
+    """A folder's own recipe, or that of the public variant whose transformer has this name."""
+    path = folder / RECIPE
+    if not path.is_file():
+        if name not in VARIANTS:
+            raise ValueError(f"{folder} is not a whole model: {RECIPE} is missing")
+        return VARIANTS[name]
     try:
-        return Recipe.model_validate(_json(path))
+        return Recipe.model_validate(read_json(path))
     except ValidationError as error:
         raise ValueError(f"{path}: {_first_problem(error)}") from None
 
@@ -169,17 +164,3 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"]))
     return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(data).__name__}")
-    return data
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -120,6 +120,10 @@ class TextEncoder(nn.Module):
         }
         return [encoded[prompt] for prompt in prompts]
 
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens of text each prompt gives the transformer."""
+        return [len(row) for row in self.tokenizer(list(prompts))["input_ids"]]
+
 
 def vocabulary(captions: Iterable[str]) -> list[str]:
     """The words of some captions, and their set phrases, sorted.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framegrove.config.vae import VaeConfig
+from framegrove.models.files import CONFIG_FILE, check_keys, read_json, read_weights, save_weights, write_json
 from framegrove.models.vae import CausalVideoVae
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 NORM_FILE = "latent_norm.json"
 
 # What public configurations could vary but never do; other values would give another network under the same names.
@@ -88,33 +84,34 @@ def to_uint8(video_BCTHW: Tensor) -> Tensor:
     return video_BCTHW.float().mul(127.5).add(127.5).clamp(0, 255).byte().movedim(1, -1)
 
 
-def load_vae(folder: str | Path) -> tuple[CausalVideoVae, LatentNorm]:
+def load_vae(
+    folder: str | Path, norm: LatentNorm | None = None, *, allow_pickle: bool = False
+) -> tuple[CausalVideoVae, LatentNorm]:
     """The VAE of a folder, in float32 and in evaluation mode, and its latents' normalisation.
 
-    Raises ValueError, in one line, when a file is missing, damaged or does not fit.
+    ``norm`` is what holds where the folder has none of its own, as public ones have not. Raises ValueError, in one
+    line, when a file is missing, damaged or does not fit.
     """
     folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE, NORM_FILE):
+    for name in (CONFIG_FILE, *([NORM_FILE] if norm is None else [])):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
     with torch.device("meta"):  # no time for initial values that are overwritten at once
         vae = CausalVideoVae(read_vae_config(folder))
-    try:
-        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-        vae.load_state_dict(weights, assign=True)
-    except (SafetensorError, RuntimeError) as error:  # damaged, or of another architecture
-        raise ValueError(f"{folder / WEIGHTS_FILE} cannot be used: {' '.join(str(error).split())}") from None
-    return vae.eval().requires_grad_(False), _read_norm(folder / NORM_FILE)
+    weights = read_weights(folder, torch.float32, allow_pickle=allow_pickle)
+    check_keys(vae, weights, str(folder))
+    vae.load_state_dict(weights, assign=True)
+    own = _read_norm(folder / NORM_FILE) if (folder / NORM_FILE).is_file() else norm
+    assert own is not None
+    return vae.eval().requires_grad_(False), own
 
 
-def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: torch.dtype = torch.float32) -> None:
-    """Write a folder that `load_vae` reads, weights rounded to ``dtype``."""
+def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: torch.dtype | None = None) -> None:
+    """Write a folder that `load_vae` reads, weights as they are or rounded to ``dtype``."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in vae.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE)
-    _write_json(folder / CONFIG_FILE, {"_class_name": "CausalVideoVAE", **vae.config.model_dump(mode="json")})
-    _write_json(folder / NORM_FILE, norm.to_json())
+    save_weights(vae, folder, dtype)
+    write_json(folder / CONFIG_FILE, {"_class_name": "CausalVideoVAE", **vae.config.model_dump(mode="json")})
+    write_json(folder / NORM_FILE, norm.to_json())
 
 
 def read_vae_config(folder: str | Path) -> VaeConfig:
@@ -123,7 +120,7 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
     Raises ValueError, in one line, when it is damaged or asks for what this implementation has not.
     """
     path = Path(folder) / CONFIG_FILE
-    data = _read_json(path)
+    data = read_json(path)
     for key, value in _ONLY.items():
         if data.get(key, value) != value:
             raise ValueError(f"{path}: {key} is {data[key]!r}, only {value!r} can be loaded")
@@ -136,20 +133,6 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
 
 def _read_norm(path: Path) -> LatentNorm:
     try:
-        return LatentNorm.from_json(_read_json(path))
+        return LatentNorm.from_json(read_json(path))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold shift and scale of image and video ({error})") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold keys and values, not a {type(data).__name__}")
-    return data
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

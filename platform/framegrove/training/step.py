@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from framegrove.flow.objective import sample_losses
 from framegrove.models.packed import Prefix, Sample
 from framegrove.models.text import TextEncoder
+from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import Transformer
 from framegrove.training.curriculum import StageSample
 
@@ -17,8 +18,10 @@ from framegrove.training.curriculum import StageSample
 class Trainable(nn.Module):
     """Transformer and text encoder, trained jointly (or the transformer alone, where the text is frozen)."""
 
-    def __init__(self, transformer: Transformer, text: TextEncoder, train_text: bool) -> None:
+    def __init__(self, transformer: Transformer, text: TextEncoder | PublicTextEncoder, train_text: bool) -> None:
         super().__init__()
+        if train_text and not isinstance(text, TextEncoder):
+            raise ValueError("the text encoders of public checkpoints stay frozen: set model.train_text to false")
         self.transformer = transformer.requires_grad_(True)
         self.text = text.requires_grad_(train_text)
         self.train_text = train_text
@@ -44,10 +47,10 @@ class Trainable(nn.Module):
     def matrices(self) -> list[nn.Parameter]:
         """The weight matrices inside the blocks, of what is trained: all but embeddings, the way in and the way out."""
         blocks = [m for name, m in self.transformer.named_children() if name.endswith("transformer_blocks")]
-        if self.train_text:
+        if self.train_text and isinstance(self.text, TextEncoder):
             blocks += [m for name, m in self.text.model.named_modules() if name.endswith("layers")]
         return [p for block in blocks for p in block.parameters() if p.dim() == 2]
 
     def prompt_tokens(self, samples: Sequence[StageSample]) -> list[int]:
         """Text tokens of each sample."""
-        return [len(row) for row in self.text.tokenizer([sample.prompt for sample in samples])["input_ids"]]
+        return self.text.token_counts([sample.prompt for sample in samples])

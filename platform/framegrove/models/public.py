@@ -1,0 +1,74 @@
+"""The public Pyramid Flow checkpoints: where their parts lie, and what their files do not say.
+
+DIR/diffusion_transformer_768p/   _384p/   _image/     DIR/causal_video_vae/
+DIR/text_encoder/   text_encoder_2/   (text_encoder_3/)   and a tokenizer folder for each
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from framegrove.config.model import Recipe
+from framegrove.models.vae_files import Affine, LatentNorm
+
+TRANSFORMER = "diffusion_transformer"
+VARIANTS = {
+    "diffusion_transformer_768p": Recipe(height=768, width=1280, units=31),
+    "diffusion_transformer_384p": Recipe(height=384, width=640, units=16),
+    "diffusion_transformer_image": Recipe(height=1024, width=1024, units=1),
+}
+_VIDEO = Affine((-0.2343,), 1 / 3.0986)
+RELEASED_NORMS = {
+    "mmdit": LatentNorm(Affine((0.1490,), 1 / 1.8415), _VIDEO),
+    "flux": LatentNorm(Affine((-0.04,), 1 / 1.8726), _VIDEO),
+}
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def transformer_folder(folder: Path, variant: str | None = None) -> str:
+    """Name of the folder of a model's transformer: the asked for ("384p" will do), or the one of highest resolution.
+
+    Raises ValueError for a variant that is not there.
+    """
+    known = [name for name in (TRANSFORMER, *VARIANTS) if (folder / name).is_dir()]
+    others = sorted(path.name for path in folder.glob(f"{TRANSFORMER}_*") if path.is_dir() and path.name not in known)
+    present = known + others
+    if variant is None:
+        return present[0] if present else TRANSFORMER
+    for name in (variant, f"{TRANSFORMER}_{variant}"):
+        if name in present:
+            return name
+    raise ValueError(f"{folder} has no variant {variant!r}: choose one of {', '.join(present) or 'none that is there'}")
+
+
+def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle: bool = False) -> Path:
+    """The folder of a model given as a path, or as a hub id ("owner/name", "owner/name@revision") that is downloaded.
+
+    Only what is needed comes along: one variant, and no pickles unless they are allowed. Raises ValueError, in one
+    line, for what is neither a folder nor to be had.
+    """
+    folder = Path(model)
+    match = _HUB_ID.fullmatch(str(model))
+    if folder.exists() or isinstance(model, Path) or match is None:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = variant or next(iter(VARIANTS))
+    names = {wanted, f"{TRANSFORMER}_{wanted}"}
+    try:
+        path = snapshot_download(
+            match["repo"],
+            revision=match["revision"],
+            allow_patterns=[*(f"{name}/*" for name in names), "causal_video_vae/*", "text_encoder*/*", "tokenizer*/*"],
+            ignore_patterns=None if allow_pickle else list(_PICKLES),
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"there is no model folder at {model}, and the hub gives no model of that name ({reason}): "
+            "give a folder, or get the files first"
+        ) from None
+    return Path(path)

@@ -1,0 +1,138 @@
+"""The frozen text encoders of public checkpoints, as the released pipeline uses them (PFM appendix B).
+
+Tokens come from T5, the pooled vector from CLIP: from CLIP-L and CLIP-G, projected and joined, beside the MM-DiT; from
+CLIP-L, not projected, beside the FLUX-style transformer. In a model folder the CLIP models stand first
+(``text_encoder``, ``text_encoder_2``), T5 last, each with the tokenizer of the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from framegrove.models.packed import TextEmbedding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_T5_TOKENS = 128  # longer prompts are cut off, as released; CLIP reads as many as its tokenizer says, 77
+
+
+class PublicTextEncoder(nn.Module):
+    """CLIP and T5 text models with their tokenizers; never trained."""
+
+    def __init__(self, models: Sequence[PreTrainedModel], tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+        super().__init__()
+        self.models = nn.ModuleDict(dict(zip(_names("text_encoder", len(models)), models, strict=True)))
+        self.tokenizers = list(tokenizers)
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> PublicTextEncoder:
+        """Read ``text_encoder*`` and ``tokenizer*`` of a model folder. Raises ValueError, in one line."""
+        from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        count = 3 if (folder / "text_encoder_3").is_dir() else 2
+        clip = CLIPTextModelWithProjection if count == 3 else CLIPTextModel
+        kinds = [*[clip] * (count - 1), T5EncoderModel]
+        models, tokenizers = [], []
+        for kind, name, tokens in zip(kinds, _names("text_encoder", count), _names("tokenizer", count), strict=True):
+            models.append(_model(kind, folder / name, dtype, allow_pickle))
+            try:
+                tokenizers.append(AutoTokenizer.from_pretrained(folder / tokens, local_files_only=True))
+            except (OSError, ValueError, KeyError) as error:
+                raise ValueError(f"{folder / tokens} cannot be read as a tokenizer ({_line(error)})") from None
+        return cls(models, tokenizers)
+
+    def save(self, folder: Path) -> None:
+        """Write the folders that `load` reads, each model in its own type."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        for name, model in self.models.items():
+            _as_saved(model).save_pretrained(folder / name, safe_serialization=True)
+        for name, tokenizer in zip(_names("tokenizer", len(self.tokenizers)), self.tokenizers, strict=True):
+            tokenizer.save_pretrained(folder / name)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt: T5's states (valid tokens, width), and (width,) of CLIP's pooled outputs joined.
+
+        Equal prompts are encoded once and get the same object. The empty prompt stands for "no condition".
+        """
+        if not prompts:
+            return []
+        distinct = list(dict.fromkeys(prompts))
+        *clips, t5 = self.models.values()
+        longest = self.tokenizers[0].model_max_length  # the first tokenizer's, for both, as released
+        pooled = [
+            _pooled(model, _ids(tokenizer, distinct, longest, model)[0])
+            for model, tokenizer in zip(clips, self.tokenizers, strict=False)
+        ]
+        ids, mask = _ids(self.tokenizers[-1], distinct, _T5_TOKENS, t5)
+        states = t5(input_ids=ids, attention_mask=mask).last_hidden_state
+        rows = zip(distinct, states, mask.bool(), torch.cat(pooled, dim=-1), strict=True)
+        encoded = {prompt: TextEmbedding(tokens[valid], vector) for prompt, tokens, valid, vector in rows}
+        return [encoded[prompt] for prompt in prompts]
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens of text each prompt gives the transformer."""
+        rows = self.tokenizers[-1](list(prompts), truncation=True, max_length=_T5_TOKENS)["input_ids"]
+        return [len(row) for row in rows]
+
+
+def _names(stem: str, count: int) -> list[str]:
+    return [stem, *(f"{stem}_{number}" for number in range(2, count + 1))]
+
+
+def _model(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> PreTrainedModel:
+    """One model with all of its weights; the library would make up missing ones."""
+    try:
+        model, report = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read as a text encoder in safetensors ({_line(error)})") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:6])
+        raise ValueError(f"{folder} does not fit its config.json: {len(missing)} missing keys: {names}")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _as_saved(model: nn.Module) -> PreTrainedModel:
+    from transformers import PreTrainedModel
+
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, model: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask, padded to one length as released, so that a prompt's embedding is the same in any company."""
+    device = next(model.parameters()).device
+    rows = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return rows["input_ids"].to(device), rows["attention_mask"].to(device)
+
+
+def _pooled(model: nn.Module, ids: Tensor) -> Tensor:
+    """The state at the end mark: projected where the model has a projection."""
+    out = model(input_ids=ids)
+    pooled: Tensor = out.text_embeds if "text_embeds" in out else out.pooler_output
+    return pooled
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
