@@ -50,7 +50,7 @@ def test_a_batch_of_codes_asks_what_a_batch_of_pictures_asks() -> None:
     assert torch.equal(seen.packed.ids_BL, said.packed.ids_BL)
     assert torch.equal(seen.packed.answers_BK, said.packed.answers_BK)
     assert torch.equal(seen.tracks.motions_S, said.tracks.motions_S)
-    assert len(seen.frames_N3HW) == len(said.codes_NMF)
+    assert len(seen.shown.frames_N3HW) == len(said.shown.codes_NMF)
 
 
 def test_perfect_eyes_have_next_to_no_loss() -> None:

@@ -6,7 +6,8 @@
    has to say how each digit moved and whether it changed, which no question teaches as fast.
 2. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
 3. frames: the vision tower and the connector learn to say the codes of whole frames.
-4. joint: everything together on pictures, at a low rate that decays to nothing; an average of the weights is kept.
+4. joint: everything together on pictures, the eyes still saying codes, at a low rate that decays to nothing; an average
+   of the weights is kept.
 
 Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a
 CPU with matrix units is much faster. Every step draws its clips from (seed, stage, step), so a run that is resumed sees
@@ -172,9 +173,9 @@ class VerifierRun:
         count = self.config.questions_per_clip
         clips = clip_batch(seed, self._step, plan.batch, count, self.packer, painted=painted, longest=longest)
         if painted:
-            cells = verifier_model.read_cells(self.twin, clips.frames_N3HW)
+            cells = verifier_model.read_cells(self.twin, clips.shown.frames_N3HW)
         else:
-            cells = self.codes.embed(clips.codes_NMF)
+            cells = self.codes.embed(clips.shown.codes_NMF)
         flat = cells.reshape(clips.packed.ids_BL.shape[0], -1, cells.shape[-1])
         logits, middle, late = verifier_model.answer_logits(self.twin, flat, clips.packed)
         answers = clips.packed.answers_BK
@@ -185,6 +186,9 @@ class VerifierRun:
         if len(clips.tracks.at_S):
             tracking, tracked = track_loss(middle.flatten(0, 1), late.flatten(0, 1), self.tracks, clips.tracks)
             loss, figures = loss + 0.3 * tracking, figures | tracked
+        if painted:  # the eyes still learn most from what each cell holds
+            seeing, seen = frame_loss(cells, self.codes, clips.shown)
+            loss, figures = loss + 0.3 * seeing, figures | seen
         return loss, figures
 
     @torch.no_grad()

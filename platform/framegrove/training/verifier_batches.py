@@ -63,10 +63,10 @@ class Tracks:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips with questions; the frames of all clips in order, or in their place the vague codes of their cells."""
+    """Clips with questions. ``shown`` has the frames of all clips in order; not painted, they are of no size and their
+    codes are as vague as eyes would see them."""
 
-    frames_N3HW: torch.Tensor
-    codes_NMF: torch.Tensor
+    shown: FrameBatch
     packed: PackedQuestions
     tracks: Tracks
 
@@ -97,13 +97,7 @@ def frame_batch(seed: int, step: int, count: int) -> FrameBatch:
     """``count`` frames, two of each clip."""
     rng = np.random.default_rng([seed, step])
     scenes = [draw_scene(rng, shown=2) for _ in range(-(-count // 2))]
-    qualities = [scene.quality for scene in scenes for _ in range(2)]
-    return FrameBatch(
-        torch.cat([scene.frames for scene in scenes])[:count],
-        torch.cat([scene_codes(scene) for scene in scenes])[:count],
-        torch.tensor([quality is not Quality.FAIR for quality in qualities[:count]]),
-        torch.tensor([quality is not Quality.UNCLEAR for quality in qualities[:count]]),
-    )
+    return _frames(scenes, count)
 
 
 def clip_batch(
@@ -116,8 +110,18 @@ def clip_batch(
     scenes = [draw_scene(rng, shown=shown, painted=painted) for _ in range(count)]
     asked = [ask_about(scene, rng, questions) for scene in scenes]
     packed = packer.pack(shown, [[q.text for q in row] for row in asked], [[q.answer for q in row] for row in asked])
-    codes = torch.empty(0) if painted else torch.cat([scene_codes(scene, rng) for scene in scenes])
-    return ClipBatch(torch.cat([scene.frames for scene in scenes]), codes, packed, _tracks(scenes, packed, packer))
+    frames = _frames(scenes, shown * count, None if painted else rng)
+    return ClipBatch(frames, packed, _tracks(scenes, packed, packer))
+
+
+def _frames(scenes: list[Scene], count: int, guess: np.random.Generator | None = None) -> FrameBatch:
+    qualities = [scene.quality for scene in scenes for _ in range(scene.frames.shape[0])]
+    return FrameBatch(
+        torch.cat([scene.frames for scene in scenes])[:count],
+        torch.cat([scene_codes(scene, guess) for scene in scenes])[:count],
+        torch.tensor([quality is not Quality.FAIR for quality in qualities[:count]]),
+        torch.tensor([quality is not Quality.UNCLEAR for quality in qualities[:count]]),
+    )
 
 
 def _tracks(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> Tracks:
