@@ -31,13 +31,14 @@ from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
 from framegrove.config.verifier import TrainingStage, VerifierTraining
-from framegrove.data.digits import MOTIONS
 from framegrove.training import verifier_model
 from framegrove.training.verifier_batches import clip_batch, frame_batch, window_batch
 from framegrove.training.verifier_codes import Codes
 from framegrove.training.verifier_heads import TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
 
 logger = logging.getLogger(__name__)
+
+_TELLING_WORDS = ("left", "up", "rising", "falling")  # one of each of MOTIONS, in order
 
 STAGES = ("reading", "windows", "frames", "joint")
 
@@ -69,7 +70,7 @@ class VerifierRun:
         self.codes.name(words, ids)
         self.twin = verifier_model.quickened(copy.deepcopy(self.model).to(getattr(torch, config.precision)))
         self.windows = WindowHeads(config.model.vision_width)
-        self.tracks = TrackHeads(words[[ids[motion.split()[-2 if "diagonal" in motion else 0]] for motion in MOTIONS]])
+        self.tracks = TrackHeads(words[[ids[word] for word in _TELLING_WORDS]])
         self.average: dict[str, torch.Tensor] | None = None
         self.seconds = 0.0
         self._stage, self._step = 0, 0
@@ -168,7 +169,9 @@ class VerifierRun:
         if name == "frames":
             frames = frame_batch(seed, self._step, plan.batch)
             return frame_loss(verifier_model.read_cells(self.twin, frames.frames_N3HW), self.codes, frames)
-        painted = name == "joint"
+        return self._question_loss(seed, plan, painted=name == "joint")
+
+    def _question_loss(self, seed: int, plan: TrainingStage, *, painted: bool) -> tuple[torch.Tensor, dict[str, float]]:
         longest = 4 if painted else _longest(self._step / plan.steps)
         count = self.config.questions_per_clip
         clips = clip_batch(seed, self._step, plan.batch, count, self.packer, painted=painted, longest=longest)
@@ -176,7 +179,7 @@ class VerifierRun:
             cells = verifier_model.read_cells(self.twin, clips.shown.frames_N3HW)
         else:
             cells = self.codes.embed(clips.shown.codes_NMF)
-        flat = cells.reshape(clips.packed.ids_BL.shape[0], -1, cells.shape[-1])
+        flat = cells.reshape(plan.batch, -1, cells.shape[-1])
         logits, middle, late = verifier_model.answer_logits(self.twin, flat, clips.packed)
         answers = clips.packed.answers_BK
         words = torch.where(answers > 0.5, self.packer.yes, self.packer.no)
