@@ -159,7 +159,7 @@ def _units(
 
 def test_targets(target: str, golden: Golden) -> None:
     case, tensors = golden.cfg["targets"]["cases"][target], golden.tensors("targets_io")
-    tolerance = golden.limits("targets")
+    limits = golden.limits("targets")
     stages = case["sched"]["stages"]
     latents = tensors[f"in.{target}.latents"]
     draws = [tensors[f"draw.{target}.{index:02d}"] for index in range(case["n_draws"])]
@@ -167,7 +167,7 @@ def test_targets(target: str, golden: Golden) -> None:
     def close(actual: Tensor, name: str) -> None:
         expected = tensors.get(f"out.{target}.{name}")
         if expected is not None:
-            torch.testing.assert_close(actual.to(expected.dtype), expected.reshape(actual.shape), **tolerance)
+            limits.check(actual.to(expected.dtype), expected.reshape(actual.shape), f"{target} {name}")
 
     if case["op"] == "vae_latent":
         latents = norm_of(case).normalise(latents)
@@ -207,7 +207,7 @@ def test_training_step(step: str, golden: Golden) -> None:
     loss.backward()
     expected = tensors[f"out.{step}.loss"].item()
     assert loss.item() == pytest.approx(expected, rel=golden.tolerance["targets"]["train_step_loss_rtol"])
-    assert_gradients(transformer, {name: tensors[f"out.{step}.grad.{name}"] for name in case["grads"]})
+    assert_gradients(transformer, {name: tensors[f"out.{step}.grad.{name}"] for name in case["grads"]}, "training_step")
 
 
 def _dropped_texts(tensors: dict[str, Tensor], name: str, dropped: Tensor) -> list[TextEmbedding]:
@@ -272,12 +272,14 @@ def test_sampling(sampling: str, golden: Golden) -> None:
             latents = sampler.sample(tasks, range(stage, stage + 1))
             expected = tensors[f"out.{sampling}.u{unit - given}.s{stage}"]
             limits = golden.limits("sampling")
-            # The manifest's note: errors grow along the chain, unit 0 is held to less.
-            limits["atol"] = min(limits["atol"], 5e-5) if unit == 0 else limits["atol"]
-            torch.testing.assert_close(torch.stack([latent.x for latent in latents]), expected, **limits)
+            if unit == 0:  # the manifest's note: errors grow along the chain, the first unit is held to less
+                limits = replace(limits, kind="sampling_unit_0", atol=min(limits.atol, 5e-5))
+            limits.check(
+                torch.stack([latent.x for latent in latents]), expected, f"{sampling} unit {unit} stage {stage}"
+            )
         histories = [(*history, latent.x) for history, latent in zip(histories, latents, strict=True)]
     video = torch.stack([torch.cat(history, dim=1) for history in histories])
-    torch.testing.assert_close(video, tensors[f"out.{sampling}.latents"], **golden.limits("sampling"))
+    golden.limits("sampling").check(video, tensors[f"out.{sampling}.latents"], f"{sampling} latents")
 
 
 def _per_stage(steps: int | list[int], stages: int) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def test_predictions(golden: Golden, case: tuple[str, str]) -> None:
         predictions = model(recorded.packed(model))
     for (stage, batch, _), prediction in zip(recorded.samples(), predictions, strict=True):
         expected = recorded.io[f"out.{recorded.name}.pred.s{stage}"][batch]
-        torch.testing.assert_close(prediction, expected, **recorded.limits)
+        recorded.limits.check(prediction, expected, f"{recorded.name} stage {stage}")
 
 
 def test_one_by_one_equals_packed_together(golden: Golden, case: tuple[str, str]) -> None:
@@ -89,7 +89,7 @@ def test_one_by_one_equals_packed_together(golden: Golden, case: tuple[str, str]
         together = model(model.pack(samples))
         alone = [model(model.pack([sample]))[0] for sample in samples]
     for a, b in zip(together, alone, strict=True):
-        torch.testing.assert_close(a, b, **recorded.limits)
+        torch.testing.assert_close(a, b, atol=recorded.limits.atol, rtol=recorded.limits.rtol)
 
 
 def test_gradients(golden: Golden, with_gradients: tuple[str, str]) -> None:
@@ -99,7 +99,8 @@ def test_gradients(golden: Golden, with_gradients: tuple[str, str]) -> None:
     out = f"out.{recorded.name}"
     torch.testing.assert_close(loss, recorded.io[f"{out}.loss_sumsq"][0], rtol=1e-5, atol=0)
     loss.backward()
-    assert_gradients(model, {name: recorded.io[f"{out}.grad.{name}"] for name in recorded.case["grads"]})
+    expected = {name: recorded.io[f"{out}.grad.{name}"] for name in recorded.case["grads"]}
+    assert_gradients(model, expected, f"{recorded.part}_gradients")
 
 
 def test_the_position_table_is_computed_as_recorded(golden: Golden) -> None:
@@ -118,7 +119,7 @@ def test_intermediates(golden: Golden, with_intermediates: tuple[str, str]) -> N
     limits = golden.limits("debug")
     compared = set()
     for name, value, expected in _streams(recorded):
-        torch.testing.assert_close(value, expected, **limits, msg=lambda message, name=name: f"{name}: {message}")
+        limits.check(value, expected, f"{recorded.part} {name}")
         compared.add(name)
     left = {key.split(".", 2)[2] for key in recorded.io if key.startswith(f"dbg.{recorded.name}.")} - compared
     assert all(name.startswith(("attention_mask", "rotary")) for name in left), left

@@ -52,7 +52,7 @@ class Recorded:
         return self.tensors[f"in.{case['input']}"]
 
     def close(self, actual: Tensor, name: str) -> None:
-        torch.testing.assert_close(actual, self.tensors[name], **self.limits)
+        self.limits.check(actual, self.tensors[name], name)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_tiles_come_closer_to_the_untiled_result_than_the_reference(golden: Reco
         theirs = golden.tensors[f"out.{tiled}.{name}"]
         off = (theirs - untiled).square().mean()
         # Where one tile covers everything both are the untiled result, to rounding.
-        assert (ours - untiled).square().mean() < off or off.sqrt() < golden.limits["atol"]
+        assert (ours - untiled).square().mean() < off or off.sqrt() < golden.limits.atol
 
 
 def test_decodes_normalised_latents_to_the_reference_frames(golden: Recorded, pipe: str) -> None:

@@ -70,6 +70,14 @@ def test_weights_in_bfloat16_run(model: Flux) -> None:
     assert (out.float() - exact).norm() < 0.1 * exact.norm()
 
 
+def test_timesteps_are_told_apart_finer_than_bfloat16_can() -> None:
+    """Raw timesteps of 0 to 1000 stay float32 up to their sinusoids: in bfloat16 these two would be one."""
+    embed = fresh_flux(CONFIG).to(torch.bfloat16).time_text_embed
+    assert torch.tensor(744.256, dtype=torch.bfloat16) == 744
+    first, second = embed(torch.tensor([744.256, 744.0]), torch.zeros(2, CONFIG.pooled_projection_dim))
+    assert not torch.equal(first, second)
+
+
 def test_fresh_weights_are_seeded_and_start_at_zero() -> None:
     first, again, other = (fresh_flux(CONFIG, seed) for seed in (3, 3, 4))
     pairs = zip(first.state_dict().values(), again.state_dict().values(), strict=True)

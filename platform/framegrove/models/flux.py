@@ -24,8 +24,7 @@ from framegrove.models.layers import (
     gelu,
     initialise,
     projected,
-    rotation_angles,
-    unit_complex,
+    rotations,
 )
 from framegrove.models.modulation import Rows, gated_add, modulate
 from framegrove.models.packed import Packed, Sample, pack
@@ -88,15 +87,12 @@ class Flux(nn.Module):
             times = packed.times_L[block.start : block.stop].view(block.count * block.units, -1)[:, :1]
             sizes = (block.height, block.width)
             rows, columns = (_positions(*pair, device) for pair in zip(block.base, sizes, strict=True))
-            angles = torch.cat(
-                [
-                    rotation_angles(times.flatten(), in_time)[:, None, None].expand(-1, *sizes, -1),
-                    rotation_angles(rows, in_row)[None, :, None].expand(len(times), -1, sizes[1], -1),
-                    rotation_angles(columns, in_column)[None, None].expand(len(times), sizes[0], -1, -1),
-                ],
-                dim=-1,
+            axes = (
+                rotations(times.flatten(), in_time)[:, None, None].expand(-1, *sizes, -1),
+                rotations(rows, in_row)[None, :, None].expand(len(times), -1, sizes[1], -1),
+                rotations(columns, in_column)[None, None].expand(len(times), sizes[0], -1, -1),
             )
-            parts.append(unit_complex(angles).flatten(0, 2))
+            parts.append(torch.cat(axes, dim=-1).flatten(0, 2))
         return torch.cat(parts)
 
 

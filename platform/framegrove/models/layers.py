@@ -13,7 +13,7 @@ from framegrove.models.fused import norm_rotate
 from framegrove.models.modulation import Rows, gated_add, modulate
 from framegrove.models.packed import Packed
 
-ROPE_THETA = 10000.0
+_ROPE_THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,20 @@ def initialise(transformer: nn.Module) -> None:
         nn.init.xavier_uniform_(layer.weight.flatten(1))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-    for layer in transformer.get_submodule("time_text_embed").modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.02)
-    zeroed = [m.linear for m in modules if isinstance(m, Modulation)]
-    for layer in [*zeroed, transformer.get_submodule("proj_out")]:
-        nn.init.zeros_(layer.weight)
+    for module in transformer.get_submodule("time_text_embed").modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+    for name, module in transformer.named_modules():
+        if isinstance(module, Modulation):
+            nn.init.zeros_(module.linear.weight)
+        elif isinstance(module, nn.Linear) and name == "proj_out":
+            nn.init.zeros_(module.weight)
 
 
-def rotation_angles(positions_N: Tensor, size: int) -> Tensor:
-    """(N, size / 2) angles in float64 by which rotary positions turn the pairs of ``size`` head channels."""
-    omega = ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device) / size)
-    return positions_N[:, None] * omega
-
-
-def unit_complex(angles: Tensor) -> Tensor:
-    """Complex rotations by these angles."""
+def rotations(positions_N: Tensor, size: int) -> Tensor:
+    """(N, size / 2) complex rotations of the pairs of ``size`` head channels at rotary positions."""
+    omega = _ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device) / size)
+    angles = positions_N[:, None] * omega
     return torch.complex(angles.cos().float(), angles.sin().float())
 
 
@@ -170,9 +168,9 @@ class JointAttention(nn.Module):
         """Text and visual outputs; a last block's: those of the current tokens alone."""
         text_qkv = projected(text, self.spec, self.add_q_proj, self.add_k_proj, self.add_v_proj)
         visual_qkv = projected(visual, self.spec, self.to_q, self.to_k, self.to_v)
-        text_norms = (self.get_submodule(f"{self.spec.text_norm}_{name}").weight for name in ("q", "k"))
-        norms = (torch.stack([*text_norms]), torch.stack([self.norm_q.weight, self.norm_k.weight]))
-        table = filled_table(text_qkv, visual_qkv, *norms, packed, rotation, self.spec)
+        text_norms = torch.stack([getattr(self, f"{self.spec.text_norm}_{name}").weight for name in ("q", "k")])
+        visual_norms = torch.stack([self.norm_q.weight, self.norm_k.weight])
+        table = filled_table(text_qkv, visual_qkv, text_norms, visual_norms, packed, rotation, self.spec)
         if self.last:
             current = packed.attention(table, current_places(packed))
             return (self.to_out[0](current.flatten(1).to(text.dtype)),)

@@ -15,8 +15,7 @@ from framegrove.models.layers import (
     Modulation,
     TimeTextEmbedding,
     initialise,
-    rotation_angles,
-    unit_complex,
+    rotations,
 )
 from framegrove.models.modulation import modulate
 from framegrove.models.packed import ClipBlock, Packed, Sample, pack
@@ -62,7 +61,7 @@ class MMDiT(nn.Module):
         if not self.config.add_temp_pos_embed:
             return None
         times = torch.arange(int(times_L.max()) + 1, device=times_L.device)
-        return unit_complex(rotation_angles(times, self.config.attention_head_dim))[times_L]
+        return rotations(times, self.config.attention_head_dim)[times_L]
 
 
 def fresh_mmdit(config: TransformerConfig, seed: int = 0) -> MMDiT:
