@@ -30,13 +30,13 @@ class Labelled:
 
 
 _ASPECTS_MOVING = {
-    Aspect.BINDING: 0.28,
-    Aspect.MOTION: 0.26,
+    Aspect.BINDING: 0.23,
+    Aspect.MOTION: 0.22,
     Aspect.DIGIT: 0.09,
-    Aspect.COLOUR: 0.06,
+    Aspect.COLOUR: 0.08,
     Aspect.COUNT: 0.03,
     Aspect.MATCH: 0.16,
-    Aspect.STABILITY: 0.08,
+    Aspect.STABILITY: 0.15,
     Aspect.CLARITY: 0.04,
 }
 _ASPECTS_STILL = {
