@@ -95,11 +95,12 @@ _SURE, _MUSH = 0.5, 0.25  # chance of the likeliest digit from which it is one, 
 
 
 def _as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: DigitsOracle) -> Scene | None:
-    """The shown frames and what the oracle reads in the clip; None where it is in doubt about a digit, or sees other
-    colours than were asked for: it tells objects apart by colour, so blends of two look like a third one to it."""
+    """The shown frames and what the oracle reads in the clip. None where that is no truth to go by: where it doubts a
+    digit, reads another one in some unit, or sees other colours than were asked for (it tells objects apart by colour,
+    so a blend of two looks like a third one to it)."""
     import torch
 
-    from framegrove.data.digits import DigitObject
+    from framegrove.data.digits import FRAMES_PER_UNIT, DigitObject
     from framegrove.training.verifier_scenes import Drawn, Fault, Quality, Scene
     from framegrove.verification.questions import shown_frames
 
@@ -107,8 +108,12 @@ def _as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: DigitsOracl
     readings, times = oracle.read(frames), shown_frames(len(frames))
     if {reading.colour for reading in readings} != set(meant):
         return None
+    units = [frames[:1], *(frames[at : at + FRAMES_PER_UNIT] for at in range(1, len(frames), FRAMES_PER_UNIT))]
+    by_unit = [(part.colour, part.digit) for unit in units for part in oracle.read(unit) if part.digit is not None]
     drawn = []
     for reading in readings:
+        if reading.digit is not None and any(c == reading.colour and d != reading.digit for c, d in by_unit):
+            return None
         if _MUSH < reading.confidence < _SURE or (reading.digit is None) != (reading.confidence < _SURE):
             return None
         name = DigitObject(

@@ -150,7 +150,7 @@ def _motions(scene: Scene) -> list[Labelled]:
         for motion in MOTIONS:
             if motion == drawn.motion:
                 kind = "true"
-            elif drawn.fault in (Fault.STILL, Fault.SWERVE):
+            elif drawn.motion is None:
                 kind = "still" if drawn.fault is Fault.STILL else "swerve"
             else:
                 kind = "swapped" if motion in others else "motion changed"
