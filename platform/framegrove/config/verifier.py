@@ -91,6 +91,9 @@ def environment(config: EngineConfig) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         # On a CPU this keeps the model in the engine's own process, rather than in a third one that starts as slowly.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # One helper of vLLM's sampler would be compiled at the first question, by a C++ compiler, which takes half a
+        # minute and fails in a path with a space.
+        "TORCHDYNAMO_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if config.model is None or Path(config.model).exists():
