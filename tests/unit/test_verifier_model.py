@@ -95,7 +95,7 @@ def test_scenes_are_repeatable_and_their_answers_consistent(shown: int) -> None:
                 changed = {Fault.MORPH, Fault.MELT, Fault.RECOLOUR, Fault.VANISH}
                 assert question.answer == (not {d.fault for d in scene.drawn} & changed)
         answers += [q.answer for q in asked]
-    assert 0.4 < float(np.mean(answers)) < 0.6
+    assert 0.35 < float(np.mean(answers)) < 0.6
 
 
 def test_a_flawless_scene_looks_like_a_true_clip() -> None:
@@ -170,9 +170,8 @@ def test_the_shipped_verifier_is_as_good_as_its_readme_says() -> None:
     from transformers import AutoModelForImageTextToText
 
     folder = Path(model_folder(EngineConfig()))
-    figures = json.loads((folder / "metrics.json").read_text())
-    noted = figures.get("held-out", figures)["balanced_accuracy"]
+    noted = json.loads((folder / "metrics.json").read_text())["held-out"]["balanced_accuracy"]
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    marks = examine(model, Packer(build_tokenizer(), 16), clips=100)
-    for aspect in ("binding", "digit", "colour", "motion", "count", "clarity"):
-        assert marks.balanced(aspect) > noted[aspect] - 0.1
+    marks = examine(model, Packer(build_tokenizer(), 16), clips=200)
+    for aspect in noted:
+        assert marks.balanced(aspect) > noted[aspect] - 0.12
