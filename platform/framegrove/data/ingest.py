@@ -42,9 +42,12 @@ Reader = Callable[[Sequence[Shard], Collection[Size]], Iterator[LatentClip]]
 
 
 def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...]:
-    """The shards of a folder that hold clips of these (height, width) sizes in pixels. Raises DataError."""
+    """The shards of a folder, and of folders in it, that hold clips of these (height, width) sizes in pixels.
+
+    Raises DataError.
+    """
     folder = Path(folder)
-    paths = sorted(folder.glob("*.parquet"))
+    paths = sorted(folder.rglob("*.parquet"))
     if not paths:
         what = "has no parquet files" if folder.is_dir() else "is no folder"
         raise DataError(f"the data folder {folder} {what}: make one with python -m jobs.prepare --out {folder}")
