@@ -13,6 +13,7 @@ from PIL import Image
 from framegrove.config.base import load
 from framegrove.config.verifier import (
     EngineConfig,
+    JointStage,
     TrainingStage,
     VerifierArchitecture,
     VerifierTraining,
@@ -49,7 +50,7 @@ def tiny_training(steps: int = 2) -> VerifierTraining:
         windows=stage,
         frames=stage,
         reading=stage,
-        joint=stage,
+        joint=JointStage(**stage.model_dump()),
         checkpoint_every=1,
         heldout_clips=10,
         generated_clips=0,

@@ -34,6 +34,12 @@ class TrainingStage(Config):
     final_rate: float = Field(0.0, ge=0)  # fraction of the peak that the rate decays to
 
 
+class JointStage(TrainingStage):
+    """The last stage, on pictures; half of its clips of one and of four frames are ``redrawn`` by the generator."""
+
+    redrawn: int = Field(0, ge=0)  # how many such clips there are to choose from; 0 does without
+
+
 class VerifierTraining(Config):
     """How the small verifier is trained; stages run in the order written here (training/verifier.py says why)."""
 
@@ -42,7 +48,7 @@ class VerifierTraining(Config):
     reading: TrainingStage = TrainingStage(steps=3500, batch=12, rate=2e-3, final_rate=0.05)
     windows: TrainingStage = TrainingStage(steps=700, batch=256, rate=3e-3, final_rate=0.3)
     frames: TrainingStage = TrainingStage(steps=1000, batch=96, rate=2e-3, final_rate=0.1)
-    joint: TrainingStage = TrainingStage(steps=4000, batch=12, rate=6e-4, final_rate=0.0)
+    joint: JointStage = JointStage(steps=4000, batch=12, rate=6e-4, final_rate=0.0)
     questions_per_clip: int = Field(12, ge=4)
     ema: float = Field(0.998, ge=0, lt=1)
     heldout_clips: int = Field(1500, ge=10)

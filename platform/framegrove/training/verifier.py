@@ -7,7 +7,7 @@
 2. windows: the vision tower alone names single digits and colours in 32x32 windows, at their place in the picture.
 3. frames: the vision tower and the connector learn to say the codes of whole frames.
 4. joint: everything together on pictures, the eyes still saying codes, at a low rate that decays to nothing; an average
-   of the weights is kept.
+   of the weights is kept. Part of the pictures went through the shipped generator (verifier_redrawn.py).
 
 Matrices learn by Muon, the rest by AdamW. The weights are float32; a bfloat16 twin of them does the work, which on a
 CPU with matrix units is much faster. Every step draws its clips from (seed, stage, step), so a run that is resumed sees
@@ -35,6 +35,8 @@ from framegrove.training import verifier_model
 from framegrove.training.verifier_batches import clip_batch, frame_batch, window_batch
 from framegrove.training.verifier_codes import Codes
 from framegrove.training.verifier_heads import TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
+from framegrove.training.verifier_redrawn import redrawn_scenes
+from framegrove.training.verifier_scenes import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class VerifierRun:
         self.windows = WindowHeads(config.model.vision_width)
         self.tracks = TrackHeads(words[[ids[word] for word in _TELLING_WORDS]])
         self.average: dict[str, torch.Tensor] | None = None
+        self.redrawn: tuple[Scene, ...] = ()
         self.seconds = 0.0
         self._stage, self._step = 0, 0
         self._optimisers: list[torch.optim.Optimizer] = []
@@ -87,6 +90,8 @@ class VerifierRun:
             plan = self._plan(name)
             if not self._optimisers:
                 self._optimisers = self._enter(name, plan)
+            if name == "joint" and self.config.joint.redrawn:
+                self._redraw(report, total - plan.steps, total)
             while self._step < plan.steps:
                 figures = self._advance(name, plan)
                 now = time.monotonic()
@@ -161,6 +166,14 @@ class VerifierRun:
             worker.copy_(weight)
             worker.requires_grad_(weight.requires_grad)
 
+    def _redraw(self, report: Callable[[Progress], None], done: int, total: int) -> None:
+        count = self.config.joint.redrawn
+        kept_in = self.out / "redrawn.npz"
+        seed = self.config.seed * len(STAGES) + len(STAGES) - 1
+        self.redrawn = redrawn_scenes(
+            count, seed, kept_in, lambda drawn: report(Progress("redrawing", drawn, count, done, total))
+        )
+
     def _loss(self, name: str, plan: TrainingStage) -> tuple[torch.Tensor, dict[str, float]]:
         self._refresh_twin()
         seed = self.config.seed * len(STAGES) + STAGES.index(name)
@@ -174,7 +187,16 @@ class VerifierRun:
     def _question_loss(self, seed: int, plan: TrainingStage, *, painted: bool) -> tuple[torch.Tensor, dict[str, float]]:
         longest = 4 if painted else _longest(self._step / plan.steps)
         count = self.config.questions_per_clip
-        clips = clip_batch(seed, self._step, plan.batch, count, self.packer, painted=painted, longest=longest)
+        clips = clip_batch(
+            seed,
+            self._step,
+            plan.batch,
+            count,
+            self.packer,
+            painted=painted,
+            longest=longest,
+            redrawn=self.redrawn if painted else (),
+        )
         if painted:
             cells = verifier_model.read_cells(self.twin, clips.shown.frames_N3HW)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from framegrove.data.digits import COLOURS, MOTIONS, SIZE
 from framegrove.training.verifier_codes import CELL, SIDE, cell_of, digit_class, scene_codes
 from framegrove.training.verifier_model import PackedQuestions, Packer
 from framegrove.training.verifier_questions import ask_about
+from framegrove.training.verifier_redrawn import UNITS, first_frame
 from framegrove.training.verifier_scenes import Drawn, Quality, Scene, draw_scene
 
 PATCH = 8
@@ -101,13 +103,25 @@ def frame_batch(seed: int, step: int, count: int) -> FrameBatch:
 
 
 def clip_batch(
-    seed: int, step: int, count: int, questions: int, packer: Packer, *, painted: bool = True, longest: int = 4
+    seed: int,
+    step: int,
+    count: int,
+    questions: int,
+    packer: Packer,
+    *,
+    painted: bool = True,
+    longest: int = 4,
+    redrawn: Sequence[Scene] = (),
 ) -> ClipBatch:
     """``count`` clips of one length, ``longest`` frames at most, with ``questions`` questions each; as pictures or as
-    codes."""
+    codes. Where there are ``redrawn`` clips, half of those of their length, and of one frame, are chosen from these."""
     rng = np.random.default_rng([seed, step])
     shown = min(longest, 1 + int(np.searchsorted(_SHOWN_ODDS, rng.random() * _SHOWN_ODDS[-1], side="right")))
-    scenes = [draw_scene(rng, shown=shown, painted=painted) for _ in range(count)]
+    if redrawn and shown in (1, UNITS) and rng.random() < 0.5:
+        chosen = [redrawn[at] for at in rng.choice(len(redrawn), count, replace=False)]
+        scenes = chosen if shown == UNITS else [first_frame(scene) for scene in chosen]
+    else:
+        scenes = [draw_scene(rng, shown=shown, painted=painted) for _ in range(count)]
     asked = [ask_about(scene, rng, questions) for scene in scenes]
     packed = packer.pack(shown, [[q.text for q in row] for row in asked], [[q.answer for q in row] for row in asked])
     frames = _frames(scenes, shown * count, None if painted else rng)

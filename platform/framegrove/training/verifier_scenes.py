@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +23,7 @@ from framegrove.verification.questions import shown_frames
 
 Ink = npt.NDArray[np.float32]
 Colour = tuple[int, int, int]
+Place = tuple[int, int]
 Choice = TypeVar("Choice")
 
 
@@ -59,7 +59,8 @@ class Drawn:
     digits: tuple[int | None, ...]
     colours: tuple[str | None, ...]
     motion: str | None
-    centres: tuple[tuple[int, int], ...]
+    centres: tuple[Place, ...]
+    path: tuple[Place, ...] = ()  # where it is in every frame of the clip, not only in the shown ones
 
     @property
     def steady_digit(self) -> int | None:
@@ -101,10 +102,12 @@ def draw_scene(
     split: Split = "train",
     quality: Quality | None = None,
     painted: bool = True,
+    whole: bool = False,
 ) -> Scene:
     """A random clip of which ``shown`` frames (one a unit) are seen; ``quality`` None draws one.
 
-    Not painted, its frames are of no size: all that is true of it is the same, at a twentieth of the price.
+    Not painted, its frames are of no size: all that is true of it is the same, at a twentieth of the price. ``whole``
+    paints every frame of its units, not only those that are shown, and nothing else differs but the scans.
     """
     objects = _objects(rng, split)
     times = shown_frames(digits.frame_count(shown), most=max(2, shown))
@@ -114,8 +117,14 @@ def draw_scene(
         drawn.append(_draw(name, fault, area, times, rng))
     chosen = quality if quality is not None else _pick(rng, _QUALITIES)
     hand = np.random.default_rng(int(rng.integers(2**62)))  # scans and artefacts leave what is true as it is
-    frames = _painted(drawn, shown, chosen, hand, split) if painted else torch.empty(shown, 3, 0, 0)
+    unit_of = units_of_frames(shown) if whole else list(range(shown))
+    frames = _painted(drawn, unit_of, chosen, hand, split) if painted else torch.empty(shown, 3, 0, 0)
     return Scene(frames, tuple(drawn), chosen)
+
+
+def units_of_frames(units: int) -> list[int]:
+    """The unit of every frame of a clip."""
+    return [0] + [unit for unit in range(1, units) for _ in range(digits.FRAMES_PER_UNIT)]
 
 
 def _pick(rng: np.random.Generator, odds: dict[Choice, float]) -> Choice:
@@ -141,16 +150,16 @@ def _draw(
 ) -> Drawn:
     """What is true of one digit with its fault."""
     shown = len(times)
-    centres = _centres(name.motion, area, times, rng)
+    path = _path(name.motion, area, times, rng)
     motion: str | None = name.motion
     start = int(rng.integers(1, shown)) if shown > 1 else 0  # the first frame that a later change touches
     seen: list[int | None] = [name.digit] * shown
     colours: list[str | None] = [name.colour] * shown
     if fault is Fault.SWERVE and shown >= 3:
-        centres, motion = _swerve(centres, name.motion, area, times, int(rng.integers(2, shown)), rng)
+        path, motion = _swerve(path, name.motion, area, times, int(rng.integers(2, shown)), rng)
         fault = fault if motion is None else Fault.NONE
     elif fault is Fault.STILL:
-        centres, motion = [centres[0]] * shown, None
+        path, motion = [path[0]] * len(path), None
     elif fault is Fault.MALFORMED:
         seen = [None] * shown
     elif fault is Fault.MELT:
@@ -165,18 +174,23 @@ def _draw(
         seen[start:], colours[start:] = [None] * (shown - start), [None] * (shown - start)
     elif fault is Fault.SWERVE:  # two frames are too few for it
         fault = Fault.NONE
-    return Drawn(name, fault, start, tuple(seen), tuple(colours), motion, tuple(centres))
+    centres = tuple(path[time] for time in times)
+    return Drawn(name, fault, start, tuple(seen), tuple(colours), motion, centres, tuple(path))
 
 
-def _painted(drawn: list[Drawn], shown: int, quality: Quality, hand: np.random.Generator, split: Split) -> torch.Tensor:
-    frames = np.broadcast_to(np.asarray(digits.BACKGROUND, np.float32), (shown, SIZE, SIZE, 3)).copy()
+def _painted(
+    drawn: list[Drawn], unit_of: list[int], quality: Quality, hand: np.random.Generator, split: Split
+) -> torch.Tensor:
+    """Frames, each as the shown frame of its unit looks, where the digits are at its time."""
+    frames = np.broadcast_to(np.asarray(digits.BACKGROUND, np.float32), (len(unit_of), SIZE, SIZE, 3)).copy()
     scale = 1.0 if hand.random() < 0.5 else float(hand.uniform(0.85, 1.1))
     side = round((digits.SINGLE_SIDE if len(drawn) == 1 else digits.PAIR_SIDE) * scale)
     for one in drawn:
         tinge = COLOURS[str(hand.choice(list(COLOURS)))], float(hand.uniform(0, 0.2)) if hand.random() < 0.3 else 0.0
         colours = [_mixed(COLOURS[colour or one.name.colour], *tinge) for colour in one.colours]
-        for frame, ink, colour, (x, y) in zip(frames, _inks(one, side, hand, split), colours, one.centres, strict=True):
-            digits.paint(frame, ink, colour, x, y)
+        inks, places = _inks(one, side, hand, split), one.centres if len(unit_of) == len(one.centres) else one.path
+        for frame, unit, (x, y) in zip(frames, unit_of, places, strict=True):
+            digits.paint(frame, inks[unit], colours[unit], x, y)
     seen = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous() / 255.0
     return degrade(seen, quality, hand)
 
@@ -209,33 +223,36 @@ def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> l
     return inks
 
 
-def _centres(motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Where the digit is at the shown times; sometimes a pixel off, as a generator's would be."""
-    track = list(islice(digits.track(motion, area, times[-1] + 1, rng), times[-1] + 1))
-    centres = [track[time] for time in times]
+def _path(motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator) -> list[Place]:
+    """Where the digit is in every frame; sometimes whole units are a pixel off, as a generator's would be."""
+    path = list(digits.track(motion, area, digits.frame_count(len(times)), rng))
     if rng.random() < 0.3:
-        shaken = np.asarray(centres) + rng.integers(-1, 2, size=(len(centres), 2))
-        centres = [(int(x), int(y)) for x, y in shaken]
-    return centres
+        shake = rng.integers(-1, 2, size=(len(times), 2)).tolist()
+        path = [
+            (x + shake[unit][0], y + shake[unit][1])
+            for (x, y), unit in zip(path, units_of_frames(len(times)), strict=True)
+        ]
+    return path
 
 
 def _swerve(
-    centres: list[tuple[int, int]],
+    path: list[Place],
     motion: str,
     area: digits.Area,
     times: tuple[int, ...],
     start: int,
     rng: np.random.Generator,
-) -> tuple[list[tuple[int, int]], str | None]:
-    """Leave the line from frame ``start`` on; (unchanged, motion) where no try gets visibly away from it."""
+) -> tuple[list[Place], str | None]:
+    """Leave the line from unit ``start`` on; (unchanged, motion) where no try gets visibly away from it."""
     across = np.asarray([-MOTIONS[motion][1], MOTIONS[motion][0]]) / np.hypot(*MOTIONS[motion])
+    first = units_of_frames(len(times)).index(start)
     for _ in range(6):
         other = str(rng.choice([m for m in MOTIONS if m != motion]))
-        changed = centres[:start] + _centres(other, area, times, rng)[start:]
-        away = np.abs((np.asarray(changed) - centres[0]) @ across)
+        changed = path[:first] + _path(other, area, times, rng)[first:]
+        away = np.abs((np.asarray(changed)[list(times)] - path[0]) @ across)
         if away.max() >= 7:
             return changed, None
-    return centres, motion
+    return path, motion
 
 
 def _other_digit(digit: int, rng: np.random.Generator) -> int:
