@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ray.actor import ActorHandle
@@ -100,13 +100,8 @@ class RemoteGenerator:
 
 def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
     """What a work has cost, whole or given up on the way."""
-    flops, left = 0, made.steps
-    for stage in range(work.first_stage, work.last_stage + 1):
-        whole = costs.recipe.steps.of(work.depth)[stage]
-        taken = min(left, whole)
-        flops += costs.table(work.depth, stage, stage, len(work.paths)) * taken // whole
-        left -= taken
-    return Cost(nfe=made.steps * len(work.paths), flops=flops, seconds=made.ended - made.started)
+    cost = costs.unit(work.depth, range(work.first_stage, work.last_stage + 1), len(work.paths), made.steps)
+    return replace(cost, seconds=made.ended - made.started)
 
 
 class RemoteVerifier:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Made:
 class Unit(NamedTuple):
     """A branch's newest unit: its latent, its frames, uint8 (T, H, W, 3), and the decoder's state after it.
 
-    Of an unfinished unit the frames are a preview (the model's guess of the finished one) and the state is None.
+    Of a draft the frames are a preview (the draft finished in a few large steps) and the state is None.
     """
 
     latent: StageLatent
@@ -101,28 +101,35 @@ class Generator:
         started, steps = time.time(), 0
         tasks = self._tasks(work, scene, latents[:history], latents[history:])
 
+        def cancelled() -> bool:
+            return number in self._cancelled
+
         def count(done: int, total: int) -> None:
             nonlocal steps
-            steps = done
+            steps += 1
 
         try:
-            sampled = self._sampler.sample(
-                tasks, range(work.first_stage, work.last_stage + 1), lambda: number in self._cancelled, count
+            sampled = finished = self._sampler.sample(
+                tasks, range(work.first_stage, work.last_stage + 1), cancelled, count
             )
+            if work.last_stage < self._last_stage:
+                drafts = [replace(task, start=latent) for task, latent in zip(tasks, sampled, strict=True)]
+                finished = self._sampler.preview(drafts, cancelled, count)
         except CancelledSampling:
             return (Made(steps, started, time.time(), whole=False), *[None] * (3 * len(tasks)))
         finally:
             self._cancelled.discard(number)
         if history and state is None:
             state = self._state_after(latents[:history])
-        units = [self._shown(latent, history, state) for latent in sampled]
+        units = [self._shown(*pair, history, state) for pair in zip(sampled, finished, strict=True)]
         return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
 
     def given(self, scene: Scene, image: bytes) -> Unit:
         """A given first frame (an image file's bytes) as unit 0, fitted to the scene's size."""
         frame = read_image(image, (scene.height, scene.width))
         clean = encode_image(self._pipeline, frame, scene.height, scene.width)
-        return self._shown(StageLatent(self._last_stage, clean, clean), 0, None)
+        latent = StageLatent(self._last_stage, clean)
+        return self._shown(latent, latent, 0, None)
 
     def cancel(self, number: int) -> None:
         """Give up the work of this number at its next denoising step, or as soon as it comes up."""
@@ -152,20 +159,19 @@ class Generator:
         return self._texts[prompts]
 
     @torch.no_grad()
-    def _shown(self, latent: StageLatent, unit: int, before: State | None) -> Unit:
-        """Decode a unit from where its parent's decoder stood; of an unfinished one, its preview."""
-        finished = latent.stage == self._last_stage
-        clean = latent.x if finished else latent.preview(self._last_stage + 1)
-        raw = self._pipeline.latent_norm.denormalise(clean.to(self._sampler.device), unit)
+    def _shown(self, latent: StageLatent, finished: StageLatent, unit: int, before: State | None) -> Unit:
+        """Decode a unit, a draft as it was ``finished`` in a hurry, from where its parent's decoder stood."""
+        raw = self._pipeline.latent_norm.denormalise(finished.x.to(self._sampler.device), unit)
         state = None if before is None else [part.to(raw.device) for part in before]
         video, after = self._pipeline.vae.decode_unit(raw[None], state)
-        kept = StageLatent(latent.stage, latent.x.cpu(), latent.estimate.cpu())
-        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if finished else None)
+        whole = latent.stage == self._last_stage
+        kept = StageLatent(latent.stage, latent.x.cpu())
+        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if whole else None)
 
     def _state_after(self, history: Sequence[StageLatent]) -> State | None:
         state = None
         for unit, latent in enumerate(history):
-            state = self._shown(latent, unit, state).state
+            state = self._shown(latent, latent, unit, state).state
         return state
 
     @property

@@ -35,7 +35,7 @@ class Shelf:
         """Write a unit; when this returns it is on the disk."""
         self._units[name] = handle
         latent, frames = await handle.latent, await handle.frames
-        tensors = {"x": latent.x, "estimate": latent.estimate, "frames": torch.from_numpy(frames.copy())}
+        tensors = {"x": latent.x, "frames": torch.from_numpy(frames.copy())}
         await asyncio.to_thread(_write, tensors, self._folder / f"{name}.safetensors")
 
     async def load(self, name: str) -> Any | None:
@@ -49,15 +49,14 @@ class Shelf:
             tensors = await asyncio.to_thread(load_file, file)
         except (OSError, SafetensorError):
             return None
-        latent = StageLatent(stage, tensors["x"], tensors["estimate"])
+        latent = StageLatent(stage, tensors["x"])
         self._units[name] = UnitRef(stage, ray.put(latent), ray.put(tensors["frames"].numpy()), None, before)
         return self._units[name]
 
 
 def _write(tensors: dict[str, torch.Tensor], file: File) -> None:
     partial = file.with_suffix(".partial")
-    # Copies, for the latent and the estimate of a finished unit are one tensor, which safetensors refuses.
-    save_file({name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, partial)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(file)

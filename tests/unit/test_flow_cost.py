@@ -27,8 +27,12 @@ def test_stages_and_units_add_up() -> None:
     costs = costs_of()
     for unit in range(3):
         whole = costs.unit(unit)
-        assert whole == costs.unit(unit, range(1)) + costs.unit(unit, range(1, 3))
         assert whole.nfe == 30
+        preview = costs.unit(unit, range(1)).nfe - 10
+        assert preview == 2 * StepsConfig().preview
+        draft = costs.unit(unit, range(1), most_steps=10)
+        assert whole == draft + costs.unit(unit, range(1, 3))
+        assert draft.flops < costs.unit(unit, range(1)).flops < whole.flops
         assert costs.table(unit, 0, 2, 1) == whole.flops
     assert costs.unsearched(4) == costs.unit(0) + costs.unsearched(4, given=1)
     assert costs.unsearched(4).nfe == 120

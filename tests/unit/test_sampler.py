@@ -96,7 +96,6 @@ def test_stopping_at_a_stage_and_going_on_changes_nothing(transformer: MMDiT) ->
     for latent, whole in zip(rest, sampler.sample(tasks), strict=True):
         assert torch.equal(latent.x, whole.x)
         assert latent.stage == 2
-        assert latent.estimate is latent.x
 
 
 def test_siblings_carry_their_past_once(transformer: MMDiT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +166,7 @@ class Ideal(torch.nn.Module):
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-def test_a_perfect_model_reaches_its_unit_and_previews_it_at_every_stage(stages: int) -> None:
+def test_a_perfect_model_reaches_its_unit_and_previews_it_after_every_stage(stages: int) -> None:
     schedule = PyramidSchedule(stages=stages)
     ideal = Ideal(torch.randn(4, *SHAPE), torch.randn(4, *SHAPE), schedule)
     settings = {
@@ -179,8 +178,9 @@ def test_a_perfect_model_reaches_its_unit_and_previews_it_at_every_stage(stages:
     for stage in range(stages):
         (latent,) = sampler.sample([replace(task_of((0,)), start=latent)], range(stage, stage + 1))
         torch.testing.assert_close(latent.x, ideal.ends[stage], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(latent.estimate, ideal.clean[stage], atol=1e-5, rtol=1e-5)
-        assert latent.preview(stages).shape == (4, *SHAPE)
+        if stage + 1 < stages:
+            (preview,) = sampler.preview([replace(task_of((0,)), start=latent)])
+            torch.testing.assert_close(preview.x, ideal.clean[-1], atol=1e-5, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(transformer: MMDiT) -> None:

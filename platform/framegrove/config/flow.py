@@ -72,10 +72,14 @@ class GuidanceConfig(Config):
 
 
 class StepsConfig(Config):
-    """Denoising steps per stage, coarsest first, for the first unit and for the others (released: 20 and 10 each)."""
+    """Denoising steps per stage, coarsest first, for the first unit and for the others (released: 20 and 10 each).
+
+    ``preview`` steps a stage finish a draft of the first unit in a hurry, to be judged before it is refined.
+    """
 
     first: tuple[int, ...] = (20, 20, 20)
     others: tuple[int, ...] = (10, 10, 10)
+    preview: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
     def _positive_and_as_many(self) -> Self:

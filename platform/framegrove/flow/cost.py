@@ -23,14 +23,23 @@ class SamplingCosts:
     text_tokens: int
     negative_tokens: int
 
-    def unit(self, unit: int, stages: range | None = None, siblings: int = 1) -> Cost:
-        """The newest unit of ``siblings`` children of one branch, denoised in step through ``stages`` (absent: all)."""
-        pyramid = self.recipe.pyramid.stages
-        steps = self.recipe.steps.of(unit)
-        total = Cost()
-        for stage in stages if stages is not None else range(pyramid):
-            flops = self._step_flops(unit, stage, siblings)
-            total += Cost(nfe=steps[stage] * siblings, flops=steps[stage] * flops)
+    def unit(self, unit: int, stages: range | None = None, siblings: int = 1, most_steps: int | None = None) -> Cost:
+        """The newest unit of ``siblings`` children of one branch, denoised in step through ``stages`` (absent: all).
+
+        Stages that stop before the last make drafts, which are previewed, too. With ``most_steps`` the work is given up
+        after so many.
+        """
+        steps = self.recipe.steps
+        last = self.recipe.pyramid.stages - 1
+        stages = range(last + 1) if stages is None else stages
+        rest = range(stages.stop, last + 1)
+        plan = [(stage, steps.of(unit)[stage]) for stage in stages] + [(stage, steps.preview) for stage in rest]
+        total, left = Cost(), sum(count for _, count in plan) if most_steps is None else most_steps
+        for stage, count in plan:
+            taken = min(left, count)
+            left -= taken
+            if taken:
+                total += Cost(nfe=taken * siblings, flops=taken * self._step_flops(unit, stage, siblings))
         return total
 
     def unsearched(self, units: int, given: int = 0) -> Cost:

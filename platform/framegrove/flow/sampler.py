@@ -7,15 +7,14 @@ state is float32, and what else shares the forward pass changes rounding at most
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from framegrove.config.flow import GuidanceConfig, StepsConfig
 from framegrove.flow.history import history_clips
-from framegrove.flow.noise import HashNoise, NoiseSource, double, halve, noise_pyramid
+from framegrove.flow.noise import HashNoise, NoiseSource, double, noise_pyramid
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.transformers import Transformer
@@ -35,20 +34,13 @@ class CancelledSampling(Exception):
 
 @dataclass(frozen=True, eq=False)
 class StageLatent:
-    """A unit at the end of ``stage``: the state ``x`` that the next stage starts from and the clean ``estimate``.
+    """A unit at the end of ``stage``: the state ``x``, (C, t, h, w) at the stage's resolution, float32, normalised.
 
-    Both are (C, t, h, w) at the stage's resolution, float32, normalised. At the last stage they are the finished unit.
+    At the last stage it is the finished unit; before, it is what the next stage starts from.
     """
 
     stage: int
     x: Tensor
-    estimate: Tensor
-
-    def preview(self, stages: int) -> Tensor:
-        """The estimate enlarged to full resolution, to be decoded and looked at before the unit is finished."""
-        factor = 2 ** (stages - 1 - self.stage)
-        frames = self.estimate.transpose(0, 1)
-        return F.interpolate(frames, scale_factor=factor, mode="bilinear").transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +122,21 @@ class Sampler:
                 before_step()
                 self._step([run for run in runs if step < len(run.timesteps)], step)
                 after_step()
-            latents = [StageLatent(stage, run.x, self._clean(run, stage)) for run in runs]
+            latents = [StageLatent(stage, run.x) for run in runs]
         return [latent for latent in latents if latent is not None]
+
+    def preview(
+        self, tasks: Sequence[UnitTask], should_stop: ShouldStop | None = None, on_step: OnStep | None = None
+    ) -> list[StageLatent]:
+        """What becomes of drafts, about: each finished from its ``start`` in ``steps.preview`` large steps a stage.
+
+        The drafts themselves are not touched: refined, they go on from where they stand. Raises as `sample` does.
+        """
+        stages = self.schedule.stages
+        few = StepsConfig(first=(self.steps.preview,) * stages, others=(self.steps.preview,) * stages)
+        hurried = Sampler(self.transformer, self.schedule, self.guidance, few, self.noise)
+        begun = {task.start.stage for task in tasks if task.start is not None}
+        return hurried.sample(tasks, range(min(begun, default=-1) + 1, stages), should_stop, on_step)
 
     @property
     def device(self) -> torch.device:
@@ -181,25 +186,10 @@ class Sampler:
             samples += [Sample(prefix, run.x, run.timesteps[step]) for prefix in prefixes]
         answers = iter(self.transformer(self.transformer.pack(samples)))
         for run in runs:
-            run.velocity = next(answers).float()
+            velocity = next(answers).float()
             if run.scale > 0:
-                run.velocity = run.velocity + run.scale * (next(answers).float() - run.velocity)
-            run.x = run.x + (run.ratios[step + 1] - run.ratios[step]) * run.velocity
-
-    def _clean(self, run: _Run, stage: int) -> Tensor:
-        """The clean unit implied by the state at the end of a stage and the last velocity; exact for a perfect model.
-
-        Solving the stage's end points (PFM eqs. 9-10) for the data: subtracting the noise restores all that the stage
-        before knew, and overstates the detail that was new in this stage by a known factor.
-        """
-        start, end = self.schedule.start_sigma(stage), self.schedule.end_sigma(stage)
-        if end == 0:
-            return run.x
-        guess = run.x - end / (start - end) * run.velocity
-        if stage == 0:
-            return guess
-        coarse = double(halve(guess))
-        return coarse + (start - end) / ((1 - end) * start) * (guess - coarse)
+                velocity = velocity + run.scale * (next(answers).float() - velocity)
+            run.x = run.x + (run.ratios[step + 1] - run.ratios[step]) * velocity
 
 
 @dataclass
@@ -212,7 +202,6 @@ class _Run:
     timesteps: tuple[float, ...]
     ratios: tuple[float, ...]
     x: Tensor
-    velocity: Tensor = field(init=False)
 
 
 def _check(tasks: Sequence[UnitTask], stages: range, schedule: PyramidSchedule) -> None:

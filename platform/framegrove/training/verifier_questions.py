@@ -34,7 +34,7 @@ _ASPECTS_MOVING = {
     Aspect.MOTION: 0.22,
     Aspect.DIGIT: 0.09,
     Aspect.COLOUR: 0.08,
-    Aspect.COUNT: 0.03,
+    Aspect.COUNT: 0.06,
     Aspect.MATCH: 0.16,
     Aspect.STABILITY: 0.15,
     Aspect.CLARITY: 0.04,
@@ -43,7 +43,7 @@ _ASPECTS_STILL = {
     Aspect.BINDING: 0.42,
     Aspect.DIGIT: 0.20,
     Aspect.COLOUR: 0.07,
-    Aspect.COUNT: 0.07,
+    Aspect.COUNT: 0.12,
     Aspect.MATCH: 0.16,
     Aspect.CLARITY: 0.08,
 }
@@ -162,10 +162,9 @@ def _motions(scene: Scene) -> list[Labelled]:
 def _counts(scene: Scene) -> list[Labelled]:
     if any(None in d.colours for d in scene.drawn):
         return []
-    return [
-        Labelled(ask.ask_count(n), n == len(scene.drawn), Aspect.COUNT, "true" if n == len(scene.drawn) else "absent")
-        for n in (1, 2)
-    ]
+    there = len(scene.drawn)
+    wrong = "absent" if there < 3 else "extra"
+    return [Labelled(ask.ask_count(n), n == there, Aspect.COUNT, "true" if n == there else wrong) for n in (1, 2)]
 
 
 def _matches(scene: Scene) -> list[Labelled]:
@@ -173,12 +172,12 @@ def _matches(scene: Scene) -> list[Labelled]:
     named = tuple(d.name for d in scene.drawn)
     held = len(_steady(scene)) == len(named)
     moving = all(d.motion is not None for d in scene.drawn)
-    if not _nameable(scene) and held:
-        return []
-    spoiled = "malformed" if any(d.fault is Fault.MALFORMED for d in scene.drawn) else "drift"
-    versions: list[tuple[tuple[DigitObject, ...], str]] = [(named, "true" if held else spoiled)]
-    if held:
-        versions += _near_misses(named, _ever(scene))
+    versions = [(fewer, "extra") for fewer in _with_one_less(named)]
+    if len(named) < 3 and (_nameable(scene) or not held):
+        spoiled = "malformed" if any(d.fault is Fault.MALFORMED for d in scene.drawn) else "drift"
+        versions.append((named, "true" if held else spoiled))
+        if held:
+            versions += _near_misses(named, _ever(scene))
     found = []
     for objects, kind in versions:
         if kind not in ("swapped motions", "motion changed"):
@@ -187,6 +186,16 @@ def _matches(scene: Scene) -> list[Labelled]:
             astray = kind if moving or kind != "true" else "motion changed"
             found.append(Labelled(ask.ask_match(caption(objects)), astray == "true", Aspect.MATCH, astray))
     return found
+
+
+def _with_one_less(named: tuple[DigitObject, ...]) -> list[tuple[DigitObject, ...]]:
+    """What a prompt would say of all objects but one, as far as prompts say such things."""
+    fewer = [tuple(one for at, one in enumerate(named) if at != left_out) for left_out in range(len(named))]
+    return [
+        rest
+        for rest in fewer
+        if rest and len({one.digit for one in rest}) == len({one.colour for one in rest}) == len(rest)
+    ]
 
 
 def _near_misses(

@@ -1,8 +1,9 @@
 """Clips for training a verifier: true ones and ones that go wrong as a generator's do, with what is true of each.
 
 A generator's clip fails in its own ways: a digit turns into another one in a later unit, changes colour, vanishes,
-jumps to another line, stands still, is no digit at all; the picture is blurred, mottled or noisy. Each is drawn here on
-purpose, frame by frame, so that the truth of any question is known. Only the frames a verifier is shown are drawn.
+jumps to another line, stands still, is no digit at all, is there twice; the picture is blurred, mottled or noisy. Each
+is drawn here on purpose, frame by frame, so that the truth of any question is known. Only the frames a verifier is
+shown are drawn.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def draw_scene(
     objects = _objects(rng, split)
     times = shown_frames(digits.frame_count(shown), most=max(2, shown))
     drawn = []
-    for name, area in zip(objects, digits.areas(len(objects), rng), strict=True):
+    for name, area in zip(objects, _areas(len(objects), rng), strict=True):
         fault = _pick(rng, _STATIC_FAULTS if shown == 1 else _MOVING_FAULTS)
         drawn.append(_draw(name, fault, area, times, rng))
     chosen = quality if quality is not None else _pick(rng, _QUALITIES)
@@ -133,16 +134,40 @@ def _pick(rng: np.random.Generator, odds: dict[Choice, float]) -> Choice:
 
 
 def _objects(rng: np.random.Generator, split: Split) -> tuple[digits.DigitObject, ...]:
-    """As in true clips, but now and then two of one colour or two of one digit: generators make those, too."""
+    """As in true clips, but now and then two of one colour or of one digit, or one too many: generators make those."""
     objects = digits.draw_objects(rng, split=split, digits=1 if rng.random() < 0.35 else 2)
-    if len(objects) == 2 and rng.random() < 0.15:
-        one, two = objects
-        same_colour = rng.random() < 0.5
-        two = digits.DigitObject(
-            two.digit if same_colour else one.digit, one.colour if same_colour else two.colour, two.motion
-        )
-        objects = (one, two)
+    if len(objects) == 1:
+        return objects
+    one, two = objects
+    odd = rng.random()
+    if odd < 0.15:
+        return one, _like(one, two, rng)
+    if odd < 0.35:
+        three = digits.draw_objects(rng, split=split, digits=1)[0]
+        if rng.random() < 0.8:
+            three = _like(one if rng.random() < 0.5 else two, three, rng)
+        return one, two, three
     return objects
+
+
+def _like(one: digits.DigitObject, other: digits.DigitObject, rng: np.random.Generator) -> digits.DigitObject:
+    """``other`` with the digit of ``one``, or its colour, or mostly both."""
+    way = rng.random()
+    return digits.DigitObject(
+        one.digit if way < 0.75 else other.digit, one.colour if way > 0.25 else other.colour, other.motion
+    )
+
+
+def _areas(count: int, rng: np.random.Generator) -> list[digits.Area]:
+    """As in true clips; a third digit has a quarter of the picture, and so has one of the others then."""
+    if count < 3:
+        return digits.areas(count, rng)
+    half, other = digits.areas(2, rng)
+    side = min(other.right - other.left, other.bottom - other.top)
+    first = digits.Area(other.left, other.left + side, other.top, other.top + side)
+    second = digits.Area(other.right - side, other.right, other.bottom - side, other.bottom)
+    areas = [half, first, second]
+    return [areas[at] for at in rng.permutation(3)]
 
 
 def _draw(

@@ -1,0 +1,104 @@
+"""Measure speed and memory side by side with plain implementations, in one run on this machine.
+
+    python -m jobs.bench                                  # everything, some minutes on two CPU threads
+    python -m jobs.bench --only jump,transformer --out runs/bench
+
+Machines differ and are noisy: what counts is the ratio of two implementations that took turns. Prints a table; with
+--out also leaves bench.json there.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.console import Display, make_folder, one_line_errors
+
+if TYPE_CHECKING:
+    from framegrove.evaluation.benches import Finding
+
+app = typer.Typer(add_completion=False)
+
+
+class Bench(enum.StrEnum):
+    """What can be measured."""
+
+    JUMP = "jump"
+    TRANSFORMER = "transformer"
+    PACKING = "packing"
+    SAMPLING = "sampling"
+    VAE = "vae"
+
+
+@app.command()
+def main(
+    only: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(Bench)}.")] = ",".join(Bench),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for torch.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each implementation takes its turn.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json; absent: only print.")] = None,
+) -> None:
+    """Run the benches and print what each found."""
+    with one_line_errors(), Display() as display:
+        chosen = _chosen(only)
+        if out is not None:
+            make_folder(out)
+        import torch
+
+        from framegrove.evaluation import benches
+
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        measure = {
+            Bench.JUMP: benches.jump,
+            Bench.TRANSFORMER: benches.transformer,
+            Bench.PACKING: benches.packing,
+            Bench.SAMPLING: benches.sampling,
+            Bench.VAE: benches.vae,
+        }
+        findings: list[Finding] = []
+        for bench in chosen:
+            display.begin(f"measuring {bench}")
+            findings += measure[bench](device, repeats)
+        _print(findings, f"{device.type}, {threads} threads, torch {torch.__version__}", display)
+        if out is not None:
+            _write(findings, out / "bench.json", display)
+
+
+def _chosen(only: str) -> list[Bench]:
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    unknown = [name for name in names if name not in list(Bench)]
+    if unknown or not names:
+        raise ValueError(f"unknown bench {', '.join(unknown) or only!r} in --only: allowed are {', '.join(Bench)}")
+    return [Bench(name) for name in names]
+
+
+def _print(findings: list[Finding], where: str, display: Display) -> None:
+    from rich.table import Table
+
+    table = Table(title=where)
+    for column in ("what", "ours", "plain", "ours / plain", "aim", ""):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for finding in findings:
+        ratio = "" if finding.plain is None else f"{finding.ours / finding.plain:.3f}"
+        plain = "" if finding.plain is None else finding.shown(finding.plain)
+        met = "" if finding.met is None else ("met" if finding.met else "missed")
+        table.add_row(finding.what, finding.shown(finding.ours), plain, ratio, finding.aim, met)
+    display.console.print(table)
+
+
+def _write(findings: list[Finding], path: Path, display: Display) -> None:
+    import dataclasses
+    import json
+
+    partial = path.with_name(f".{path.name}.partial")
+    rows = [dataclasses.asdict(finding) for finding in findings]
+    partial.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+    display.say(str(path))
+
+
+if __name__ == "__main__":
+    app()

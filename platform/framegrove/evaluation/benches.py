@@ -1,0 +1,264 @@
+"""Speed and memory beside plain implementations: what ``jobs.bench`` runs.
+
+Two implementations of one thing take turns, so that a machine's moods meet both; the figure of each is the median.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from framegrove.config.flow import GuidanceConfig, StepsConfig
+from framegrove.config.model import TransformerConfig
+from framegrove.config.vae import VaeConfig
+from framegrove.flow.history import history_clips
+from framegrove.flow.noise import HashNoise, block_noise, double
+from framegrove.flow.sampler import Sampler, UnitTask
+from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.attention import AttentionPlan
+from framegrove.models.mmdit import MMDiT, fresh_mmdit
+from framegrove.models.packed import Packed, Prefix, Sample, TextEmbedding
+from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_tiling import TILE, decode_unit_tiled
+
+_STAGES = 3
+_LATENT = (48, 80)  # a 384p unit
+_LARGE = (96, 160)  # a 768p unit
+_TEXT = 128  # tokens
+_HISTORY = 8  # units
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure in ``unit``, beside a plain implementation's where there is one; ``met``: whether the aim is reached."""
+
+    what: str
+    ours: float
+    unit: str
+    plain: float | None = None
+    aim: str = ""
+    met: bool | None = None
+
+    def shown(self, value: float) -> str:
+        """A value with its unit."""
+        return f"{value:,.{0 if value >= 1000 else 2}f} {self.unit}".rstrip()
+
+
+def jump(device: torch.device, repeats: int) -> list[Finding]:
+    """The jump to a 768p stage: doubling and block noise, beside a loop that fills the blocks one by one."""
+    schedule = PyramidSchedule(_STAGES)
+    alpha, beta = schedule.jump(_STAGES - 1)
+    height, width = _LARGE
+    before = torch.randn(16, 1, height // 2, width // 2)
+    generator = torch.Generator().manual_seed(0)
+
+    def ours() -> Tensor:
+        return alpha * double(before) + beta * block_noise((16, 1, height, width), generator, schedule.gamma)
+
+    def plain() -> Tensor:
+        # The released construction draws from the block covariance, which has to be kept off its singular point.
+        gamma = schedule.gamma + 1e-6
+        block = torch.distributions.MultivariateNormal(torch.zeros(4), torch.eye(4) * (1 - gamma) + gamma)
+        draws = block.sample((16, height // 2, width // 2))
+        noise = torch.empty(16, 1, height, width)
+        for channel, row, column in itertools.product(*map(range, draws.shape[:3])):
+            cell = draws[channel, row, column].view(2, 2)
+            noise[channel, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = cell
+        return alpha * F.interpolate(before, scale_factor=2.0, mode="nearest") + beta * noise
+
+    cpu = torch.device("cpu")  # noise is drawn there, on any machine
+    (quick,), (slow,) = _in_turns([ours], 20 * repeats, cpu), _in_turns([plain], 1, cpu)
+    what = f"jump to 1x16x1x{height}x{width} (plain: block by block)"
+    return [Finding(what, 1000 * quick, "ms", 1000 * slow, "<= 2 ms", quick <= 0.002)]
+
+
+@torch.no_grad()
+def transformer(device: torch.device, repeats: int) -> list[Finding]:
+    """An MM-DiT forward per stage, two guided samples at 384p with 8 units of history, beside a dense mask."""
+    model = _model(device)
+    findings = []
+    for stage in range(_STAGES):
+        packed = model.pack(_guided(stage, (_TEXT, _TEXT), device))
+        dense = replace(packed, attention=_dense(packed, device))
+        ours, plain = _in_turns([partial(model, packed), partial(model, dense)], repeats, device)
+        tokens = len(packed.attention.tokens.joint) // 2
+        what = f"MM-DiT forward, stage {stage}, batch 2, {tokens:,} tokens each (plain: dense mask)"
+        findings.append(Finding(what, ours, "s", plain, "<= 1 of plain", ours <= plain))
+    return findings
+
+
+@torch.no_grad()
+def packing(device: torch.device, repeats: int) -> list[Finding]:
+    """What guidance and siblings cost: tokens and time, beside a padded batch that shares nothing."""
+    model = _model(device)
+    stage = _STAGES - 1
+    short = model.pack(_guided(stage, (8, _TEXT), device))
+    padded = model.pack(_guided(stage, (_TEXT, _TEXT), device))
+    shared = model.pack(_siblings(stage, 5, device, together=True))
+    alone = model.pack(_siblings(stage, 5, device, together=False))
+    findings = []
+    for what, left, right in (
+        ("guidance, an 8-token negative prompt", short, padded),
+        ("5 siblings that share their past", shared, alone),
+    ):
+        tokens = [len(packed.attention.tokens.joint) for packed in (left, right)]
+        ours, plain = _in_turns([partial(model, left), partial(model, right)], repeats, device)
+        findings.append(Finding(f"{what}: tokens", tokens[0], "", tokens[1], "< plain", tokens[0] < tokens[1]))
+        findings.append(Finding(f"{what}: forward", ours, "s", plain, "< plain", ours < plain))
+    return findings
+
+
+@torch.no_grad()
+def sampling(device: torch.device, repeats: int) -> list[Finding]:
+    """The share of a unit's sampling that is spent in the transformer."""
+    model = _model(device)
+    spent = 0.0
+    begun = 0.0
+
+    def before(*_: object) -> None:
+        nonlocal begun
+        _wait(device)
+        begun = time.perf_counter()
+
+    def after(*_: object) -> None:
+        nonlocal spent
+        _wait(device)
+        spent += time.perf_counter() - begun
+
+    hooks = (model.register_forward_pre_hook(before), model.register_forward_hook(after))
+    steps = StepsConfig(first=(2,) * _STAGES, others=(2,) * _STAGES)
+    sampler = Sampler(model, PyramidSchedule(_STAGES), GuidanceConfig(), steps, HashNoise())
+    task = UnitTask(_text(_TEXT, device), _text(8, device), _history(device), (1, *_LATENT), seed=0, path=(0,) * 9)
+    began = time.perf_counter()
+    for _ in range(max(1, repeats // 2)):
+        sampler.sample([task])
+    whole = time.perf_counter() - began
+    for hook in hooks:
+        hook.remove()
+    share = 100 * spent / whole
+    return [Finding("sampling a guided 384p unit: time in the transformer", share, "%", None, ">= 95 %", share >= 95)]
+
+
+@torch.no_grad()
+def vae(device: torch.device, repeats: int) -> list[Finding]:
+    """Peak memory of decoding 768p unit by unit in tiles with the public VAE's shape; on a CPU one tile of it."""
+    model = CausalVideoVae(VaeConfig()).to(device).eval()
+    height, width = _LARGE if device.type == "cuda" else (TILE, TILE)
+    latent = torch.randn(1, model.config.decoder_in_channels, 1, height, width, device=device)
+    held = _memory(device)
+    frames, state = decode_unit_tiled(model, latent)
+    began = time.perf_counter()
+    frames, state = decode_unit_tiled(model, latent, state)
+    _wait(device)
+    seconds = time.perf_counter() - began
+    gib = (_memory(device) - held) / 2**30
+    size = f"{frames.shape[-1]}x{frames.shape[-2]}"
+    return [
+        Finding(f"VAE decode of a unit of 8 frames, {size}: peak memory beyond the weights", gib, "GiB"),
+        Finding(f"VAE decode of a unit of 8 frames, {size}", seconds, "s"),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """All sequences, padded to the longest, under a dense mask: what a plain implementation does."""
+
+    count: int
+    length: int
+    mask_N1LL: Tensor
+
+    def __call__(self, query_NHLD: Tensor, key_NHLD: Tensor, value_NHLD: Tensor, current_only: bool) -> Tensor:
+        return F.scaled_dot_product_attention(query_NHLD, key_NHLD, value_NHLD, attn_mask=self.mask_N1LL)
+
+
+def _dense(packed: Packed, device: torch.device) -> AttentionPlan:
+    tokens = packed.attention.tokens
+    count, length = len(tokens.lengths), int(tokens.lengths.max())
+    mask = torch.eye(length, dtype=torch.bool).repeat(count, 1, 1)
+    sequence, column, time_index = (torch.from_numpy(x) for x in (tokens.sequence, tokens.column, tokens.time))
+    for number in range(count):
+        own = sequence == number
+        columns, times = column[own], time_index[own]
+        mask[number, columns[:, None], columns[None]] = times[None] <= times[:, None]
+    place = torch.empty(len(sequence), dtype=torch.long)
+    place[torch.from_numpy(tokens.joint)] = sequence * length + column
+    taken = torch.zeros(count * length, dtype=torch.bool).index_fill_(0, place, True)
+    padding = (~taken).nonzero().flatten()
+    table = _Dense(count, length, mask[:, None].to(device))
+    return AttentionPlan(place.to(device), padding.to(device), count * length, tokens, (table,))  # type: ignore[arg-type]
+
+
+def _model(device: torch.device) -> MMDiT:
+    config = TransformerConfig(
+        num_layers=6,
+        num_attention_heads=8,
+        attention_head_dim=64,
+        caption_projection_dim=512,
+        joint_attention_dim=512,
+        pooled_projection_dim=512,
+    )
+    return fresh_mmdit(config).to(device).eval()
+
+
+def _text(tokens: int, device: torch.device) -> TextEmbedding:
+    generator = torch.Generator().manual_seed(tokens)
+    return TextEmbedding(
+        torch.randn(tokens, 512, generator=generator).to(device), torch.randn(512, generator=generator).to(device)
+    )
+
+
+def _history(device: torch.device) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(16, 1, *_LATENT, generator=generator).to(device) for _ in range(_HISTORY))
+
+
+def _current(stage: int, device: torch.device) -> Tensor:
+    factor = 2 ** (_STAGES - 1 - stage)
+    return torch.randn(16, 1, _LATENT[0] // factor, _LATENT[1] // factor, device=device)
+
+
+def _guided(stage: int, texts: Sequence[int], device: torch.device) -> list[Sample]:
+    """One sample per text, all with the same history."""
+    clips, current = history_clips(_history(device), stage, _STAGES), _current(stage, device)
+    return [Sample(Prefix(_text(tokens, device), clips), current, 500.0) for tokens in texts]
+
+
+def _siblings(stage: int, count: int, device: torch.device, *, together: bool) -> list[Sample]:
+    clips, text = history_clips(_history(device), stage, _STAGES), _text(_TEXT, device)
+    one = Prefix(text, clips)
+    prefixes = [one if together else Prefix(text, clips) for _ in range(count)]
+    return [Sample(prefix, _current(stage, device), 500.0) for prefix in prefixes]
+
+
+def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median seconds of each work; the first turn of each warms up and is not counted."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for times, work in zip(seconds, works, strict=True):
+            began = time.perf_counter()
+            work()
+            _wait(device)
+            if turn:
+                times.append(time.perf_counter() - began)
+    return [statistics.median(times) for times in seconds]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _memory(device: torch.device) -> int:
+    """The most bytes that were ever held: by this process, or on the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
