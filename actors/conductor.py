@@ -23,6 +23,7 @@ from framegrove.cluster.placement import Role, bundle, placed, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.base import validated
+from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import EngineConfig, environment, model_folder
 from framegrove.evaluation.media import encode_mp4
@@ -54,20 +55,20 @@ _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and as
 class SearchRunner:
     """Runs searches on generator actors and a verifier actor of its own.
 
-    ``model`` is a model folder, absent the embedded one; ``search`` says how to search, but for policy and budget: they
+    ``model`` absent is the embedded one; ``search`` says how to search, but for policy and budget: they
     come with each request. Ray must be connected by the time of ``start``.
     """
 
     def __init__(
         self,
-        model: File | None = None,
+        model: ModelSource | None = None,
         *,
         generators: int = 2,
         verifier: EngineConfig | None = None,
         search: SearchConfig | None = None,
         threads: int = 1,
     ) -> None:
-        self._model, self._count, self._threads = model, generators, threads
+        self._model, self._count, self._threads = model or ModelSource(), generators, threads
         self._engine = verifier or EngineConfig()
         self._search = search or SearchConfig()
         self._groups: dict[Role, ActorGroup] = {}
@@ -125,7 +126,7 @@ class SearchRunner:
         judging = request.policy != UNSEARCHED
         on_progress(Progress(0.0, "starting the actors"))
         await self.start(judging=judging)
-        scene = Scene(request.prompt, "", request.seed, request.height, request.width)
+        scene = scene_of(files, request)
         lengths = await self._insist(lambda actor: actor.read.remote(scene))
         costs = SamplingCosts(files.transformer, files.recipe, latent, *lengths)
         given = await self._given(scene, request.image, files.recipe.pyramid.stages - 1)
@@ -237,12 +238,26 @@ class SearchRunner:
     def _new_generator(self, files: ModelFiles) -> Any:
         options = placed(Role.GENERATE, num_gpus=self._gpus)
         options["max_concurrency"] = _CALLS_AT_A_TIME
-        return ray.remote(Generator).options(**options).remote(files.folder, self._threads)
+        return ray.remote(Generator).options(**options).remote(_portable(files), self._threads)
 
     def _new_verifier(self, index: int) -> Any:
         options = placed(Role.VERIFY, num_gpus=self._gpus)
         options["runtime_env"] = {"env_vars": environment(self._engine)}
         return ray.remote(ClipVerifier).options(**options).remote(self._engine)
+
+
+def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:
+    """What a generator is told of a request. The verifier judges by the prompt without the model's suffix."""
+    text = request.prompt + files.recipe.prompt_suffix
+    return Scene(text, files.recipe.negative_prompt, request.seed, request.height, request.width)
+
+
+def _portable(files: ModelFiles) -> ModelSource:
+    """The model as actors, which stand in another folder, find it: a hub model by its id, any other by its path."""
+    given = files.source.name
+    if given is None or not File(given).is_dir():
+        return files.source
+    return files.source.model_copy(update={"name": str(files.folder.absolute())})
 
 
 def _claim_room(role: Role, count: int, gpus: float) -> None:

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as File
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 
 from framegrove.config.flow import latent_size
+from framegrove.config.model import ModelSource
 from framegrove.evaluation.media import read_image
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
 from framegrove.models.packed import TextEmbedding
-from framegrove.models.pretrained import load_pipeline
+from framegrove.models.pretrained import load_source
 from framegrove.types import SampleWork
 
 Frames = npt.NDArray[np.uint8]
@@ -65,11 +65,11 @@ class Unit(NamedTuple):
 class Generator:
     """Samples and decodes with one model. Work is given one at a time; ``cancel`` may come from another thread."""
 
-    def __init__(self, model: File | None = None, threads: int = 1) -> None:
+    def __init__(self, model: ModelSource | None = None, threads: int = 1) -> None:
         self._threads = threads
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._pipeline = load_pipeline(model).to(device)
+        self._pipeline = load_source(model or ModelSource()).to(device)
         self._sampler = sampler_of(self._pipeline)
         self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
         self._cancelled: set[int] = set()

@@ -18,7 +18,7 @@ class Ingress:
 
     def __init__(self, config: ServeConfig) -> None:
         files = ModelFiles.read(config.model)
-        model = ServedModel(files.folder.name, files.recipe, files.check)
+        model = ServedModel(files.name, files.recipe, files.check)
         runner = SearchRunner(config.model, generators=config.generators, verifier=config.verifier)
         self._desk = VideoDesk(VideoStore(config.folder), runner, model, config)
 

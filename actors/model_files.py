@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-from pydantic import ValidationError
+from typing import Self
 
 from framegrove.config.flow import latent_size
-from framegrove.config.model import Recipe, TransformerConfig
+from framegrove.config.model import AnyTransformerConfig, ModelSource, Recipe
 from framegrove.config.request import check_prompt
 from framegrove.config.vae import VaeConfig
-from framegrove.models.pretrained import RECIPE, TRANSFORMER, VAE, embedded_model
+from framegrove.models.pretrained import VAE, model_folder, read_shape
 from framegrove.models.vae_files import read_vae_config
 from framegrove.types import GenerationRequest
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model folder's configuration."""
+    """A model's configuration, and where it came from."""
 
+    source: ModelSource
     folder: Path
     recipe: Recipe
-    transformer: TransformerConfig
+    transformer: AnyTransformerConfig
     vae: VaeConfig
 
     @classmethod
-    def read(cls, folder: Path | None) -> Self:
-        """Read a folder (absent: the embedded model). Raises ValueError, in one sentence, for one that is not whole."""
-        folder = embedded_model() if folder is None else folder
-        if not folder.is_dir():
-            raise ValueError(
-                f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}"
-            )
-        try:
-            recipe = Recipe.model_validate(_json(folder / RECIPE))
-            transformer = TransformerConfig.from_public(_json(folder / TRANSFORMER / "config.json"))
-            vae = read_vae_config(folder / VAE)
-        except FileNotFoundError as error:
-            raise ValueError(f"{folder} is not a whole model: {error.filename} is missing") from None
-        except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{folder} holds a configuration that cannot be used: {_one_line(error)}") from None
-        return cls(folder, recipe, transformer, vae)
+    def read(cls, source: ModelSource) -> Self:
+        """Read a model's configuration; a hub model is downloaded first.
+
+        Raises ValueError, in one sentence, for a folder that is missing or not whole.
+        """
+        folder = model_folder(source)
+        _, transformer, recipe = read_shape(folder, source.variant)
+        return cls(source, folder, recipe, transformer, read_vae_config(folder / VAE))
+
+    @property
+    def name(self) -> str:
+        """What it is called where its place does not matter."""
+        return Path(self.source.name or self.folder).name
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """The (height, width) of the latents of what is asked for. Raises ValueError if this model cannot make it."""
@@ -65,18 +60,8 @@ class ModelFiles:
         return size
 
     def fingerprint(self) -> str:
-        """Changes whenever a file of the folder does."""
+        """Changes whenever a file of the folder does, or how it is read."""
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         facts = [(str(path.relative_to(self.folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise json.JSONDecodeError(f"{path.name} must hold a JSON object", "", 0)
-    return data
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        read = (self.source.variant, self.source.dtype)
+        return hashlib.blake2b(repr((facts, read)).encode(), digest_size=12).hexdigest()

@@ -8,11 +8,39 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+if TYPE_CHECKING:
+    from framegrove.config.model import ModelSource
+
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Model folder, or a hub id as in owner/name; the embedded digits model if absent."),
+]
+VariantOption = Annotated[
+    str | None,
+    typer.Option("--variant", help="Of a public model: 384p, 768p or image; the largest if absent."),
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="float32 or bfloat16: what the transformer and public text encoders work in.")
+]
+PickleOption = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),
+]
+
+
+def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
+    """The model that these options name. Raises ValueError, in one sentence."""
+    from framegrove.config.base import validated
+    from framegrove.config.model import ModelSource
+
+    given = {"name": name, "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
+    return validated(ModelSource, given, "model")
 
 
 @contextlib.contextmanager

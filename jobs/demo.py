@@ -147,15 +147,17 @@ def _search(
 
     from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from framegrove.config.model import ModelSource
     from framegrove.types import GenerationRequest
 
-    recipe = ModelFiles.read(model).recipe
+    source = ModelSource(name=str(model))
+    recipe = ModelFiles.read(source).recipe
 
     def request(policy: str, budget: float) -> GenerationRequest:
         return GenerationRequest(prompt, seed, recipe.units, recipe.height, recipe.width, policy, budget)
 
     async def search() -> tuple[SearchRecord, SearchRecord, dict[str, Any]]:
-        runner = SearchRunner(model)
+        runner = SearchRunner(source)
         try:
             display.begin("starting generators and verifier")
             await runner.start()

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import (
+    Display,
+    DtypeOption,
+    ModelOption,
+    PickleOption,
+    VariantOption,
+    make_folder,
+    model_source,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +50,10 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
     digits: Annotated[int | None, typer.Option(help="Only prompts of so many digits, 1 or 2.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = SEED,
-    model: Annotated[Path | None, typer.Option(help="Model folder; the embedded digits model if absent.")] = None,
+    model: ModelOption = None,
+    variant: VariantOption = None,
+    dtype: DtypeOption = "float32",
+    allow_pickle: PickleOption = False,
     verifier: Annotated[str | None, typer.Option(help="Verifier's model; the embedded one if absent.")] = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
@@ -61,7 +73,8 @@ def main(
         from actors.model_files import ModelFiles
         from framegrove.evaluation.results import Ledger
 
-        files = ModelFiles.read(model)
+        source = model_source(model, variant, dtype, allow_pickle)
+        files = ModelFiles.read(source)
         items = _items(files, settings, prompts, digits, seed)
         make_folder(out)
         identity = {
@@ -71,7 +84,7 @@ def main(
             "prompts": [seed, digits],
         }
         ledger = Ledger(out / "results.jsonl", identity)
-        runner = SearchRunner(model, generators=generators, verifier=EngineConfig(model=verifier), search=search)
+        runner = SearchRunner(source, generators=generators, verifier=EngineConfig(model=verifier), search=search)
         missing = [item for item in items if not ledger.has(item.index, item.setting)]
         if missing:
             _measure(runner, missing, ledger, display)

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import (
+    Display,
+    DtypeOption,
+    ModelOption,
+    PickleOption,
+    VariantOption,
+    make_folder,
+    model_source,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from actors.conductor import SearchRunner
@@ -46,7 +55,10 @@ def main(
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the model's own size if absent.")] = None,
     image: Annotated[Path | None, typer.Option(help="PNG or JPEG file to begin with.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Model folder; the embedded digits model if absent.")] = None,
+    model: ModelOption = None,
+    variant: VariantOption = None,
+    dtype: DtypeOption = "float32",
+    allow_pickle: PickleOption = False,
     verifier: Annotated[str | None, typer.Option(help="Verifier's model; the embedded one if absent.")] = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
@@ -67,7 +79,8 @@ def main(
         from actors.model_files import ModelFiles
         from framegrove.types import GenerationRequest
 
-        files = ModelFiles.read(model)
+        source = model_source(model, variant, dtype, allow_pickle)
+        files = ModelFiles.read(source)
         height, width = _size(size, files)
         request = GenerationRequest(
             prompt=text,
@@ -81,7 +94,7 @@ def main(
         )
         files.check(request)
         make_folder(out)
-        runner = SearchRunner(model, generators=generators, verifier=EngineConfig(model=verifier), search=search)
+        runner = SearchRunner(source, generators=generators, verifier=EngineConfig(model=verifier), search=search)
         record = generate(runner, request, out, display)
         display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import one_line_errors
+from jobs.console import ModelOption, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
@@ -30,19 +30,18 @@ NAME = "framegrove"  # of the application in Ray Serve
 
 @app.command()
 def main(
-    model: Annotated[Path | None, typer.Option(help="Model folder; the embedded digits model when absent.")] = None,
+    model: ModelOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     folder: Annotated[Path, typer.Option(help="Keeps the videos.")] = Path("runs/serve"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Another setting, as in waiting=8.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in model.variant=384p.")] = None,
 ) -> None:
     """Start the endpoint, and stop it on Ctrl-C."""
     with one_line_errors():
         from framegrove.config.base import load
         from framegrove.config.serve import ServeConfig
 
-        paths = {"folder": folder.absolute(), **({"model": model.absolute()} if model is not None else {})}
-        given = {"host": host, "port": port, **{name: str(path) for name, path in paths.items()}}
+        given = {"host": host, "port": port, "folder": str(folder.absolute()), "model.name": model}
         settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
         _serve(load(ServeConfig, None, [*settings, *(set_ or ())]))
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, ModelOption, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
@@ -60,7 +60,7 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that each trial makes a video for.")] = 8,
     budgets: Annotated[str, typer.Option(help="Comma-separated search budgets.")] = "1x,2x,4x,8x",
     stages: Annotated[str, typer.Option(help="Comma-separated numbers of pyramid stages.")] = "1,2,3",
-    model: Annotated[Path | None, typer.Option(help="Model folder to search with; absent: the embedded one.")] = None,
+    model: ModelOption = None,
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
@@ -83,15 +83,16 @@ def main(
         _finish(what, found, prompts, out, display)
 
 
-def _budgets(text: str, model: Path | None, prompts: int) -> tuple[list[Any], dict[str, Any]]:
+def _budgets(text: str, model: str | None, prompts: int) -> tuple[list[Any], dict[str, Any]]:
     from framegrove.config.search import parse_budget
 
     multiples = [parse_budget(part) for part in text.split(",") if part.strip()]
     if not multiples:
         raise ValueError("nothing to sweep: give at least one of --budgets")
     from actors.model_files import ModelFiles
+    from framegrove.config.model import ModelSource
 
-    folder = ModelFiles.read(model).folder.absolute()
+    folder = ModelFiles.read(ModelSource(name=model)).folder.absolute()
     return multiples, {"model": str(folder), "prompts": prompts}
 
 
@@ -209,15 +210,17 @@ class Studio:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
+        from framegrove.config.model import ModelSource
         from framegrove.data import digits
         from framegrove.evaluation.curves import bootstrap
         from framegrove.evaluation.digits_oracle import DigitsOracle
         from framegrove.types import GenerationRequest
 
+        source = ModelSource(name=model)
         if self._model != model:
             await self.close()
-            self._model, self._runner = model, SearchRunner(Path(model))
-        oracle, recipe, began = DigitsOracle(), ModelFiles.read(Path(model)).recipe, time.monotonic()
+            self._model, self._runner = model, SearchRunner(source)
+        oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
         verdicts, flops = [], []
         for index, objects in enumerate(digits.prompts(prompts, SEED)):
             policy = "tof" if budget > 1 else "none"

@@ -18,6 +18,7 @@ import ray
 from actors.conductor import SearchRunner
 from framegrove.cluster.placement import Role
 from framegrove.cluster.session import Cluster
+from framegrove.config.model import ModelSource
 from framegrove.config.verifier import EngineConfig
 from framegrove.evaluation.media import decode_mp4, encode_mp4
 from framegrove.evaluation.report import SearchRecord, report_json
@@ -35,7 +36,9 @@ class House:
 
     def __init__(self, model: Path, verifier: Path) -> None:
         self.loop = asyncio.Runner()
-        self.runner = SearchRunner(model, generators=2, verifier=EngineConfig(model=str(verifier)))
+        self.runner = SearchRunner(
+            ModelSource(name=str(model)), generators=2, verifier=EngineConfig(model=str(verifier))
+        )
 
     def search(self, request: GenerationRequest = REQUEST, **more: Any) -> SearchRecord:
         return self.loop.run(self.runner.search(request, **more))

@@ -16,6 +16,7 @@ from ray.util.state import list_actors
 
 from actors.ingress import application
 from framegrove.cluster.session import Cluster
+from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import EngineConfig
 from framegrove.evaluation.media import decode_mp4
@@ -35,7 +36,7 @@ def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         port = probe.getsockname()[1]
     config = ServeConfig(
         port=port,
-        model=save_tiny(folder / "tiny"),
+        model=ModelSource(name=str(save_tiny(folder / "tiny"))),
         verifier=EngineConfig(model=str(save_tiny_verifier(folder / "verifier"))),
         generators=1,
         folder=folder / "videos",

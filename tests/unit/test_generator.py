@@ -12,12 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from actors.conductor import scene_of
 from actors.generator import Generator, Scene
+from actors.model_files import ModelFiles
+from framegrove.config.model import ModelSource
 from framegrove.data import digits
 from framegrove.evaluation.media import MediaError
 from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
-from framegrove.types import SampleWork
+from framegrove.models.pretrained import load_source
+from framegrove.types import GenerationRequest, SampleWork
+from tests.public_folder import write_public_folder
 from tests.tiny import save_tiny, tiny_pipeline
 
 SCENE = Scene("a red 3 moves left and right", "", seed=7, height=64, width=64)
@@ -30,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator(model: Path) -> Generator:
-    return Generator(model)
+    return Generator(ModelSource(name=str(model)))
 
 
 def whole(path: tuple[int, ...], *others: tuple[int, ...]) -> SampleWork:
@@ -82,7 +87,7 @@ def test_root_0_is_the_unsearched_sample(generator: Generator) -> None:
 
 
 def test_any_generator_makes_the_same_branch(generator: Generator, model: Path) -> None:
-    first, second = grow(generator, (2, 0)), grow(Generator(model), (2, 0))
+    first, second = grow(generator, (2, 0)), grow(Generator(ModelSource(name=str(model))), (2, 0))
     assert torch.equal(first[1].x, second[1].x)
     assert np.array_equal(first[2], second[2])
 
@@ -129,7 +134,7 @@ def test_cancelled_before_it_comes_up(generator: Generator) -> None:
 
 
 def test_cancelled_on_the_way(tmp_path: Path) -> None:
-    generator = Generator(save_tiny(tmp_path / "slow", steps=400))
+    generator = Generator(ModelSource(name=str(save_tiny(tmp_path / "slow", steps=400))))
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(generator.sample(1, whole((0,)), SCENE, 0, None)))
     thread.start()
@@ -155,4 +160,25 @@ def test_a_given_image_is_unit_0(generator: Generator) -> None:
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model folder at"):
-        Generator(tmp_path / "nowhere")
+        Generator(ModelSource(name=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("sd3", "384p"), ("miniflux", "image")])
+def test_a_public_model_is_searched_with_its_released_prompts(kind: str, variant: str, tmp_path: Path) -> None:
+    folder = write_public_folder(tmp_path / kind, kind, (variant, "768p"))
+    source = ModelSource(name=str(folder), variant=variant, dtype="bfloat16")
+    files = ModelFiles.read(source)
+    request = GenerationRequest("a red balloon", seed=3, units=2, height=64, width=64)
+    scene = scene_of(files, request)
+    assert scene.prompt.startswith("a red balloon, ")
+    assert "blurry" in scene.negative
+    generator = Generator(source)
+    assert min(generator.read(scene)) > 1
+    (plain,) = generate(load_source(source), [request.prompt], [3], units=2, size=(64, 64))
+    _, first, frames, state = generator.sample(0, whole((0,)), scene, 0, None)
+    assert np.array_equal(frames, plain.frames[:1])
+    _, _, frames, _ = generator.sample(0, whole((0, 0)), scene, 1, state, first)
+    assert np.array_equal(frames, plain.frames[1:])
+    other = ModelFiles.read(ModelSource(name=str(folder), variant="768p"))
+    assert (other.recipe.height, files.recipe.height) == (768, 384 if variant == "384p" else 1024)
+    assert other.fingerprint() != files.fingerprint()

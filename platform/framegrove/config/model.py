@@ -174,6 +174,15 @@ class TextConfig(Config):
         return self
 
 
+class ModelSource(Config):
+    """Which model is used, and how its files are read."""
+
+    name: str | None = Field(default=None, description="a folder or a hub id; absent: the embedded digits model")
+    variant: str | None = Field(default=None, description="of a public model: 384p, 768p, image; absent: the largest")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of transformer and public encoders")
+    allow_pickle: bool = Field(default=False, description="read pickled weights where there are no safetensors")
+
+
 class Recipe(Config):
     """How a trained model is sampled; stands beside its weights as framegrove.json."""
 
@@ -184,6 +193,8 @@ class Recipe(Config):
     height: int = Field(default=384, ge=1, description="native size in pixels")
     width: int = Field(default=640, ge=1)
     units: int = Field(default=16, ge=1, description="units of a native clip")
+    prompt_suffix: str = Field(default="", description="what every prompt ends with")
+    negative_prompt: str = Field(default="", description="what guidance leads away from")
 
     @model_validator(mode="after")
     def _steps_per_stage(self) -> Recipe:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from framegrove.config.base import Config
+from framegrove.config.model import ModelSource
 from framegrove.config.verifier import EngineConfig
 
 
@@ -15,7 +16,7 @@ class ServeConfig(Config):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    model: Path | None = Field(default=None, description="model folder; the embedded digits model when absent")
+    model: ModelSource = ModelSource()
     verifier: EngineConfig = EngineConfig()
     generators: int = Field(default=2, ge=1, description="generator actors of a search")
     folder: Path = Field(default=Path("runs/serve"), description="keeps the videos and what is known of them")

@@ -45,7 +45,7 @@ def generate(
     *,
     units: int | None = None,
     size: tuple[int, int] | None = None,
-    negative: str = "",
+    negative: str | None = None,
     images: Sequence[Pixels] | None = None,
     batch: int = 32,
     should_stop: ShouldStop | None = None,
@@ -53,11 +53,14 @@ def generate(
 ) -> list[Generated]:
     """One video per prompt and seed, of ``units`` units at ``size`` (height, width) pixels, both native when absent.
 
+    Prompts are given the recipe's suffix; ``negative`` absent is the recipe's.
+
     With ``images``, uint8 (H, W, 3), each video starts from its image. At most ``batch`` videos share a forward pass;
     ``on_unit(done, total)`` hears of progress. Raises ValueError for sizes or counts that do not fit together, and
     CancelledSampling once ``should_stop`` says so.
     """
     recipe = pipeline.recipe
+    against = recipe.negative_prompt if negative is None else negative
     units = recipe.units if units is None else units
     height, width = size or (recipe.height, recipe.width)
     if units < 1:
@@ -72,7 +75,7 @@ def generate(
     videos: list[Generated] = []
     for first in range(0, len(prompts), batch):
         chunk = slice(first, first + batch)
-        *texts, empty = pipeline.text.encode([*prompts[chunk], negative])
+        *texts, empty = pipeline.text.encode([*(p + recipe.prompt_suffix for p in prompts[chunk]), against])
         histories: list[tuple[Tensor, ...]] = [() for _ in texts]
         frames: list[list[Pixels]] = [[] for _ in texts]
         state = None

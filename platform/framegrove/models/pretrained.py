@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from framegrove.config.model import AnyTransformerConfig, FluxConfig, Recipe, read_transformer_config
+from framegrove.config.model import AnyTransformerConfig, FluxConfig, ModelSource, Recipe, read_transformer_config
 from framegrove.models.files import (
     CONFIG_FILE,
     check_keys,
@@ -64,6 +64,23 @@ def embedded_model() -> Path:
     return Path(str(resources.files("framegrove") / "assets" / "digits"))
 
 
+def model_folder(source: ModelSource) -> Path:
+    """The folder of a model, downloaded if need be. Raises ValueError where there is none."""
+    if source.name is None:
+        return embedded_model()
+    folder = local_folder(source.name, source.variant, allow_pickle=source.allow_pickle)
+    if not folder.is_dir():
+        raise ValueError(f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}")
+    return folder
+
+
+def load_source(source: ModelSource) -> Pipeline:
+    """The model that a job was told to use. Raises as `load_pipeline` does."""
+    return load_pipeline(
+        source.name, getattr(torch, source.dtype), variant=source.variant, allow_pickle=source.allow_pickle
+    )
+
+
 def load_pipeline(
     model: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
@@ -77,12 +94,10 @@ def load_pipeline(
     transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
     safetensors. Raises ValueError, in one line, for what is missing or does not fit.
     """
-    folder = embedded_model() if model is None else local_folder(model, variant, allow_pickle=allow_pickle)
-    if not folder.is_dir():
-        raise ValueError(f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}")
-    name = transformer_folder(folder, variant)
-    config = _read_config(folder / name, f"{folder} is not a whole model: {name}/{CONFIG_FILE} is missing")
-    recipe = _read_recipe(folder, name)
+    given = str(model.absolute()) if isinstance(model, Path) else model  # a path is never taken for a hub id
+    source = ModelSource(name=given, variant=variant, allow_pickle=allow_pickle)
+    folder = model_folder(source)
+    name, config, recipe = read_shape(folder, variant)
     released = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
     vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, allow_pickle=allow_pickle)
     text: TextEncoder | PublicTextEncoder
@@ -145,6 +160,13 @@ def _read_config(folder: Path, absent: str) -> AnyTransformerConfig:
         return read_transformer_config(read_json(path))
     except ValidationError as error:
         raise ValueError(f"{path}: {_first_problem(error)}") from None
+
+
+def read_shape(folder: Path, variant: str | None = None) -> tuple[str, AnyTransformerConfig, Recipe]:
+    """Name and shape of a folder's transformer, and the recipe for it. Raises ValueError for what is not whole."""
+    name = transformer_folder(folder, variant)
+    config = _read_config(folder / name, f"{folder} is not a whole model: {name}/{CONFIG_FILE} is missing")
+    return name, config, _read_recipe(folder, name)
 
 
 def _read_recipe(folder: Path, name: str) -> Recipe:

@@ -13,10 +13,17 @@ from framegrove.config.model import Recipe
 from framegrove.models.vae_files import Affine, LatentNorm
 
 TRANSFORMER = "diffusion_transformer"
+_RELEASED = Recipe(
+    prompt_suffix=", hyper quality, Ultra HD, 8K",
+    negative_prompt=(
+        "cartoon style, worst quality, low quality, blurry, absolute black, absolute white, low res, extra limbs, "
+        "extra digits, misplaced objects, mutated anatomy, monochrome, horror"
+    ),
+)
 VARIANTS = {
-    "diffusion_transformer_768p": Recipe(height=768, width=1280, units=31),
-    "diffusion_transformer_384p": Recipe(height=384, width=640, units=16),
-    "diffusion_transformer_image": Recipe(height=1024, width=1024, units=1),
+    "diffusion_transformer_768p": _RELEASED.model_copy(update={"height": 768, "width": 1280, "units": 31}),
+    "diffusion_transformer_384p": _RELEASED.model_copy(update={"height": 384, "width": 640, "units": 16}),
+    "diffusion_transformer_image": _RELEASED.model_copy(update={"height": 1024, "width": 1024, "units": 1}),
 }
 _VIDEO = Affine((-0.2343,), 1 / 3.0986)
 RELEASED_NORMS = {
