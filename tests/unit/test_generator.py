@@ -108,7 +108,7 @@ def test_prompts_are_read(generator: Generator) -> None:
 
 def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> None:
     made, draft, preview, state = generator.sample(3, SampleWork(((4,),), 0, 1), SCENE, 0, None)
-    assert (made.steps, draft.stage, state) == (4 + 2, 1, None)  # two stages of two steps, and a preview's two
+    assert (made.steps, draft.stage, state) == (4 + 3, 1, None)  # two stages of two steps, and a preview's three
     assert preview.shape == (1, 64, 64, 3)
     _, refined, frames, after = generator.sample(4, SampleWork(((4,),), 2, 2), SCENE, 0, None, draft)
     assert torch.equal(refined.x, generator.sample(5, whole((4,)), SCENE, 0, None)[1].x)

@@ -79,7 +79,7 @@ class StepsConfig(Config):
 
     first: tuple[int, ...] = (20, 20, 20)
     others: tuple[int, ...] = (10, 10, 10)
-    preview: int = Field(default=2, ge=1)
+    preview: int = Field(default=3, ge=1)  # the last of n steps is tiny (flow/schedule.py), so two that count
 
     @model_validator(mode="after")
     def _positive_and_as_many(self) -> Self:
