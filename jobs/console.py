@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
+    from framegrove.config.verifier import EngineConfig
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
@@ -28,10 +29,27 @@ VariantOption = Annotated[
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="float32 or bfloat16: what the transformer and public text encoders work in.")
 ]
+VerifierOption = Annotated[
+    str | None,
+    typer.Option(
+        "--verifier",
+        help="A YAML file, as jobs/configs/verifier_gpu.yaml, or just a model's folder; the embedded one if absent.",
+    ),
+]
 PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),
 ]
+
+
+def engine_config(verifier: str | None) -> EngineConfig:
+    """How the verifier that this option names is served. Raises ValueError, in one sentence."""
+    from framegrove.config.base import load
+    from framegrove.config.verifier import EngineConfig
+
+    if verifier is not None and verifier.endswith((".yaml", ".yml")):
+        return load(EngineConfig, Path(verifier))
+    return EngineConfig(model=verifier)
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:

@@ -21,6 +21,8 @@ from jobs.console import (
     ModelOption,
     PickleOption,
     VariantOption,
+    VerifierOption,
+    engine_config,
     make_folder,
     model_source,
     one_line_errors,
@@ -54,7 +56,7 @@ def main(
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
     allow_pickle: PickleOption = False,
-    verifier: Annotated[str | None, typer.Option(help="Verifier's model; the embedded one if absent.")] = None,
+    verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
 ) -> None:
@@ -64,10 +66,9 @@ def main(
     with one_line_errors(SearchFailed, OSError), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.search import SearchConfig
-        from framegrove.config.verifier import EngineConfig
 
         search = load(SearchConfig, None, set_ or ())
-        settings = _settings(policies, budgets)
+        settings, engine = _settings(policies, budgets), engine_config(verifier)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
@@ -79,12 +80,12 @@ def main(
         make_folder(out)
         identity = {
             "model": files.fingerprint(),
-            "verifier": verifier,
+            "verifier": engine.model_dump(mode="json"),
             "search": search.model_dump(mode="json", exclude={"policy", "budget"}),
             "prompts": [seed, digits],
         }
         ledger = Ledger(out / "results.jsonl", identity)
-        runner = SearchRunner(source, generators=generators, verifier=EngineConfig(model=verifier), search=search)
+        runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
         missing = [item for item in items if not ledger.has(item.index, item.setting)]
         if missing:
             _measure(runner, missing, ledger, display)

@@ -21,6 +21,8 @@ from jobs.console import (
     ModelOption,
     PickleOption,
     VariantOption,
+    VerifierOption,
+    engine_config,
     make_folder,
     model_source,
     one_line_errors,
@@ -59,7 +61,7 @@ def main(
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
     allow_pickle: PickleOption = False,
-    verifier: Annotated[str | None, typer.Option(help="Verifier's model; the embedded one if absent.")] = None,
+    verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
 ) -> None:
@@ -70,9 +72,9 @@ def main(
         from framegrove.config.base import load
         from framegrove.config.request import check_prompt
         from framegrove.config.search import SearchConfig, parse_budget
-        from framegrove.config.verifier import EngineConfig
 
         search = load(SearchConfig, None, set_ or ())
+        engine = engine_config(verifier)
         text, multiple = check_prompt(prompt), parse_budget(budget)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
@@ -94,7 +96,7 @@ def main(
         )
         files.check(request)
         make_folder(out)
-        runner = SearchRunner(source, generators=generators, verifier=EngineConfig(model=verifier), search=search)
+        runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
         record = generate(runner, request, out, display)
         display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
 
