@@ -140,7 +140,7 @@ async def recovered(group: ActorGroup, index: int) -> None:
     """Return once an actor answers again; raise WorkFailed when its group has given it up."""
     while True:
         try:
-            await group.call(index, lambda actor: actor.ready.remote())
+            await group.call(index, lambda actor: actor.ready.remote(), counts=False)
         except ActorLost:
             continue
         except CrashLoop as error:

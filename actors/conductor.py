@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path as File
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.journal import Journal
 from framegrove.search.outcome import Outcome
 from framegrove.search.policies import make_policy
-from framegrove.search.protocols import WorkFailed
+from framegrove.search.protocols import SearchFailed, WorkFailed
 from framegrove.search.tree import Layout
 from framegrove.types import (
     Assessment,
@@ -71,6 +71,7 @@ class SearchRunner:
         self._model, self._count, self._threads = model or ModelSource(), generators, threads
         self._engine = verifier or EngineConfig()
         self._search = search or SearchConfig()
+        self._files: ModelFiles | None = None
         self._groups: dict[Role, ActorGroup] = {}
         self._starting = {role: asyncio.Lock() for role in (Role.GENERATE, Role.VERIFY)}
 
@@ -79,9 +80,9 @@ class SearchRunner:
 
         Raises ValueError, in one sentence, for a missing model, a cluster without room, or actors that keep dying.
         """
-        files = ModelFiles.read(self._model)
+        files = await self._read()
         if judging:
-            model_folder(self._engine)  # a missing verifier is told here, not by an actor that cannot start
+            model_folder(self._engine)  # a missing verifier is told here, as far as that can be seen from here
         starts = [self._start(Role.GENERATE, self._count, lambda index: self._new_generator(files))]
         if judging:
             starts.append(self._start(Role.VERIFY, 1, self._new_verifier))
@@ -94,7 +95,7 @@ class SearchRunner:
         async with self._starting[role]:  # a lock a role: what needs no verifier does not wait for it
             if role in self._groups:
                 return
-            await asyncio.to_thread(_claim_room, role, count, self._gpus)
+            await asyncio.to_thread(_claim_room, role, count, self._gpus(role))
             group = self._groups[role] = ActorGroup(create, count)
             try:
                 await asyncio.gather(*(recovered(group, index) for index in range(count)))
@@ -121,18 +122,29 @@ class SearchRunner:
         Raises ValueError, in one sentence, for what the model cannot do, and SearchFailed when actors keep dying. On
         cancellation the works under way are given up and the actors stay usable.
         """
-        files = ModelFiles.read(self._model)
+        files = await self._read()
         latent = files.check(request)
         judging = request.policy != UNSEARCHED
         on_progress(Progress(0.0, "starting the actors"))
         await self.start(judging=judging)
+        with _failing_in_a_sentence():
+            return await self._made(files, request, latent, on_progress, journal)
+
+    async def _made(
+        self,
+        files: ModelFiles,
+        request: GenerationRequest,
+        latent: tuple[int, int],
+        on_progress: OnProgress,
+        journal: File | None,
+    ) -> SearchRecord:
         scene = scene_of(files, request)
         lengths = await self._insist(lambda actor: actor.read.remote(scene))
         costs = SamplingCosts(files.transformer, files.recipe, latent, *lengths)
         given = await self._given(scene, request.image, files.recipe.pyramid.stages - 1)
         layout = Layout(request.units, files.recipe.pyramid.stages, given=len(given))
         clients = self._clients(scene, costs)
-        if judging:
+        if request.policy != UNSEARCHED:
             outcome = await self._searched(request, layout, costs, clients, given, journal, on_progress)
         else:
             outcome = await sample_once(layout, clients, given, lambda done: on_progress(Progress(done, "sampling")))
@@ -140,17 +152,21 @@ class SearchRunner:
         return SearchRecord(request, files.recipe.fps, outcome, await _shown(outcome, layout), single)
 
     async def judge(self, record: SearchRecord) -> dict[str, float]:
-        """What the panel says of a record's winner as a whole video, whether or not its search asked."""
+        """What the panel says of a record's winner as a whole video, whether or not its search asked.
+
+        Raises SearchFailed when the verifier keeps dying.
+        """
         if record.scores:
             return record.scores
         await self.start()
         verifier = RemoteVerifier(self._groups[Role.VERIFY], 0, staged(record.request.prompt))
         work = ScoreWork(record.outcome.winner, Assessment.FINAL)
-        while True:
-            try:
-                return dict((await verifier.score(work, record.outcome.units[-1])).scores)
-            except WorkFailed:
-                await verifier.recover()
+        with _failing_in_a_sentence():
+            while True:
+                try:
+                    return dict((await verifier.score(work, record.outcome.units[-1])).scores)
+                except WorkFailed:
+                    await verifier.recover()
 
     async def close(self) -> None:
         """End the actors. The runner can be started again."""
@@ -188,10 +204,11 @@ class SearchRunner:
         if folder is None:
             return await conductor(None).run()
         shelf = Shelf(folder, layout.last_stage, given)
-        with Journal(folder / "journal.jsonl", self._identity(request, config), shelf) as journal:
+        identity = await self._identity(request, config)
+        with Journal(folder / "journal.jsonl", identity, shelf) as journal:
             return await conductor(journal).run()
 
-    def _identity(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
+    async def _identity(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
         """Everything that decides the outcome of a search."""
         return {
             "prompt": request.prompt,
@@ -199,7 +216,7 @@ class SearchRunner:
             "units": request.units,
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
-            "model": ModelFiles.read(self._model).fingerprint(),
+            "model": (await self._read()).fingerprint(),
             "verifier": self._engine.model_dump(mode="json"),
             "search": config.model_dump(mode="json", exclude={"speculate", "attempts", "scores_in_flight"}),
         }
@@ -229,21 +246,39 @@ class SearchRunner:
             except WorkFailed:
                 await recovered(group, 0)
 
-    @property
-    def _gpus(self) -> float:
-        """The share of a GPU that each actor gets, so that all find a place."""
-        there = int(ray.cluster_resources().get("GPU", 0))
-        return 1 / math.ceil((self._count + 1) / there) if there else 0.0
+    async def _read(self) -> ModelFiles:
+        """The model's configuration, read once, off the event loop: a hub model is asked for over the network."""
+        if self._files is None:
+            self._files = await asyncio.to_thread(ModelFiles.read, self._model)
+        return self._files
+
+    def _gpus(self, role: Role) -> float:
+        """The GPUs of each actor of a role: shares, so that all find a place, but whole ones for a split verifier."""
+        there, split = int(ray.cluster_resources().get("GPU", 0)), self._engine.tensor_parallel
+        if not there:
+            return 0.0
+        if split == 1:
+            return 1 / math.ceil((self._count + 1) / there)
+        return float(split) if role is Role.VERIFY else 1 / math.ceil(self._count / max(1, there - split))
 
     def _new_generator(self, files: ModelFiles) -> Any:
-        options = placed(Role.GENERATE, num_gpus=self._gpus)
+        options = placed(Role.GENERATE, num_gpus=self._gpus(Role.GENERATE))
         options["max_concurrency"] = _CALLS_AT_A_TIME
         return ray.remote(Generator).options(**options).remote(_portable(files), self._threads)
 
     def _new_verifier(self, index: int) -> Any:
-        options = placed(Role.VERIFY, num_gpus=self._gpus)
+        options = placed(Role.VERIFY, num_gpus=self._gpus(Role.VERIFY))
         options["runtime_env"] = {"env_vars": environment(self._engine)}
         return ray.remote(ClipVerifier).options(**options).remote(self._engine)
+
+
+@contextlib.contextmanager
+def _failing_in_a_sentence() -> Iterator[None]:
+    """A worker that is given up, outside of any policy's work, ends the search."""
+    try:
+        yield
+    except WorkFailed as failure:
+        raise SearchFailed(str(failure)) from failure
 
 
 def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:

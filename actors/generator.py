@@ -24,6 +24,7 @@ from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
+from framegrove.models.vae_tiling import decode_unit
 from framegrove.types import SampleWork
 
 Frames = npt.NDArray[np.uint8]
@@ -163,7 +164,7 @@ class Generator:
         """Decode a unit, a draft as it was ``finished`` in a hurry, from where its parent's decoder stood."""
         raw = self._pipeline.latent_norm.denormalise(finished.x.to(self._sampler.device), unit)
         state = None if before is None else [part.to(raw.device) for part in before]
-        video, after = self._pipeline.vae.decode_unit(raw[None], state)
+        video, after = decode_unit(self._pipeline.vae, raw[None], state)
         whole = latent.stage == self._last_stage
         kept = StageLatent(latent.stage, latent.x.cpu())
         return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if whole else None)

@@ -42,6 +42,11 @@ PickleOption = Annotated[
 ]
 
 
+def absolute(name: str | None) -> str | None:
+    """A folder's absolute path, for a cluster's processes stand in other folders; anything else as it is."""
+    return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+
 def engine_config(verifier: str | None) -> EngineConfig:
     """How the verifier that this option names is served. Raises ValueError, in one sentence."""
     from framegrove.config.base import load
@@ -49,7 +54,7 @@ def engine_config(verifier: str | None) -> EngineConfig:
 
     if verifier is not None and verifier.endswith((".yaml", ".yml")):
         return load(EngineConfig, Path(verifier))
-    return EngineConfig(model=verifier)
+    return EngineConfig(model=absolute(verifier))
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
@@ -57,7 +62,7 @@ def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle
     from framegrove.config.base import validated
     from framegrove.config.model import ModelSource
 
-    given = {"name": name, "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
+    given = {"name": absolute(name), "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
     return validated(ModelSource, given, "model")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import ModelOption, one_line_errors
+from jobs.console import ModelOption, absolute, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
@@ -41,7 +41,7 @@ def main(
         from framegrove.config.base import load
         from framegrove.config.serve import ServeConfig
 
-        given = {"host": host, "port": port, "folder": str(folder.absolute()), "model.name": model}
+        given = {"host": host, "port": port, "folder": str(folder.absolute()), "model.name": absolute(model)}
         settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
         _serve(load(ServeConfig, None, [*settings, *(set_ or ())]))
 

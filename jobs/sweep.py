@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import Display, ModelOption, one_line_errors
+from jobs.console import Display, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
@@ -60,7 +60,9 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that each trial makes a video for.")] = 8,
     budgets: Annotated[str, typer.Option(help="Comma-separated search budgets.")] = "1x,2x,4x,8x",
     stages: Annotated[str, typer.Option(help="Comma-separated numbers of pyramid stages.")] = "1,2,3",
-    model: ModelOption = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder to search with; the embedded digits model if absent.")
+    ] = None,
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
@@ -83,7 +85,7 @@ def main(
         _finish(what, found, prompts, out, display)
 
 
-def _budgets(text: str, model: str | None, prompts: int) -> tuple[list[Any], dict[str, Any]]:
+def _budgets(text: str, model: Path | None, prompts: int) -> tuple[list[Any], dict[str, Any]]:
     from framegrove.config.search import parse_budget
 
     multiples = [parse_budget(part) for part in text.split(",") if part.strip()]
@@ -92,7 +94,7 @@ def _budgets(text: str, model: str | None, prompts: int) -> tuple[list[Any], dic
     from actors.model_files import ModelFiles
     from framegrove.config.model import ModelSource
 
-    folder = ModelFiles.read(ModelSource(name=model)).folder.absolute()
+    folder = ModelFiles.read(ModelSource(name=None if model is None else str(model.absolute()))).folder.absolute()
     return multiples, {"model": str(folder), "prompts": prompts}
 
 
@@ -125,7 +127,8 @@ def of_height(config: TrainConfig, stages: int) -> TrainConfig:
     data = config.model_dump(mode="json")
     recipe = data["model"]["recipe"]
     recipe["pyramid"] = {**recipe["pyramid"], "stages": stages, "boundaries": None}
-    for kind, steps in recipe["steps"].items():
+    for kind in ("first", "others"):
+        steps = recipe["steps"][kind]
         share, rest = divmod(max(sum(steps), stages), stages)
         recipe["steps"][kind] = [share + (stage < rest) for stage in range(stages)]
     for phase in data["phases"]:

@@ -35,8 +35,14 @@ STAGE_FLOPS = (1, 4, 16)
 
 
 def fake_cost(depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
-    """A cost table in which a prefix is carried once by siblings, and later units carry more of it."""
-    return sum(STEPS * STAGE_FLOPS[s] * (10 * siblings + 3 * depth) for s in range(first_stage, last_stage + 1))
+    """A cost table in which siblings carry a prefix once, later units carry more of it, and drafts are previewed."""
+    steps = {s: STEPS if s <= last_stage else 1 for s in range(first_stage, len(STAGE_FLOPS))}
+    return sum(count * step_flops(depth, s, siblings) for s, count in steps.items())
+
+
+def step_flops(depth: int, stage: int, siblings: int) -> int:
+    """FLOPs of one denoising step."""
+    return STAGE_FLOPS[stage] * (10 * siblings + 3 * depth)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
@@ -138,7 +144,7 @@ class FakeGenerator(FakeWorker):
                     if self.cancelled:
                         raise WorkCancelled(Cost(nfe, flops, 1.0))
                     nfe += 1
-                    flops += fake_cost(work.depth, stage, stage, len(work.paths)) // STEPS
+                    flops += step_flops(work.depth, stage, len(work.paths))
                     if dies and stage == work.last_stage:
                         self.die(Cost(nfe, flops, 1.0))
         finally:

@@ -42,8 +42,11 @@ class ActorGroup:
         """The actors as they stand now, by index."""
         return [slot.actor for slot in self._slots]
 
-    async def call(self, index: int, method: Callable[[ActorHandle[Any]], Any]) -> Any:
+    async def call(self, index: int, method: Callable[[ActorHandle[Any]], Any], *, counts: bool = True) -> Any:
         """Await ``method(actor)``, for example ``lambda actor: actor.sample.remote(work)``, on actor ``index``.
+
+        A call that ``counts`` and succeeds shows that the actor is of use; being alive does not: one that dies of its
+        work every time would be started for ever.
 
         What the method raises comes through. Raises ActorLost when the actor died meanwhile (its replacement is on its
         way), CrashLoop when it keeps dying.
@@ -59,7 +62,8 @@ class ActorGroup:
                 raise
             self._replace(index, actor, error)
             raise ActorLost(f"actor {index} died and has been replaced ({_reason(error)})") from error
-        slot.failures = 0
+        if counts:
+            slot.failures = 0
         return result
 
     def _replace(self, index: int, dead: ActorHandle[Any], error: RayActorError) -> None:

@@ -204,7 +204,7 @@ class Recipe(Config):
 
 
 def digits_transformer_config() -> TransformerConfig:
-    """The shipped model of the digits world: 6 layers of 8 heads x 32, patches of an 8x8x8 VAE's 16 channels."""
+    """A model for the digits world: 6 layers of 8 heads x 32, patches of an 8x8x8 VAE's 16 channels."""
     return TransformerConfig(
         num_layers=6,
         num_attention_heads=8,

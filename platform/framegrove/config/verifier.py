@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from framegrove.config.base import Config, ConfigError
 
@@ -38,6 +39,12 @@ class JointStage(TrainingStage):
     """The last stage, on pictures; half of its clips of one and of four frames are ``redrawn`` by the generator."""
 
     redrawn: int = Field(0, ge=0)  # how many such clips there are to choose from; 0 does without
+
+    @model_validator(mode="after")
+    def _enough_for_a_batch(self) -> Self:
+        if 0 < self.redrawn < self.batch:
+            raise ValueError(f"redrawn is {self.redrawn}, it must be 0 or at least the batch, {self.batch}")
+        return self
 
 
 class VerifierTraining(Config):
@@ -77,8 +84,13 @@ class EngineConfig(Config):
 
 
 def model_folder(config: EngineConfig) -> str:
-    """What to hand vLLM: the configured model, or the folder of the shipped one. Raises ConfigError if missing."""
+    """What to hand vLLM: the configured model, or the folder of the shipped one.
+
+    Raises ConfigError for a folder that is not there; a name that could be one on the hub is left to the engine.
+    """
     if config.model is not None:
+        if not Path(config.model).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", config.model) is None:
+            raise ConfigError(f"no verifier at {config.model}: give a folder, or a name on the hub as in owner/name")
         return config.model
     folder = Path(str(resources.files("framegrove"))) / "assets" / "verifier"
     if not (folder / "config.json").exists():

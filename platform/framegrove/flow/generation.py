@@ -19,6 +19,7 @@ from framegrove.flow.sampler import Sampler, ShouldStop, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import Pipeline
 from framegrove.models.vae_files import to_uint8
+from framegrove.models.vae_tiling import decode_unit, encode_unit
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -90,7 +91,9 @@ def generate(
                 ]
                 column = [latent.x for latent in sampler.sample(tasks, should_stop=should_stop)]
             histories = [(*history, latent) for history, latent in zip(histories, column, strict=True)]
-            pixels, state = pipeline.vae.decode_unit(pipeline.latent_norm.denormalise(torch.stack(column), unit), state)
+            pixels, state = decode_unit(
+                pipeline.vae, pipeline.latent_norm.denormalise(torch.stack(column), unit), state
+            )
             for video, clip in zip(frames, to_pixels(pixels), strict=True):
                 video.append(clip)
             if on_unit is not None:
@@ -109,7 +112,8 @@ def encode_image(pipeline: Pipeline, image: Pixels, height: int, width: int) -> 
         )
     device = next(pipeline.vae.parameters()).device
     video = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None, :, None].to(device) / 127.5 - 1
-    return pipeline.latent_norm.normalise(pipeline.vae.encode(video).mean)[0]
+    moments = encode_unit(pipeline.vae, video)
+    return pipeline.latent_norm.normalise(moments.mean)[0]
 
 
 def to_pixels(video_BCTHW: Tensor) -> Pixels:

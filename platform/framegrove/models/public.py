@@ -31,6 +31,7 @@ RELEASED_NORMS = {
     "flux": LatentNorm(Affine((-0.04,), 1 / 1.8726), _VIDEO),
 }
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_ALWAYS = ("framegrove.json", "causal_video_vae/*", "text_encoder*/*", "tokenizer*/*")
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -63,13 +64,12 @@ def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = variant or next(iter(VARIANTS))
-    names = {wanted, f"{TRANSFORMER}_{wanted}"}
+    wanted = (variant, f"{TRANSFORMER}_{variant}") if variant else (TRANSFORMER, next(iter(VARIANTS)))
     try:
         path = snapshot_download(
             match["repo"],
             revision=match["revision"],
-            allow_patterns=[*(f"{name}/*" for name in names), "causal_video_vae/*", "text_encoder*/*", "tokenizer*/*"],
+            allow_patterns=[*(f"{name}/*" for name in wanted), *_ALWAYS],
             ignore_patterns=None if allow_pickle else list(_PICKLES),
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -16,6 +16,20 @@ from torch import Tensor
 from framegrove.models.vae import CausalVideoVae, Moments, State
 
 TILE = 32  # latent cells along a side: 256 pixels
+_WHOLE = 64 * 64  # latent cells of the largest picture that is taken whole: 384p is, 768p is not
+
+
+def decode_unit(vae: CausalVideoVae, latent_BCTHW: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    """`CausalVideoVae.decode_unit`, by tiles where the picture is large. All units of a video have one size."""
+    large = latent_BCTHW.shape[-2] * latent_BCTHW.shape[-1] > _WHOLE
+    return decode_unit_tiled(vae, latent_BCTHW, state) if large else vae.decode_unit(latent_BCTHW, state)
+
+
+def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor) -> Moments:
+    """What the VAE says of a video's first unit, by tiles where the picture is large."""
+    side = vae.config.spatial_factor
+    large = video_BCTHW.shape[-2] * video_BCTHW.shape[-1] > _WHOLE * side**2
+    return (encode_unit_tiled(vae, video_BCTHW) if large else vae.encode_unit(video_BCTHW))[0]
 
 
 def decode_unit_tiled(

@@ -20,7 +20,7 @@ from framegrove.search.pool import Kind
 from framegrove.search.tree import Latent, Result
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
-_VERSION = 1
+_VERSION = 2
 
 
 class JournalError(ValueError):
