@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framegrove.config.base import ConfigError, load
-from framegrove.config.search import SearchConfig, parse_budget
+from framegrove.config.search import Branching, SearchConfig, parse_budget
 from framegrove.search.budget import BudgetError, allot_linear, allot_tof, one_sample
 from framegrove.search.policies import Linear, TreeOfFrames, make_policy
 from framegrove.search.rounds import CostTable
@@ -38,12 +38,18 @@ def test_the_budget_is_used_well(multiple: float, least: float) -> None:
     assert least <= allotment.utilisation <= 1
 
 
-def test_the_tree_narrows_by_half_and_branches_where_the_prompt_stage_switches() -> None:
-    shape, _ = allot_tof(8, Layout(units=6, stages=3, draft_stage=1), fake_cost, roots_per_work=4)
-    assert shape.children == (2, 1, 1, 1, 2)
+@pytest.mark.parametrize(
+    ("branching", "children"), [("units", (2,) * 5), ("prompts", (2, 1, 1, 1, 2)), ("never", (1,) * 5)]
+)
+def test_the_tree_narrows_by_half_and_branches_where_it_is_told(
+    branching: Branching, children: tuple[int, ...]
+) -> None:
+    layout = Layout(units=6, stages=3, draft_stage=1)
+    shape, _ = allot_tof(8, layout, fake_cost, roots_per_work=4, branching=branching)
+    assert shape.children == children
     cohort = shape.roots
-    for children, width in zip((1, 1, *shape.children), shape.widths, strict=False):
-        cohort = cohort * children
+    for each, width in zip((1, 1, *shape.children), shape.widths, strict=False):
+        cohort = cohort * each
         assert width <= -(-cohort // 2)
         cohort = width
 
@@ -123,7 +129,7 @@ def test_budgets_that_are_not(text: str, says: str) -> None:
         ("bugdet=2x", "unknown key 'bugdet', did you mean 'budget'?"),
         ("widths=[2, 0]", "every width must be at least 1"),
         ("weights={a: -1}", "weights must be finite, not negative"),
-        ("branching=3", "branching: Input should be 1 or 2, not 3"),
+        ("branching=3", "branching: Input should be 'units', 'prompts' or 'never', not 3"),
     ],
 )
 def test_bad_configuration_is_one_sentence(override: str, says: str) -> None:

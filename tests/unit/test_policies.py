@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,12 @@ from framegrove.search.tree import Layout, Panel, Plan, Policy
 from framegrove.types import Assessment, SampleWork, ScoreWork
 from tests.fakes import World, fake_cost
 
-SMALL = TreeOfFrames(Layout(3, 3, draft_stage=1), Shape(roots=4, children=(2, 2), widths=(2, 1, 1)), roots_per_work=2)
+SMALL = TreeOfFrames(
+    Layout(3, 3, draft_stage=1),
+    Shape(roots=4, children=(2, 2), widths=(2, 1, 1)),
+    roots_per_work=2,
+    path_score="sum",
+)
 
 
 def test_tree_of_frames_step_by_step() -> None:
@@ -59,11 +65,24 @@ def test_tree_of_frames_step_by_step() -> None:
 
 
 def test_the_paths_score_is_collected_over_depths() -> None:
-    tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)))
+    tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)), path_score="sum")
     scores: dict[ScoreWork, Panel] = {}
     answer(scores, Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2, (3,): 0.8})
     answer(scores, Assessment.FINAL, {(1, 0): 0.4, (3, 0): 0.5})
     # 7/8 + 1/4 against 5/8 + 3/4
+    assert tree.plan(scores).winner == (3, 0)
+    answer(scores, Assessment.FINAL, {(1, 0): 0.5, (3, 0): 0.5})
+    assert tree.plan(scores).winner == (1, 0)
+    assert replace(tree, path_score="last").plan(scores).winner == (1, 0)  # the earlier of equals
+
+
+def test_by_the_newest_rank_alone_nobody_waits_for_a_whole_cohort() -> None:
+    tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)))
+    scores: dict[ScoreWork, Panel] = {}
+    answer(scores, Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2})
+    assert SampleWork(((1, 0),), 0, 0) in tree.plan(scores).certain
+    answer(scores, Assessment.IMAGE, {(3,): 0.8})
+    answer(scores, Assessment.FINAL, {(1, 0): 0.4, (3, 0): 0.5})
     assert tree.plan(scores).winner == (3, 0)
 
 
@@ -85,8 +104,10 @@ def test_linear_asks_once_and_takes_the_best() -> None:
 
 
 POLICIES = st.builds(
-    lambda name, budget, units, stages, first, per_work, branching: make_policy(
-        SearchConfig(policy=name, budget=f"{budget}x", roots_per_work=per_work, branching=branching),
+    lambda name, budget, units, stages, first, per_work, branching, path_score: make_policy(
+        SearchConfig(
+            policy=name, budget=f"{budget}x", roots_per_work=per_work, branching=branching, path_score=path_score
+        ),
         units,
         stages,
         fake_cost,
@@ -98,7 +119,8 @@ POLICIES = st.builds(
     st.integers(1, 3),
     st.integers(0, 1),
     st.integers(1, 4),
-    st.integers(1, 2),
+    st.sampled_from(["units", "prompts", "never"]),
+    st.sampled_from(["last", "sum"]),
 )
 
 

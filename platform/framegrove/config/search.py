@@ -21,6 +21,9 @@ def parse_budget(text: str) -> float:
     return multiple
 
 
+Branching = Literal["units", "prompts", "never"]
+
+
 class SearchConfig(Config):
     """How a video is searched for.
 
@@ -36,7 +39,13 @@ class SearchConfig(Config):
     widths: tuple[int, ...] | None = Field(
         default=None, description="tof: most branches kept after each cut: drafts, then every depth but the last"
     )
-    branching: Literal[1, 2] = Field(default=2, description="tof: children per branch where the prompt stage switches")
+    branching: Branching = Field(
+        default="prompts",
+        description="tof: two children of a branch at all units, where prompt stages switch (VT1), or never",
+    )
+    path_score: Literal["last", "sum"] = Field(
+        default="last", description="tof: branches are cut by their newest rank, or by the sum along their path (VT1)"
+    )
     draft_stages: int | None = Field(
         default=None, ge=0, description="tof: coarse stages a draft of unit 0 runs through; default all but the finest"
     )

@@ -194,7 +194,7 @@ def _draw_card(axes: Axes, card: _Card) -> None:
     base = top + 1.0 + _TEXT * 0.62
     axes.text(left, base, name + (" preview" if card.draft else ""), fontsize=7, color=MUTED, va="center", zorder=6)
     if node.judgements:
-        score = ("path " if len(node.path) > 1 else "") + f"{node.judgements[-1].total:.2f}"
+        score = f"rank {node.judgements[-1].total:.2f}"
         right = card.x + card.width - _PAD
         axes.text(right, base, score, fontsize=7.5, color=colour, va="center", ha="right", fontweight="bold", zorder=6)
 

@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 
+from framegrove.config.search import Branching
 from framegrove.search.rounds import CostTable, Shape, cuts_of, rounds_of
 from framegrove.search.tree import Layout
+
+_CHOICE = 3  # roots before anything else
 
 
 class BudgetError(ValueError):
@@ -58,7 +61,7 @@ def allot_tof(
     cost: CostTable,
     *,
     roots_per_work: int,
-    branching: int = 2,
+    branching: Branching = "prompts",
     roots: int | None = None,
     widths: tuple[int, ...] | None = None,
 ) -> tuple[Shape, Allotment]:
@@ -106,18 +109,22 @@ def _amounts(multiple: float, layout: Layout, cost: CostTable) -> tuple[int, int
     return one, int(one * Fraction(str(multiple)))  # a float product would lose FLOPs of large models
 
 
-def _wider(shape: Shape, layout: Layout, branching: int, *, fixed_roots: bool, fixed_widths: bool) -> Iterator[Shape]:
+def _wider(
+    shape: Shape, layout: Layout, branching: Branching, *, fixed_roots: bool, fixed_widths: bool
+) -> Iterator[Shape]:
     """Trees one step wider, the step worth most first.
 
-    First the branchings, for a fault of a later unit can only be mended by choosing among its own children. Then
-    the widths, deepest cut first, each up to half of its cohort: more would seldom be used, since about half of
-    a cohort lies below its average. What deeper cuts cannot use buys more roots, the cheapest thing to have more of. So
-    the tree halves from cut to cut, as in successive halving, and the cohorts grow together.
+    First a choice of roots, the cheapest thing to have one of. Then the branchings, for a fault of a later unit can
+    only be mended by choosing among its own children. Then the widths, deepest cut first, each up to half of its
+    cohort: more would seldom be used, since about half of a cohort lies below its average. What deeper cuts cannot use
+    buys more roots. So the tree halves from cut to cut, as in successive halving, and the cohorts grow together.
     """
+    if not fixed_roots and shape.roots < _CHOICE:
+        yield replace(shape, roots=shape.roots + 1)
     for index, depth in enumerate(range(layout.given + 1, layout.units)):
-        if depth in (1, layout.units - 1) and shape.children[index] < branching:
-            grown = (*shape.children[:index], branching, *shape.children[index + 1 :])
-            yield replace(shape, children=grown)
+        switches = branching == "prompts" and depth in (1, layout.units - 1)
+        if (branching == "units" or switches) and shape.children[index] < 2:
+            yield replace(shape, children=(*shape.children[:index], 2, *shape.children[index + 1 :]))
     cohorts = _cohorts(shape, layout)
     if not fixed_widths:
         for index in reversed(range(len(shape.widths))):

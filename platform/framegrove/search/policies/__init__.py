@@ -31,7 +31,7 @@ def make_policy(
     if config.draft_stages is None and config.widths is None:
         layouts.append(replace(drafted, draft_stage=None))
     layout, shape, allotment = _planted(config, layouts, cost)
-    return TreeOfFrames(layout, shape, config.roots_per_work, config.weights), allotment
+    return TreeOfFrames(layout, shape, config.roots_per_work, config.weights, config.path_score), allotment
 
 
 def _planted(config: SearchConfig, layouts: list[Layout], cost: CostTable) -> tuple[Layout, Shape, Allotment]:

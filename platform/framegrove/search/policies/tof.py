@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from typing import Literal
 
 from framegrove.search.ranks import Cohort
 from framegrove.search.rounds import Round, Shape, rounds_of
@@ -19,9 +20,12 @@ class TreeOfFrames:
 
     Roots are drafted at the coarse stages and judged by a preview (POTENTIAL); those that stay are refined and
     judged as images (IMAGE). At every later depth each kept branch grows children with noise of their own, judged for
-    motion (MOTION), at the end as whole videos (FINAL). A child's fused rank is added to what its path has collected;
-    POTENTIAL ranks only decide who is refined. Each round keeps the branches that are not below its average, up to the
-    width in ``shape``; the best path of the last round wins.
+    motion (MOTION), at the end as whole videos (FINAL). Each round keeps the branches whose rank is not below its
+    average, up to the width in ``shape``; the best of the last round wins.
+
+    ``path_score`` "sum" is Video-T1's: a child's rank is added to what its path has collected. But every assessment
+    sees all of a branch so far, so that a sum counts early units again and again; "last" goes by the newest rank
+    alone, and need not wait for a whole cohort's scores. POTENTIAL ranks are in no sum.
 
     A branch certain to stay is extended before the rest of its cohort is scored; likely ones are bet on.
     """
@@ -30,6 +34,7 @@ class TreeOfFrames:
     shape: Shape
     roots_per_work: int = 4
     weights: Mapping[str, float] = field(default_factory=dict)
+    path_score: Literal["last", "sum"] = "last"
 
     @cached_property
     def rounds(self) -> tuple[Round, ...]:
@@ -44,7 +49,8 @@ class TreeOfFrames:
             walk.certain += step.works(walk.entrants)
             if walk.blocked:
                 break
-            walk.judge(step, scores, self.weights)
+            summed = self.path_score == "sum" and step.assessment is not Assessment.POTENTIAL
+            walk.judge(step, scores, self.weights, summed=summed)
             walk.bets = self.rounds[index + 1].works(walk.likely) if index + 1 < len(self.rounds) else ()
         # A lone draft is refined before its preview is judged: the winner waits for every score that was asked for.
         open_scores = any(isinstance(work, ScoreWork) and work not in scores for work in walk.certain)
@@ -82,12 +88,13 @@ class _Walk:
         self.at_most = 0
         self.best: Path | None = None
 
-    def judge(self, step: Round, scores: Scores, weights: Mapping[str, float]) -> None:
-        """Cut the round's cohort as far as its scores allow."""
+    def judge(self, step: Round, scores: Scores, weights: Mapping[str, float], *, summed: bool) -> None:
+        """Cut the round's cohort as far as its scores allow; ``summed``, later rounds add to its ranks."""
         members = step.members(self.entrants)
         works = {member: ScoreWork(member, step.assessment) for member in members}
         panels = {member: scores[work] for member, work in works.items() if work in scores}
-        before = {member: self.collected[member[:-1] if step.children else member] for member in members}
+        parents = {member: member[:-1] if step.children else member for member in members}
+        before = {member: self.collected.get(parent, Fraction(0)) for member, parent in parents.items()}
         cohort = Cohort(members, panels, weights, before)
         cut = cohort.cut(step.width)
         self.entrants, self.likely = cut.kept, cut.bets
@@ -98,6 +105,6 @@ class _Walk:
             self.best = standings[0].path
             self.judgements += (Judgement(s.path, step.assessment, float(s.rank), float(s.total)) for s in standings)
             before = {standing.path: standing.total for standing in standings}
-        if step.assessment is not Assessment.POTENTIAL:
+        if summed:
             self.collected = before
-        self.blocked = bool(cut.undecided) or (step.assessment is not Assessment.POTENTIAL and not cohort.complete)
+        self.blocked = bool(cut.undecided) or (summed and not cohort.complete)
