@@ -17,8 +17,6 @@ from framegrove.config.search import Branching
 from framegrove.search.rounds import CostTable, Shape, cuts_of, rounds_of
 from framegrove.search.tree import Layout
 
-_CHOICE = 3  # roots before anything else
-
 
 class BudgetError(ValueError):
     """A budget that cannot pay for what is asked; the message is one sentence for the user."""
@@ -114,13 +112,11 @@ def _wider(
 ) -> Iterator[Shape]:
     """Trees one step wider, the step worth most first.
 
-    First a choice of roots, the cheapest thing to have one of. Then the branchings, for a fault of a later unit can
-    only be mended by choosing among its own children. Then the widths, deepest cut first, each up to half of its
-    cohort: more would seldom be used, since about half of a cohort lies below its average. What deeper cuts cannot use
-    buys more roots. So the tree halves from cut to cut, as in successive halving, and the cohorts grow together.
+    First the branchings, for a fault of a later unit can only be mended by choosing among its own children. Then
+    the widths, deepest cut first, each up to half of its cohort: more would seldom be used, since about half of
+    a cohort lies below its average. What deeper cuts cannot use buys more roots, the cheapest thing to have more of. So
+    the tree halves from cut to cut, as in successive halving, and the cohorts grow together.
     """
-    if not fixed_roots and shape.roots < _CHOICE:
-        yield replace(shape, roots=shape.roots + 1)
     for index, depth in enumerate(range(layout.given + 1, layout.units)):
         switches = branching == "prompts" and depth in (1, layout.units - 1)
         if (branching == "units" or switches) and shape.children[index] < 2:
