@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.console import make_folder, one_line_errors
+
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder that gets model.safetensors and metrics.json.")],
@@ -23,25 +25,28 @@ def main(
     from framegrove.evaluation.digits_oracle import DigitsOracle
     from framegrove.evaluation.oracle_training import accuracy, train_oracle
 
-    started = time.monotonic()
-    with Progress() as progress:
-        task = progress.add_task("oracle", total=steps)
-        network = train_oracle(
-            seed=seed,
-            steps=steps,
-            on_step=lambda step, loss: progress.update(task, completed=step, description=f"oracle, loss {loss:.3f}"),
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / "model.safetensors.partial"
-    save_file(network.state_dict(), partial)
-    partial.replace(out / "model.safetensors")
-    oracle = DigitsOracle(out / "model.safetensors")
-    metrics = {f"{n} digit": accuracy(oracle, seed=999, clips=200, digits_shown=n) for n in (1, 2)}
-    command = f"python -m jobs.train_oracle --seed {seed} --steps {steps}"
-    report: dict[str, object] = {"command": command, "held_out_accuracy": metrics}
-    report["seconds"] = round(time.monotonic() - started)
-    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    Console().print_json(data=report)
+    with one_line_errors(OSError):
+        make_folder(out)
+        started = time.monotonic()
+        with Progress() as progress:
+            task = progress.add_task("oracle", total=steps)
+            network = train_oracle(
+                seed=seed,
+                steps=steps,
+                on_step=lambda step, loss: progress.update(
+                    task, completed=step, description=f"oracle, loss {loss:.3f}"
+                ),
+            )
+        partial = out / "model.safetensors.partial"
+        save_file(network.state_dict(), partial)
+        partial.replace(out / "model.safetensors")
+        oracle = DigitsOracle(out / "model.safetensors")
+        metrics = {f"{n} digit": accuracy(oracle, seed=999, clips=200, digits_shown=n) for n in (1, 2)}
+        command = f"python -m jobs.train_oracle --seed {seed} --steps {steps}"
+        report: dict[str, object] = {"command": command, "held_out_accuracy": metrics}
+        report["seconds"] = round(time.monotonic() - started)
+        (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+        Console().print_json(data=report)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.console import make_folder, one_line_errors
+
 app = typer.Typer(add_completion=False)
 _DEFAULT = Path(__file__).parent / "configs" / "digits_vae.yaml"
 
@@ -24,13 +26,12 @@ def main(
 
     from framegrove.config.base import load
     from framegrove.config.vae import VaeTrainingConfig
+    from framegrove.training.vae import Record, TrainingDiverged, train
 
     console = Console()
-    try:
+    with one_line_errors(TrainingDiverged, OSError):
         settings = load(VaeTrainingConfig, config, override or ())
-        from framegrove.training.vae import Record, TrainingDiverged, train
-
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with (
             Progress(*columns, TimeRemainingColumn(), console=console) as progress,
@@ -46,9 +47,6 @@ def main(
 
             last = train(settings, out, on_record)
             on_record(last)
-    except (ValueError, TrainingDiverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
     console.print(f"the model is in {out / 'causal_video_vae'}")
 
 

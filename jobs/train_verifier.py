@@ -16,6 +16,7 @@ import typer
 
 from framegrove.config.base import load
 from framegrove.config.verifier import VerifierTraining
+from jobs.console import make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.data.digits import DigitObject
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from framegrove.flow.generation import Pixels
     from framegrove.training.verifier_scenes import Scene
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -33,12 +34,10 @@ def main(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, may be repeated.")] = None,
 ) -> None:
     """Train, examine, write OUT/model."""
-    try:
+    with one_line_errors(OSError):
         settings = load(VerifierTraining, config, overrides or [])
-        _train(settings, out, f"python -m jobs.train_verifier --config {config} --out {out}")
-    except ValueError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
+        make_folder(out)
+        _train(settings, out, f"python -m jobs.train_verifier --config {config} --out DIR")
 
 
 def _train(settings: VerifierTraining, out: Path, command: str) -> None:
@@ -100,7 +99,8 @@ def _as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: DigitsOracl
     so a blend of two looks like a third one to it)."""
     import torch
 
-    from framegrove.data.digits import FRAMES_PER_UNIT, DigitObject
+    from framegrove.config.request import FRAMES_PER_UNIT
+    from framegrove.data.digits import DigitObject
     from framegrove.training.verifier_scenes import Drawn, Fault, Quality, Scene
     from framegrove.verification.questions import shown_frames
 

@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from framegrove.config.request import frames_of
+
 Split = Literal["train", "heldout"]
 
 SIZE = 64
 FPS = 8
-FRAMES_PER_UNIT = 8
 DIGITS = tuple(range(10))
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (235, 45, 45),
@@ -88,7 +89,7 @@ def prompts(count: int, seed: int, *, digits: int | None = None) -> list[tuple[D
 
 def frame_count(units: int) -> int:
     """Pixel frames of a clip: unit 0 is one frame, every later unit is eight."""
-    return 1 + FRAMES_PER_UNIT * (units - 1)
+    return frames_of(units)
 
 
 def caption(objects: tuple[DigitObject, ...]) -> str:

@@ -74,7 +74,7 @@ class Setup:
     @property
     def schedule(self) -> PyramidSchedule:
         """The pyramid of the model."""
-        return PyramidSchedule(**self.pipeline.recipe.pyramid.model_dump())
+        return PyramidSchedule.of(self.pipeline.recipe.pyramid)
 
     def trainable(self) -> Trainable:
         """A copy of the part of the model that is trained; engines may cut it to pieces."""

@@ -18,6 +18,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.data import digits
 from framegrove.data.digits import COLOURS, MOTIONS, SIZE, Split
 from framegrove.verification.questions import shown_frames
@@ -125,7 +126,7 @@ def draw_scene(
 
 def units_of_frames(units: int) -> list[int]:
     """The unit of every frame of a clip."""
-    return [0] + [unit for unit in range(1, units) for _ in range(digits.FRAMES_PER_UNIT)]
+    return [0] + [unit for unit in range(1, units) for _ in range(FRAMES_PER_UNIT)]
 
 
 def _pick(rng: np.random.Generator, odds: dict[Choice, float]) -> Choice:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.data import digits
 from framegrove.data.digits import DigitObject
 from framegrove.types import Assessment
 from framegrove.verification.rewriting import StagedPrompt
-
-FRAMES_PER_UNIT = 8
 
 
 class Aspect(enum.StrEnum):
