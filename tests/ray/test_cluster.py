@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import ray
 
+from actors.clients import recovered
 from framegrove.cluster.errors import ActorLost, CrashLoop, NoCluster, NoRoom
 from framegrove.cluster.placement import Role, bundle, fits, placed, require
 from framegrove.cluster.session import Cluster, connect
 from framegrove.cluster.supervise import ActorGroup
+from framegrove.search.protocols import WorkFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +30,9 @@ class Worker:
         if ill:
             raise RuntimeError("no such device")
         self.index = index
+
+    def ready(self) -> bool:
+        return True
 
     def pid(self) -> int:
         return os.getpid()
@@ -101,6 +106,7 @@ def test_a_killed_actor_is_replaced_and_the_call_can_be_made_again(cluster: Clus
 
 def test_an_actor_that_keeps_dying_is_given_up(cluster: Cluster) -> None:
     mortal = ActorGroup(create, 1, failures_in_a_row=2)
+    lively = ActorGroup(create, 1, failures_in_a_row=2)
     still_born = ActorGroup(lambda index: Worker.remote(index, ill=True), 1, failures_in_a_row=1)
 
     async def scene() -> None:
@@ -116,9 +122,17 @@ def test_an_actor_that_keeps_dying_is_given_up(cluster: Cluster) -> None:
         with pytest.raises(CrashLoop, match=r"died once without finishing anything: .*no such device"):
             await still_born.call(0, lambda actor: actor.pid.remote())
 
+        with pytest.raises(ActorLost):
+            await lively.call(0, lambda actor: actor.die.remote())
+        await recovered(lively, 0)  # alive again, which is not yet of use
+        with pytest.raises(CrashLoop, match="died 2 times in a row"):
+            await lively.call(0, lambda actor: actor.die.remote())
+        with pytest.raises(WorkFailed, match="died 2 times in a row"):
+            await recovered(lively, 0)
+
     asyncio.run(scene())
-    mortal.close()
-    still_born.close()
+    for group in (mortal, still_born, lively):
+        group.close()
 
 
 def test_the_checkout_travels_to_a_cluster_and_so_do_jobs(cluster: Cluster) -> None:
