@@ -66,3 +66,15 @@ def test_image_is_cropped_to_the_aspect() -> None:
 def test_bad_image_is_named() -> None:
     with pytest.raises(media.MediaError, match="image cannot be read"):
         media.read_image(b"text", (64, 64))
+
+
+def test_equal_frames_give_equal_bytes_whatever_lay_in_memory_before() -> None:
+    rng = np.random.default_rng(0)
+    clip = digits.clip(5, 3).frames
+    frames = np.clip(clip + rng.integers(-4, 5, clip.shape), 0, 255).astype(np.uint8)
+    seen = set()
+    for _ in range(30):
+        junk = [rng.integers(0, 256, int(rng.integers(100, 3_000_000)), dtype=np.uint8) for _ in range(6)]
+        del junk
+        seen.add(media.encode_mp4(frames, 8))
+    assert len(seen) == 1
