@@ -264,7 +264,7 @@ class SearchRunner:
     def _new_generator(self, files: ModelFiles) -> Any:
         options = placed(Role.GENERATE, num_gpus=self._gpus(Role.GENERATE))
         options["max_concurrency"] = _CALLS_AT_A_TIME
-        return ray.remote(Generator).options(**options).remote(_portable(files), self._threads)
+        return ray.remote(Generator).options(**options).remote(files.source, self._threads)
 
     def _new_verifier(self, index: int) -> Any:
         options = placed(Role.VERIFY, num_gpus=self._gpus(Role.VERIFY))
@@ -285,14 +285,6 @@ def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:
     """What a generator is told of a request. The verifier judges by the prompt without the model's suffix."""
     text = request.prompt + files.recipe.prompt_suffix
     return Scene(text, files.recipe.negative_prompt, request.seed, request.height, request.width)
-
-
-def _portable(files: ModelFiles) -> ModelSource:
-    """The model as actors, which stand in another folder, find it: a hub model by its id, any other by its path."""
-    given = files.source.name
-    if given is None or not File(given).is_dir():
-        return files.source
-    return files.source.model_copy(update={"name": str(files.folder.absolute())})
 
 
 def _claim_room(role: Role, count: int, gpus: float) -> None:

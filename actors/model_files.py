@@ -33,6 +33,8 @@ class ModelFiles:
         Raises ValueError, in one sentence, for a folder that is missing or not whole.
         """
         folder = model_folder(source)
+        if source.name is not None and Path(source.name).is_dir():  # no hub id; actors stand in other folders
+            source = source.model_copy(update={"name": str(folder.absolute())})
         _, transformer, recipe = read_shape(folder, source.variant)
         return cls(source, folder, recipe, transformer, read_vae_config(folder / VAE))
 

@@ -26,11 +26,12 @@ def main(
 
     from framegrove.config.base import load
     from framegrove.config.vae import VaeTrainingConfig
-    from framegrove.training.vae import Record, TrainingDiverged, train
 
     console = Console()
-    with one_line_errors(TrainingDiverged, OSError):
+    with one_line_errors(OSError):
         settings = load(VaeTrainingConfig, config, override or ())
+        from framegrove.training.vae import Record, train
+
         make_folder(out)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with (

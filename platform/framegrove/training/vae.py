@@ -24,14 +24,11 @@ from framegrove.config.vae import VaeTrainingConfig
 from framegrove.data import digits
 from framegrove.models.vae import CausalVideoVae, Moments
 from framegrove.models.vae_files import LatentNorm, save_vae
+from framegrove.training.loop import TrainingDiverged
 from framegrove.training.muon import Muon
 
 _FRESH = 3  # clips of the pool replaced at every step
 _FOREGROUND_LEVEL = 40  # uint8; the background is at most 14
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)

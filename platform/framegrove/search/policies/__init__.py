@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from framegrove.config.search import SearchConfig
 from framegrove.search.budget import Allotment, BudgetError, allot_linear, allot_tof
 from framegrove.search.policies.linear import Linear
 from framegrove.search.policies.tof import TreeOfFrames
-from framegrove.search.rounds import CostTable, Shape
+from framegrove.search.rounds import CostTable
 from framegrove.search.tree import Layout, Policy
 
 
@@ -26,35 +27,27 @@ def make_policy(
         layout = Layout(units, stages, given=given)
         roots, allotment = allot_linear(config.multiple, layout, cost, config.roots)
         return Linear(layout, roots, config.weights), allotment
-    drafted = Layout(units, stages, _draft_stage(config, stages, given), given)
-    layouts = [drafted]
+    layout = Layout(units, stages, _draft_stage(config, stages, given), given)
     if config.draft_stages is None and config.widths is None:
-        layouts.append(replace(drafted, draft_stage=None))
-    layout, shape, allotment = _planted(config, layouts, cost)
+        with suppress(BudgetError):
+            tree, allotment = _tree(config, layout, cost)
+            if tree.shape.roots > 1:
+                return tree, allotment
+        layout = replace(layout, draft_stage=None)  # a lone root is not worth a preview
+    return _tree(config, layout, cost)
+
+
+def _tree(config: SearchConfig, layout: Layout, cost: CostTable) -> tuple[TreeOfFrames, Allotment]:
+    shape, allotment = allot_tof(
+        config.multiple,
+        layout,
+        cost,
+        roots_per_work=config.roots_per_work,
+        branching=config.branching,
+        roots=config.roots,
+        widths=config.widths,
+    )
     return TreeOfFrames(layout, shape, config.roots_per_work, config.weights, config.path_score), allotment
-
-
-def _planted(config: SearchConfig, layouts: list[Layout], cost: CostTable) -> tuple[Layout, Shape, Allotment]:
-    """The first layout whose tree has several roots, else the last: a lone root is not worth a preview."""
-    for layout in layouts:
-        last = layout is layouts[-1]
-        try:
-            shape, allotment = allot_tof(
-                config.multiple,
-                layout,
-                cost,
-                roots_per_work=config.roots_per_work,
-                branching=config.branching,
-                roots=config.roots,
-                widths=config.widths,
-            )
-        except BudgetError:
-            if last:
-                raise
-            continue
-        if last or shape.roots > 1:
-            break
-    return layout, shape, allotment
 
 
 def _draft_stage(config: SearchConfig, stages: int, given: int) -> int | None:
