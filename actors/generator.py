@@ -163,8 +163,7 @@ class Generator:
     def _shown(self, latent: StageLatent, finished: StageLatent, unit: int, before: State | None) -> Unit:
         """Decode a unit, a draft as it was ``finished`` in a hurry, from where its parent's decoder stood."""
         raw = self._pipeline.latent_norm.denormalise(finished.x.to(self._sampler.device), unit)
-        state = None if before is None else [part.to(raw.device) for part in before]
-        video, after = decode_unit(self._pipeline.vae, raw[None], state)
+        video, after = decode_unit(self._pipeline.vae, raw[None], before)
         whole = latent.stage == self._last_stage
         kept = StageLatent(latent.stage, latent.x.cpu())
         return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if whole else None)

@@ -27,7 +27,7 @@ VariantOption = Annotated[
     typer.Option("--variant", help="Of a public model: 384p, 768p or image; the largest if absent."),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="float32 or bfloat16: what the transformer and public text encoders work in.")
+    str, typer.Option("--dtype", help="float32 or bfloat16: what all of the model but a small text encoder works in.")
 ]
 VerifierOption = Annotated[
     str | None,

@@ -28,6 +28,26 @@ def test_the_dense_mask_lets_through_what_packed_attention_does(stage: int, monk
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+def test_tensors_are_counted_while_they_live() -> None:
+    with benches._Counter(torch.nn.Module(), with_host=True) as counter:  # type: ignore[arg-type]
+        one = torch.zeros(100)
+        two = one + 1
+        del one
+        three = two.view(10, 10)
+        del two
+        three = three * 2
+    assert counter.most == 2 * 400
+
+
+def test_memory_of_a_streamed_decode_does_not_grow() -> None:
+    size = (48, 48)
+    peak, state = benches._counted(torch.float32, size, units=2)
+    longer, same = benches._counted(torch.float32, size, units=4)
+    whole, _ = benches._counted(torch.float32, size, units=4, at_once=True)
+    assert (peak, state) == (longer, same)
+    assert peak < whole / 2
+
+
 def test_figures_are_printed_and_written(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--only", "jump", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from framegrove.config.model import FluxConfig
 from framegrove.config.train import TrainConfig
 from framegrove.data.schema import LatentClip
 from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.transformers import fresh_transformer
 from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.step import Trainable
@@ -21,6 +25,16 @@ from tests.tiny import tiny_pipeline
 from tests.tiny_training import PHASE
 
 PIPELINE = tiny_pipeline()
+FLUX = FluxConfig(
+    num_layers=1,
+    num_single_layers=2,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    axes_dims_rope=(4, 6, 6),
+    pooled_projection_dim=16,
+    joint_attention_dim=16,
+)
+PIPELINES = {"mmdit": PIPELINE, "flux": replace(PIPELINE, transformer=fresh_transformer(FLUX))}
 CPU = torch.device("cpu")
 CONFIG = TrainConfig.model_validate({"data": "none", "phases": [PHASE | {"name": "only", "units": 3, "steps": 9}]})
 
@@ -37,8 +51,8 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def trainable() -> Trainable:
-    return Trainable(*copy.deepcopy((PIPELINE.transformer, PIPELINE.text)), train_text=True).train()
+def trainable(kind: str = "mmdit") -> Trainable:
+    return Trainable(*copy.deepcopy((PIPELINES[kind].transformer, PIPELINE.text)), train_text=True).train()
 
 
 def steps(engine: DeepSpeedEngine | PlainEngine, first: int, last: int) -> list[tuple[float, float]]:
@@ -57,12 +71,13 @@ def steps(engine: DeepSpeedEngine | PlainEngine, first: int, last: int) -> list[
     return found
 
 
-def test_zero_steps_like_plain_torch() -> None:
-    plain, zero = PlainEngine(trainable(), "fp32", CPU), DeepSpeedEngine(trainable(), "fp32", CPU, 1)
-    for ours, theirs in zip(steps(plain, 0, 4), steps(zero, 0, 4), strict=True):
+@pytest.mark.parametrize(("kind", "zero"), [("mmdit", 1), ("flux", 3)])
+def test_zero_steps_like_plain_torch(kind: str, zero: Literal[1, 3]) -> None:
+    plain, spread = PlainEngine(trainable(kind), "fp32", CPU), DeepSpeedEngine(trainable(kind), "fp32", CPU, zero)
+    for ours, theirs in zip(steps(plain, 0, 4), steps(spread, 0, 4), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     expected = plain.averaged_weights()
-    for name, weight in zero.averaged_weights().items():
+    for name, weight in spread.averaged_weights().items():
         torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=0)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from framegrove.config.model import TransformerConfig
 from framegrove.models.fused import norm_rotate
-from framegrove.models.mmdit import MMDiT, fresh_mmdit
+from framegrove.models.mmdit import MMDiT
 from framegrove.models.modulation import NORM_EPS, Rows, Span, gated_add, modulate
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 
@@ -31,7 +31,7 @@ TOKENS = 13
 @pytest.fixture
 def model() -> MMDiT:
     """Random everywhere, so that nothing is hidden behind a zero gate."""
-    transformer = fresh_mmdit(CONFIG)
+    transformer = MMDiT(CONFIG)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in transformer.parameters():
@@ -139,17 +139,7 @@ def test_every_parameter_is_trained(model: MMDiT) -> None:
     assert sorted(idle) == [f"{last}.add_q_proj.bias", f"{last}.add_q_proj.weight", f"{last}.norm_add_q.weight"]
 
 
-def test_fresh_weights_are_seeded_and_start_at_zero() -> None:
-    first, again, other = (fresh_mmdit(CONFIG, seed) for seed in (3, 3, 4))
-    pairs = zip(first.state_dict().values(), again.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(first.context_embedder.weight, other.context_embedder.weight)
-    with torch.no_grad():
-        out = first(first.pack([Sample(Prefix(_text()), torch.randn(4, 1, 8, 8), 100.0)]))[0]
-    assert not out.any()
-
-
 def test_a_clip_beyond_the_position_table() -> None:
-    model = fresh_mmdit(CONFIG)
+    model = MMDiT(CONFIG)
     with pytest.raises(ValueError, match="13 x 2 tokens is beyond this model's position table of 12 x 12"):
         model(model.pack([Sample(Prefix(_text()), torch.randn(4, 1, 26, 4), 100.0)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from framegrove.config.train import ModelConfig
+from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
+from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.vae_files import load_vae
 from framegrove.training import curve
 from framegrove.training.encode import prepare_digits
 from framegrove.training.run import Watch, run
-from tests.tiny_training import losses_of, make_config, make_world
+from tests.public_folder import write_public_folder
+from tests.tiny_training import TRANSFORMER, losses_of, make_config, make_world
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,45 @@ def test_a_run_leaves_a_model_that_loads_and_a_picture(whole: Path) -> None:
     names = {name for _, losses in losses_of(whole) for name in losses}
     assert names == {"loss", "stage0", "stage1", "stage2", "image", "video"}
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-0000012", "step-0000014"]
+
+
+def test_miniflux_from_scratch_beside_public_text_encoders(world: Path, tmp_path: Path) -> None:
+    public = write_public_folder(tmp_path / "public", "miniflux", ("768p", "384p"))
+    shutil.copytree(world / "vae", public / "causal_video_vae", dirs_exist_ok=True)
+    model = {"start": str(public), "variant": "384p", "fresh": True, "train_text": False}
+    run(make_config(world, model=model), tmp_path / "out", silent())
+    losses = [found["loss"] for _, found in losses_of(tmp_path / "out")]
+    assert losses[-1] < losses[0]
+    trained = load_pipeline(tmp_path / "out" / "model")
+    assert trained.variant == "diffusion_transformer_384p"
+    assert isinstance(trained.transformer, Flux)
+    assert isinstance(trained.text, PublicTextEncoder)
+
+
+def test_a_new_flux_style_transformer(world: Path, tmp_path: Path) -> None:
+    shape = {
+        "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8,
+        "axes_dims_rope": [4, 2, 2], "joint_attention_dim": 16, "pooled_projection_dim": 16,
+    }  # fmt: skip
+    model = make_config(world).model.model_dump(exclude={"transformer"}) | {"flux": shape}
+    run(make_config(world, model=model), tmp_path / "out", silent())
+    assert isinstance(load_pipeline(tmp_path / "out" / "model").transformer, Flux)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"flux": {}, "transformer": TRANSFORMER},
+            "of an MM-DiT \\(transformer\\) or of a FLUX-style one \\(flux\\), not both",
+        ),
+        ({"flux": {"joint_attention_dim": 16}}, "reads text of width 768 \\(pooled_projection_dim\\), .* writes 16"),
+        ({"transformer": TRANSFORMER | {"joint_attention_dim": 8}}, "width 8 \\(joint_attention_dim\\), .* writes 16"),
+    ],
+)
+def test_a_shape_that_cannot_be_trained(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate({"start": None, "vae": "shipped", "text": {"layers": 1, "width": 16}} | model)
 
 
 def test_muon_learns_and_resumes(world: Path, tmp_path: Path) -> None:

@@ -160,6 +160,18 @@ def test_tiles_encode_a_stream() -> None:
     torch.testing.assert_close(torch.cat([first.mean, rest.mean], 2), at_once.mean, atol=5e-5, rtol=0)
 
 
+def test_weights_in_bfloat16_decode_nearly_the_same() -> None:
+    vae, latent = _vae(PATCHED), torch.randn(1, 16, 2, 4, 4)
+    exact = vae.decode(latent)
+    halved = vae.to(torch.bfloat16)
+    first, state = halved.decode_unit(latent[:, :, :1])
+    rest, _ = halved.decode_unit(latent[:, :, 1:], state)
+    frames = torch.cat([first, rest], 2)
+    assert (frames.dtype, state[0].dtype) == (torch.float32, torch.bfloat16)
+    assert (frames - exact).norm() < 0.05 * exact.norm()
+    assert halved.encode(torch.randn(1, 3, 9, 32, 32)).mean.dtype is torch.float32
+
+
 def test_one_tile_is_the_whole() -> None:
     vae, latent = _vae(PATCHED), torch.randn(1, 16, 2, 3, 4)
     frames, _ = decode_unit_tiled(vae, latent, tile=4)

@@ -179,7 +179,9 @@ class ModelSource(Config):
 
     name: str | None = Field(default=None, description="a folder or a hub id; absent: the embedded digits model")
     variant: str | None = Field(default=None, description="of a public model: 384p, 768p, image; absent: the largest")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of transformer and public encoders")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of all weights but a small text encoder's"
+    )
     allow_pickle: bool = Field(default=False, description="read pickled weights where there are no safetensors")
 
 

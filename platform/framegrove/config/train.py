@@ -8,7 +8,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from framegrove.config.base import Config
 from framegrove.config.flow import ObjectiveConfig
-from framegrove.config.model import Recipe, TextConfig, TransformerConfig, digits_recipe, digits_transformer_config
+from framegrove.config.model import (
+    AnyTransformerConfig,
+    FluxConfig,
+    Recipe,
+    TextConfig,
+    TransformerConfig,
+    digits_recipe,
+    digits_transformer_config,
+)
 
 SHIPPED = "shipped"
 
@@ -19,14 +27,17 @@ MODEL, CHECKPOINTS, RAY_STATE = "model", "checkpoints", "ray"
 class ModelConfig(Config):
     """The model at the first step.
 
-    ``start`` is a model folder (or ``shipped``, the embedded one) to continue from. Where it is absent, a new
-    transformer and a new text encoder are made in the shape below, and ``vae`` is the folder of the data's VAE (or
-    ``shipped``).
+    ``start`` is a model folder (or ``shipped``, the embedded one) to continue from; with ``fresh`` the shape of its
+    transformer is kept and its weights are not. Where ``start`` is absent, a new transformer (an MM-DiT, or FLUX-style)
+    and a new text encoder are made in the shape below, and ``vae`` is the folder of the data's VAE (or ``shipped``).
     """
 
     start: str | None = SHIPPED
+    variant: str | None = Field(None, description="of a public start: 384p, 768p, image; absent: the largest")
+    fresh: bool = Field(False, description="begin with an untrained transformer, beside the VAE and text of start")
     vae: str | None = None
     transformer: TransformerConfig = Field(default_factory=digits_transformer_config)
+    flux: FluxConfig | None = Field(None, description="a FLUX-style transformer of this shape instead")
     text: TextConfig = TextConfig()
     phrases: tuple[str, ...] = Field((), description="runs of words that a new text encoder reads as one token")
     recipe: Recipe = Field(default_factory=digits_recipe)
@@ -36,12 +47,21 @@ class ModelConfig(Config):
     def _one_origin(self) -> Self:
         if self.start is None and self.vae is None:
             raise ValueError("name a model folder to continue from (start), or the VAE of a new model (vae)")
-        if self.start is None and self.transformer.joint_attention_dim != self.text.width:
-            raise ValueError(
-                f"the transformer reads text of width {self.transformer.joint_attention_dim} (joint_attention_dim), "
-                f"the text encoder writes {self.text.width} (text.width); make them equal"
-            )
+        if self.flux is not None and "transformer" in self.model_fields_set:
+            raise ValueError("give the shape of an MM-DiT (transformer) or of a FLUX-style one (flux), not both")
+        for key in ("joint_attention_dim", "pooled_projection_dim"):
+            reads = getattr(self.shape, key)
+            if self.start is None and reads != self.text.width:
+                raise ValueError(
+                    f"the transformer reads text of width {reads} ({key}), the text encoder writes {self.text.width} "
+                    "(text.width); make them equal"
+                )
         return self
+
+    @property
+    def shape(self) -> AnyTransformerConfig:
+        """Of a new transformer."""
+        return self.flux or self.transformer
 
 
 class PhaseConfig(Config):

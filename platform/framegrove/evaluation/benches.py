@@ -1,6 +1,7 @@
 """Speed and memory beside plain implementations: what ``jobs.bench`` runs.
 
 Two implementations of one thing take turns, so that a machine's moods meet both; the figure of each is the median.
+Memory is counted tensor by tensor on a GPU that need not be there, and measured on one tile.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from framegrove.config.flow import GuidanceConfig, StepsConfig
 from framegrove.config.model import TransformerConfig
@@ -27,14 +33,16 @@ from framegrove.flow.noise import HashNoise, block_noise, double
 from framegrove.flow.sampler import Sampler, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.attention import AttentionPlan
-from framegrove.models.mmdit import MMDiT, fresh_mmdit
 from framegrove.models.packed import Packed, Prefix, Sample, TextEmbedding
+from framegrove.models.transformers import Transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_tiling import TILE, decode_unit_tiled
 
 _STAGES = 3
 _LATENT = (48, 80)  # a 384p unit
 _LARGE = (96, 160)  # a 768p unit
+_CLIP = 4  # units whose decoding is counted
+_TURN = 0.05  # s that a turn lasts at least
 _TEXT = 128  # tokens
 _HISTORY = 8  # units
 
@@ -151,31 +159,96 @@ def sampling(device: torch.device, repeats: int) -> list[Finding]:
 
 
 def vae(device: torch.device, repeats: int) -> list[Finding]:
-    """Peak memory of decoding a 768p unit by tiles with the public VAE's shape; on a CPU one tile of it."""
+    """Peak memory of decoding 768p with the public VAE's shape, beyond its weights.
+
+    Counted for a GPU in bfloat16: tile by tile and unit by unit, beside the whole clip at once. Measured on this
+    device, beside what is counted for it: a 768p unit on a GPU, one tile of it in float32 on a CPU.
+    """
+    gpu = (torch.bfloat16, _LARGE)
+    one, held = _counted(*gpu, units=2)
+    all_units, _ = _counted(*gpu, units=_CLIP)
+    whole, _ = _counted(*gpu, units=_CLIP, at_once=True)
+    here = gpu if device.type == "cuda" else (torch.float32, (TILE, TILE))
     # A process of its own: what one once held at most is never forgotten.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        size, gib, seconds = fresh.submit(_decode_large, device.type, torch.get_num_threads()).result()
+        measured, seconds = fresh.submit(_measured, device.type, *here, torch.get_num_threads()).result()
+    counted, _ = _counted(*here, units=2, with_host=device.type == "cpu")
+    large, small = (f"{8 * width}x{8 * height}" for height, width in (_LARGE, here[1]))
+    streamed = f"VAE decode of {_CLIP} units at {large} by tiles, bfloat16: GPU memory, counted"
     return [
-        Finding(f"VAE decode of a unit of 8 frames, {size}: peak memory beyond the weights", gib, "GiB"),
-        Finding(f"VAE decode of a unit of 8 frames, {size}", seconds, "s"),
+        Finding(f"{streamed} (plain: the whole clip at once)", all_units, "GiB", whole, "< plain", all_units < whole),
+        Finding(f"{streamed} (plain: of 2 units)", all_units, "GiB", one, "= plain", all_units == one),
+        Finding(f"what a branch keeps in host memory to go on decoding at {large}, bfloat16", held, "GiB"),
+        Finding(f"VAE decode of a unit of 8 frames, {small}: peak memory (plain: counted)", measured, "GiB", counted),
+        Finding(f"VAE decode of a unit of 8 frames, {small}", seconds, "s"),
     ]
 
 
 @torch.no_grad()
-def _decode_large(kind: str, threads: int) -> tuple[str, float, float]:
-    """Size of the frames, GiB beyond what was held before, seconds of a unit that has one before it."""
+def _measured(kind: str, dtype: torch.dtype, size: tuple[int, int], threads: int) -> tuple[float, float]:
+    """Peak GiB and seconds of decoding a unit that has one before it."""
     torch.set_num_threads(threads)
     device = torch.device(kind)
-    model = CausalVideoVae(VaeConfig()).to(device).eval()
-    height, width = _LARGE if kind == "cuda" else (TILE, TILE)
-    latent = torch.randn(1, model.config.decoder_in_channels, 1, height, width, device=device)
-    held = _memory(device)
-    frames, state = decode_unit_tiled(model, latent)
+    model = CausalVideoVae(VaeConfig()).to(device, dtype).eval()
+    latent = torch.randn(1, model.config.decoder_in_channels, 1, *size, device=device)
+    before = _memory(device)
+    _, state = decode_unit_tiled(model, latent)
     began = time.perf_counter()
-    frames, state = decode_unit_tiled(model, latent, state)
+    decode_unit_tiled(model, latent, state)
     _wait(device)
     seconds = time.perf_counter() - began
-    return f"{frames.shape[-1]}x{frames.shape[-2]}", (_memory(device) - held) / 2**30, seconds
+    return (_memory(device) - before) / 2**30, seconds
+
+
+@torch.no_grad()
+def _counted(
+    dtype: torch.dtype, size: tuple[int, int], units: int, *, at_once: bool = False, with_host: bool = False
+) -> tuple[float, float]:
+    """Peak GiB on a GPU that need not be there, and GiB of the decoder's state, which rests in host memory.
+
+    ``with_host`` counts that, too: on a CPU both are one.
+    """
+    state: list[Tensor] = []
+    with torch.device("meta"):
+        model = CausalVideoVae(VaeConfig()).to(dtype).eval()
+    # "meta" stands for the GPU: tensors of a fake "cuda" can hardly be worked on where torch was built without it.
+    with FakeTensorMode(allow_non_fake_inputs=True), _Counter(model, with_host) as counter:
+        channels = model.config.decoder_in_channels
+        if at_once:
+            model.decode(torch.empty(1, channels, units, *size, device="meta"))
+        for _ in () if at_once else range(units):
+            unit = torch.empty(1, channels, 1, *size, device="meta")
+            state = decode_unit_tiled(model, unit, state or None)[1]  # the frames are not kept
+    return counter.most / 2**30, sum(part.untyped_storage().nbytes() for part in state) / 2**30
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the bytes of all tensors that live at a time on the GPU; the weights of ``model`` excepted."""
+
+    def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
+        super().__init__()
+        self._kinds = ("meta", "cpu") if with_host else ("meta",)
+        self._seen = weakref.WeakSet(weight.untyped_storage() for weight in model.parameters())
+        self._now = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type in self._kinds:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self._add(storage.nbytes())
+            weakref.finalize(storage, self._add, -storage.nbytes())
+
+    def _add(self, size: int) -> None:
+        self._now += size
+        self.most = max(self.most, self._now)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +280,7 @@ def _dense(packed: Packed, device: torch.device) -> AttentionPlan:
     return AttentionPlan(place.to(device), padding.to(device), count * length, tokens, (table,))  # type: ignore[arg-type]
 
 
-def _model(device: torch.device) -> MMDiT:
+def _model(device: torch.device) -> Transformer:
     config = TransformerConfig(
         num_layers=6,
         num_attention_heads=8,
@@ -216,7 +289,7 @@ def _model(device: torch.device) -> MMDiT:
         joint_attention_dim=512,
         pooled_projection_dim=512,
     )
-    return fresh_mmdit(config).to(device).eval()
+    return fresh_transformer(config).to(device).eval()
 
 
 def _text(tokens: int, device: torch.device) -> TextEmbedding:
@@ -250,15 +323,20 @@ def _siblings(stage: int, count: int, device: torch.device, *, together: bool) -
 
 
 def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each work; the first turn of each warms up and is not counted."""
+    """Median seconds of each work. The first turn warms up, and finds how often the work fits into a turn."""
     seconds: list[list[float]] = [[] for _ in works]
-    for turn in range(repeats + 1):
-        for times, work in zip(seconds, works, strict=True):
+    calls = [1] * len(works)
+    for turn in range(repeats + 2):
+        for index, work in enumerate(works):
             began = time.perf_counter()
-            work()
+            for _ in range(calls[index]):
+                work()
             _wait(device)
-            if turn:
-                times.append(time.perf_counter() - began)
+            each = (time.perf_counter() - began) / calls[index]
+            if turn == 1:
+                calls[index] = max(1, round(_TURN / each))
+            elif turn > 1:
+                seconds[index].append(each)
     return [statistics.median(times) for times in seconds]
 
 

@@ -22,7 +22,6 @@ from framegrove.models.layers import (
     current_places,
     filled_table,
     gelu,
-    initialise,
     projected,
     rotations,
 )
@@ -137,15 +136,6 @@ class _SelfAttention(nn.Module):
         text_qkv, visual_qkv = qkv.split([len(packed.text_LD), len(packed.patches_LP)])
         norms = torch.stack([self.norm_q.weight, self.norm_k.weight])
         return filled_table(text_qkv, visual_qkv, norms, norms, packed, rotation, self.spec)
-
-
-def fresh_flux(config: FluxConfig, seed: int = 0) -> Flux:
-    """An untrained FLUX-style transformer, seeded; see `initialise`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Flux(config)
-        initialise(model)
-    return model
 
 
 def _positions(base: int, size: int, device: torch.device) -> Tensor:

@@ -9,14 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framegrove.config.model import TransformerConfig
-from framegrove.models.layers import (
-    AttentionSpec,
-    Block,
-    Modulation,
-    TimeTextEmbedding,
-    initialise,
-    rotations,
-)
+from framegrove.models.layers import AttentionSpec, Block, Modulation, TimeTextEmbedding, rotations
 from framegrove.models.modulation import modulate
 from framegrove.models.packed import ClipBlock, Packed, Sample, pack
 
@@ -62,15 +55,6 @@ class MMDiT(nn.Module):
             return None
         times = torch.arange(int(times_L.max()) + 1, device=times_L.device)
         return rotations(times, self.config.attention_head_dim)[times_L]
-
-
-def fresh_mmdit(config: TransformerConfig, seed: int = 0) -> MMDiT:
-    """An untrained MM-DiT, seeded; see `initialise`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MMDiT(config)
-        initialise(model)
-    return model
 
 
 class PatchEmbedding(nn.Module):

@@ -88,7 +88,7 @@ def load_pipeline(
     variant: str | None = None,
     allow_pickle: bool = False,
 ) -> Pipeline:
-    """Read a model (absent: the embedded one), in evaluation mode; transformer and public text encoders in ``dtype``.
+    """Read a model (absent: the embedded one), in evaluation mode; all but a small text encoder in ``dtype``.
 
     ``model`` is a folder or a hub id, ours or a public checkpoint; ``variant`` chooses among a public one's
     transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
@@ -99,7 +99,7 @@ def load_pipeline(
     folder = model_folder(source)
     name, config, recipe = read_shape(folder, variant)
     released = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
-    vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, allow_pickle=allow_pickle)
+    vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, dtype, allow_pickle=allow_pickle)
     text: TextEncoder | PublicTextEncoder
     if (folder / "text_encoder_2").is_dir():
         text = PublicTextEncoder.load(folder, dtype, allow_pickle=allow_pickle)

@@ -39,7 +39,8 @@ class Moments:
 class CausalVideoVae(nn.Module):
     """Encodes videos of 1 + 8n frames into 1 + n latent frames (units) and back.
 
-    Videos are BCTHW in [-1, 1]. State-dict names are the public checkpoints'.
+    Videos are BCTHW in [-1, 1], in and out float32 whatever the weights' type. State-dict names are the public
+    checkpoints'.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -58,8 +59,7 @@ class CausalVideoVae(nn.Module):
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """The video of a whole clip's latents, not clamped."""
-        self._check_latent(latent_BCTHW)
-        return self.decoder(self.post_quant_conv(latent_BCTHW, None), None)
+        return self._frames(latent_BCTHW, None)
 
     def encode_unit(self, video_BCTHW: Tensor, state: State | None = None) -> tuple[Moments, State]:
         """Latents of the next unit, or units, of a clip whose earlier frames are summed up in ``state``.
@@ -76,16 +76,21 @@ class CausalVideoVae(nn.Module):
         """Frames of the next unit, or units, given the state after the units before; equal to decoding all at once.
 
         ``state`` is None at the start, where the first unit gives 1 frame; every later one gives 8. The state is
-        never modified, so that several continuations of one branch can start from it.
+        never modified, so that several continuations of one branch can start from it, and may lie on another device.
         """
-        self._check_latent(latent_BCTHW)
         past = Past(state)
-        video = self.decoder(self.post_quant_conv(latent_BCTHW, past), past)
-        return video, past.present
+        return self._frames(latent_BCTHW, past), past.present
 
     def _moments(self, video: Tensor, past: Past | None) -> Moments:
-        mean, logvar = self.quant_conv(self.encoder(video, past), past).chunk(2, dim=1)
+        video = video.to(self.quant_conv.conv.weight.dtype)
+        mean, logvar = self.quant_conv(self.encoder(video, past), past).float().chunk(2, dim=1)
         return Moments(mean, logvar.clamp(-30.0, 20.0))
+
+    def _frames(self, latent: Tensor, past: Past | None) -> Tensor:
+        self._check_latent(latent)
+        latent = latent.to(self.post_quant_conv.conv.weight.dtype)
+        frames: Tensor = self.decoder(self.post_quant_conv(latent, past), past)
+        return frames.float()
 
     def _check_video(self, video: Tensor, first: bool) -> None:
         config = self.config
@@ -125,7 +130,7 @@ class Past:
                     f"the state is of another clip: it holds batch {cached.shape[0]} at {tuple(cached.shape[3:])}, "
                     f"given batch {x.shape[0]} at {tuple(x.shape[3:])}"
                 )
-            x = torch.cat([cached, x], dim=2)
+            x = torch.cat([cached.to(x.device), x], dim=2)
         self.present.append(x[:, :, -kept:].clone())  # a view would keep the whole activation alive
         return x
 

@@ -85,9 +85,13 @@ def to_uint8(video_BCTHW: Tensor) -> Tensor:
 
 
 def load_vae(
-    folder: str | Path, norm: LatentNorm | None = None, *, allow_pickle: bool = False
+    folder: str | Path,
+    norm: LatentNorm | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    allow_pickle: bool = False,
 ) -> tuple[CausalVideoVae, LatentNorm]:
-    """The VAE of a folder, in float32 and in evaluation mode, and its latents' normalisation.
+    """The VAE of a folder, in ``dtype`` and in evaluation mode, and its latents' normalisation.
 
     ``norm`` is what holds where the folder has none of its own, as public ones have not. Raises ValueError, in one
     line, when a file is missing, damaged or does not fit.
@@ -98,7 +102,7 @@ def load_vae(
             raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
     with torch.device("meta"):  # no time for initial values that are overwritten at once
         vae = CausalVideoVae(read_vae_config(folder))
-    weights = read_weights(folder, torch.float32, allow_pickle=allow_pickle)
+    weights = read_weights(folder, dtype, allow_pickle=allow_pickle)
     check_keys(vae, weights, str(folder))
     vae.load_state_dict(weights, assign=True)
     own = _read_norm(folder / NORM_FILE) if (folder / NORM_FILE).is_file() else norm

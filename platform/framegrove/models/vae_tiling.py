@@ -1,5 +1,7 @@
 """Large pictures through the VAE in overlapping tiles, so that memory depends on neither size nor length.
 
+The states of all tiles together are far larger than what one tile needs at work, so they rest in host memory.
+
 A tile's result is least reliable at its own border, where context is missing, so tiles are spread evenly (no narrow
 last tile), and each pixel is an average weighted by how far inside its tiles it lies. The weights sum to one and
 change smoothly: there is no seam.
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from framegrove.models.vae import CausalVideoVae, Moments, State
 
-TILE = 32  # latent cells along a side: 256 pixels
+TILE = 40  # latent cells along a side, 320 pixels: at 768p 15 tiles that hold half as much again as the picture
 _WHOLE = 64 * 64  # latent cells of the largest picture that is taken whole: 384p is, 768p is not
 
 
@@ -79,7 +81,7 @@ def _by_tiles(
         area = (..., slice(top * factor, bottom * factor), slice(left * factor, right * factor))
         total[area] += part * weight
         weights[area] += weight
-        later += new
+        later += [tensor.cpu() for tensor in new]
     assert total is not None
     return total / weights, later
 

@@ -13,9 +13,9 @@ import torch
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
 from framegrove.data.ingest import DataError, Pool, Reader, Shard, clips_of, open_shards, stream
 from framegrove.flow.schedule import PyramidSchedule
-from framegrove.models.mmdit import fresh_mmdit
 from framegrove.models.pretrained import VAE, Pipeline, embedded_model, load_pipeline, save_pipeline
 from framegrove.models.text import TextEncoder
+from framegrove.models.transformers import fresh_transformer
 from framegrove.models.vae_files import load_vae
 from framegrove.training import checkpoint
 from framegrove.training.curriculum import check_sizes
@@ -160,10 +160,14 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def starting_pipeline(config: ModelConfig, shards: Sequence[Shard]) -> Pipeline:
     """The model of step 0: one that is continued, or a new one whose words are those of the data's captions."""
     if config.start is not None:
-        return load_pipeline(None if config.start == SHIPPED else config.start)
+        name = None if config.start == SHIPPED else config.start
+        started = load_pipeline(name, variant=config.variant)
+        if not config.fresh:
+            return started
+        return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
     assert config.vae is not None
     vae, norm = load_vae(embedded_model() / VAE if config.vae == SHIPPED else config.vae)
     captions = [text for s in shards for text in pq.read_table(s.path, columns=["caption"])["caption"].to_pylist()]
     words = sorted({word for caption in captions for word in caption.lower().split()})
     text = TextEncoder.fresh(config.text, [*words, *config.phrases])
-    return Pipeline(fresh_mmdit(config.transformer), vae, norm, text, config.recipe)
+    return Pipeline(fresh_transformer(config.shape), vae, norm, text, config.recipe)
