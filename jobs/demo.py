@@ -73,13 +73,15 @@ def _clips(out: Path, display: Display) -> Path:
     """Encoded clips to train on: made once for the VAE that is shipped."""
     from framegrove.models.pretrained import VAE, embedded_model
     from framegrove.models.vae_files import load_vae
-    from framegrove.training.encode import prepare_digits, vae_digest
+    from framegrove.training.encode import digits_clips, vae_digest, write_clips
 
     vae, _ = load_vae(embedded_model() / VAE)
-    folder = out / f"clips-{vae_digest(vae)[:8]}-{CLIPS}"
+    digest = vae_digest(vae)
+    folder = out / f"clips-{digest[:8]}-{CLIPS}"
     if not folder.exists():
         display.begin(f"encoding {CLIPS} clips")
-        prepare_digits(vae, folder, CLIPS, on_clips=lambda done: display.show(done / CLIPS, f"{done} of {CLIPS}"))
+        clips = digits_clips(vae, CLIPS)
+        write_clips(clips, digest, folder, lambda done: display.show(done / CLIPS, f"{done} of {CLIPS}"))
     return folder
 
 

@@ -112,7 +112,7 @@ def encode_image(pipeline: Pipeline, image: Pixels, height: int, width: int) -> 
         )
     device = next(pipeline.vae.parameters()).device
     video = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None, :, None].to(device) / 127.5 - 1
-    moments = encode_unit(pipeline.vae, video)
+    moments, _ = encode_unit(pipeline.vae, video)
     return pipeline.latent_norm.normalise(moments.mean)[0]
 
 

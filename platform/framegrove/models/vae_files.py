@@ -84,6 +84,18 @@ def to_uint8(video_BCTHW: Tensor) -> Tensor:
     return video_BCTHW.float().mul(127.5).add(127.5).clamp(0, 255).byte().movedim(1, -1)
 
 
+def read_vae(folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> CausalVideoVae:
+    """The VAE of a folder, in ``dtype`` and in evaluation mode. Raises as `load_vae` does."""
+    folder = Path(folder)
+    _check_there(folder, CONFIG_FILE)
+    with torch.device("meta"):  # no time for initial values that are overwritten at once
+        vae = CausalVideoVae(read_vae_config(folder))
+    weights = read_weights(folder, dtype, allow_pickle=allow_pickle)
+    check_keys(vae, weights, str(folder))
+    vae.load_state_dict(weights, assign=True)
+    return vae.eval().requires_grad_(False)
+
+
 def load_vae(
     folder: str | Path,
     norm: LatentNorm | None = None,
@@ -97,17 +109,11 @@ def load_vae(
     line, when a file is missing, damaged or does not fit.
     """
     folder = Path(folder)
-    for name in (CONFIG_FILE, *([NORM_FILE] if norm is None else [])):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
-    with torch.device("meta"):  # no time for initial values that are overwritten at once
-        vae = CausalVideoVae(read_vae_config(folder))
-    weights = read_weights(folder, dtype, allow_pickle=allow_pickle)
-    check_keys(vae, weights, str(folder))
-    vae.load_state_dict(weights, assign=True)
-    own = _read_norm(folder / NORM_FILE) if (folder / NORM_FILE).is_file() else norm
-    assert own is not None
-    return vae.eval().requires_grad_(False), own
+    _check_there(folder, CONFIG_FILE)
+    if norm is None or (folder / NORM_FILE).is_file():
+        _check_there(folder, NORM_FILE)
+        norm = _read_norm(folder / NORM_FILE)
+    return read_vae(folder, dtype, allow_pickle=allow_pickle), norm
 
 
 def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: torch.dtype | None = None) -> None:
@@ -133,6 +139,11 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         raise ValueError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
+
+
+def _check_there(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
 
 
 def _read_norm(path: Path) -> LatentNorm:

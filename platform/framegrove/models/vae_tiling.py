@@ -27,11 +27,11 @@ def decode_unit(vae: CausalVideoVae, latent_BCTHW: Tensor, state: State | None =
     return decode_unit_tiled(vae, latent_BCTHW, state) if large else vae.decode_unit(latent_BCTHW, state)
 
 
-def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor) -> Moments:
-    """What the VAE says of a video's first unit, by tiles where the picture is large."""
+def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = None) -> tuple[Moments, State]:
+    """`CausalVideoVae.encode_unit`, by tiles where the picture is large. All units of a video have one size."""
     side = vae.config.spatial_factor
     large = video_BCTHW.shape[-2] * video_BCTHW.shape[-1] > _WHOLE * side**2
-    return (encode_unit_tiled(vae, video_BCTHW) if large else vae.encode_unit(video_BCTHW))[0]
+    return encode_unit_tiled(vae, video_BCTHW, state) if large else vae.encode_unit(video_BCTHW, state)
 
 
 def decode_unit_tiled(

@@ -1,11 +1,11 @@
-"""Encoding the digits world into parquet shards of latents."""
+"""Encoding clips, of the digits world or a lab's own, into parquet shards of latents."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,50 +13,106 @@ import pyarrow.parquet as pq
 import torch
 
 from framegrove.data import digits
+from framegrove.data.ingest import DataError, Size
 from framegrove.data.schema import LatentClip, to_table
+from framegrove.data.videos import Frames, Listed, read_frames
 from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_tiling import encode_unit
 
 _BATCH = 16
 _SHARD = 512
 
 
-def prepare_digits(
-    vae: CausalVideoVae,
-    out: Path,
-    clips: int,
-    *,
-    seed: int = 0,
-    units: int = 4,
-    pairs: float = 0.5,
-    on_clips: Callable[[int], None] = lambda done: None,
+def write_clips(
+    clips: Iterable[LatentClip], vae: str, out: Path, on_clips: Callable[[int], None] = lambda done: None
 ) -> list[Path]:
-    """Draw, encode and write ``clips`` training clips, a share of ``pairs`` with two digits, as shards in ``out``.
+    """Write ``clips``, encoded by the VAE of this digest, as shards in ``out``, which appears when it is whole.
 
-    The folder appears under its name only when it is whole. Raises ValueError where it already exists.
+    Raises ValueError where the folder already exists, or there is no clip.
     """
     if out.exists():
         raise ValueError(f"{out} already exists: give another --out, or remove it")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    digest = vae_digest(vae)
     held: list[LatentClip] = []
     names: list[str] = []
 
     def flush() -> None:
         names.append(f"clips-{len(names):05d}.parquet")
-        pq.write_table(to_table(held, digest), partial / names[-1], row_group_size=_SHARD // 2)
+        pq.write_table(to_table(held, vae), partial / names[-1], row_group_size=_SHARD // 2)
         held.clear()
 
-    for done, clip in enumerate(_encoded(vae, clips, seed, units, pairs), start=1):
+    for done, clip in enumerate(clips, start=1):
         held.append(clip)
         if len(held) == _SHARD:
             flush()
         on_clips(done)
     if held:
         flush()
+    if not names:
+        shutil.rmtree(partial)
+        raise ValueError("not one clip could be encoded")
     os.replace(partial, out)
     return [out / name for name in names]
+
+
+def digits_clips(
+    vae: CausalVideoVae, count: int, *, seed: int = 0, units: int = 4, pairs: float = 0.5
+) -> Iterator[LatentClip]:
+    """``count`` clips of the digits world, a share of ``pairs`` with two digits."""
+    for first in range(0, count, _BATCH):
+        indices = range(first, min(first + _BATCH, count))
+        # The golden ratio spreads the pairs evenly, whatever their share.
+        drawn = [
+            digits.clip(seed, index, digits=2 if (index * 0.6180339887) % 1 < pairs else 1, units=units)
+            for index in indices
+        ]
+        with torch.inference_mode():
+            latents_BCTHW = vae.encode(_video(np.stack([clip.frames for clip in drawn]))).mean
+        for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
+            yield LatentClip(index, clip.caption, digits.SIZE, digits.SIZE, float(digits.FPS), latents)
+
+
+def video_clips(
+    vae: CausalVideoVae,
+    listed: Iterable[Listed],
+    sizes: Sequence[Size],
+    units: int,
+    fps: float,
+    on_unreadable: Callable[[Listed, str], None],
+) -> Iterator[LatentClip]:
+    """The beginnings of video files, of ``units`` units or as many as there are frames for, encoded unit by unit.
+
+    Each becomes the one of the (height, width) ``sizes`` that suits it best. Files that cannot be read are passed over.
+    """
+    step = vae.config.temporal_factor
+    for line in listed:
+        try:
+            frames = read_frames(line.path, fps, 1 + step * (units - 1), sizes)
+        except DataError as error:
+            on_unreadable(line, str(error))
+            continue
+        latents = _streamed(vae, frames[: 1 + (len(frames) - 1) // step * step])
+        height, width = frames.shape[1:3]
+        yield LatentClip(line.id, line.caption, height, width, fps, latents.half().numpy())
+
+
+@torch.inference_mode()
+def _streamed(vae: CausalVideoVae, frames: Frames) -> torch.Tensor:
+    """Latents (C, units, h, w) on the CPU; neither the pixels nor what layers make of them lie on the GPU together."""
+    device = next(vae.parameters()).device
+    step = vae.config.temporal_factor
+    state, parts = None, []
+    for clip in (frames[:1], *(frames[first : first + step] for first in range(1, len(frames), step))):
+        moments, state = encode_unit(vae, _video(clip[None]).to(device), state)
+        parts.append(moments.mean[0].cpu())
+    return torch.cat(parts, dim=1)
+
+
+def _video(frames_BTHWC: Frames) -> torch.Tensor:
+    """Pixels as the VAE takes them: BCTHW in [-1, 1]."""
+    return torch.from_numpy(frames_BTHWC).movedim(-1, 1).float() / 127.5 - 1
 
 
 def vae_digest(vae: CausalVideoVae) -> str:
@@ -67,18 +123,3 @@ def vae_digest(vae: CausalVideoVae) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().half().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _encoded(vae: CausalVideoVae, clips: int, seed: int, units: int, pairs: float) -> Iterator[LatentClip]:
-    for first in range(0, clips, _BATCH):
-        indices = range(first, min(first + _BATCH, clips))
-        # The golden ratio spreads the pairs evenly, whatever their share.
-        drawn = [
-            digits.clip(seed, index, digits=2 if (index * 0.6180339887) % 1 < pairs else 1, units=units)
-            for index in indices
-        ]
-        video_BTHWC = torch.from_numpy(np.stack([clip.frames for clip in drawn]))
-        with torch.inference_mode():
-            latents_BCTHW = vae.encode(video_BTHWC.movedim(-1, 1).float() / 127.5 - 1).mean
-        for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
-            yield LatentClip(index, clip.caption, digits.SIZE, digits.SIZE, float(digits.FPS), latents)
