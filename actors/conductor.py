@@ -284,7 +284,8 @@ def _failing_in_a_sentence() -> Iterator[None]:
 def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:
     """What a generator is told of a request. The verifier judges by the prompt without the model's suffix."""
     text = request.prompt + files.recipe.prompt_suffix
-    return Scene(text, files.recipe.negative_prompt, request.seed, request.height, request.width)
+    from_image = request.image is not None
+    return Scene(text, files.recipe.negative_prompt, request.seed, request.height, request.width, from_image)
 
 
 def _claim_room(role: Role, count: int, gpus: float) -> None:

@@ -40,6 +40,7 @@ class Scene:
     seed: int
     height: int
     width: int
+    from_image: bool = False  # unit 0 is given
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Generator:
         shape = (1, *latent_size(scene.height, scene.width, stages=recipe.pyramid.stages, patch=patch, factor=factor))
         continued: Sequence[StageLatent | None] = starts or [None] * len(work.paths)
         return [
-            UnitTask(text, negative, past, shape, scene.seed, path, start)
+            UnitTask(text, negative, past, shape, scene.seed, path, start, scene.from_image)
             for path, start in zip(work.paths, continued, strict=True)
         ]
 

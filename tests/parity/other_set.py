@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framegrove.config.model import read_transformer_config
-from framegrove.config.vae import VaeConfig
 from framegrove.models.public import RELEASED_NORMS
 from framegrove.models.transformers import Transformer, build_transformer
 from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_files import public_vae_config
 from tests.parity.plain import (
     POOLED,
     TEXT,
@@ -63,11 +63,22 @@ FLUX = {
     "pooled_projection_dim": POOLED,
     "axes_dims_rope": [4, 8, 8],
 }
+HALVES = (
+    ("encoder", "spatial_down"),
+    ("encoder", "temporal_down"),
+    ("decoder", "spatial_up"),
+    ("decoder", "temporal_up"),
+)
 VAE = {
-    "encoder_layers_per_block": [1, 1, 1, 1],
-    "decoder_layers_per_block": [1, 1, 1, 1],
-    "encoder_block_out_channels": [4, 6, 8, 8],
-    "decoder_block_out_channels": [4, 6, 8, 8],
+    "_class_name": "CausalVideoVAE",
+    "downsample_scale": 4,
+    "encoder_down_block_types": ["DownEncoderBlockCausal3D"] * 3,
+    "decoder_up_block_types": ["UpDecoderBlockCausal3D"] * 3,
+    "encoder_layers_per_block": [1, 1, 1],
+    "decoder_layers_per_block": [1, 1, 1],
+    "encoder_block_out_channels": [4, 6, 8],
+    "decoder_block_out_channels": [4, 6, 8],
+    **{f"{half}_{axis}_sample": [True, True, False] for half, axis in HALVES},
     "encoder_norm_num_groups": 2,
     "decoder_norm_num_groups": 2,
 }
@@ -169,7 +180,7 @@ def _targets(flux: Transformer) -> tuple[Tensors, dict[str, Any]]:
     cases: dict[str, Any] = {
         "wide": {"op": "noise", "units": [2, 3], "sample_ratios": [1, 2], "sched": TWO, "frame_per_unit": 2},
         "deep": {"op": "noise", "units": [4, 5, 5, 5], "sample_ratios": [1, 1, 1, 1], "sched": FOUR},
-        "step": {"op": "call", "units": [1, 2], "sample_ratios": [1, 1], "sched": TWO, "model_name": "pyramid_flux"},
+        "step": {"op": "call", "units": [1, 2], "sample_ratios": [1, 1], "sched": TWO},
     }
     tensors: Tensors = {}
     for name, case in cases.items():
@@ -184,7 +195,7 @@ def _targets(flux: Transformer) -> tuple[Tensors, dict[str, Any]]:
             _columns(tensors, name, case, latents, draws)
         case["n_draws"] = len(draws)
         tensors |= {f"draw.{name}.{number:02d}": draw for number, draw in enumerate(draws)}
-    return tensors, {"cases": cases, "dit": "flux (step only)"}
+    return tensors, {"cases": cases, "dit": "the step: that of its parameters"}
 
 
 def _columns(tensors: Tensors, name: str, case: dict[str, Any], latents: Tensor, draws: list[Tensor]) -> list[Any]:
@@ -261,6 +272,10 @@ def _sampling(models: dict[str, Transformer]) -> tuple[Tensors, dict[str, Any]]:
             "steps": [2, 3], "video_steps": [3, 1], "guidance": 4.0, "video_guidance": 9.0,
             "use_linear_guidance": True, "alpha": 1.5, "min_guidance_scale": 2.0,
         },
+        "against": {
+            "op": "t2v", "model_name": "pyramid_flux", "batch": 1, "temp": 3, "sched": TWO,
+            "steps": 2, "video_steps": [1, 1], "guidance": 3.0, "video_guidance": 0.0,
+        },
         "given": {
             "op": "i2v", "model_name": "pyramid_flux", "batch": 1, "temp": 4, "sched": FOUR,
             "steps": [1, 2, 1, 2], "guidance": 0.0, "video_guidance": 5.0,
@@ -292,9 +307,9 @@ def _sampled(model: Transformer, tensors: Tensors, name: str, case: dict[str, An
     starts = np.cumsum([0, *frames]).tolist()
     for call, count in enumerate(frames):
         unit, x = call + given, noise[:, :, starts[call] : starts[call] + count]
-        scale = case["guidance"]
+        scale = case["guidance"] if unit == 0 else case["video_guidance"]
         if case.get("use_linear_guidance"):
-            scale = max(scale - case["alpha"] * unit, case["min_guidance_scale"])
+            scale = max(case["guidance"] - case["alpha"] * unit, case["min_guidance_scale"])
         for stage in range(plan.stages):
             if stage:
                 larger = twice(x)
@@ -306,7 +321,7 @@ def _sampled(model: Transformer, tensors: Tensors, name: str, case: dict[str, An
                 levels.insert(0, half(levels[0]))
             history = past(levels, stage, unit, per_unit)
             wanted = case["steps"] if unit == 0 or given else case["video_steps"]
-            times, ratios = plan.steps(stage, wanted[stage])
+            times, ratios = plan.steps(stage, wanted if isinstance(wanted, int) else wanted[stage])
             for step, time in enumerate(times):
                 velocities = []
                 for row in range(batch):
@@ -323,7 +338,7 @@ def _sampled(model: Transformer, tensors: Tensors, name: str, case: dict[str, An
 
 
 def _vae_cases() -> tuple[Tensors, Tensors, dict[str, Any]]:
-    vae: CausalVideoVae = random(CausalVideoVae(VaeConfig.model_validate(VAE))).requires_grad_(False)
+    vae: CausalVideoVae = random(CausalVideoVae(public_vae_config(VAE))).requires_grad_(False)
     tensors = {"in.x": torch.rand(2, 3, 17, 16, 24) * 2 - 1, "in.z": torch.randn(2, 16, 3, 2, 3)}
     moments, video = vae.encode(tensors["in.x"]), vae.decode(tensors["in.z"])
     cases: dict[str, Any] = {

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from framegrove.config.model import read_transformer_config
+from framegrove.config.model import FluxConfig, TransformerConfig
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.transformers import Transformer, build_transformer
 
-TRANSFORMERS = ("mmdit", "flux")
+TRANSFORMERS: dict[str, type[TransformerConfig] | type[FluxConfig]] = {"mmdit": TransformerConfig, "flux": FluxConfig}
 WORST: dict[str, tuple[float, float, str]] = {}  # by kind: off by, share of what is allowed, where
 
 
@@ -74,7 +74,7 @@ class Golden:
     def transformer(self, part: str, case: dict[str, Any] | None = None, weights: str | None = None) -> Transformer:
         """The recorded transformer, "mmdit" or "flux", changed as a case asks for it."""
         case = case or {}
-        config = read_transformer_config(self.cfg[part]["config"])
+        config = TRANSFORMERS[part].from_public(self.cfg[part]["config"])
         if case.get("noncausal"):
             config = config.model_copy(update={"use_temporal_causal": False})
         model = build_transformer(config)

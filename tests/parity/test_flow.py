@@ -23,10 +23,10 @@ from framegrove.flow.schedule import GRID
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.public import RELEASED_NORMS
 from framegrove.models.vae_files import LatentNorm
-from tests.parity.recorded import Golden, assert_gradients, golden_of, part_of, schedule_of, text_of
+from tests.parity.recorded import TRANSFORMERS, Golden, assert_gradients, golden_of, part_of, schedule_of, text_of
 
-CORRUPTION = 1 / 3
-DROPOUT = 0.1
+# What the reference takes when a case does not say.
+CORRUPTION, DROPOUT, STEPS = 1 / 3, 0.1, 28
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -61,6 +61,22 @@ def option(case: dict[str, Any], names: Sequence[str], default: Any) -> Any:
             if settings.get(name) is not None:
                 return settings[name]
     return default
+
+
+def setting(case: dict[str, Any], word: str, default: Any) -> Any:
+    """A setting of a case whose name holds this word."""
+    settings = {**case, **case.get("kw", {})}
+    return next((value for name, value in settings.items() if word in name and value is not None), default)
+
+
+def part_of_step(golden: Golden, case: dict[str, Any]) -> str:
+    """The part that a training step is of: as its case says, or else the one that has the parameters it names."""
+    if "model_name" in case:
+        return part_of(case["model_name"])
+    for part in TRANSFORMERS:
+        if part in golden.cfg and set(case["grads"]) <= set(golden.tensors(f"{part}_weights")):
+            return part
+    return part_of(golden.cfg["targets"].get("dit", ""))
 
 
 def test_scheduler(scheduler: str, golden: Golden) -> None:
@@ -134,7 +150,7 @@ def columns_of(golden: Golden, name: str, latents: Tensor, draws: list[Tensor]) 
         clips = _units(case, tensors, name, index, stage, latents[index :: len(stages)])
         noises = _units(case, tensors, name, index, stage, noise[index :: len(stages)])
         steps_B = (draws.pop(0) * GRID).long().clamp(max=GRID - 1)
-        corruption_B = draws.pop(0) * CORRUPTION
+        corruption_B = draws.pop(0) * option(case, ["corrupt_ratio"], CORRUPTION)
         history_noises = tuple(draws.pop(0) for _ in history_clips(clips[:-1], stage, schedule.stages))
         drawn = Draws(noises[-1], steps_B, corruption_B, history_noises)
         columns.append(Column(index, stage, stage_batch(clips, stage, schedule, drawn)))
@@ -148,7 +164,8 @@ def _units(
     """The units of a clip (B, C, T, h, w) that this column is about: one frame, then frame_per_unit each."""
     if not case["temporal"]:
         return [clip]
-    per_unit = case.get("frame_per_unit", 1)
+    recorded = [t.shape[2] for key, t in tensors.items() if key.startswith(f"out.{name}.") and key.endswith(".target")]
+    per_unit = option(case, ["frame_per_unit"], max(recorded, default=1))
     if "units" in case:
         count = min(case["units"][stage], 1 + (clip.shape[2] - 1) // per_unit)
     else:  # the reference chose: as many frames as it recorded
@@ -191,9 +208,10 @@ def test_training_step(step: str, golden: Golden) -> None:
     """Text dropping, targets, the packed forward, the loss and gradients, in one."""
     case, tensors = golden.cfg["targets"]["cases"][step], golden.tensors("targets_io")
     draws = [tensors[f"draw.{step}.{index:02d}"] for index in range(case["n_draws"])]
-    texts = _dropped_texts(tensors, step, draws.pop(0) <= DROPOUT)
-    part = part_of(golden.cfg["targets"].get("dit", case.get("model_name", "")))
-    latents = norm_of({"model_name": part, **case}).normalise(tensors[f"in.{step}.latents"])
+    texts = _dropped_texts(tensors, step, draws.pop(0) <= option(case, ["cfg_rate"], DROPOUT))
+    part = part_of_step(golden, case)
+    latents = tensors[f"in.{step}.latents"]
+    latents = norm_of({"model_name": part}).normalise(latents if latents.ndim == 5 else latents[:, :, None])
     columns = columns_of(golden, step, latents, draws)
     samples, targets = [], []
     for row in range(columns[0].batch.noisy.shape[0]):
@@ -249,10 +267,12 @@ def test_sampling(sampling: str, golden: Golden) -> None:
     case, tensors = golden.cases("sampling")[sampling], golden.tensors("sampling_io")
     schedule, given = schedule_of(case["sched"]), int(case["op"] == "i2v")
     part, rows = part_of(case["model_name"]), range(case["batch"])
-    per_unit = option(case, ["frame_per_unit"], 1)
+    recorded = [t.shape[2] for key, t in tensors.items() if key.startswith(f"out.{sampling}.u") and key.endswith(".s0")]
+    per_unit = option(case, ["frame_per_unit"], max(recorded))
     size = tuple(tensors[f"in.{sampling}.initial_noise"].shape[-2:])
-    first = _per_stage(case["steps"], schedule.stages)
-    steps = StepsConfig(first=first, others=first if given else _per_stage(case["video_steps"], schedule.stages))
+    first = _per_stage(option(case, ["steps"], STEPS), schedule.stages)
+    others = first if given else _per_stage(option(case, ["video_steps"], STEPS), schedule.stages)
+    steps = StepsConfig(first=first, others=others)
     noise = Recorded(tensors, sampling, schedule.stages, given, per_unit)
     transformer = golden.transformer(part, weights=golden.cfg["sampling"].get(part))
     sampler = Sampler(transformer, schedule, _guidance(case), steps, noise)
@@ -290,14 +310,10 @@ def _per_stage(steps: int | list[int], stages: int) -> tuple[int, ...]:
 def _guidance(case: dict[str, Any]) -> GuidanceConfig:
     """The reference decides by the first scale whether there is guidance at all; its defaults are filled in."""
     first = max(option(case, ["guidance", "guidance_scale"], 7.0), 0.0)
-    others = option(case, ["video_guidance", "video_guidance_scale"], 7.0)
-    linear = option(case, ["use_linear_guidance", "linear_guidance", "linear"], False)
-    return GuidanceConfig(
-        first=first,
-        others=others if first > 0 else 0.0,
-        decay=option(case, ["alpha", "guidance_alpha"], 0.5) if linear and first > 0 else None,
-        floor=option(case, ["min_guidance_scale", "min_guidance"], 2.0),
-    )
+    others = option(case, ["video_guidance", "video_guidance_scale"], 4.0 if case["op"] == "i2v" else 7.0)
+    linear = setting(case, "linear", False)
+    decay = setting(case, "alpha", 0.5) if linear else None
+    return GuidanceConfig(first=first, others=others, decay=decay, floor=setting(case, "min_guidance", 2.0))
 
 
 def _texts(tensors: dict[str, Tensor], name: str, batch: int) -> tuple[list[TextEmbedding], list[TextEmbedding]]:

@@ -121,6 +121,13 @@ def test_guidance_is_off_at_zero(transformer: MMDiT) -> None:
     torch.testing.assert_close(off.sample([task])[0].x, one.sample([task])[0].x, atol=1e-5, rtol=1e-5)
 
 
+def test_a_scale_of_0_is_the_negative_prompt_alone(transformer: MMDiT) -> None:
+    task = task_of((0, 0), (torch.randn(4, *SHAPE),))
+    against = sampler_of(transformer, guidance=GuidanceConfig(first=3, others=0)).sample([task])[0].x
+    alone = sampler_of(transformer, guidance=GuidanceConfig(first=0)).sample([replace(task, text=task.negative)])[0].x
+    torch.testing.assert_close(against, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_cancelled_between_steps(transformer: MMDiT) -> None:
     seen: list[tuple[int, int]] = []
     with pytest.raises(CancelledSampling) as cancelled:

@@ -103,7 +103,7 @@ def test_jump_seen_in_samples(gamma: float) -> None:
     ("arguments", "message"),
     [
         ({"stages": 0}, "at least 1 stage"),
-        ({"gamma": -0.5}, "between -1/3 and 0"),
+        ({"gamma": 0.5}, "must not be positive"),
         ({"shift": 0.0}, "positive"),
         ({"boundaries": (0, 0.5, 0.4, 1)}, "rising from 0 to 1"),
         ({"boundaries": (0, 1)}, "4 numbers"),
@@ -134,4 +134,7 @@ def test_configuration_refuses_in_one_line() -> None:
 def test_guidance_of_a_unit() -> None:
     assert [GuidanceConfig().scale(unit) for unit in range(3)] == [7, 5, 5]
     assert [GuidanceConfig(decay=2.5, floor=3).scale(unit) for unit in range(3)] == [7, 4.5, 3]
-    assert GuidanceConfig(first=0, others=0).scale(0) == 0
+    assert [GuidanceConfig(others_from_image=4).scale(unit, from_image=True) for unit in range(1, 3)] == [4, 4]
+    assert GuidanceConfig().scale(1, from_image=True) == 5
+    assert GuidanceConfig(first=0).scale(1) is None
+    assert GuidanceConfig(others=0).scale(1) == 0

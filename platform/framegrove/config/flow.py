@@ -53,22 +53,28 @@ class PyramidConfig(Config):
 
 
 class GuidanceConfig(Config):
-    """Classifier-free guidance scales for the first unit and for the others; 0 turns guidance off.
+    """Classifier-free guidance scales: 0 is the negative prompt alone, 1 the prompt alone, more leads further.
 
-    ``decay`` lowers the first unit's scale by that much with every unit, down to ``floor``, and replaces ``others``
-    (the released code calls it linear guidance).
+    ``first`` is that of the first unit; where it is 0, nothing is guided. ``others`` is that of the later units,
+    ``others_from_image`` (absent: ``others``) where the first unit is a given image. ``decay`` lowers the first unit's
+    scale by that much with every unit, down to ``floor``, instead (the released code calls it linear guidance).
     """
 
     first: float = Field(default=7.0, ge=0)
     others: float = Field(default=5.0, ge=0)
+    others_from_image: float | None = Field(default=None, ge=0)
     decay: float | None = Field(default=None, ge=0)
     floor: float = Field(default=2.0, ge=0)
 
-    def scale(self, unit: int) -> float:
-        """The guidance scale of a unit, 0 where guidance is off."""
-        if self.decay is not None and self.first > 0:
+    def scale(self, unit: int, from_image: bool = False) -> float | None:
+        """The guidance scale of a unit, None where guidance is off."""
+        if not self.first:
+            return None
+        if self.decay is not None:
             return max(self.first - self.decay * unit, self.floor)
-        return self.first if unit == 0 else self.others
+        if unit == 0:
+            return self.first
+        return self.others_from_image if from_image and self.others_from_image is not None else self.others
 
 
 class StepsConfig(Config):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sized
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -50,6 +51,18 @@ class VaeConfig(Config):
     def temporal_factor(self) -> int:
         """Frames in every unit but the first, which holds one."""
         return 2 ** sum(self.encoder_temporal_down_sample)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _released_kernels(cls, data: Any) -> Any:
+        """Public files do not name the extents in time: as many threes as there are blocks."""
+        if not isinstance(data, Mapping):
+            return data
+        blocks = {half: data.get(f"{half}_block_out_channels", (1,) * 4) for half in ("encoder", "decoder")}
+        kernels = {
+            f"{half}_time_kernels": (3,) * len(given) for half, given in blocks.items() if isinstance(given, Sized)
+        }
+        return kernels | dict(data)
 
     @model_validator(mode="after")
     def _consistent(self) -> VaeConfig:

@@ -56,6 +56,6 @@ class SamplingCosts:
         history = history_shapes([whole] * unit, stage, stages)
         current = stage_shape(whole, stage, stages)
         texts = [self.text_tokens]
-        if self.recipe.guidance.scale(unit) > 0:
+        if self.recipe.guidance.scale(unit) is not None:
             texts.append(self.negative_tokens)
         return sum(layout_flops(self.transformer, text, history, current, siblings) for text in texts)

@@ -86,7 +86,7 @@ def generate(
             else:
                 path = (0,) * (unit + 1)
                 tasks = [
-                    UnitTask(text, empty, history, shape, seed, path)
+                    UnitTask(text, empty, history, shape, seed, path, from_image=images is not None)
                     for text, history, seed in zip(texts, histories, seeds[chunk], strict=True)
                 ]
                 column = [latent.x for latent in sampler.sample(tasks, should_stop=should_stop)]

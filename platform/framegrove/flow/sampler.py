@@ -49,7 +49,7 @@ class UnitTask:
 
     ``history`` are all earlier units (C, t, h, w), clean, normalised, at full resolution, oldest first; ``shape`` is
     (t, h, w) of the unit itself. Tasks that hold the same text and history objects share them in the forward pass.
-    ``start`` continues from the end of an earlier stage.
+    ``start`` continues from the end of an earlier stage; ``from_image``: unit 0 was given, not sampled.
     """
 
     text: TextEmbedding
@@ -59,6 +59,7 @@ class UnitTask:
     seed: int
     path: Path
     start: StageLatent | None = None
+    from_image: bool = False
 
     @property
     def unit(self) -> int:
@@ -150,7 +151,7 @@ class Sampler:
             steps = self.steps.of(task.unit)[stage]
             timesteps, ratios = self.schedule.timesteps(stage, steps), self.schedule.ratios(stage, steps)
             x = self._state(task, stage, latent)
-            runs.append(_Run(negative, positive, self.guidance.scale(task.unit), timesteps, ratios, x))
+            runs.append(_Run(negative, positive, self.guidance.scale(task.unit, task.from_image), timesteps, ratios, x))
         return runs
 
     def _state(self, task: UnitTask, stage: int, before: StageLatent | None) -> Tensor:
@@ -182,12 +183,12 @@ class Sampler:
         """One packed forward for all runs, guidance included (negative before positive), and one Euler step of each."""
         samples = []
         for run in runs:
-            prefixes = (run.negative, run.positive) if run.scale > 0 else (run.positive,)
+            prefixes = (run.positive,) if run.scale is None else (run.negative, run.positive)
             samples += [Sample(prefix, run.x, run.timesteps[step]) for prefix in prefixes]
         answers = iter(self.transformer(self.transformer.pack(samples)))
         for run in runs:
             velocity = next(answers).float()
-            if run.scale > 0:
+            if run.scale is not None:
                 velocity = velocity + run.scale * (next(answers).float() - velocity)
             run.x = run.x + (run.ratios[step + 1] - run.ratios[step]) * velocity
 
@@ -198,7 +199,7 @@ class _Run:
 
     negative: Prefix
     positive: Prefix
-    scale: float
+    scale: float | None
     timesteps: tuple[float, ...]
     ratios: tuple[float, ...]
     x: Tensor

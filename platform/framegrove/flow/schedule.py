@@ -23,7 +23,8 @@ class PyramidSchedule:
     """Sigmas, timesteps and jumps of a pyramid with any number of stages (PFM section 3.2, eqs. 9-15 and 25).
 
     ``boundaries`` are stages + 1 fractions of the noise axis from 0 to 1, uniform when absent; ``shift`` bends the
-    axis; ``gamma`` in [-1/3, 0] is the correlation, inside 2x2 blocks, of the noise added at a jump. Raises ValueError.
+    axis; ``gamma`` <= 0 is the correlation, inside 2x2 blocks, of the noise added at a jump (below -1/3 there is a
+    schedule, but no such noise). Raises ValueError.
     """
 
     stages: int = 3
@@ -36,8 +37,8 @@ class PyramidSchedule:
             raise ValueError(f"a pyramid needs at least 1 stage, not {self.stages}")
         if self.shift <= 0:
             raise ValueError(f"the shift of a schedule must be positive, not {self.shift}")
-        if not -1 / 3 - 1e-9 <= self.gamma <= 0:
-            raise ValueError(f"gamma must lie between -1/3 and 0, not {self.gamma}")
+        if self.gamma > 0:
+            raise ValueError(f"gamma must not be positive, {self.gamma} is")
         cuts = [int(cut * GRID) for cut in self._cuts]
         if len(cuts) != self.stages + 1 or cuts[0] != 0 or cuts[-1] != GRID or min(np.diff(cuts)) < 1:
             raise ValueError(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from framegrove.config.flow import GuidanceConfig
 from framegrove.config.model import Recipe
 from framegrove.models.vae_files import Affine, LatentNorm
 
 TRANSFORMER = "diffusion_transformer"
 _RELEASED = Recipe(
+    guidance=GuidanceConfig(first=7.0, others=5.0, others_from_image=4.0),
     prompt_suffix=", hyper quality, Ultra HD, 8K",
     negative_prompt=(
         "cartoon style, worst quality, low quality, blurry, absolute black, absolute white, low res, extra limbs, "
@@ -23,7 +25,9 @@ _RELEASED = Recipe(
 VARIANTS = {
     "diffusion_transformer_768p": _RELEASED.model_copy(update={"height": 768, "width": 1280, "units": 31}),
     "diffusion_transformer_384p": _RELEASED.model_copy(update={"height": 384, "width": 640, "units": 16}),
-    "diffusion_transformer_image": _RELEASED.model_copy(update={"height": 1024, "width": 1024, "units": 1}),
+    "diffusion_transformer_image": _RELEASED.model_copy(
+        update={"height": 1024, "width": 1024, "units": 1, "guidance": GuidanceConfig(first=9.0)}
+    ),
 }
 _VIDEO = Affine((-0.2343,), 1 / 3.0986)
 RELEASED_NORMS = {

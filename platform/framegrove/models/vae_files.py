@@ -130,15 +130,21 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
     Raises ValueError, in one line, when it is damaged or asks for what this implementation has not.
     """
     path = Path(folder) / CONFIG_FILE
-    data = read_json(path)
-    for key, value in _ONLY.items():
-        if data.get(key, value) != value:
-            raise ValueError(f"{path}: {key} is {data[key]!r}, only {value!r} can be loaded")
     try:
-        return VaeConfig.model_validate({key: value for key, value in data.items() if key in VaeConfig.model_fields})
+        return public_vae_config(read_json(path))
     except ValidationError as error:
         problem = error.errors()[0]
         raise ValueError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def public_vae_config(keys: Mapping[str, Any]) -> VaeConfig:
+    """The architecture out of a public config.json's keys. Raises ValueError for what this implementation has not."""
+    for key, value in _ONLY.items():
+        if keys.get(key, value) != value:
+            raise ValueError(f"{key} is {keys[key]!r}, only {value!r} can be loaded")
+    return VaeConfig.model_validate({key: value for key, value in keys.items() if key in VaeConfig.model_fields})
 
 
 def _check_there(folder: Path, name: str) -> None:

@@ -87,8 +87,8 @@ def _by_tiles(
 
 
 def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
-    """Even tiles over ``size`` cells, overlapping by a quarter of a tile at least."""
-    stride = tile - max(1, tile // 4)
+    """Even tiles over ``size`` cells, overlapping by a quarter of a tile at least, small ones by three cells."""
+    stride = tile - max(min(3, tile - 1), tile // 4)
     count = max(1, -(-(size - tile) // stride) + 1)
     for index in range(count):
         start = round(index * (size - tile) / (count - 1)) if count > 1 else 0
