@@ -94,6 +94,12 @@ def test_prompts_are_encoded_as_released(kind: str, made: dict[str, Path]) -> No
         Trainable(load_transformer(next(folder.glob("diffusion_*"))), text, train_text=True)
 
 
+def test_clip_reads_mended_prompts(made: dict[str, Path]) -> None:
+    encoder = PublicTextEncoder.load(made["miniflux"])
+    ligature, letters = encoder.encode(["a \ufb01sh", "a fish"])
+    assert torch.equal(ligature.pooled_P, letters.pooled_P)
+
+
 def test_variants(made: dict[str, Path]) -> None:
     assert load_pipeline(made["sd3"]).variant == "diffusion_transformer_768p"
     small = load_pipeline(made["sd3"], variant="384p")

@@ -68,11 +68,14 @@ class PublicTextEncoder(nn.Module):
         """
         if not prompts:
             return []
+        from ftfy import fix_text
+
         distinct = list(dict.fromkeys(prompts))
+        mended = [fix_text(prompt) for prompt in distinct]  # the tokenizer of the released pipeline did it itself
         *clips, t5 = self.models.values()
         longest = self.tokenizers[0].model_max_length  # the first tokenizer's, for both, as released
         pooled = [
-            _pooled(model, _ids(tokenizer, distinct, longest, model)[0])
+            _pooled(model, _ids(tokenizer, mended, longest, model)[0])
             for model, tokenizer in zip(clips, self.tokenizers, strict=False)
         ]
         ids, mask = _ids(self.tokenizers[-1], distinct, _T5_TOKENS, t5)
