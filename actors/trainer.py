@@ -24,6 +24,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 
 from framegrove.cluster.placement import Role, bundle, require
 from framegrove.cluster.session import Cluster
+from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, TrainConfig
 from framegrove.data.ingest import DataError, Shard, Size
 from framegrove.data.schema import LatentClip, from_table
@@ -93,8 +94,7 @@ def fit(
 
 def at_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration for processes that start in other folders."""
-    folders = {"start": config.model.start, "vae": config.model.vae}
-    moved = {key: str(Path(path).absolute()) for key, path in folders.items() if path and path != SHIPPED}
+    moved = {key: absolute(name) for key in ("start", "vae") if (name := getattr(config.model, key)) != SHIPPED}
     model = config.model.model_copy(update=moved)
     return config.model_copy(update={"data": str(Path(config.data).absolute()), "model": model})
 

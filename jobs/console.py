@@ -42,14 +42,9 @@ PickleOption = Annotated[
 ]
 
 
-def absolute(name: str | None) -> str | None:
-    """A folder's absolute path, for a cluster's processes stand in other folders; anything else as it is."""
-    return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
-
-
 def engine_config(verifier: str | None) -> EngineConfig:
     """How the verifier that this option names is served. Raises ValueError, in one sentence."""
-    from framegrove.config.base import load
+    from framegrove.config.base import absolute, load
     from framegrove.config.verifier import EngineConfig
 
     if verifier is not None and verifier.endswith((".yaml", ".yml")):
@@ -59,7 +54,7 @@ def engine_config(verifier: str | None) -> EngineConfig:
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
     """The model that these options name. Raises ValueError, in one sentence."""
-    from framegrove.config.base import validated
+    from framegrove.config.base import absolute, validated
     from framegrove.config.model import ModelSource
 
     given = {"name": absolute(name), "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from framegrove.data.videos import Listed
 
 app = typer.Typer(add_completion=False)
+PYRAMID = {"stages": 3, "patch": 2}  # of the released models: sizes that training could not use are refused
 
 
 @app.command()
@@ -33,7 +34,11 @@ def main(
     allow_pickle: PickleOption = False,
     units: Annotated[int, typer.Option(min=1, help="Units of a clip; of a short video as many as it has.")] = 4,
     sizes: Annotated[
-        str, typer.Option(help="Videos: comma-separated WIDTHxHEIGHT; each video takes the one most like its shape.")
+        str,
+        typer.Option(
+            help="Videos: comma-separated WIDTHxHEIGHT (configurations have [height, width]), multiples of 64 with the "
+            "released VAE; each video takes the one most like its shape."
+        ),
     ] = "640x384",
     fps: Annotated[float, typer.Option(min=1, help="Videos: frames a second.")] = 24,
     part: Annotated[str, typer.Option(help="Videos: K/N encodes the K-th of N parts of the list.")] = "1/1",
@@ -43,6 +48,7 @@ def main(
 ) -> None:
     """Encode clips with the VAE and write them as parquet shards."""
     with one_line_errors(OSError), Display() as display:
+        from framegrove.config.flow import latent_size
         from framegrove.config.request import parse_size
 
         first, parts = _part(part)
@@ -65,7 +71,8 @@ def main(
             torch.set_num_threads(1)  # small pictures: two are slower
             drawn, total = digits_clips(model, clips, seed=seed, units=units, pairs=pairs), clips
         else:
-            _check_sizes(wanted, model.config.spatial_factor)
+            for height, width in wanted:
+                latent_size(height, width, factor=model.config.spatial_factor, **PYRAMID)
             listed = read_list(videos)[first::parts]
             if torch.cuda.is_available():
                 model = model.to("cuda", torch.bfloat16)
@@ -89,12 +96,6 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"the part {text!r} is not of the form K/N with K from 1 to N, for example 3/8")
     return int(match[1]) - 1, int(match[2])
-
-
-def _check_sizes(sizes: list[tuple[int, int]], factor: int) -> None:
-    for height, width in sizes:
-        if height % factor or width % factor:
-            raise ValueError(f"{width}x{height} cannot be encoded: sides must be multiples of {factor}")
 
 
 if __name__ == "__main__":

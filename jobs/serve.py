@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import ModelOption, absolute, one_line_errors
+from jobs.console import ModelOption, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
@@ -38,7 +38,7 @@ def main(
 ) -> None:
     """Start the endpoint, and stop it on Ctrl-C."""
     with one_line_errors():
-        from framegrove.config.base import load
+        from framegrove.config.base import absolute, load
         from framegrove.config.serve import ServeConfig
 
         given = {"host": host, "port": port, "folder": str(folder.absolute()), "model.name": absolute(model)}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import Display, absolute, one_line_errors
+from jobs.console import Display, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
@@ -92,6 +92,7 @@ def _budgets(text: str, model: Path | None, prompts: int) -> tuple[list[Any], di
     if not multiples:
         raise ValueError("nothing to sweep: give at least one of --budgets")
     from actors.model_files import ModelFiles
+    from framegrove.config.base import absolute
     from framegrove.config.model import ModelSource
 
     folder = ModelFiles.read(ModelSource(name=None if model is None else absolute(str(model)))).folder.absolute()

@@ -9,15 +9,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from framegrove.config.train import ModelConfig
+from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.vae_files import load_vae
 from framegrove.training import curve
 from framegrove.training.encode import digits_clips, write_clips
-from framegrove.training.run import Watch, run
+from framegrove.training.run import Setup, Watch, run
 from tests.public_folder import write_public_folder
 from tests.tiny_training import TRANSFORMER, losses_of, make_config, make_world
 
@@ -76,8 +78,18 @@ def test_a_run_leaves_a_model_that_loads_and_a_picture(whole: Path) -> None:
 def test_miniflux_from_scratch_beside_public_text_encoders(world: Path, tmp_path: Path) -> None:
     public = write_public_folder(tmp_path / "public", "miniflux", ("768p", "384p"))
     shutil.copytree(world / "vae", public / "causal_video_vae", dirs_exist_ok=True)
+    weights = public / "causal_video_vae" / WEIGHTS_FILE
+    torch.save(load_file(weights), weights.with_name(PICKLE_FILE))  # as which the released VAEs come
+    weights.unlink()
     model = {"start": str(public), "variant": "384p", "fresh": True, "train_text": False}
-    run(make_config(world, model=model), tmp_path / "out", silent())
+    with pytest.raises(ValueError, match="as a pickle"):
+        Setup.of(make_config(world, model=model))
+    model["allow_pickle"] = True
+    text = Setup.of(make_config(world, model=model)).trainable().text
+    first, again = (text.encode(["a red 3"])[0] for _ in range(2))
+    assert torch.equal(first.tokens_LD, again.tokens_LD)  # T5's dropout is off
+    run(make_config(world, model=model, save_as="bf16"), tmp_path / "out", silent())
+    Setup.of(make_config(world, model={"start": str(tmp_path / "out" / "model"), "train_text": False}))
     losses = [found["loss"] for _, found in losses_of(tmp_path / "out")]
     assert losses[-1] < losses[0]
     trained = load_pipeline(tmp_path / "out" / "model")

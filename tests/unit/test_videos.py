@@ -13,11 +13,15 @@ from typer.testing import CliRunner
 from framegrove.data.ingest import DataError, open_shards, read_shard
 from framegrove.data.videos import nearest_size, read_frames, read_list
 from framegrove.evaluation.media import encode_mp4, write_png
+from framegrove.models.pretrained import load_pipeline
 from framegrove.models.vae_files import load_vae
 from framegrove.training.encode import vae_digest
 from jobs.prepare import app
+from jobs.train import app as train
+from tests.public_folder import write_public_folder
 from tests.tiny_training import make_world
 
+ROOT = Path(__file__).parents[2]
 SIZES = ((64, 64), (32, 96))
 
 
@@ -98,18 +102,19 @@ def test_prepare_makes_clips_of_videos(tmp_path: Path) -> None:
 
     def prepare(part: str, out: Path) -> str:
         given = ["--videos", str(tmp_path / "list.csv"), "--vae", str(world / "vae"), "--part", part, "--out", str(out)]
-        result = CliRunner().invoke(app, [*given, "--sizes", "64x64,96x32", "--units", "3"])
+        result = CliRunner().invoke(app, [*given, "--sizes", "64x64,192x64", "--units", "3"])
         assert result.exit_code == 0, result.output
         return result.output
 
     assert "1 of 2 videos were passed over, the first: " in prepare("1/2", tmp_path / "clips" / "1")
     assert "2 clips in 1 shards" in prepare("2/2", tmp_path / "clips" / "2")
     vae, _ = load_vae(world / "vae")
-    shards = open_shards(tmp_path / "clips", SIZES)
+    sizes = ((64, 64), (64, 192))
+    shards = open_shards(tmp_path / "clips", sizes)
     assert {shard.vae for shard in shards} == {vae_digest(vae)}
-    clips = {clip.caption: clip for shard in shards for clip in read_shard(shard.path, SIZES)}
+    clips = {clip.caption: clip for shard in shards for clip in read_shard(shard.path, sizes)}
     units = {caption.split()[-1]: (clip.id, clip.units, clip.height, clip.width) for caption, clip in clips.items()}
-    assert units == {"long": (0, 3, 64, 64), "wide": (1, 1, 32, 96), "short": (3, 2, 64, 64)}
+    assert units == {"long": (0, 3, 64, 64), "wide": (1, 1, 64, 192), "short": (3, 2, 64, 64)}
     frames = torch.from_numpy(read_frames(tmp_path / "long.mp4", 24, 17, SIZES)).movedim(-1, 0)[None]
     expected = vae.encode(frames.float() / 127.5 - 1).mean[0]
     torch.testing.assert_close(
@@ -117,11 +122,28 @@ def test_prepare_makes_clips_of_videos(tmp_path: Path) -> None:
     )
 
 
+def test_the_shipped_configuration_trains_on_what_prepare_makes(tmp_path: Path) -> None:
+    public = write_public_folder(tmp_path / "public", "miniflux")
+    film(tmp_path / "long.mp4", 9, height=384, width=640)
+    (tmp_path / "list.csv").write_text("video,caption\nlong.mp4,a grey sheet\n")
+    given = ["--videos", str(tmp_path / "list.csv"), "--vae", str(public / "causal_video_vae"), "--sizes", "640x384"]
+    result = CliRunner().invoke(app, [*given, "--units", "16", "--part", "1/1", "--out", str(tmp_path / "clips" / "1")])
+    assert result.exit_code == 0, result.output
+    small = ["phases.0.units=2", "phases.0.steps=1", "phases.0.batch=2", "phases.0.warmup=0", "pool.clips=1"]
+    settings = [f"data={tmp_path / 'clips'}", f"model.start={public}", *small]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    config = str(ROOT / "jobs" / "configs" / "miniflux_384p.yaml")
+    given = ["--config", config, *overrides, "--engine", "plain", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(train, given)
+    assert result.exit_code == 0, result.output
+    assert load_pipeline(tmp_path / "out" / "model").variant == "diffusion_transformer_384p"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--part", "3/2"], "the part '3/2' is not of the form K/N with K from 1 to N"),
-        (["--sizes", "60x64"], "60x64 cannot be encoded: sides must be multiples of 8"),
+        (["--sizes", "640x360"], "width and height must be multiples of 64, for example 640x384"),
         (["--sizes", "large"], "the size 'large' is not of the form WIDTHxHEIGHT"),
     ],
 )

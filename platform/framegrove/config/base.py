@@ -22,6 +22,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def absolute(name: str | None) -> str | None:
+    """The absolute path of a folder or file, for processes that stand elsewhere; any other name as it is."""
+    return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 

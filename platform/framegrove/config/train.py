@@ -11,6 +11,7 @@ from framegrove.config.flow import ObjectiveConfig
 from framegrove.config.model import (
     AnyTransformerConfig,
     FluxConfig,
+    ModelSource,
     Recipe,
     TextConfig,
     TransformerConfig,
@@ -34,6 +35,7 @@ class ModelConfig(Config):
 
     start: str | None = SHIPPED
     variant: str | None = Field(None, description="of a public start: 384p, 768p, image; absent: the largest")
+    allow_pickle: bool = Field(False, description="read pickled weights of start where there are no safetensors")
     fresh: bool = Field(False, description="begin with an untrained transformer, beside the VAE and text of start")
     vae: str | None = None
     transformer: TransformerConfig = Field(default_factory=digits_transformer_config)
@@ -57,6 +59,12 @@ class ModelConfig(Config):
                     "(text.width); make them equal"
                 )
         return self
+
+    @property
+    def source(self) -> ModelSource:
+        """The model to continue from, where there is one."""
+        name = None if self.start == SHIPPED else self.start
+        return ModelSource(name=name, variant=self.variant, allow_pickle=self.allow_pickle)
 
     @property
     def shape(self) -> AnyTransformerConfig:
@@ -149,6 +157,7 @@ class TrainConfig(Config):
     precision: Literal["bf16", "fp32"] = "bf16"
     save_as: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the saved weights")
     zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the DeepSpeed engine")
+    recompute: bool = Field(False, description="keep no activations inside blocks: less memory, a third more time")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
 

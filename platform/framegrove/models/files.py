@@ -45,7 +45,8 @@ def weight_files(folder: str | Path, *, allow_pickle: bool = False) -> list[Path
     if (folder / PICKLE_FILE).is_file() or (folder / f"{PICKLE_FILE}.index.json").is_file():
         raise ValueError(
             f"{folder} holds its weights as a pickle ({PICKLE_FILE}), which can run any code when it is read: convert "
-            "it to safetensors, or allow it (--allow-pickle) if you trust where it comes from"
+            "it to safetensors, or allow it (--allow-pickle; for jobs.train model.allow_pickle) if you trust where it "
+            "comes from"
         )
     raise ValueError(
         f"{folder} holds no weights: {WEIGHTS_FILE} is missing (a hub model that has only pickles needs --allow-pickle)"

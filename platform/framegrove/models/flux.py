@@ -24,6 +24,7 @@ from framegrove.models.layers import (
     gelu,
     projected,
     rotations,
+    run_block,
 )
 from framegrove.models.modulation import Rows, gated_add, modulate
 from framegrove.models.packed import Packed, Sample, pack
@@ -36,7 +37,7 @@ class Flux(nn.Module):
 
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False
         width, channels = config.width, config.patch_size**2 * config.in_channels
         self.time_text_embed = TimeTextEmbedding(width, config.pooled_projection_dim)
         self.context_embedder = nn.Linear(config.joint_attention_dim, width)
@@ -61,11 +62,11 @@ class Flux(nn.Module):
         text = text.to(dtype)
         rotation = self._rotation(packed)
         for block in self.transformer_blocks:
-            text, visual = block(text, visual, condition_SD, packed, rotation)
+            text, visual = run_block(block, self.recompute, text, visual, condition_SD, packed, rotation)
         joint = torch.cat([text, visual])
         rows = packed.text_rows.followed_by(packed.visual_rows)
         for block in self.single_transformer_blocks:
-            joint = block(joint, condition_SD, rows, packed, rotation)
+            joint = run_block(block, self.recompute, joint, condition_SD, rows, packed, rotation)
         scale, shift = self.norm_out(condition_SD, packed.current_rows, joint.dtype)
         out = modulate(joint, shift, scale, packed.current_rows)
         return packed.unpatchify(self.proj_out(out))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from framegrove.models.fused import norm_rotate
 from framegrove.models.modulation import Rows, gated_add, modulate
@@ -140,6 +142,13 @@ class Block(nn.Module):
     def _last_text(self, text: Tensor, condition_SD: Tensor, rows: Rows) -> Tensor:
         scale, shift = self.norm1_context(condition_SD, rows, text.dtype)
         return modulate(text, shift, scale, rows)
+
+
+def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
+    """Run a block; with ``recompute`` its activations are not kept for the backward pass but made again there."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def _residual(

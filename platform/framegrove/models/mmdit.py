@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framegrove.config.model import TransformerConfig
-from framegrove.models.layers import AttentionSpec, Block, Modulation, TimeTextEmbedding, rotations
+from framegrove.models.layers import AttentionSpec, Block, Modulation, TimeTextEmbedding, rotations, run_block
 from framegrove.models.modulation import modulate
 from framegrove.models.packed import ClipBlock, Packed, Sample, pack
 
@@ -21,7 +21,7 @@ class MMDiT(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False
         width = config.width
         self.pos_embed = PatchEmbedding(config)
         self.time_text_embed = TimeTextEmbedding(width, config.pooled_projection_dim)
@@ -44,7 +44,7 @@ class MMDiT(nn.Module):
         text = text.to(visual.dtype)
         rotation = self._rotation(packed.times_L)
         for block in self.transformer_blocks:
-            text, visual = block(text, visual, condition_SD, packed, rotation)
+            text, visual = run_block(block, self.recompute, text, visual, condition_SD, packed, rotation)
         scale, shift = self.norm_out(condition_SD, packed.current_rows, visual.dtype)
         out = modulate(visual, shift, scale, packed.current_rows)
         return packed.unpatchify(self.proj_out(out))

@@ -87,12 +87,14 @@ def load_pipeline(
     *,
     variant: str | None = None,
     allow_pickle: bool = False,
+    text_dtype: torch.dtype | None = None,
 ) -> Pipeline:
     """Read a model (absent: the embedded one), in evaluation mode; all but a small text encoder in ``dtype``.
 
     ``model`` is a folder or a hub id, ours or a public checkpoint; ``variant`` chooses among a public one's
     transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
-    safetensors. Raises ValueError, in one line, for what is missing or does not fit.
+    safetensors; ``text_dtype`` is that of public text encoders where it differs. Raises ValueError, in one line, for
+    what is missing or does not fit.
     """
     given = str(model.absolute()) if isinstance(model, Path) else model  # a path is never taken for a hub id
     source = ModelSource(name=given, variant=variant, allow_pickle=allow_pickle)
@@ -102,7 +104,7 @@ def load_pipeline(
     vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, dtype, allow_pickle=allow_pickle)
     text: TextEncoder | PublicTextEncoder
     if (folder / "text_encoder_2").is_dir():
-        text = PublicTextEncoder.load(folder, dtype, allow_pickle=allow_pickle)
+        text = PublicTextEncoder.load(folder, text_dtype or dtype, allow_pickle=allow_pickle)
     else:
         text = TextEncoder.load(folder).eval().requires_grad_(False)
     transformer = load_transformer(folder / name, dtype, allow_pickle=allow_pickle)
@@ -127,6 +129,8 @@ def load_transformer(
 def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a model folder that `load_pipeline` reads, weights of transformer and VAE as they are or in ``dtype``.
 
+    The VAE is not rounded to bfloat16: its fingerprint, which encoded clips carry, would be another one.
+
     It is written beside its final name and then renamed, so that a folder under that name is always whole; a folder
     already there is replaced.
     """
@@ -135,7 +139,7 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | N
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
-    save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, dtype)
+    save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, None if dtype is torch.bfloat16 else dtype)
     pipeline.text.save(partial)
     write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
     replaced = folder.with_name(f".{folder.name}.replaced")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ class PublicTextEncoder(nn.Module):
         self.models = nn.ModuleDict(dict(zip(_names("text_encoder", len(models)), models, strict=True)))
         self.tokenizers = list(tokenizers)
         self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """They stay in evaluation mode whatever is asked for: T5 has dropout."""
+        return super().train(False)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> PublicTextEncoder:

@@ -68,8 +68,9 @@ def step_of(checkpoint: Path, config: TrainConfig, workers: int = 1) -> int:
 
 
 def _identity(config: TrainConfig) -> dict[str, object]:
-    """What must agree for a run to go on; how often it reports may change."""
-    identity: dict[str, object] = config.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
+    """What must agree for a run to go on; how often it reports and what it keeps in memory may change."""
+    free = {"checkpoint_every", "log_every", "recompute"}
+    identity: dict[str, object] = config.model_dump(mode="json", exclude=free)
     return identity
 
 

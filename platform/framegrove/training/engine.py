@@ -146,6 +146,8 @@ class DeepSpeedEngine:
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "bf16": {"enabled": precision == "bf16"},
+                # Sums of many passes would lose their later ones in bfloat16.
+                "data_types": {"grad_accum_dtype": "fp32"},
                 "zero_optimization": {"stage": zero},
                 "zero_allow_untested_optimizer": True,
                 "gradient_clipping": 1.0,  # stands for "clip": each phase has its own norm
@@ -192,7 +194,7 @@ class DeepSpeedEngine:
     def save(self, folder: Path) -> None:
         """Write this worker's part of what ``load`` needs; called by all workers, each with its own folder."""
         (folder / _TAG).mkdir()
-        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
         torch.save({"averaged": self.averaged, "updates": self.updates}, folder / f"averaged-{self.rank:05d}.pt")
 
     def load(self, folder: Path) -> None:
@@ -215,9 +217,9 @@ class DeepSpeedEngine:
     @property
     def _masters(self) -> list[Tensor]:
         """This worker's parts of the float32 weights, flat."""
-        parts: list[Tensor] = getattr(self.adamw, "fp32_partitioned_groups_flat", None) or list(
-            self.adamw.single_partition_of_fp32_groups
-        )
+        # Each of DeepSpeed's optimizers has its own name for them: ZeRO 3, ZeRO 1 in bfloat16, all others.
+        names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+        parts = next(getattr(self.adamw, name) for name in names if hasattr(self.adamw, name))
         return [part.detach() for part in parts]
 
     def _exchange(self) -> None:

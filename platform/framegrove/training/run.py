@@ -5,18 +5,29 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 
+from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
 from framegrove.data.ingest import DataError, Pool, Reader, Shard, clips_of, open_shards, stream
 from framegrove.flow.schedule import PyramidSchedule
-from framegrove.models.pretrained import VAE, Pipeline, embedded_model, load_pipeline, save_pipeline
+from framegrove.models.pretrained import (
+    VAE,
+    Pipeline,
+    embedded_model,
+    load_pipeline,
+    model_folder,
+    read_shape,
+    save_pipeline,
+)
 from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import fresh_transformer
-from framegrove.models.vae_files import load_vae
+from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_files import load_vae, read_vae
 from framegrove.training import checkpoint
 from framegrove.training.curriculum import check_sizes
 from framegrove.training.curve import Curve
@@ -37,26 +48,23 @@ class Watch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """A checked run: the model to train and the shards of each phase."""
+    """A checked run: the shards of each phase, the recipe of its model, and the model itself once it is asked for."""
 
     config: TrainConfig
-    pipeline: Pipeline
+    recipe: Recipe
     shards: dict[str, tuple[Shard, ...]]
 
     @classmethod
     def of(cls, config: TrainConfig) -> Setup:
-        """Open model and data, and check that they fit each other. Raises ValueError before anything is written."""
+        """Open the data, and check that it fits the model. Raises ValueError before anything is written.
+
+        Of the model only its VAE is read: whoever starts a run on a cluster need not hold the rest.
+        """
         shards = {phase.name: open_shards(config.data, phase.sizes) for phase in config.phases}
-        every = list(dict.fromkeys(shard for of_phase in shards.values() for shard in of_phase))
-        pipeline = starting_pipeline(config.model, every)
-        check_sizes(
-            config,
-            pipeline.vae.config.spatial_factor,
-            pipeline.transformer.config.patch_size,
-            pipeline.recipe.pyramid.stages,
-        )
-        digest = vae_digest(pipeline.vae)
-        for shard in every:
+        shape, vae, recipe = _outline(config.model)
+        check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
+        digest = vae_digest(vae)
+        for shard in (shard for of_phase in shards.values() for shard in of_phase):
             if shard.vae != digest:
                 raise DataError(
                     f"{shard.path} was encoded by another VAE than the model's: prepare the clips anew with "
@@ -69,17 +77,25 @@ class Setup:
                     f"phase {phase.name} trains {phase.units} units, the longest clip in {config.data} has {longest}: "
                     "lower units or prepare longer clips"
                 )
-        return cls(config, pipeline, shards)
+        return cls(config, recipe, shards)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The model of step 0."""
+        every = dict.fromkeys(shard for of_phase in self.shards.values() for shard in of_phase)
+        return starting_pipeline(self.config, list(every))
 
     @property
     def schedule(self) -> PyramidSchedule:
         """The pyramid of the model."""
-        return PyramidSchedule.of(self.pipeline.recipe.pyramid)
+        return PyramidSchedule.of(self.recipe.pyramid)
 
     def trainable(self) -> Trainable:
-        """A copy of the part of the model that is trained; engines may cut it to pieces."""
-        parts = copy.deepcopy((self.pipeline.transformer, self.pipeline.text))
-        return Trainable(*parts, self.config.model.train_text).train()
+        """A copy of the part of the model that is trained, which engines may cut to pieces; frozen text is shared."""
+        text, train_text = self.pipeline.text, self.config.model.train_text
+        transformer = copy.deepcopy(self.pipeline.transformer)
+        transformer.recompute = self.config.recompute
+        return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
 
     def pools(self, rank: int = 0, world: int = 1, read: Reader | None = None) -> Callable[[PhaseConfig, int], Pool]:
         """What opens a worker's clips of a phase, from a step of it on."""
@@ -157,17 +173,35 @@ def run(config: TrainConfig, out: Path, watch: Watch) -> Path:
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def starting_pipeline(config: ModelConfig, shards: Sequence[Shard]) -> Pipeline:
+def starting_pipeline(config: TrainConfig, shards: Sequence[Shard]) -> Pipeline:
     """The model of step 0: one that is continued, or a new one whose words are those of the data's captions."""
-    if config.start is not None:
-        name = None if config.start == SHIPPED else config.start
-        started = load_pipeline(name, variant=config.variant)
-        if not config.fresh:
+    model = config.model
+    if model.start is not None:
+        source = model.source
+        started = load_pipeline(
+            source.name,
+            variant=source.variant,
+            allow_pickle=source.allow_pickle,
+            text_dtype=torch.bfloat16 if config.precision == "bf16" else None,
+        )
+        if not model.fresh:
             return started
         return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
-    assert config.vae is not None
-    vae, norm = load_vae(embedded_model() / VAE if config.vae == SHIPPED else config.vae)
+    vae, norm = load_vae(_vae_folder(model))
     captions = [text for s in shards for text in pq.read_table(s.path, columns=["caption"])["caption"].to_pylist()]
     words = sorted({word for caption in captions for word in caption.lower().split()})
-    text = TextEncoder.fresh(config.text, [*words, *config.phrases])
-    return Pipeline(fresh_transformer(config.shape), vae, norm, text, config.recipe)
+    text = TextEncoder.fresh(model.text, [*words, *model.phrases])
+    return Pipeline(fresh_transformer(model.shape), vae, norm, text, model.recipe)
+
+
+def _outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, Recipe]:
+    """Shape of the transformer, VAE and recipe of the model of step 0."""
+    if model.start is None:
+        return model.shape, read_vae(_vae_folder(model)), model.recipe
+    folder = model_folder(model.source)
+    _, shape, recipe = read_shape(folder, model.variant)
+    return shape, read_vae(folder / VAE, allow_pickle=model.allow_pickle), recipe
+
+
+def _vae_folder(model: ModelConfig) -> Path:
+    return embedded_model() / VAE if model.vae == SHIPPED else Path(str(model.vae))
