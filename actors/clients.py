@@ -27,11 +27,13 @@ Answer = TypeVar("Answer")
 _numbers = itertools.count(1)  # names works to actors, which serve many searches
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class UnitRef:
     """A branch's newest unit in the object store: references to its latent, frames and decoder state (Unit).
 
-    ``before`` is the branch's parent. ``state`` is None where nobody has it; a generator can make it again.
+    ``before`` is the branch's parent. ``state`` is None where nobody has it; a generator can make it again. States are
+    by far the largest of these (2 GB at 384p), so each is let go as soon as the branch's children have been made; not
+    that of a ``given`` unit, from which many works start.
     """
 
     stage: int
@@ -39,6 +41,7 @@ class UnitRef:
     frames: Any
     state: Any
     before: UnitRef | None = None
+    given: bool = False
 
     @property
     def clip(self) -> tuple[UnitRef, ...]:
@@ -86,6 +89,8 @@ class RemoteGenerator:
             raise WorkCancelled(cost)
         parts = zip(refs[1::3], refs[2::3], refs[3::3], strict=True)
         units = tuple(UnitRef(work.last_stage, latent, frames, state, before) for latent, frames, state in parts)
+        if before and not before.given:
+            before.state = None
         return Sampled(work, cost, units)
 
     def cancel(self, work: SampleWork) -> None:

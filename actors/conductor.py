@@ -29,6 +29,7 @@ from framegrove.config.verifier import EngineConfig, environment, model_folder
 from framegrove.evaluation.media import encode_mp4
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.flow.cost import SamplingCosts
+from framegrove.models.vae_tiling import decode_flops
 from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.journal import Journal
 from framegrove.search.outcome import Outcome
@@ -139,8 +140,9 @@ class SearchRunner:
         journal: File | None,
     ) -> SearchRecord:
         scene = scene_of(files, request)
-        lengths = await self._insist(lambda actor: actor.read.remote(scene))
-        costs = SamplingCosts(files.transformer, files.recipe, latent, *lengths)
+        text, negative = await self._insist(lambda actor: actor.read.remote(scene))
+        decoding = decode_flops(files.vae, latent)
+        costs = SamplingCosts(files.transformer, files.recipe, latent, text, negative, decoding)
         given = await self._given(scene, request.image, files.recipe.pyramid.stages - 1)
         layout = Layout(request.units, files.recipe.pyramid.stages, given=len(given))
         clients = self._clients(scene, costs)
@@ -235,7 +237,7 @@ class SearchRunner:
             return refs[0]
 
         await self._insist(submit)
-        return (UnitRef(stage, *refs),)
+        return (UnitRef(stage, *refs, given=True),)
 
     async def _insist(self, method: Callable[[Any], Awaitable[Answer]]) -> Answer:
         """Ask a generator something small, and again if it dies of something else meanwhile."""
@@ -285,7 +287,9 @@ def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:
     """What a generator is told of a request. The verifier judges by the prompt without the model's suffix."""
     text = request.prompt + files.recipe.prompt_suffix
     from_image = request.image is not None
-    return Scene(text, files.recipe.negative_prompt, request.seed, request.height, request.width, from_image)
+    return Scene(
+        text, files.recipe.negative_prompt, request.seed, request.height, request.width, request.units, from_image
+    )
 
 
 def _claim_room(role: Role, count: int, gpus: float) -> None:

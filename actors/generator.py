@@ -40,6 +40,7 @@ class Scene:
     seed: int
     height: int
     width: int
+    units: int
     from_image: bool = False  # unit 0 is given
 
 
@@ -56,7 +57,8 @@ class Made:
 class Unit(NamedTuple):
     """A branch's newest unit: its latent, its frames, uint8 (T, H, W, 3), and the decoder's state after it.
 
-    Of a draft the frames are a preview (the draft finished in a few large steps) and the state is None.
+    Of a draft the frames are a preview (the draft finished in a few large steps). Its state is None, and so is that of
+    a video's last unit.
     """
 
     latent: StageLatent
@@ -123,7 +125,8 @@ class Generator:
             self._cancelled.discard(number)
         if history and state is None:
             state = self._state_after(latents[:history])
-        units = [self._shown(*pair, history, state) for pair in zip(sampled, finished, strict=True)]
+        go_on = history + 1 < scene.units
+        units = [self._shown(*pair, history, state, go_on) for pair in zip(sampled, finished, strict=True)]
         return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
 
     def given(self, scene: Scene, image: bytes) -> Unit:
@@ -161,13 +164,15 @@ class Generator:
         return self._texts[prompts]
 
     @torch.no_grad()
-    def _shown(self, latent: StageLatent, finished: StageLatent, unit: int, before: State | None) -> Unit:
+    def _shown(
+        self, latent: StageLatent, finished: StageLatent, unit: int, before: State | None, go_on: bool = True
+    ) -> Unit:
         """Decode a unit, a draft as it was ``finished`` in a hurry, from where its parent's decoder stood."""
         raw = self._pipeline.latent_norm.denormalise(finished.x.to(self._sampler.device), unit)
         video, after = decode_unit(self._pipeline.vae, raw[None], before)
-        whole = latent.stage == self._last_stage
+        go_on = go_on and latent.stage == self._last_stage
         kept = StageLatent(latent.stage, latent.x.cpu())
-        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if whole else None)
+        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if go_on else None)
 
     def _state_after(self, history: Sequence[StageLatent]) -> State | None:
         state = None

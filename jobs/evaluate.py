@@ -191,6 +191,7 @@ def measured(item: Item, record: SearchRecord, panel: Mapping[str, float], oracl
         nfe=outcome.sampling.spent.nfe,
         generator_flops=outcome.sampling.certain.flops,
         wasted_flops=lost(outcome.sampling).flops,
+        decoding_flops=outcome.sampling.spent.decoding,
         verifier_flops=outcome.scoring.spent.flops,
         single_flops=record.single.flops,
         branches=len(outcome.nodes),
@@ -222,14 +223,14 @@ def _settings_table(rows: list[Row]) -> Table:
 
     from framegrove.evaluation import results
 
-    table = Table(title="Means with 95% bootstrap intervals; cost in single samples")
-    for column in ("setting", *results.METRICS, "generator", "bets lost", "verifier", "seconds"):
+    table = Table(title="Means with 95% bootstrap intervals; cost in samplings of one video")
+    for column in ("setting", *results.METRICS, "generator", "bets lost", "decoding", "verifier", "seconds"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     for setting, group in results.by_setting(rows).items():
         table.add_row(
             str(setting),
             *(str(results.summary(group, metric)) for metric in results.METRICS.values()),
-            *(f"{results.relative(group, part):.2f}x" for part in ("generator", "wasted", "verifier")),
+            *(f"{results.relative(group, part):.2f}x" for part in ("generator", "wasted", "decoding", "verifier")),
             f"{sum(row.seconds for row in group) / len(group):.1f}",
         )
     return table

@@ -151,9 +151,9 @@ def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None
 
 def report_line(record: SearchRecord) -> str:
     """What was spent, in one sentence."""
-    outcome, single = record.outcome, record.single.flops
-    spent = (outcome.sampling.spent + outcome.scoring.spent).flops
-    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {spent / single:.2f}x the FLOPs of one sample"
+    outcome, spent = record.outcome, record.outcome.sampling.spent + record.outcome.scoring.spent
+    ratio = (spent.flops + spent.decoding) / (record.single.flops + record.single.decoding)
+    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {ratio:.2f}x the FLOPs of one sample"
     return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
 
 

@@ -232,7 +232,8 @@ class Studio:
             request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
-            flops.append(record.outcome.sampling.spent.flops + record.outcome.scoring.spent.flops)
+            spent = record.outcome.sampling.spent + record.outcome.scoring.spent
+            flops.append(spent.flops + spent.decoding)
         score = bootstrap([verdict.score for verdict in verdicts])
         right = sum(verdict.fully_right for verdict in verdicts) / prompts
         seconds = (time.monotonic() - began) / prompts

@@ -30,14 +30,23 @@ class Assessment(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Cost:
-    """What some work took. ``nfe`` counts transformer evaluations, ``flops`` comes from exact token counts."""
+    """What some work took. ``nfe`` counts transformer evaluations, ``flops`` comes from exact token counts.
+
+    ``decoding``, the FLOPs of turning latents into frames, is no part of ``flops``: budgets are about sampling.
+    """
 
     nfe: int = 0
     flops: int = 0
     seconds: float = 0.0
+    decoding: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.nfe + other.nfe, self.flops + other.flops, self.seconds + other.seconds)
+        return Cost(
+            self.nfe + other.nfe,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            self.decoding + other.decoding,
+        )
 
 
 @dataclass(frozen=True)

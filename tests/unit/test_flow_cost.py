@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from framegrove.config.flow import GuidanceConfig, StepsConfig
@@ -15,7 +17,7 @@ def costs_of(recipe: Recipe | None = None, text: int = 7, negative: int = 1) -> 
 
 
 def test_siblings_at_768p_carry_3248_tokens_instead_of_11440() -> None:
-    """Five siblings of unit 8 at the coarsest stage, 128 text tokens (DESIGN.md, idea 1)."""
+    """Five siblings of unit 8 at the coarsest stage, 128 text tokens."""
     unit = (1, 96, 160)
     past = 128 + token_count(history_shapes([unit] * 8, 0, 3), 2)
     current = token_count([stage_shape(unit, 0, 3)], 2)
@@ -36,6 +38,16 @@ def test_stages_and_units_add_up() -> None:
         assert costs.table(unit, 0, 2, 1) == whole.flops
     assert costs.unsearched(4) == costs.unit(0) + costs.unsearched(4, given=1)
     assert costs.unsearched(4).nfe == 120
+
+
+def test_whole_works_are_decoded_drafts_too() -> None:
+    costs = replace(costs_of(), decoding=(10, 30))
+    assert costs.unit(0, siblings=2).decoding == 20
+    assert costs.unit(2).decoding == 30
+    assert costs.unit(0, range(1)).decoding == 10  # the preview
+    assert costs.unit(0, most_steps=29).decoding == 0
+    assert costs.unsearched(4).decoding == 100
+    assert costs.unit(1).flops == costs_of().unit(1).flops
 
 
 def test_siblings_share_their_past_but_not_at_the_first_unit() -> None:

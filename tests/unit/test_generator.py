@@ -25,7 +25,7 @@ from framegrove.types import GenerationRequest, SampleWork
 from tests.public_folder import write_public_folder
 from tests.tiny import save_tiny, tiny_pipeline
 
-SCENE = Scene("a red 3 moves left and right", "", seed=7, height=64, width=64)
+SCENE = Scene("a red 3 moves left and right", "", seed=7, height=64, width=64, units=4)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,15 @@ def test_a_lost_decoder_state_is_made_again(generator: Generator) -> None:
     assert np.array_equal(with_state[2], without[2])
 
 
+def test_nothing_goes_on_after_the_last_unit(generator: Generator) -> None:
+    assert grow(generator, (0, 0, 0))[3] is not None
+    assert grow(generator, (0, 0, 0, 0))[3] is None
+
+
 def test_prompts_are_read(generator: Generator) -> None:
     assert generator.read(SCENE) == (8, 1)
     with pytest.raises(ValueError, match="shorten it"):
-        generator.read(Scene("a red 3 " * 40, "", 7, 64, 64))
+        generator.read(Scene("a red 3 " * 40, "", 7, 64, 64, 4))
 
 
 def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> None:
@@ -119,8 +124,8 @@ def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> 
 def test_seed_and_prompt_matter(generator: Generator) -> None:
     frames = grow(generator, (0,))[2]
     for other in (
-        Scene("a red 3 moves left and right", "", 8, 64, 64),
-        Scene("a blue 9 moves up and down", "", 7, 64, 64),
+        Scene("a red 3 moves left and right", "", 8, 64, 64, 4),
+        Scene("a blue 9 moves up and down", "", 7, 64, 64, 4),
     ):
         assert not np.array_equal(frames, generator.sample(0, whole((0,)), other, 0, None)[2])
 

@@ -26,6 +26,7 @@ def row(index: int, setting: Setting, right: bool) -> Row:
         nfe=120,
         generator_flops=int(1000 * setting.budget),
         wasted_flops=0 if setting == SINGLE else 100,
+        decoding_flops=0,
         verifier_flops=0 if setting == SINGLE else 50,
         single_flops=1000,
         branches=4,

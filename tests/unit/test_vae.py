@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from framegrove.config.base import load
 from framegrove.config.vae import VaeConfig, VaeTrainingConfig
@@ -18,7 +19,7 @@ from framegrove.models.vae_files import (
     save_vae,
     to_uint8,
 )
-from framegrove.models.vae_tiling import decode_unit_tiled, encode_unit_tiled
+from framegrove.models.vae_tiling import decode_flops, decode_unit_tiled, encode_unit_tiled
 
 PUBLIC = VaeConfig(
     encoder_block_out_channels=(4, 8, 8, 8),
@@ -149,6 +150,18 @@ def test_tiles_stream_and_leave_no_seam(tile: int) -> None:
     assert tiled.shape == whole.shape
     jumps = (tiled - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2, 3))
     assert jumps.max() < 2 * jumps.mean()
+
+
+def test_flops_of_decoding_are_those_of_the_layers() -> None:
+    vae = _vae(PATCHED)
+    with FlopCounterMode(display=False) as first:
+        _, state = vae.decode_unit(torch.randn(1, 16, 1, 4, 6))
+    with FlopCounterMode(display=False) as later:
+        vae.decode_unit(torch.randn(1, 16, 1, 4, 6), state)
+    assert decode_flops(vae.config, (4, 6)) == (first.get_total_flops(), later.get_total_flops())
+    with FlopCounterMode(display=False) as tiled:
+        decode_unit_tiled(vae, torch.randn(1, 16, 1, 60, 80))
+    assert decode_flops(vae.config, (60, 80))[0] == tiled.get_total_flops()
 
 
 def test_tiles_encode_a_stream() -> None:

@@ -74,7 +74,7 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
 
 
 def _costs(record: SearchRecord) -> dict[str, Any]:
-    """nfe: transformer evaluations; flops: from exact token counts; seconds: of an actor's time."""
+    """nfe: transformer evaluations; flops: from exact token counts, decoding apart; seconds: of an actor's time."""
     sampling, scoring = record.outcome.sampling, _busy(record.outcome)
     parts = {
         "generator_certain": sampling.certain,
@@ -115,7 +115,8 @@ def lost(bill: Bill) -> Cost:
 
 
 def _cost(cost: Cost) -> dict[str, float]:
-    return {"nfe": cost.nfe, "flops": cost.flops, "seconds": round(cost.seconds, 3)}
+    seconds = round(cost.seconds, 3)
+    return {"nfe": cost.nfe, "flops": cost.flops, "decoding_flops": cost.decoding, "seconds": seconds}
 
 
 def _ratio(part: Cost, single: Cost) -> float | None:

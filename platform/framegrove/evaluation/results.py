@@ -41,6 +41,7 @@ class Row:
     nfe: int
     generator_flops: int
     wasted_flops: int
+    decoding_flops: int
     verifier_flops: int
     single_flops: int
     branches: int
@@ -52,8 +53,8 @@ class Row:
 
     @property
     def flops(self) -> int:
-        """Everything that was spent: lost bets and the verifier count too."""
-        return self.generator_flops + self.wasted_flops + self.verifier_flops
+        """Everything that was spent: lost bets, decoding and the verifier count too."""
+        return self.generator_flops + self.wasted_flops + self.decoding_flops + self.verifier_flops
 
 
 METRICS: dict[str, Metric] = {
@@ -80,10 +81,11 @@ class Ledger:
                 f"{wanted.get(changed)!r}): choose another --out, or remove the file"
             )
         self.rows = [Row(**line) for line in lines[1:]]
-        if not lines:
-            path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-        else:
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        whole = "".join(json.dumps(line) + "\n" for line in lines or [wanted])
+        if not path.is_file() or path.read_text(encoding="utf-8") != whole:  # new, or its last line is torn
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text(whole, encoding="utf-8")
+            partial.replace(path)
 
     def has(self, prompt_index: int, setting: Setting) -> bool:
         return any(row.prompt_index == prompt_index and row.setting == setting for row in self.rows)
@@ -143,10 +145,11 @@ def comparisons(rows: Iterable[Row], metric: Metric) -> list[Comparison]:
 
 
 def relative(rows: Sequence[Row], part: str) -> float:
-    """Mean cost of a part (generator, wasted, verifier), in single samples of the same prompt."""
+    """Mean cost of a part (generator, wasted, decoding, verifier), in samplings of one video of the same prompt."""
     costs: dict[str, Callable[[Row], int]] = {
         "generator": lambda row: row.generator_flops,
         "wasted": lambda row: row.wasted_flops,
+        "decoding": lambda row: row.decoding_flops,
         "verifier": lambda row: row.verifier_flops,
     }
     return sum(costs[part](row) / row.single_flops for row in rows) / len(rows)

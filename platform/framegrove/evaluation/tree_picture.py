@@ -30,7 +30,7 @@ FATE_MEANS = {
     Fate.DROPPED: "cut",
     Fate.BET: "bet lost: sampled early, not needed",
 }
-SAMPLED, LOST, SCORED = "#2f6fde", "#c3c8d0", "#d9822b"
+SAMPLED, LOST, DECODED, SCORED = "#2f6fde", "#c3c8d0", "#6aa84f", "#d9822b"
 ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final": "video"}
 
 _STRIP = 4  # thumbnails of a unit of several frames
@@ -209,12 +209,13 @@ def _draw_verdicts(axes: Axes, node: Node, x: float, top: float, colour: str) ->
 
 
 def _draw_budget(axes: Axes, record: SearchRecord) -> None:
-    """What was spent, in multiples of one unsearched sample, against what was allowed."""
+    """What was spent, in multiples of sampling one video, against what sampling was allowed."""
     single = record.single.flops or 1
     sampling, scoring = record.outcome.sampling, record.outcome.scoring
     parts: list[tuple[str, Cost, str]] = [
         ("generator", sampling.certain, SAMPLED),
         ("bets lost", lost(sampling), LOST),
+        ("decoding", Cost(flops=sampling.spent.decoding), DECODED),
         ("verifier", scoring.spent, SCORED),
     ]
     total = sum(part.flops for _, part, _ in parts) / single

@@ -15,6 +15,7 @@ class SamplingCosts:
     """Costs of sampling one prompt at one size: ``size`` is (height, width) of the latents, texts count their tokens.
 
     ``nfe`` counts denoising steps of branches, as VT1 does; that guidance evaluates each twice shows in ``flops``.
+    ``decoding`` are the FLOPs of decoding a first unit and a later one (models.vae_tiling.decode_flops).
     """
 
     transformer: AnyTransformerConfig
@@ -22,12 +23,13 @@ class SamplingCosts:
     size: tuple[int, int]
     text_tokens: int
     negative_tokens: int
+    decoding: tuple[int, int] = (0, 0)
 
     def unit(self, unit: int, stages: range | None = None, siblings: int = 1, most_steps: int | None = None) -> Cost:
         """The newest unit of ``siblings`` children of one branch, denoised in step through ``stages`` (absent: all).
 
         Stages that stop before the last make drafts, which are previewed, too. With ``most_steps`` the work is given up
-        after so many.
+        after so many, and nothing is decoded.
         """
         steps = self.recipe.steps
         last = self.recipe.pyramid.stages - 1
@@ -40,7 +42,8 @@ class SamplingCosts:
             left -= taken
             if taken:
                 total += Cost(nfe=taken * siblings, flops=taken * self._step_flops(unit, stage, siblings))
-        return total
+        whole = total.nfe == siblings * sum(count for _, count in plan)
+        return total + Cost(decoding=siblings * self.decoding[min(unit, 1)] if whole else 0)
 
     def unsearched(self, units: int, given: int = 0) -> Cost:
         """One whole video of ``units`` units sampled without a search, of which ``given`` are there already."""

@@ -9,12 +9,15 @@ change smoothly: there is no seam.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from framegrove.config.vae import VaeConfig
 from framegrove.models.vae import CausalVideoVae, Moments, State
 
 TILE = 40  # latent cells along a side, 320 pixels: at 768p 15 tiles that hold half as much again as the picture
@@ -32,6 +35,23 @@ def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = 
     side = vae.config.spatial_factor
     large = video_BCTHW.shape[-2] * video_BCTHW.shape[-1] > _WHOLE * side**2
     return encode_unit_tiled(vae, video_BCTHW, state) if large else vae.encode_unit(video_BCTHW, state)
+
+
+def decode_flops(config: VaeConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """FLOPs of `decode_unit` for the first unit of a video and for a later one; ``size`` is (h, w) of the latents."""
+    tiles = 1
+    if size[0] * size[1] > _WHOLE:
+        tiles = math.prod(len(list(_spans(side, TILE))) for side in size)
+        size = (min(size[0], TILE), min(size[1], TILE))
+    with torch.device("meta"):  # shapes alone
+        vae = CausalVideoVae(config)
+        latent = torch.empty(1, config.decoder_in_channels, 1, *size)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as first:
+            _, state = vae.decode_unit(latent)
+        with FlopCounterMode(display=False) as later:
+            vae.decode_unit(latent, state)
+    return tiles * first.get_total_flops(), tiles * later.get_total_flops()
 
 
 def decode_unit_tiled(

@@ -20,7 +20,7 @@ from framegrove.search.pool import Kind
 from framegrove.search.tree import Latent, Result
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
-_VERSION = 2
+_VERSION = 3
 
 
 class JournalError(ValueError):
@@ -164,13 +164,13 @@ def _line(result: Result) -> dict[str, Any]:
     }
 
 
-def _cost_line(cost: Cost) -> tuple[int, int, float]:
-    return cost.nfe, cost.flops, cost.seconds
+def _cost_line(cost: Cost) -> tuple[int, int, float, int]:
+    return cost.nfe, cost.flops, cost.seconds, cost.decoding
 
 
 def _parse(line: dict[str, Any]) -> Result | tuple[Kind, Cost]:
-    nfe, flops, seconds = line["cost"]
-    cost = Cost(int(nfe), int(flops), float(seconds))
+    nfe, flops, seconds, decoding = line["cost"]
+    cost = Cost(int(nfe), int(flops), float(seconds), int(decoding))
     if "wasted" in line:
         return Kind(line["wasted"]), cost
     if "scored" in line:
