@@ -237,7 +237,8 @@ class SearchRunner:
             return refs[0]
 
         await self._insist(submit)
-        return (UnitRef(stage, *refs, given=True),)
+        latent, frames, state = refs
+        return (UnitRef(stage, latent, frames, state, given=True),)
 
     async def _insist(self, method: Callable[[Any], Awaitable[Answer]]) -> Answer:
         """Ask a generator something small, and again if it dies of something else meanwhile."""
