@@ -85,7 +85,8 @@ def test_zero_steps_like_plain_torch(kind: str, zero: Literal[1, 3]) -> None:
 def test_recomputed_activations_change_nothing(kind: str) -> None:
     kept, remade = PlainEngine(trainable(kind), "fp32", CPU), PlainEngine(trainable(kind), "fp32", CPU)
     remade.module.transformer.recompute = True
-    assert steps(kept, 0, 2) == steps(remade, 0, 2)
+    for ours, theirs in zip(steps(kept, 0, 2), steps(remade, 0, 2), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
     spread = trainable(kind)
     spread.transformer.recompute = True
     found = steps(DeepSpeedEngine(spread, "fp32", CPU, 3), 0, 2)

@@ -147,7 +147,8 @@ class Block(nn.Module):
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
     """Run a block; with ``recompute`` its activations are not kept for the backward pass but made again there."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, *inputs, use_reentrant=False)
+        # Reentrant, so that the forward pass runs without gradients: attention keeps its own graph where it has them.
+        return checkpoint(block, *inputs, use_reentrant=True)
     return block(*inputs)
 
 
