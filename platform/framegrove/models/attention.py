@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 _SHORT = 128  # tokens up to which a sequence is attended whole
 _STEP = 8  # lengths of short sequences are rounded up to a multiple, so that few tables remain
+_BLOCK, _ROWS = 128, 8  # tokens of a block of FlexAttention; blocks whose rule is worked out at a time
 
 Ints = npt.NDArray[np.int64]
 
@@ -272,8 +273,40 @@ def _flex_tables(tokens: Tokens, causal: bool, device: torch.device) -> tuple[tu
         torch.from_numpy(part).to(device) for part in (tokens.sequence, tokens.member, tokens.time)
     )
     total = len(tokens.joint)
-    mask = create_block_mask(mask_rule(sequence, member, time, causal), None, None, total, total, device=str(device))
+    mask = block_mask(mask_rule(sequence, member, time, causal), total, device)
     return (_Flex(1, total, mask),), np.cumsum(tokens.lengths) - tokens.lengths
+
+
+def block_mask(rule: Callable[..., Tensor], total: int, device: torch.device) -> BlockMask:
+    """What ``create_block_mask`` gives for one sequence of ``total`` tokens, a few rows of blocks at a time.
+
+    That one holds the rule of all pairs of tokens at once, some 10 GB for 32,768.
+    """
+    blocks = -(-total // _BLOCK)
+    tokens = torch.arange(blocks * _BLOCK, device=device)
+    there, nothing = tokens < total, tokens.new_zeros(())
+    tokens = tokens.clamp(max=total - 1)
+    some, every = [], []
+    for queries, real in zip(tokens.split(_ROWS * _BLOCK), there.split(_ROWS * _BLOCK), strict=True):
+        seen = rule(nothing, nothing, queries[:, None], tokens) & real[:, None] & there
+        pairs = seen.view(-1, _BLOCK, blocks, _BLOCK)
+        some.append(pairs.any(3).any(1))
+        every.append(pairs.all(3).all(1))
+    whole = torch.cat(every)
+    part = torch.cat(some) & ~whole
+    return BlockMask.from_kv_blocks(
+        *_counts_and_places(part),
+        *_counts_and_places(whole),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=rule,
+        seq_lengths=(total, total),
+    )
+
+
+def _counts_and_places(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each block of queries has, and which: those come first."""
+    places = chosen.int().argsort(dim=1, descending=True, stable=True)
+    return chosen.sum(1).int()[None, None], places.int()[None, None]
 
 
 class _Attend(torch.autograd.Function):
