@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
     from framegrove.config.verifier import EngineConfig
 
+GENERAL_VERIFIER = Path(__file__).parent / "configs" / "verifier_gpu.yaml"
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
 ModelOption = Annotated[
@@ -33,7 +34,8 @@ VerifierOption = Annotated[
     str | None,
     typer.Option(
         "--verifier",
-        help="A YAML file, as jobs/configs/verifier_gpu.yaml, or just a model's folder; the embedded one if absent.",
+        help="A YAML file, as jobs/configs/verifier_gpu.yaml, or a folder or hub id, which if it is no small model as "
+        "jobs.train_verifier makes them is served as that file says; the embedded one if absent.",
     ),
 ]
 PickleOption = Annotated[
@@ -49,7 +51,21 @@ def engine_config(verifier: str | None) -> EngineConfig:
 
     if verifier is not None and verifier.endswith((".yaml", ".yml")):
         return load(EngineConfig, Path(verifier))
-    return EngineConfig(model=absolute(verifier))
+    name = absolute(verifier)
+    if name is None or _is_small(Path(name), EngineConfig().max_model_len):
+        return EngineConfig(model=name)
+    return load(EngineConfig, GENERAL_VERIFIER, [f"model={name}"])
+
+
+def _is_small(folder: Path, tokens: int) -> bool:
+    """Whether a verifier reads so few tokens at most, as those that jobs.train_verifier makes."""
+    import json
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int(config["text_config"]["max_position_embeddings"]) <= tokens
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
