@@ -36,11 +36,12 @@ from framegrove.models.attention import AttentionPlan
 from framegrove.models.packed import Packed, Prefix, Sample, TextEmbedding
 from framegrove.models.transformers import Transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
-from framegrove.models.vae_tiling import TILE, decode_unit_tiled
+from framegrove.models.vae_tiling import decode_unit_tiled
 
 _STAGES = 3
 _LATENT = (48, 80)  # a 384p unit
 _LARGE = (96, 160)  # a 768p unit
+_SMALL = (16, 16)  # a unit of 128x128 pixels
 _CLIP = 4  # units whose decoding is counted
 _TURN = 0.05  # s that a turn lasts at least
 _TEXT = 128  # tokens
@@ -162,13 +163,13 @@ def vae(device: torch.device, repeats: int) -> list[Finding]:
     """Peak memory of decoding 768p with the public VAE's shape, beyond its weights.
 
     Counted for a GPU in bfloat16: tile by tile and unit by unit, beside the whole clip at once. Measured on this
-    device, beside what is counted for it: a 768p unit on a GPU, one tile of it in float32 on a CPU.
+    device, beside what is counted for it: a 768p unit on a GPU, a small one in float32 on a CPU.
     """
     gpu = (torch.bfloat16, _LARGE)
     one, held = _counted(*gpu, units=2)
     all_units, _ = _counted(*gpu, units=_CLIP)
     whole, _ = _counted(*gpu, units=_CLIP, at_once=True)
-    here = gpu if device.type == "cuda" else (torch.float32, (TILE, TILE))
+    here = gpu if device.type == "cuda" else (torch.float32, _SMALL)
     # A process of its own: what one once held at most is never forgotten.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         measured, seconds = fresh.submit(_measured, device.type, *here, torch.get_num_threads()).result()
