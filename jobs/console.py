@@ -52,9 +52,9 @@ def engine_config(verifier: str | None) -> EngineConfig:
     from framegrove.config.base import load
     from framegrove.config.verifier import EngineConfig
 
-    if verifier is not None and verifier.endswith((".yaml", ".yml")):
-        return load(EngineConfig, Path(verifier))
-    return EngineConfig(model=absolute(verifier))
+    is_file = verifier is not None and verifier.endswith((".yaml", ".yml"))
+    engine = load(EngineConfig, verifier) if is_file else EngineConfig(model=verifier)
+    return engine.model_copy(update={"model": absolute(engine.model)})
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
