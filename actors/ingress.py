@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from actors.conductor import SearchRunner
 from actors.model_files import ModelFiles
@@ -25,7 +27,16 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._desk)
 
+    async def check_health(self) -> None:
+        """What Ray Serve asks now and then; a replica that raises here is replaced."""
+        self._desk.check_health()
+
 
 def application(config: ServeConfig) -> serve.Application:
-    """What ``ray.serve.run`` takes. Paths in ``config`` must be absolute: a replica has a working folder of its own."""
-    return serve.deployment(max_ongoing_requests=256)(serve.ingress()(Ingress)).bind(config)
+    """What ``ray.serve.run`` takes. Paths in ``config`` must be absolute: a replica has a working folder of its own.
+
+    The replica, and any that takes its place, stands on this process's machine, where the folder of videos is.
+    """
+    here = {NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}
+    options = {"num_cpus": 0, "label_selector": here}  # a head may have no CPUs to give, as that of cluster.yaml
+    return serve.deployment(max_ongoing_requests=256, ray_actor_options=options)(serve.ingress()(Ingress)).bind(config)

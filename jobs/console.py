@@ -50,7 +50,8 @@ def engine_config(verifier: str | None) -> EngineConfig:
     from framegrove.config.verifier import EngineConfig
 
     if verifier is not None and verifier.endswith((".yaml", ".yml")):
-        return load(EngineConfig, Path(verifier))
+        engine = load(EngineConfig, Path(verifier))
+        return engine.model_copy(update={"model": absolute(engine.model)})
     name = absolute(verifier)
     if name is None or _is_small(Path(name), EngineConfig().max_model_len):
         return EngineConfig(model=name)

@@ -13,12 +13,22 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import ModelOption, one_line_errors
+from jobs.console import (
+    DtypeOption,
+    ModelOption,
+    PickleOption,
+    VariantOption,
+    VerifierOption,
+    engine_config,
+    model_source,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
@@ -26,32 +36,61 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 NAME = "framegrove"  # of the application in Ray Serve
+_SET = (
+    "A setting, as in waiting=8 (videos that may wait), budget=2x (where a request names none), most_budget=16x, "
+    "most_units=8 (longest video), or verifier.KEY with any KEY of the verifier's file."
+)
 
 
 @app.command()
 def main(
-    model: ModelOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     folder: Annotated[Path, typer.Option(help="Keeps the videos.")] = Path("runs/serve"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in model.variant=384p.")] = None,
+    model: ModelOption = None,
+    variant: VariantOption = None,
+    dtype: DtypeOption = "float32",
+    allow_pickle: PickleOption = False,
+    verifier: VerifierOption = None,
+    generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=_SET)] = None,
 ) -> None:
     """Start the endpoint, and stop it on Ctrl-C."""
     with one_line_errors():
-        from framegrove.config.base import absolute, load
-        from framegrove.config.serve import ServeConfig
+        given = {
+            "host": host,
+            "port": port,
+            "folder": str(folder),
+            "model": model_source(model, variant, dtype, allow_pickle).model_dump(mode="json"),
+            "verifier": engine_config(verifier).model_dump(mode="json"),
+            "generators": generators,
+        }
+        _serve(configured(given, set_ or ()))
 
-        given = {"host": host, "port": port, "folder": str(folder.absolute()), "model.name": absolute(model)}
-        settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
-        _serve(load(ServeConfig, None, [*settings, *(set_ or ())]))
+
+def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
+    """The endpoint's configuration, at absolute paths. Raises ValueError, in one sentence."""
+    from framegrove.config.base import absolute, load
+    from framegrove.config.serve import ServeConfig
+
+    settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
+    config = load(ServeConfig, None, [*settings, *overrides])
+    places = {
+        "folder": config.folder.absolute(),
+        "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
+        "verifier": config.verifier.model_copy(update={"model": absolute(config.verifier.model)}),
+    }
+    return config.model_copy(update=places)
 
 
 def _serve(config: ServeConfig) -> None:
     from actors.model_files import ModelFiles
     from framegrove.cluster.session import connect
+    from framegrove.config.verifier import model_folder
     from framegrove.serving.store import VideoStore
 
     ModelFiles.read(config.model)
+    model_folder(config.verifier)
     VideoStore(config.folder).close()
     typer.echo("starting the endpoint ...")
     with connect():

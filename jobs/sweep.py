@@ -4,8 +4,9 @@
     python -m jobs.sweep --what stages --data runs/digits-clips --out runs/sweep-stages
 
 budget: Tree-of-Frames on 1x, 2x, 4x and 8x of a sample's FLOPs. stages: new models of 1, 2 and 3 pyramid stages, each
-trained a little and sampled without a search. Every trial makes videos for the same held-out prompts and has them read
-by the oracle. Leaves sweep.json and the Pareto picture sweep.png in --out, and prints the table.
+trained a little and sampled without a search. --model and what goes with it is for budgets, --config, --data and --set
+for stages. Every trial makes videos for the same held-out prompts and has them read by the oracle. Leaves sweep.json
+and the Pareto picture sweep.png in --out, and prints the table.
 """
 
 from __future__ import annotations
@@ -18,17 +19,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import Display, one_line_errors
+from jobs.console import (
+    Display,
+    DtypeOption,
+    ModelOption,
+    PickleOption,
+    VariantOption,
+    VerifierOption,
+    engine_config,
+    model_source,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
+    from framegrove.config.model import ModelSource
     from framegrove.config.train import TrainConfig
+    from framegrove.config.verifier import EngineConfig
 
 app = typer.Typer(add_completion=False)
 
 CONFIG = Path(__file__).parent / "configs" / "digits_sweep.yaml"
 SEED = 95_000  # of the prompts; held out, and not those of jobs.evaluate
-_ACTORS = 3  # two generators and a verifier
 
 
 class What(StrEnum):
@@ -60,9 +72,12 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that each trial makes a video for.")] = 8,
     budgets: Annotated[str, typer.Option(help="Comma-separated search budgets.")] = "1x,2x,4x,8x",
     stages: Annotated[str, typer.Option(help="Comma-separated numbers of pyramid stages.")] = "1,2,3",
-    model: Annotated[
-        Path | None, typer.Option(help="Model folder to search with; the embedded digits model if absent.")
-    ] = None,
+    model: ModelOption = None,
+    variant: VariantOption = None,
+    dtype: DtypeOption = "float32",
+    allow_pickle: PickleOption = False,
+    verifier: VerifierOption = None,
+    generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
@@ -71,9 +86,9 @@ def main(
     from framegrove.search.protocols import SearchFailed
 
     with one_line_errors(SearchFailed, OSError), Display() as display:
-        out = out.absolute()
+        out, engine = out.absolute(), engine_config(verifier)
         if what is What.BUDGET:
-            space, trial = _budgets(budgets, model, prompts)
+            space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)
         else:
             overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
             space, trial = _heights(stages, config, overrides, prompts, out)
@@ -81,22 +96,19 @@ def main(
         from framegrove.cluster.session import connect
 
         with connect() as cluster:
-            found = _tuned(what.value, space, trial, out, cluster, display)
+            found = _tuned(what.value, space, trial, out, _studio(generators, engine, cluster), display)
         _finish(what, found, prompts, out, display)
 
 
-def _budgets(text: str, model: Path | None, prompts: int) -> tuple[list[Any], dict[str, Any]]:
+def _budgets(text: str, source: ModelSource, prompts: int) -> tuple[list[Any], dict[str, Any]]:
     from framegrove.config.search import parse_budget
 
     multiples = [parse_budget(part) for part in text.split(",") if part.strip()]
     if not multiples:
         raise ValueError("nothing to sweep: give at least one of --budgets")
     from actors.model_files import ModelFiles
-    from framegrove.config.base import absolute
-    from framegrove.config.model import ModelSource
 
-    folder = ModelFiles.read(ModelSource(name=None if model is None else absolute(str(model)))).folder.absolute()
-    return multiples, {"model": str(folder), "prompts": prompts}
+    return multiples, {"source": ModelFiles.read(source).source, "prompts": prompts}
 
 
 def _heights(
@@ -137,19 +149,23 @@ def of_height(config: TrainConfig, stages: int) -> TrainConfig:
     return TrainConfig.model_validate(data)
 
 
-def _tuned(
-    what: str, space: list[Any], given: dict[str, Any], out: Path, cluster: Cluster, display: Display
-) -> list[Trial]:
+def _studio(generators: int, engine: EngineConfig, cluster: Cluster) -> Any:
+    """The studio of all trials. Raises NoRoom where its actors find none."""
+    import ray
+
+    from framegrove.cluster.placement import require
+
+    require(cluster, [{"CPU": 1.0}] * (generators + 1), purpose="a sweep")
+    return ray.remote(Studio).options(num_cpus=0).remote(generators, engine)
+
+
+def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio: Any, display: Display) -> list[Trial]:
     """Run the trials one after the other. Raises ValueError with what a failed one said."""
     import ray
     from ray import tune
 
-    from framegrove.cluster.placement import require
-
-    require(cluster, [{"CPU": 1.0}] * _ACTORS, purpose=f"a sweep over {what}")
     out.mkdir(parents=True, exist_ok=True)
     display.begin(f"{len(space)} trials over {what}")
-    studio = ray.remote(Studio).options(num_cpus=0).remote()
     function = {"budget": try_budget, "stages": try_stages}[what]
     # A trial only waits for actors and workers that have CPUs of their own.
     trial = tune.with_resources(tune.with_parameters(function, given=given, studio=studio), {"CPU": 0.01})
@@ -165,9 +181,9 @@ def _tuned(
         results = tuner.fit()
         for error in results.errors:
             raise ValueError(f"a trial failed: {_last_line(error)}")
-        ray.get(studio.close.remote())  # type: ignore[attr-defined]
+        ray.get(studio.close.remote())
     finally:
-        ray.kill(studio)  # type: ignore[arg-type]
+        ray.kill(studio)
     found = [results[index].metrics or {} for index in range(len(results))]
     return [Trial(**{key: each[key] for key in Trial.__dataclass_fields__ if key in each}) for each in found]
 
@@ -178,7 +194,7 @@ def try_budget(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
     from ray import tune
 
     budget = config["budget"]
-    tune.report(ray.get(studio.measure.remote(f"{budget:g}x", given["model"], budget, given["prompts"])))
+    tune.report(ray.get(studio.measure.remote(f"{budget:g}x", given["source"], budget, given["prompts"])))
 
 
 def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> None:
@@ -189,6 +205,7 @@ def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
 
     from actors.trainer import fit
     from framegrove.cluster.session import connect
+    from framegrove.config.model import ModelSource
     from framegrove.config.train import TrainConfig
     from framegrove.training import curve
 
@@ -199,31 +216,31 @@ def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
         model = fit(run, out, cluster, callbacks=[TuneReportCallback()])
     last = curve.read(out / curve.LINES)[-1]
     name = f"{stages} stage{'s' if stages > 1 else ''}"
-    measured = ray.get(studio.measure.remote(name, str(model), 1.0, given["prompts"]))
+    measured = ray.get(studio.measure.remote(name, ModelSource(name=str(model)), 1.0, given["prompts"]))
     tune.report({**measured, "training_seconds": last["seconds"], "loss": last["losses"]["loss"]})
 
 
 class Studio:
     """Makes videos and measures them; an actor, so that generators and verifier stay up from trial to trial."""
 
-    def __init__(self) -> None:
-        self._model: str | None = None
+    def __init__(self, generators: int, verifier: EngineConfig) -> None:
+        self._generators, self._verifier = generators, verifier
+        self._source: ModelSource | None = None
         self._runner: Any = None
 
-    async def measure(self, label: str, model: str, budget: float, prompts: int) -> dict[str, Any]:
+    async def measure(self, label: str, source: ModelSource, budget: float, prompts: int) -> dict[str, Any]:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
-        from framegrove.config.model import ModelSource
         from framegrove.data import digits
         from framegrove.evaluation.curves import bootstrap
         from framegrove.evaluation.digits_oracle import DigitsOracle
         from framegrove.types import GenerationRequest
 
-        source = ModelSource(name=model)
-        if self._model != model:
+        if self._source != source:
             await self.close()
-            self._model, self._runner = model, SearchRunner(source)
+            runner = SearchRunner(source, generators=self._generators, verifier=self._verifier)
+            self._source, self._runner = source, runner
         oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
         verdicts, flops = [], []
         for index, objects in enumerate(digits.prompts(prompts, SEED)):
@@ -232,8 +249,7 @@ class Studio:
             request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
-            spent = record.outcome.sampling.spent + record.outcome.scoring.spent
-            flops.append(spent.flops + spent.decoding)
+            flops.append(record.outcome.sampling.spent.flops + record.outcome.scoring.spent.flops)
         score = bootstrap([verdict.score for verdict in verdicts])
         right = sum(verdict.fully_right for verdict in verdicts) / prompts
         seconds = (time.monotonic() - began) / prompts

@@ -195,17 +195,23 @@ class MemoryStore:
 
 
 class FakeRunner:
-    """Makes "videos" that tell what was asked for; ``gate`` holds it before the end, ``failure`` is how it ends."""
+    """Makes "videos" that tell what was asked for; ``gate`` holds it before the end, ``failure`` is how it ends.
 
-    def __init__(self, failure: Exception | None = None) -> None:
-        self.failure = failure
+    ``no_start`` and ``no_close`` are what starting and closing raise.
+    """
+
+    def __init__(self, failure: Exception | None = None, no_start: Exception | None = None) -> None:
+        self.failure, self.no_start = failure, no_start
+        self.no_close: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: list[GenerationRequest] = []
         self.started, self.closed = 0, 0
 
-    async def start(self) -> None:
+    async def start(self, *, judging: bool = True) -> None:
         self.started += 1
+        if self.no_start is not None:
+            raise self.no_start
 
     async def run(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult:
         self.asked.append(request)
@@ -219,3 +225,5 @@ class FakeRunner:
 
     async def close(self) -> None:
         self.closed += 1
+        if self.no_close is not None:
+            raise self.no_close

@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+import ray
 from ray import serve
 from ray.util.state import list_actors
 
@@ -67,14 +68,26 @@ def seen(client: openai.OpenAI, video_id: str, *statuses: str) -> Any:
     raise AssertionError(f"{video_id} was not {' or '.join(statuses)} in time: {video}")
 
 
+def replica_of(cluster: Cluster) -> Any:
+    alive = [("class_name", "=", "ServeReplica:default:Ingress"), ("state", "=", "ALIVE")]
+    (replica,) = list_actors(address=cluster.address, filters=alive, detail=True)
+    return replica
+
+
+@pytest.mark.usefixtures("client")
+def test_the_replica_stays_with_its_folder_and_takes_no_cpu(cluster: Cluster) -> None:
+    here, replica = ray.get_runtime_context().get_node_id(), replica_of(cluster)
+    assert replica.node_id == here
+    assert replica.label_selector == {"ray.io/node-id": here}
+    assert not replica.required_resources
+
+
 def test_a_killed_replica_costs_time_only(cluster: Cluster, client: openai.OpenAI) -> None:
     """A searched video, asked for with OpenAI's client, is made although the replica dies over it."""
     asked = create(client, seed=5, policy="tof", budget="2x")
     assert (asked.object, asked.status, asked.seconds, asked.size) == ("video", "queued", "2", "64x64")
     seen(client, asked.id, "in_progress")
-    alive = [("class_name", "=", "ServeReplica:default:Ingress"), ("state", "=", "ALIVE")]
-    (replica,) = list_actors(address=cluster.address, filters=alive)
-    os.kill(replica.pid, signal.SIGKILL)
+    os.kill(replica_of(cluster).pid, signal.SIGKILL)
     done = seen(client, asked.id, "completed", "failed")
     assert (done.status, done.progress, done.error) == ("completed", 100, None)
     frames, fps = decode_mp4(client.videos.download_content(asked.id).read())

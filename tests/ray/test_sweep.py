@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from framegrove.cluster.session import Cluster
 from jobs import sweep
+from tests.tiny import save_tiny
 from tests.tiny_training import PHASE, make_config, make_world
 
 
@@ -37,6 +38,15 @@ def test_stages_are_trained_and_compared(cluster: Cluster, config: Path, tmp_pat
     assert (tmp_path / "stages-2" / "model" / "framegrove.json").exists()
 
 
+def test_budgets_are_tried_with_the_model_that_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    tiny = save_tiny(tmp_path / "tiny")
+    arguments = ["--what", "budget", "--budgets", "1x", "--prompts", "1", "--model", str(tiny), "--dtype", "bfloat16"]
+    result = CliRunner().invoke(sweep.app, [*arguments, "--generators", "1", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    (only,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert only["label"] == "1x"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -44,6 +54,8 @@ def test_stages_are_trained_and_compared(cluster: Cluster, config: Path, tmp_pat
         (["--what", "stages", "--set", "model.start=shipped"], "give model.start: null"),
         (["--what", "budget", "--budgets", "lots"], "a budget is a number"),
         (["--what", "budget", "--model", "nowhere"], "no model folder at nowhere"),
+        (["--what", "budget", "--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
+        (["--what", "budget", "--dtype", "half"], "dtype: Input should be 'float32' or 'bfloat16'"),
     ],
 )
 def test_bad_input_is_one_line(config: Path, given: list[str], message: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs import demo, evaluate, generate
+from jobs import demo, evaluate, generate, serve
 from tests.tiny import save_tiny
 
 PROMPT = ["--prompt", "a red 3 moves left and right"]
@@ -73,6 +73,24 @@ def test_evaluate(given: list[str], message: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(evaluate.app, [*given, "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model", "nowhere"], "no model folder at nowhere"),
+        (["--dtype", "half"], "dtype: Input should be 'float32' or 'bfloat16'"),
+        (["--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
+        (["--verifier", "nowhere"], "no verifier at nowhere"),
+        (["--set", "wating=3"], "unknown key 'wating', did you mean 'waiting'?"),
+    ],
+)
+def test_serve(given: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(serve.app, [*given, "--folder", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

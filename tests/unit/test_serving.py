@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 from framegrove.config.flow import latent_size
 from framegrove.config.model import digits_recipe
 from framegrove.config.serve import ServeConfig
+from framegrove.serving import desk
 from framegrove.serving.desk import ServedModel, VideoDesk
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
@@ -30,6 +32,7 @@ class Endpoint:
     client: httpx.AsyncClient
     runner: FakeRunner
     store: VideoStore
+    desk: VideoDesk
 
     async def post(self, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/videos", json=fields)
@@ -55,13 +58,14 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     limits = ServeConfig(folder=folder, most_units=8, **settings)
     store = VideoStore(folder)
     model = ServedModel("digits", digits_recipe(), lambda asked: latent_size(asked.height, asked.width, **DIGITS))
-    app = build_app(VideoDesk(store, runner, model, limits))
+    videos = VideoDesk(store, runner, model, limits)
+    app = build_app(videos)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client,
     ):
-        yield Endpoint(client, runner, store)
+        yield Endpoint(client, runner, store, videos)
 
 
 def serving(folder: Path, scene: Callable[[Endpoint], Awaitable[None]], **options: Any) -> None:
@@ -255,3 +259,81 @@ def test_a_new_process_finishes_what_the_last_one_left(tmp_path: Path) -> None:
             assert [asked.seed for asked in after.runner.asked] == [1, 2]
 
     asyncio.run(play())
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "PAUSES", (0.01, 0.02))
+
+
+async def noted(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:
+    for _ in range(500):
+        if caplog.text.count(text) >= times:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{text!r} was never logged: {caplog.text}")
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_what_waits_outlasts_a_cluster_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(running: Endpoint) -> None:
+        videos = [(await running.post(prompt=PROMPT, seed=seed)).json() for seed in (1, 2)]
+        await noted(caplog, "trying again in 0.02 s", times=3)
+        assert "trying again in 0.01 s" in caplog.text
+        assert "other work still holds the cluster" in caplog.text
+        assert [(await running.video(video["id"]))["status"] for video in videos] == ["queued", "queued"]
+        running.runner.no_start = None
+        for video in videos:
+            await running.until(video["id"], "completed")
+        assert [asked.seed for asked in running.runner.asked] == [1, 2]
+
+    serving(tmp_path, scene, runner=FakeRunner(no_start=ValueError("other work still holds the cluster")))
+
+
+def test_an_endpoint_that_waits_for_its_cluster_ends_when_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play() -> None:
+        async with endpoint(tmp_path, FakeRunner(no_start=ValueError("no cluster answers"))) as before:
+            video = (await before.post(prompt=PROMPT)).json()
+            await noted(caplog, "trying again in 1 s")
+        assert before.runner.closed == 1
+        async with endpoint(tmp_path) as after:
+            await after.until(video["id"], "completed")
+
+    asyncio.run(play())
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_failing_disk_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The record is out of reach when a video is made: it is kept later, not made again, and the next one is made."""
+    database = sqlite3.connect(tmp_path / "videos.sqlite", isolation_level=None)
+
+    async def scene(running: Endpoint) -> None:
+        running.runner.gate.clear()
+        videos = [(await running.post(prompt=PROMPT, seed=seed)).json() for seed in (1, 2)]
+        await running.until(videos[0]["id"], "in_progress", progress=80)
+        database.execute("ALTER TABLE videos RENAME TO elsewhere")
+        running.runner.gate.set()
+        await noted(caplog, "no such table")
+        database.execute("ALTER TABLE elsewhere RENAME TO videos")
+        for video in videos:
+            await running.until(video["id"], "completed")
+        assert [asked.seed for asked in running.runner.asked] == [1, 2]
+        running.desk.check_health()
+
+    serving(tmp_path, scene)
+    database.close()
+
+
+def test_a_desk_that_cannot_go_on_is_not_well_and_lets_go_of_everything(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.failure, running.runner.no_close = RuntimeError("a device is gone"), OSError("an actor stays")
+        await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
+        await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="no videos are made any more"):
+            running.desk.check_health()
+
+    with pytest.raises(OSError, match="an actor stays"):
+        serving(tmp_path, scene)
+    VideoStore(tmp_path).close()

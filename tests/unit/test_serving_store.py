@@ -22,11 +22,12 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
     added = [record(number, image=b"\x00png" if number == 1 else None) for number in range(3)]
     for each in added:
         store.add(each)
-    first = store.begin()
+    first = store.first()
     assert first is not None
     assert first.id == "video_0"
+    store.begin("video_0")
     store.complete("video_0", GenerationResult(b"mp4", {"nfe": 3}))
-    assert store.begin() is not None
+    store.begin("video_1")
     store.close()
 
     again = VideoStore(tmp_path)
@@ -36,7 +37,7 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
     assert done is not None
     assert (done.status, done.report) == ("completed", {"nfe": 3})
     assert again.path_of("video_0").read_bytes() == b"mp4"
-    resumed = again.begin()
+    resumed = again.first()
     assert resumed is not None
     assert resumed.request == added[1].request
     again.close()

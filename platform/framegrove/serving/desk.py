@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from framegrove.config.model import Recipe
 from framegrove.config.request import frames_of, parse_size, units_for
 from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
 from framegrove.serving.api import LARGEST_SEED, ApiError, Search, Video, VideoError, VideoRequest
-from framegrove.serving.store import VideoRecord, VideoStore
+from framegrove.serving.store import STORE_ERRORS, VideoRecord, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult, Progress
 
 log = logging.getLogger(__name__)
 
+PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before what failed is tried again, the last as often as it takes
+
+Answer = TypeVar("Answer")
+
 
 class Runner(Protocol):
-    """Makes videos. ``run`` starts what it needs; ``start`` does so beforehand; ValueError is the caller's mistake."""
+    """Makes videos, once ``start`` has brought up what it needs; ``judging`` is for a request with a search.
 
-    async def start(self) -> None: ...
+    What ``start`` raises is no request's fault, a ValueError of ``run`` is the request's mistake. A runner that was
+    closed can be started again.
+    """
+
+    async def start(self, *, judging: bool = True) -> None: ...
 
     async def run(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult: ...
 
@@ -46,7 +55,8 @@ class ServedModel:
 class VideoDesk:
     """Takes videos on, keeps them durably, makes them in the order they came.
 
-    A video that was being made when the process ended is made again, from the same seed, hence the same.
+    A video that was being made when the process ended is made again, from the same seed, hence the same. While the
+    cluster has no room, or the disk fails, videos wait.
     """
 
     def __init__(self, store: VideoStore, runner: Runner, model: ServedModel, limits: ServeConfig) -> None:
@@ -66,12 +76,19 @@ class VideoDesk:
 
     async def close(self) -> None:
         """Stop working; what is unfinished stays in the store."""
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
-        await self._runner.close()
-        self._store.close()
+        async with contextlib.AsyncExitStack() as ending:  # each of these, whatever another one raises
+            ending.callback(self._store.close)
+            ending.push_async_callback(self._runner.close)
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                worker.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await worker
+
+    def check_health(self) -> None:
+        """Raises RuntimeError when the work has ended for good: only another process can go on with it."""
+        if self._worker is not None and self._worker.done():
+            raise RuntimeError("no videos are made any more") from self._worker.exception()
 
     async def submit(self, asked: VideoRequest, image: bytes | None = None) -> Video:
         """Take a video on. Raises ApiError for what the model or this endpoint does not do."""
@@ -173,7 +190,9 @@ class VideoDesk:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                while (record := await asyncio.to_thread(self._store.begin)) is not None:
+                while (record := await _kept(self._store.first)) is not None:
+                    await self._bring_up(record)
+                    await _kept(self._store.begin, record.id)
                     await self._make(record)
 
     async def _warm_up(self) -> None:
@@ -183,20 +202,43 @@ class VideoDesk:
         except Exception:
             log.exception("the search could not be brought up; it is tried again with the first video")
 
+    async def _bring_up(self, record: VideoRecord) -> None:
+        """Return once the video can be made. It stays queued meanwhile."""
+        judging = record.request.policy != "none"
+        await _insist(f"the video {record.id} waits", lambda: self._runner.start(judging=judging), Exception)
+
     async def _make(self, record: VideoRecord) -> None:
         def on_progress(progress: Progress) -> None:
             self._progress[record.id] = progress
 
         try:
             result = await self._runner.run(record.request, on_progress)
-            await asyncio.to_thread(self._store.complete, record.id, result)
+            await _kept(self._store.complete, record.id, result)
         except ValueError as error:
-            await asyncio.to_thread(self._store.fail, record.id, "invalid_request", str(error))
+            await _kept(self._store.fail, record.id, "invalid_request", str(error))
         except Exception as error:  # one video's failure must not end the desk; it is logged, and told to who asked
             log.exception("video %s failed", record.id)
-            await asyncio.to_thread(self._store.fail, record.id, "server_error", _one_line(error))
+            await _kept(self._store.fail, record.id, "server_error", _one_line(error))
+            await self._runner.close()  # it may have given its actors up: the next video gets new ones
         finally:
             self._progress.pop(record.id, None)
+
+
+async def _kept(change: Callable[..., Answer], *given: Any) -> Answer:
+    """What a method of the store returns, as soon as the store can be used."""
+    return await _insist("the videos' record fails", lambda: asyncio.to_thread(change, *given), *STORE_ERRORS)
+
+
+async def _insist(what: str, attempt: Callable[[], Awaitable[Answer]], *passing: type[Exception]) -> Answer:
+    """Attempt it until it succeeds, with longer and longer pauses after ``passing`` errors; the log tells why."""
+    pauses = itertools.chain(PAUSES, itertools.repeat(PAUSES[-1]))
+    while True:
+        try:
+            return await attempt()
+        except passing:
+            pause = next(pauses)
+            log.exception("%s; trying again in %g s", what, pause)
+            await asyncio.sleep(pause)
 
 
 def _one_line(error: Exception) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, func, select, update
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from framegrove.serving.api import Status
 from framegrove.types import GenerationRequest, GenerationResult
+
+STORE_ERRORS = (OSError, SQLAlchemyError)  # what any method of a store may raise: the disk's fault, not the caller's
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ class VideoStore:
         with Session(self._engine) as session:
             return session.scalar(select(func.count()).where(_Row.status == "queued")) or 0
 
-    def begin(self) -> VideoRecord | None:
-        """The longest queued video, now in progress; None when none is queued."""
-        with Session(self._engine) as session, session.begin():
+    def first(self) -> VideoRecord | None:
+        """The longest queued video; None when none is queued."""
+        with Session(self._engine) as session:
             row = session.scalar(select(_Row).where(_Row.status == "queued").order_by(_Row.number).limit(1))
-            if row is None:
-                return None
-            row.status = "in_progress"
-            return _record(row)
+            return _record(row) if row else None
+
+    def begin(self, video_id: str) -> None:
+        """The video is in progress."""
+        self._set(video_id, status="in_progress")
 
     def complete(self, video_id: str, result: GenerationResult) -> None:
         """The video is made: its file first, under its final name only when whole, then its record."""
