@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framegrove.models import attention
 from framegrove.models.attention import AttentionPlan, Piece, mask_rule
@@ -77,22 +78,30 @@ def test_cpu_attention_equals_a_dense_mask(
 ) -> None:
     """Run by run (0), whole under small masks (10,000) and mixed, outputs and gradients."""
     monkeypatch.setattr(attention, "_SHORT", short)
-    plan = AttentionPlan.build(sequences, causal, CPU)
+    _compare_with_a_dense_mask(AttentionPlan.build(sequences, causal, CPU), sequences, causal, SIZE)
+
+
+def _compare_with_a_dense_mask(plan: AttentionPlan, sequences: list[list[Piece]], causal: bool, size: int) -> None:
+    """Outputs and gradients, of all tokens and of the current ones alone."""
     torch.manual_seed(0)
     mask = _dense_mask(sequences, causal)
-    qkv = torch.randn(len(mask), 3, HEADS, SIZE, requires_grad=True)
-    weight = torch.randn(len(mask), HEADS, SIZE)
+    qkv = torch.randn(len(mask), 3, HEADS, size, requires_grad=True)
+    weight = torch.randn(len(mask), HEADS, size)
     expected, result = _dense(qkv, mask), plan(_table(plan, qkv))
     torch.testing.assert_close(result, expected, atol=2e-6, rtol=1e-5)
     gradients = [torch.autograd.grad((out * weight).sum(), qkv)[0] for out in (expected, result)]
     torch.testing.assert_close(gradients[1], gradients[0], atol=5e-6, rtol=1e-5)
 
-    current = torch.cat([torch.arange(p.start, p.start + p.length) for s in sequences for p in s if p.current])
+    current = _current(sequences)
     chosen = plan(_table(plan, qkv), plan.place_L[current])
     torch.testing.assert_close(chosen, expected[current], atol=2e-6, rtol=1e-5)
     partly = torch.autograd.grad((chosen * weight[current]).sum(), qkv)[0]
     wanted = torch.autograd.grad((_dense(qkv, mask)[current] * weight[current]).sum(), qkv)[0]
     torch.testing.assert_close(partly, wanted, atol=5e-6, rtol=1e-5)
+
+
+def _current(sequences: list[list[Piece]]) -> Tensor:
+    return torch.cat([torch.arange(p.start, p.start + p.length) for s in sequences for p in s if p.current])
 
 
 @pytest.mark.parametrize(("sequences", "causal"), [(CAUSAL, True), (BIDIRECTIONAL, False)])
@@ -106,18 +115,69 @@ def test_the_flex_rule_is_the_dense_mask(sequences: list[list[Piece]], causal: b
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_equals_a_dense_mask() -> None:
-    """The GPU's way, run uncompiled on the CPU."""
-    tokens = attention.Tokens.of(CAUSAL)
-    tables, _ = attention._flex_tables(tokens, True, CPU)
+@pytest.mark.parametrize(("sequences", "causal"), [(CAUSAL, True), (BIDIRECTIONAL, False)])
+def test_flex_attention_equals_a_dense_mask(
+    monkeypatch: pytest.MonkeyPatch, sequences: list[list[Piece]], causal: bool
+) -> None:
+    """The GPU's way, run uncompiled on the CPU, outputs and gradients."""
+    monkeypatch.setattr(
+        attention, "_cpu_tables", lambda tokens, sequences, causal: attention._flex_tables(tokens, causal, CPU)
+    )
+    # PyTorch has no compiled backward pass for a CPU and therefore refuses the uncompiled one, too, which it has.
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda query, key, value: None)
+    plan = AttentionPlan.build(sequences, causal, CPU)
+    assert [type(table) for table in plan.tables] == [attention._Flex]
+    _compare_with_a_dense_mask(plan, sequences, causal, 16)
+
+
+def test_on_a_gpu_flex_attention_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompiled it would give the same, with every score in memory at once. Seen without a GPU, on shapes alone."""
+    assert attention._compiled_flex()._torchdynamo_orig_callable is attention.flex_attention  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: lambda query, key, value, block_mask: value)
+    (table,), _ = attention._flex_tables(attention.Tokens.of(CAUSAL[:1]), True, CPU)
+    with FakeTensorMode():
+        query, key, value = (torch.empty(1, HEADS, table.length, SIZE, device="cuda") for _ in range(3))
+    assert table(query, key, value, False) is value
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is compiled on a GPU, and there is none")
+
+
+@cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("sequences", "causal"), [(CAUSAL, True), (BIDIRECTIONAL, False)])
+def test_a_gpu_attends_like_a_cpu(
+    sequences: list[list[Piece]], causal: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Outputs and gradients, of all tokens and of the current ones alone; the CPU computes in float32."""
     torch.manual_seed(0)
-    joint = torch.from_numpy(tokens.joint)
-    qkv = torch.randn(len(joint), 3, 1, 16)
-    query, key, value = qkv[joint].transpose(0, 2).unbind(1)
-    with torch.no_grad():
-        result = tables[0](query[None], key[None], value[None], False)[0]
-    expected = _dense(qkv, _dense_mask(CAUSAL, True))[joint].transpose(0, 1)
-    torch.testing.assert_close(result, expected, atol=2e-6, rtol=1e-5)
+    total = sum(piece.length for pieces in sequences for piece in pieces)
+    qkv, weight = torch.randn(total, 3, HEADS, 32).to(dtype), torch.randn(total, HEADS, 32).to(dtype)
+    current = _current(sequences)
+    answers = []
+    for device, type_ in ((CPU, torch.float32), (torch.device("cuda"), dtype)):
+        plan = AttentionPlan.build(sequences, causal, device)
+        given = qkv.to(device, type_).requires_grad_()
+        for tokens in (torch.arange(total), current):
+            wanted = None if tokens is not current else plan.place_L[current.to(device)]
+            out = plan(_table(plan, given), wanted)
+            assert out.dtype is type_
+            (gradient,) = torch.autograd.grad((out * weight[tokens].to(device, type_)).sum(), given)
+            answers.append((out.float().cpu(), gradient.float().cpu()))
+    for expected, result in zip(answers[:2], answers[2:], strict=True):
+        torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
+
+
+@cuda
+def test_a_gpu_never_holds_all_scores_at_once() -> None:
+    """Compiled, FlexAttention keeps no more than a block of them; left uncompiled it would hold every one."""
+    total, device = 8192, torch.device("cuda")
+    plan = AttentionPlan.build(_batch((64, [64], [[total - 128]])), True, device)
+    qkv = torch.randn(total, 3, HEADS, 32, device=device, dtype=torch.bfloat16, requires_grad=True)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    plan(_table(plan, qkv)).float().sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < HEADS * total**2 * 2  # bytes of the scores in bfloat16
 
 
 def test_a_token_of_another_sequence_changes_nothing() -> None:

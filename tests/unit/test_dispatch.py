@@ -24,6 +24,8 @@ TREE = TreeOfFrames(
     Layout(4, 3, draft_stage=1), Shape(roots=8, children=(2, 1, 2), widths=(4, 2, 2, 1)), roots_per_work=3
 )
 
+WIDE = replace(TREE, shape=Shape(roots=12, children=(2, 1, 2), widths=(6, 2, 2, 1)))
+
 
 class Life:
     """A search without a clock: whatever can happen next happens in random order."""
@@ -155,10 +157,10 @@ def score(state: Dispatcher, path: Path, assessment: Assessment, value: float) -
     state.restore(Scored(ScoreWork(path, assessment), (("only", value),)))
 
 
-def drafted(pool: Pool) -> Dispatcher:
-    """All eight roots drafted, none scored; verifiers stay out of it."""
-    state = Dispatcher(TREE, pool)
-    for work in TREE.rounds[0].samples([(root,) for root in range(8)]):
+def drafted(pool: Pool, tree: TreeOfFrames = TREE) -> Dispatcher:
+    """All roots drafted, none scored; verifiers stay out of it."""
+    state = Dispatcher(tree, pool)
+    for work in tree.rounds[0].samples([(root,) for root in range(tree.shape.roots)]):
         state.restore(Sampled(work, Cost(1, 1)), [str(path) for path in work.paths])
     return state
 
@@ -179,6 +181,48 @@ def test_a_certain_work_takes_a_generator_from_the_worst_bet() -> None:
     state.on_cancelled(bets[0], Cost(3, 30), 2.0)
     assert [a.work for a in start(state, 2.0)] == [SampleWork(((5,),), 2, 2)]
     assert state.bill(Kind.SAMPLING).wasted == Cost(3, 30)
+
+
+def bets_on_two_and_a_certain_work(pool: Pool) -> tuple[Dispatcher, dict[int, Attempt]]:
+    """Bets that run on roots 5 and 4, the likelier first, and root 6, certain now, without a generator."""
+    state = drafted(pool, WIDE)
+    for root in range(6):
+        score(state, (root,), Assessment.POTENTIAL, root / 10)
+    bets = {a.work.paths[0][0]: a for a in start(state) if isinstance(a.work, SampleWork)}
+    assert list(bets) == [5, 4]
+    score(state, (6,), Assessment.POTENTIAL, 0.9)
+    assert SampleWork(((6,),), 2, 2) in state.plan.certain
+    assert [work.paths for work in state.plan.speculative if isinstance(work, SampleWork)] == [((5,),), ((4,),)]
+    return state, bets
+
+
+def test_of_several_bets_the_worst_makes_room() -> None:
+    state, bets = bets_on_two_and_a_certain_work(Pool(["g0", "g1"], ["v"], 1))
+    assert [command for command in state.decide(1.0) if isinstance(command, Cancel)] == [Cancel(bets[4])]
+
+
+def test_no_more_bets_make_room_than_needed() -> None:
+    state, bets = bets_on_two_and_a_certain_work(Pool(["g0", "g1"], ["v"], 1))
+    state.decide(1.0)
+    assert not any(isinstance(command, Cancel) for command in state.decide(2.0)), "one is on its way out already"
+    state.on_cancelled(bets[4], Cost(1, 1), 3.0)
+    assert [(a.work, a.worker) for a in start(state, 3.0)] == [(SampleWork(((6,),), 2, 2), bets[4].worker)]
+    assert bets[5].number in state.running
+
+
+def test_a_bet_that_killed_its_worker_is_not_made_again_until_it_is_certain() -> None:
+    state = drafted(Pool(["g0"], ["v"], 1))
+    for root, value in enumerate((0.1, 0.2)):
+        score(state, (root,), Assessment.POTENTIAL, value)
+    (bet,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
+    state.on_failed(bet, Cost(1, 1), "out of memory", 1.0)
+    assert Recover(bet.worker) in state.decide(1.0)
+    state.on_recovered(bet.worker)
+    assert bet.work in state.plan.speculative
+    assert not start(state, 2.0)
+    for root in range(2, 5):
+        score(state, (root,), Assessment.POTENTIAL, 0.0)
+    assert [attempt.work for attempt in start(state, 3.0)] == [bet.work]
 
 
 def test_a_lost_bet_is_cancelled_and_counted() -> None:
@@ -221,6 +265,24 @@ def test_a_failed_work_goes_elsewhere_and_its_worker_recovers_first() -> None:
     (third,) = start(state, 2.0)
     with pytest.raises(SearchFailed, match="sampling branch 0 failed 3 times, the last time with: out of memory"):
         state.on_failed(third, Cost(), "out of memory", 3.0)
+
+
+def test_a_work_avoids_a_worker_that_failed_at_it_though_its_parent_was_made_there() -> None:
+    state = Dispatcher(Linear(Layout(2, 1), roots=2), Pool(["g0", "g1"], ["v"], 1))
+    for parent in start(state):
+        state.on_done(parent, sampled(parent), 1.0)
+    child, other = start(state, 1.0)
+    state.on_failed(child, Cost(), "out of memory", 2.0)
+    assert Recover(child.worker) in state.decide(2.0)
+    state.on_recovered(child.worker)
+    state.on_done(other, sampled(other), 3.0)  # now both generators are free
+    again = next(attempt for attempt in start(state, 3.0) if attempt.work == child.work)
+    assert again.worker == other.worker
+
+
+def test_the_least_loaded_worker_comes_first() -> None:
+    state = drafted(Pool(["g0"], ["v0", "v1"], scores_in_flight=2))
+    assert [a.worker for a in start(state) if isinstance(a.work, ScoreWork)] == ["v0", "v1", "v0", "v1"]
 
 
 def test_the_last_worker_of_a_kind_ends_the_search() -> None:

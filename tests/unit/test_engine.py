@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from framegrove.config.model import FluxConfig
-from framegrove.config.train import TrainConfig
+from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.schema import LatentClip
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.transformers import fresh_transformer
@@ -55,7 +55,9 @@ def trainable(kind: str = "mmdit") -> Trainable:
     return Trainable(*copy.deepcopy((PIPELINES[kind].transformer, PIPELINE.text)), train_text=True).train()
 
 
-def steps(engine: DeepSpeedEngine | PlainEngine, first: int, last: int) -> list[tuple[float, float]]:
+def steps(
+    engine: DeepSpeedEngine | PlainEngine, first: int, last: int, phase: PhaseConfig = CONFIG.phases[0]
+) -> list[tuple[float, float]]:
     """Losses and gradient norms of some steps, each in two passes of unequal size."""
     clips = []
     for index in range(4):
@@ -66,9 +68,19 @@ def steps(engine: DeepSpeedEngine | PlainEngine, first: int, last: int) -> list[
     for step in range(first, last):
         position = Position.of(CONFIG, step)
         samples = draw_samples(clips, position, schedule, PIPELINE.latent_norm, seed=0)
-        update = engine.update([samples[:2], samples[2:]], position.phase.batch, position.phase, pace=0.5)
+        update = engine.update([samples[:2], samples[2:]], phase.batch, phase, pace=0.5)
         found.append((float(torch.cat(update.losses).mean()), update.gradient_norm))
     return found
+
+
+def test_the_average_is_short_at_first_and_later_as_long_as_the_phase_says() -> None:
+    engine = PlainEngine(trainable(), "fp32", CPU)
+    phase = CONFIG.phases[0].model_copy(update={"ema": 0.15})
+    for step, decay in enumerate((0.1, 0.15, 0.15)):  # of the first update 1 / (9 + 1), of the second less than 2 / 11
+        before = [weight.clone() for weight in engine.averaged]
+        steps(engine, step, step + 1, phase)
+        for average, old, new in zip(engine.averaged, before, engine.parameters, strict=True):
+            torch.testing.assert_close(average, decay * old + (1 - decay) * new.detach(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "zero"), [("mmdit", 1), ("flux", 3)])

@@ -88,6 +88,30 @@ def test_siblings_and_seeds_differ(transformer: MMDiT) -> None:
     assert (latents[0].x - latents[2].x).abs().max() > 0.1
 
 
+def test_the_seed_and_the_path_are_in_the_noise_that_a_unit_starts_from(transformer: MMDiT) -> None:
+    """With one stage nothing else is random: later stages' jumps, which draw noise of their own, cannot hide it."""
+    schedule, steps = PyramidSchedule(stages=1), StepsConfig(first=(2,), others=(2,))
+    sampler = sampler_of(transformer, schedule=schedule, steps=steps)
+    tasks = [task_of((0,)), task_of((0,), seed=4), task_of((1,)), task_of((0,))]
+    one, seed, path, again = (latent.x for latent in sampler.sample(tasks))
+    assert (one - seed).abs().max() > 0.1
+    assert (one - path).abs().max() > 0.1
+    torch.testing.assert_close(again, one, atol=1e-5, rtol=1e-5)
+
+
+def test_the_seed_and_the_path_are_in_the_noise_of_a_jump(transformer: MMDiT) -> None:
+    """From one and the same draft nothing else is random."""
+    sampler = sampler_of(transformer)
+    (draft,) = sampler.sample([task_of((0,))], range(1))
+    tasks = [task_of((0,)), task_of((0,), seed=4), task_of((1,)), task_of((0,))]
+    one, seed, path, again = (
+        latent.x for latent in sampler.sample([replace(task, start=draft) for task in tasks], range(1, 2))
+    )
+    assert (one - seed).abs().max() > 0.1
+    assert (one - path).abs().max() > 0.1
+    torch.testing.assert_close(again, one, atol=1e-5, rtol=1e-5)
+
+
 def test_stopping_at_a_stage_and_going_on_changes_nothing(transformer: MMDiT) -> None:
     sampler, tasks = sampler_of(transformer), [task_of((0, 0)), task_of((0, 1))]
     drafts = sampler.sample(tasks, range(1))

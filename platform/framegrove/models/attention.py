@@ -187,6 +187,7 @@ class _Flex:
     block_mask: BlockMask
 
     def __call__(self, query_NHLD: Tensor, key_NHLD: Tensor, value_NHLD: Tensor, current_only: bool) -> Tensor:
+        # On a CPU, where tests alone come by here, PyTorch has no compiled backward pass and refuses gradients.
         attend: Any = _compiled_flex() if query_NHLD.is_cuda else flex_attention
         out: Tensor = attend(query_NHLD, key_NHLD, value_NHLD, block_mask=self.block_mask)
         return out

@@ -1,0 +1,91 @@
+"""Two workers in one process group: together they make the steps that one process makes on the whole batch."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from framegrove.config.train import PhaseConfig, TrainConfig
+from framegrove.data.packing import pack
+from framegrove.training.curriculum import Position, StageSample, draw_samples
+from framegrove.training.engine import DeepSpeedEngine, PlainEngine
+from framegrove.training.loop import Hooks, Point, train
+from framegrove.training.run import Setup
+from tests.tiny_training import PHASE, make_config, make_world
+
+WORKERS, CPU = 2, torch.device("cpu")
+# The gradients are above the clip, and the eps is not nothing beside them: so the steps of Adam depend on their scale.
+ONLY = PHASE | {"name": "only", "units": 3, "steps": 6, "batch": 7, "clip": 0.1, "eps": 1e-3, "ema": 0.2}
+
+
+def work(rank: int, folder: Path, config: TrainConfig) -> None:
+    """One of the workers: trains, and leaves its curve and the averaged weights."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS)}
+    patience = datetime.timedelta(seconds=60)  # for a worker that makes another number of passes than the other one
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORKERS, timeout=patience
+    )
+    setup = Setup.of(config)
+    engine = DeepSpeedEngine(setup.trainable(), config.precision, CPU, config.zero)
+    points: list[Point] = []
+    hooks = Hooks(lambda done, loss: None, points.append, lambda step: None, lambda phase: None)
+    train(config, engine, setup.pools(rank, WORKERS), setup.schedule, setup.pipeline.latent_norm, hooks)
+    curve = [(point.losses["loss"], point.gradient_norm) for point in points]
+    torch.save({"curve": curve, "weights": engine.averaged_weights()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def shares(setup: Setup, phase: PhaseConfig) -> list[list[list[StageSample]]]:
+    """What each worker draws at each step."""
+    pools = [setup.pools(rank, WORKERS)(phase, 0) for rank in range(WORKERS)]
+    norm, seed = setup.pipeline.latent_norm, setup.config.seed
+    return [
+        [
+            draw_samples(pool.at(step), Position.of(setup.config, step), setup.schedule, norm, seed, rank, WORKERS)
+            for rank, pool in enumerate(pools)
+        ]
+        for step in range(phase.steps)
+    ]
+
+
+def passes(samples: list[StageSample], setup: Setup, phase: PhaseConfig) -> int:
+    """How many a worker would make if it were alone."""
+    lengths = [sample.visual_tokens(setup.pipeline.transformer.config.patch_size) for sample in samples]
+    texts = setup.pipeline.text.token_counts([sample.prompt for sample in samples])
+    return len(pack([sum(both) for both in zip(lengths, texts, strict=True)], phase.pack_tokens))
+
+
+def test_two_workers_step_like_one_process_on_packs_of_their_own(tmp_path: Path) -> None:
+    """Losses, gradient norms and averaged weights; each worker would have filled another number of passes."""
+    config = make_config(
+        make_world(tmp_path), phases=[ONLY | {"pack_tokens": 60}], precision="fp32", zero=2, log_every=1
+    )
+    workers = torch.multiprocessing.spawn(work, (tmp_path, config), WORKERS, join=False, daemon=True)
+    setup, phase = Setup.of(config), config.phases[0]
+    engine = PlainEngine(setup.trainable(), config.precision, CPU)
+    averaged = [weight.detach().clone() for weight in engine.parameters]
+    curve = []
+    drawn = shares(setup, phase)
+    assert any(passes(one, setup, phase) != passes(other, setup, phase) for one, other in drawn)
+    for number, both in enumerate(drawn, start=1):
+        found = engine.update([[*both[0], *both[1]]], phase.batch, phase, pace=1.0)
+        curve.append((float(found.losses[0].mean()), found.gradient_norm))
+        decay = min(phase.ema, number / (9 + number))
+        averaged = [
+            decay * old + (1 - decay) * new.detach() for old, new in zip(averaged, engine.parameters, strict=True)
+        ]
+    assert min(norm for _, norm in curve) > phase.clip
+    while not workers.join(timeout=60):  # what a worker raises is raised here
+        pass
+    for rank in range(WORKERS):
+        left = torch.load(tmp_path / f"{rank}.pt")
+        for ours, theirs in zip(curve, left["curve"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        for weight, (name, theirs) in zip(averaged, left["weights"].items(), strict=True):
+            torch.testing.assert_close(theirs, weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
