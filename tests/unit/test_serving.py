@@ -228,6 +228,7 @@ def test_a_failure_is_told_and_the_next_video_is_made(tmp_path: Path) -> None:
         running.runner.failure = None
         fine = (await running.post(prompt=PROMPT)).json()
         await running.until(fine["id"], "completed")
+        assert running.runner.closed == 1  # after what was nobody's mistake: the next video got new actors
 
     serving(tmp_path, scene)
 
