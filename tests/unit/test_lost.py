@@ -1,4 +1,4 @@
-"""Handles that are lost with the machine that held them: what they stood for is made again, and the video is the same."""
+"""Handles lost with the machine that held them: what they stood for is made again, and the video is the same."""
 
 from __future__ import annotations
 
