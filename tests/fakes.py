@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 import random
 import selectors
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from framegrove.search.protocols import WorkCancelled, WorkFailed
+from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import (
     Assessment,
     Cost,
@@ -79,7 +79,8 @@ class World:
 
     ``grid`` scores are spread over so many values: a small one makes ties. ``timing`` seeds the delays and
     nothing else. ``deaths`` maps a worker's name to the numbers of the calls during which it dies; a worker in ``gone``
-    does not recover.
+    does not recover. ``losses`` are the numbers of the calls, to whomever, at which some handle is lost; with
+    ``buried`` everything that a generator made is lost when it dies.
     """
 
     seed: int = 0
@@ -90,11 +91,34 @@ class World:
     score_s: float = 2.0
     deaths: Mapping[str, frozenset[int]] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
+    losses: frozenset[int] = frozenset()
+    buried: bool = False
     scored: int = 0
+    called: int = 0
+    made: list[tuple[str, Handle]] = field(default_factory=list)
 
     def score(self, handle: str, assessment: Assessment, verifier: str) -> float:
         digest = hashlib.blake2b(f"{self.seed} {handle} {assessment} {verifier}".encode()).digest()
         return int.from_bytes(digest[:4]) % (self.grid + 1) / self.grid
+
+    def lose(self, maker: str | None = None) -> None:
+        """Lose one of the handles, or all that one worker made."""
+        lost = [handle for name, handle in self.made if name == maker]
+        if maker is None and self.made:
+            lost = [random.Random(f"{self.timing} {self.called}").choice(self.made)[1]]
+        for handle in lost:
+            handle.lost = True
+
+    async def lost_of(self, handles: Mapping[Path, Any]) -> Collection[Path]:
+        """What a conductor asks before it ends."""
+        await asyncio.sleep(self.score_s)
+        return [path for path, handle in handles.items() if getattr(handle, "lost", False)]
+
+
+class Handle(str):
+    """A handle that can be lost. Made again it is equal, and another object."""
+
+    lost = False
 
 
 class FakeWorker:
@@ -104,10 +128,16 @@ class FakeWorker:
         self.name, self.world, self.calls, self.alive = name, world, 0, True
         self.random = random.Random(f"{world.timing} {name}")
 
-    def begin(self) -> bool:
-        """Count a call; whether the worker dies during it. A dead worker takes no calls."""
+    def begin(self, inputs: Mapping[Path, Any]) -> bool:
+        """Count a call; whether the worker dies during it. A dead worker takes no calls, a lost handle ends one."""
         if not self.alive:
             raise WorkFailed(f"{self.name} is not there")
+        if self.world.called in self.world.losses:
+            self.world.lose()
+        self.world.called += 1
+        for path, handle in inputs.items():
+            if getattr(handle, "lost", False):
+                raise UnitsLost([path], Cost(0, 0, 0.5))
         self.calls += 1
         return self.calls - 1 in self.world.deaths.get(self.name, frozenset())
 
@@ -116,6 +146,8 @@ class FakeWorker:
 
     def die(self, cost: Cost) -> None:
         self.alive = False
+        if self.world.buried:
+            self.world.lose(self.name)
         raise WorkFailed(f"{self.name} died", cost)
 
     async def recover(self) -> None:
@@ -135,7 +167,7 @@ class FakeGenerator(FakeWorker):
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
         assert self.current is None, "a generator samples one work at a time"
-        dies = self.begin()
+        dies = self.begin(parents)
         self.current, self.cancelled, nfe, flops = work, False, 0, 0
         try:
             for stage in range(work.first_stage, work.last_stage + 1):
@@ -149,7 +181,8 @@ class FakeGenerator(FakeWorker):
                         self.die(Cost(nfe, flops, 1.0))
         finally:
             self.current = None
-        handles = tuple(digest(work, path, parents) for path in work.paths)
+        handles = tuple(Handle(digest(work, path, parents)) for path in work.paths)
+        self.world.made += [(self.name, handle) for handle in handles]
         return Sampled(work, Cost(nfe, flops, 1.0), handles)
 
     def cancel(self, work: SampleWork) -> None:
@@ -158,13 +191,15 @@ class FakeGenerator(FakeWorker):
 
 
 class FakeVerifier(FakeWorker):
-    """Scores what it is given by looking at the handle alone."""
+    """Scores what it is given by looking at the newest handle alone."""
 
-    async def score(self, work: ScoreWork, handle: Any) -> Scored:
-        dies = self.begin()
+    async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
+        assert list(units) == [work.path[: n + 1] for n in range(len(work.path))], "a branch's units, oldest first"
+        dies = self.begin(units)
         await self.wait(self.world.score_s)
         if dies or not self.alive:
             self.die(Cost(1, 1, 1.0))
+        handle = units[work.path]
         assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
         self.world.scored += 1
         panel = tuple((name, self.world.score(handle, work.assessment, name)) for name in self.world.verifiers)

@@ -8,7 +8,7 @@ particular work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from framegrove.search.dispatch import Attempt, Cancel, Command, Dispatcher, Sta
 from framegrove.search.journal import Journal
 from framegrove.search.outcome import Outcome, nodes_of
 from framegrove.search.pool import Kind, Pool, kind_of
-from framegrove.search.protocols import GeneratorClient, VerifierClient, WorkCancelled, WorkFailed
+from framegrove.search.protocols import GeneratorClient, UnitsLost, VerifierClient, WorkCancelled, WorkFailed
 from framegrove.search.tree import Policy, Result
 from framegrove.types import Cost, Path, Sampled, SampleWork
 
@@ -41,6 +41,7 @@ class Conductor:
 
     ``given`` holds handles for the units that are not searched for, oldest first. With a ``journal``, finished works
     are kept there, and those it has already are not done again. ``on_progress`` is called whenever the tally moves.
+    ``lost`` is asked before the search ends: which of the outcome's handles, by branch, lead nowhere any more.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class Conductor:
         given: Sequence[Any] = (),
         journal: Journal | None = None,
         on_progress: Callable[[Tally], None] = lambda tally: None,
+        lost: Callable[[Mapping[Path, Any]], Awaitable[Collection[Path]]] | None = None,
     ) -> None:
         pool = Pool(list(generators), list(verifiers), config.scores_in_flight)
         self._state = Dispatcher(policy, pool, speculate=config.speculate, attempts=config.attempts, given=given)
         self._generators, self._verifiers = generators, verifiers
-        self._journal, self._on_progress = journal, on_progress
+        self._journal, self._on_progress, self._lost = journal, on_progress, lost
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = 0.0
@@ -76,9 +78,10 @@ class Conductor:
                 for command in self._state.decide(self._now()):
                     self._carry_out(command)
                 self._report()
-                if self._state.finished and not self._state.running:
+                if not self._state.finished or self._state.running:
+                    await self._something_happens()
+                elif not await self._forget_lost():
                     return self._outcome()
-                await self._something_happens()
         finally:
             await self._stop()
 
@@ -98,25 +101,40 @@ class Conductor:
         if error := next(filter(None, errors), None):
             raise error
 
+    async def _forget_lost(self) -> bool:
+        """Before the end: whether a handle was lost, so that there is something to be made again."""
+        handles = self._handles()
+        lost = await self._lost(handles) if self._lost is not None else ()
+        self._forget({path: handles[path] for path in lost})
+        return bool(lost)
+
+    def _forget(self, lost: Mapping[Path, Any]) -> None:
+        for result in self._state.forget(lost):
+            self._waste(kind_of(result.work), result.cost)
+
     async def _attempt(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> None:
         try:
             result = await self._work(attempt, inputs)
+            end = self._now()
+            if self._journal is not None:
+                await self._journal.record(result)
         except WorkCancelled as stop:
             self._waste(kind_of(attempt.work), stop.cost)
             self._state.on_cancelled(attempt, stop.cost, self._now())
         except WorkFailed as failure:
             self._waste(kind_of(attempt.work), failure.cost)
             self._state.on_failed(attempt, failure.cost, str(failure), self._now())
+        except UnitsLost as loss:
+            self._waste(kind_of(attempt.work), loss.cost)
+            self._state.on_lost(attempt, loss.cost, self._now())
+            self._forget({path: inputs[path] for path in loss.paths})
         else:
-            end = self._now()
-            if self._journal is not None:
-                await self._journal.record(result)
             self._state.on_done(attempt, result, end)
 
     async def _work(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> Result:
         if isinstance(attempt.work, SampleWork):
             return await self._generators[attempt.worker].sample(attempt.work, inputs)
-        return await self._verifiers[attempt.worker].score(attempt.work, inputs[attempt.work.path])
+        return await self._verifiers[attempt.worker].score(attempt.work, inputs)
 
     async def _recover(self, worker: str) -> None:
         client = self._generators[worker] if worker in self._generators else self._verifiers[worker]
@@ -162,6 +180,7 @@ class Conductor:
     def _report(self) -> None:
         state = self._state
         done = sum(work in state.done for work in state.plan.certain)
+        done = max(done, self._tally.done if self._tally else 0)  # what is made again was counted before
         tally = Tally(done, len(state.plan.certain), state.plan.at_most)
         if tally != self._tally:
             self._tally = tally
@@ -178,7 +197,12 @@ class Conductor:
             sampling=state.bill(Kind.SAMPLING),
             scoring=state.bill(Kind.SCORING),
             spans=tuple(state.spans),
-            handles={latent.path: state.handles[latent] for latent in sorted(state.handles)},
+            handles=self._handles(),
             seconds=self._now(),
             restored=self._restored,
         )
+
+    def _handles(self) -> dict[Path, Any]:
+        """The newest handle of every branch."""
+        handles = self._state.handles
+        return {latent.path: handles[latent] for latent in sorted(handles)}

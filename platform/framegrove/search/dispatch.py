@@ -1,15 +1,16 @@
 """The state of a running search: a pure state machine that is told what happened and asked what to do next.
 
 No clock, no tasks and no waiting in here: the conductor passes events in (``on_done``, ``on_cancelled``, ``on_failed``,
-``on_recovered``, ``on_gone``) and carries out the commands that ``decide`` returns. A work can be tried several times;
-each try is an attempt.
+``on_lost``, ``on_recovered``, ``on_gone``) and carries out the commands that ``decide`` returns. A work can be tried
+several times; each try is an attempt. What a work has made can be lost again (``forget``): then it is as if it had
+never been done, but for its cost, which is wasted.
 
 Laws, which hold after every event (``laws`` in tests/unit/test_dispatch.py):
 
 1. Attempts are conserved: launched = running + done + cancelled + failed. So are certain works: planned =
    finished + running + queued.
-2. A work has at most one running attempt, and at most one that is done; never both. When the search is finished,
-   every certain work has exactly one that is done.
+2. A work has at most one running attempt, and at most one that is done and whose handles have not been lost; never
+   both. When the search is finished, every certain work has exactly one that is done.
 3. A worker never has more attempts running than it can take. A bet only gets a worker that no certain work could use;
    a generator is asked to drop its bet as soon as one can.
 4. Costs are conserved: spent = certain + at stake + wasted, and nothing is at stake once the search is finished.
@@ -209,10 +210,28 @@ class Dispatcher:
         if attempt.work not in self._certain:
             self._withdrawn.add(attempt.work)
             return
-        failures = self._failures.setdefault(attempt.work, [])
-        failures.append(attempt.worker)
-        if len(failures) >= self._tries:
-            raise SearchFailed(f"{describe(attempt.work)} failed {len(failures)} times, the last time with: {reason}")
+        self._count(attempt.work, attempt.worker, reason)
+
+    def on_lost(self, attempt: Attempt, cost: Cost, now: float) -> None:
+        """The attempt could not go on because handles it was given are lost; ``forget`` says which."""
+        self._end(attempt, Ending.FAILED, cost, now)
+
+    def forget(self, lost: Mapping[Path, Any]) -> list[Result]:
+        """These handles, by branch, are lost: the works that made them are to be done again, if they are certain.
+
+        Returns the results that are wasted thereby. Handles that have been replaced meanwhile are passed over. Raises
+        SearchFailed for given units, which no work makes, and when a certain work's are lost as often as it is tried.
+        """
+        wasted = []
+        for latent in [at for at, handle in self.handles.items() if at.path in lost and lost[at.path] is handle]:
+            if len(latent.path) <= self._policy.layout.given:
+                raise SearchFailed(f"the given unit {len(latent.path) - 1} was lost: start the search again")
+            del self.handles[latent]
+            for work in [work for work in self.done if latent in self._made(work)]:
+                wasted.append(self.done.pop(work))
+                self._stopped[kind_of(work)] += wasted[-1].cost
+                self._count(work, self._makers.get(latent, "an earlier run"), "what it made was lost")
+        return wasted
 
     def on_recovered(self, worker: str) -> None:
         """The worker can take work again."""
@@ -221,6 +240,15 @@ class Dispatcher:
     def on_gone(self, worker: str, reason: str) -> None:
         """The worker will never be back. Raises SearchFailed if it was the last of its kind."""
         self._pool.gone(worker, reason)
+
+    def _count(self, work: Work, worker: str, reason: str) -> None:
+        failures = self._failures.setdefault(work, [])
+        failures.append(worker)
+        if len(failures) >= self._tries and work in self._certain:
+            raise SearchFailed(f"{describe(work)} failed {len(failures)} times, the last time with: {reason}")
+
+    def _made(self, work: Work) -> tuple[Latent, ...]:
+        return self._policy.layout.outputs(work) if isinstance(work, SampleWork) else ()
 
     def _end(self, attempt: Attempt, ending: Ending, cost: Cost, now: float) -> None:
         del self.running[attempt.number]

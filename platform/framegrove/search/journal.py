@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from framegrove.search.pool import Kind
+from framegrove.search.protocols import WorkFailed
 from framegrove.search.tree import Latent, Result
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
@@ -31,7 +32,7 @@ class LatentStore(Protocol):
     """Where the caller keeps what handles stand for. ``name`` is a file name, such as ``2-0-1.stage2``."""
 
     async def save(self, name: str, handle: Any) -> None:
-        """Keep it durably; saving a name again replaces it, by the same content."""
+        """Keep it durably; saving a name again replaces it, by the same content. Raises WorkFailed if it is lost."""
         ...
 
     async def load(self, name: str) -> Any | None:
@@ -101,10 +102,13 @@ class Journal:
         return Restored(tuple(results), tuple(wasted))
 
     async def record(self, result: Result) -> None:
-        """Keep a result; when this returns it survives anything but the disk."""
+        """Keep a result; when this returns it survives anything but the disk. Raises WorkFailed if it is lost."""
         if isinstance(result, Sampled):
             for name, handle in zip(_names(result.work), result.handles, strict=True):
-                await self._store.save(name, handle)
+                try:
+                    await self._store.save(name, handle)
+                except WorkFailed as failure:
+                    raise WorkFailed(str(failure), result.cost) from failure
         self._append(_line(result))
 
     def record_waste(self, kind: Kind, cost: Cost) -> None:

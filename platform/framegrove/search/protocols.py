@@ -7,6 +7,8 @@ How a work can end, besides with its result:
 - ``WorkFailed``: the worker died or became unreachable under it. Nothing is wrong with the work; it is tried again,
   elsewhere if there is an elsewhere, and ``recover`` is awaited before this worker gets another.
 - ``WorkCancelled``: it stopped because ``cancel`` said so.
+- ``UnitsLost``: what it was to build on is gone, with the machine that held it. Nothing is wrong with work or worker;
+  those units are made again, which gives the same, and then the work.
 - any other exception is a defect or a user's error: the search ends with it.
 
 A work that never ends would stall its search: a client that can lose touch with its worker sets its own time limit and
@@ -15,7 +17,7 @@ raises WorkFailed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from framegrove.search.tree import Panel
@@ -37,6 +39,15 @@ class WorkCancelled(Exception):
 
     def __init__(self, cost: Cost = NOTHING) -> None:
         super().__init__(cost)
+        self.cost = cost
+
+
+class UnitsLost(Exception):
+    """Handles that the work was given lead nowhere any more: those of the newest units of the branches ``paths``."""
+
+    def __init__(self, paths: Iterable[Path], cost: Cost = NOTHING) -> None:
+        self.paths = frozenset(paths)
+        super().__init__(f"the newest units of branches {sorted(self.paths)} are gone")
         self.cost = cost
 
 
@@ -67,8 +78,8 @@ class GeneratorClient(Protocol):
 class VerifierClient(Protocol):
     """Scores several works at a time."""
 
-    async def score(self, work: ScoreWork, handle: Any) -> Scored:
-        """Score a branch by every verifier of the panel. ``handle`` is what the generator returned for it."""
+    async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
+        """Score a branch by every verifier of the panel. ``units`` has the handles of its units, as sampled so far."""
         ...
 
     async def recover(self) -> None:

@@ -62,11 +62,12 @@ class Layout:
 
     def inputs(self, work: Work) -> tuple[Latent, ...]:
         """What must be there before the work can start: the history, oldest first, then what it continues or judges."""
+        parent = work.path[:-1] if isinstance(work, ScoreWork) else work.paths[0][:-1]
+        history = tuple(Latent(parent[: n + 1], self.last_stage) for n in range(len(parent)))
         if isinstance(work, ScoreWork):
             draft = work.assessment is Assessment.POTENTIAL and self.draft_stage is not None
-            return (Latent(work.path, self.draft_stage if draft and self.draft_stage is not None else self.last_stage),)
-        parent = work.paths[0][:-1]
-        history = tuple(Latent(parent[: n + 1], self.last_stage) for n in range(len(parent)))
+            stage = self.draft_stage if draft and self.draft_stage is not None else self.last_stage
+            return (*history, Latent(work.path, stage))
         started = work.first_stage > 0
         return history + tuple(Latent(path, work.first_stage - 1) for path in work.paths if started)
 
