@@ -1,7 +1,7 @@
 """Ray's side of a search: generator and verifier actors as the clients that a conductor knows.
 
 What generators return stays in Ray's object store, owned by the process that runs the search; a handle names it. So
-nothing that is finished dies with the actor that made it.
+nothing that is finished dies with the actor that made it. It does die with its machine, and then is made again.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.generator import Made, Scene
 from framegrove.cluster.errors import ActorLost, CrashLoop
-from framegrove.cluster.supervise import ActorGroup
+from framegrove.cluster.supervise import ActorGroup, Limit
+from framegrove.config.search import SearchConfig
 from framegrove.flow.cost import SamplingCosts
-from framegrove.search.protocols import WorkCancelled, WorkFailed
+from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from framegrove.verification.rewriting import StagedPrompt
 
 Answer = TypeVar("Answer")
+_DEFAULTS = SearchConfig()
 _numbers = itertools.count(1)  # names works to actors, which serve many searches
 
 
@@ -31,29 +34,25 @@ _numbers = itertools.count(1)  # names works to actors, which serve many searche
 class UnitRef:
     """A branch's newest unit in the object store: references to its latent, frames and decoder state (Unit).
 
-    ``before`` is the branch's parent. ``state`` is None where nobody has it; a generator can make it again. States are
-    by far the largest of these (2 GB at 384p), so each is let go as soon as the branch's children have been made; not
-    that of a ``given`` unit, from which many works start.
+    ``state`` is None where nobody has it; a generator can make it again. States are by far the largest of these (2 GB
+    at 384p), so each is let go as soon as the branch's children have been made, but for that of a ``given`` unit, from
+    which many works start.
     """
 
     stage: int
     latent: Any
     frames: Any
     state: Any
-    before: UnitRef | None = None
     given: bool = False
-
-    @property
-    def clip(self) -> tuple[UnitRef, ...]:
-        """The branch unit by unit, oldest first."""
-        return (*(self.before.clip if self.before else ()), self)
 
 
 class RemoteGenerator:
     """One generator actor of a group, sampling one scene (search.protocols.GeneratorClient)."""
 
-    def __init__(self, group: ActorGroup, index: int, scene: Scene, costs: SamplingCosts) -> None:
-        self._group, self._index = group, index
+    def __init__(
+        self, group: ActorGroup, index: int, scene: Scene, costs: SamplingCosts, config: SearchConfig = _DEFAULTS
+    ) -> None:
+        self._group, self._index, self._config = group, index, config
         self._scene, self._costs = scene, costs
         self._running: dict[SampleWork, int] = {}
 
@@ -78,7 +77,9 @@ class RemoteGenerator:
             return refs[0]
 
         try:
-            made: Made = await ask(self._group, self._index, submit)
+            made: Made = await ask(self._group, self._index, submit, Limit(self._config.sample_limit, "sampling"))
+        except ObjectLostError as error:
+            raise _told(error, parents) from error
         except asyncio.CancelledError:
             self.cancel(work)
             raise
@@ -88,7 +89,7 @@ class RemoteGenerator:
         if not made.whole:
             raise WorkCancelled(cost)
         parts = zip(refs[1::3], refs[2::3], refs[3::3], strict=True)
-        units = tuple(UnitRef(work.last_stage, latent, frames, state, before) for latent, frames, state in parts)
+        units = tuple(UnitRef(work.last_stage, latent, frames, state) for latent, frames, state in parts)
         if before and not before.given:
             before.state = None
         return Sampled(work, cost, units)
@@ -100,7 +101,7 @@ class RemoteGenerator:
 
     async def recover(self) -> None:
         """Return once the actor's replacement has loaded its model."""
-        await recovered(self._group, self._index)
+        await recovered(self._group, self._index, self._config)
 
 
 def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
@@ -112,42 +113,76 @@ def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
 class RemoteVerifier:
     """One verifier actor of a group, judging videos made for one prompt (search.protocols.VerifierClient)."""
 
-    def __init__(self, group: ActorGroup, index: int, prompt: StagedPrompt) -> None:
-        self._group, self._index, self._prompt = group, index, prompt
+    def __init__(self, group: ActorGroup, index: int, prompt: StagedPrompt, config: SearchConfig = _DEFAULTS) -> None:
+        self._group, self._index, self._prompt, self._config = group, index, prompt, config
 
-    async def score(self, work: ScoreWork, handle: UnitRef) -> Scored:
+    async def score(self, work: ScoreWork, units: Mapping[Path, UnitRef]) -> Scored:
         """Score a branch by the whole panel. Raises as the protocol says."""
-        clip = [unit.frames for unit in handle.clip]
-        answer: Scored = await ask(
-            self._group, self._index, lambda actor: actor.score_units.remote(work, self._prompt, *clip)
-        )
+        clip = [units[work.path[: n + 1]].frames for n in range(len(work.path))]
+        limit = Limit(self._config.score_limit, "scoring")
+        try:
+            answer: Scored = await ask(
+                self._group, self._index, lambda actor: actor.score_units.remote(work, self._prompt, *clip), limit
+            )
+        except ObjectLostError as error:
+            raise _told(error, units) from error
         return answer
 
     async def recover(self) -> None:
         """Return once the actor's replacement has started its engine."""
-        await recovered(self._group, self._index)
+        await recovered(self._group, self._index, self._config)
 
 
-async def ask(group: ActorGroup, index: int, method: Callable[[ActorHandle[Any]], Awaitable[Answer]]) -> Answer:
-    """Call an actor of a group. Raises WorkFailed when it dies, and what the method raised as itself."""
+async def ask(
+    group: ActorGroup, index: int, method: Callable[[ActorHandle[Any]], Awaitable[Answer]], limit: Limit
+) -> Answer:
+    """Call an actor of a group.
+
+    Raises WorkFailed when it dies or does not answer in time, ObjectLostError when an argument is gone, and what the
+    method raised as itself.
+    """
     try:
-        answer: Answer = await group.call(index, method)
+        answer: Answer = await group.call(index, method, limit=limit)
     except (ActorLost, CrashLoop) as error:
         raise WorkFailed(str(error)) from error
     except RayTaskError as error:
         raise error.cause from None
-    except ObjectLostError as error:
-        raise WorkFailed("a machine that held finished units was lost") from error
     return answer
 
 
-async def recovered(group: ActorGroup, index: int) -> None:
+async def recovered(group: ActorGroup, index: int, config: SearchConfig = _DEFAULTS) -> None:
     """Return once an actor answers again; raise WorkFailed when its group has given it up."""
+    limit = Limit(config.start_limit, "starting")
     while True:
         try:
-            await group.call(index, lambda actor: actor.ready.remote(), counts=False)
+            await group.call(index, lambda actor: actor.ready.remote(), counts=False, limit=limit)
         except ActorLost:
             continue
         except CrashLoop as error:
             raise WorkFailed(str(error)) from error
         return
+
+
+async def lost_of(units: Mapping[Path, UnitRef]) -> list[Path]:
+    """The branches whose newest frames are gone with the machine that held them. Fetches all others."""
+    frames = [_whether_lost(unit.frames) for unit in units.values()]
+    return [path for path, lost in zip(units, await asyncio.gather(*frames), strict=True) if lost]
+
+
+async def _whether_lost(ref: Any) -> bool:
+    try:
+        await ref
+    except ObjectLostError:
+        return True
+    return False
+
+
+def _told(error: ObjectLostError, units: Mapping[Path, UnitRef]) -> Exception:
+    """Which of the units it is that Ray has lost."""
+    refs = {
+        path: [ref.hex() for ref in vars(unit).values() if isinstance(ref, ObjectRef)] for path, unit in units.items()
+    }
+    lost = [path for path, names in refs.items() if error.object_ref_hex in names]
+    return (
+        UnitsLost(lost) if lost else WorkFailed(f"Ray lost an object that belongs to no unit ({error.object_ref_hex})")
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path as File
 from typing import Any, TypeVar
@@ -13,15 +12,16 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef, ask, recovered
+from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef, ask, lost_of, recovered
 from actors.clip_verifier import ClipVerifier
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles
 from actors.shelf import Shelf
 from actors.unsearched import sample_once
-from framegrove.cluster.placement import Role, bundle, placed, require
+from framegrove.cluster.placement import Role, bundle, grows, machines, placed, require
 from framegrove.cluster.session import connect
-from framegrove.cluster.supervise import ActorGroup
+from framegrove.cluster.shares import Shares, gpu_shares
+from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
@@ -50,6 +50,8 @@ OnProgress = Callable[[Progress], None]
 Answer = TypeVar("Answer")
 
 UNSEARCHED = "none"  # the policy that takes the first sample as it comes
+# Settings of a search that decide how long it takes, and nothing else.
+_FOR_THE_TIME_ONLY = {"speculate", "attempts", "scores_in_flight", "start_limit", "sample_limit", "score_limit"}
 _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and ask whether it is well
 
 
@@ -74,7 +76,8 @@ class SearchRunner:
         self._search = search or SearchConfig()
         self._files: ModelFiles | None = None
         self._groups: dict[Role, ActorGroup] = {}
-        self._starting = {role: asyncio.Lock() for role in (Role.GENERATE, Role.VERIFY)}
+        self._placing = asyncio.Lock()
+        self._coming: dict[Role, asyncio.Task[None]] = {}  # actors that are there and do not answer yet
 
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without a verifier where nothing is to be judged. Idempotent.
@@ -82,30 +85,49 @@ class SearchRunner:
         Raises ValueError, in one sentence, for a missing model, a cluster without room, or actors that keep dying.
         """
         files = await self._read()
+        roles = [Role.GENERATE]
         if judging:
             model_folder(self._engine)  # a missing verifier is told here, as far as that can be seen from here
-        starts = [self._start(Role.GENERATE, self._count, lambda index: self._new_generator(files))]
-        if judging:
-            starts.append(self._start(Role.VERIFY, 1, self._new_verifier))
-        # Each to its end, so that nothing is still starting when a failure is told.
-        for failure in await asyncio.gather(*starts, return_exceptions=True):
+            roles.append(Role.VERIFY)
+        if any(role not in self._groups for role in roles):  # what needs no verifier does not wait for its room
+            async with self._placing:
+                await self._place(roles, files)
+        await self._come(roles)
+
+    async def _place(self, roles: Sequence[Role], files: ModelFiles) -> None:
+        """Create the actors that are missing, of all roles or of none: there must be room for them together."""
+        await self._come(list(self._groups))  # until they answer, they may not have taken their place yet
+        new = [role for role in roles if role not in self._groups]
+        if not new:
+            return
+        shares = await asyncio.to_thread(_claim_room, new, self._count, self._engine.tensor_parallel)
+        for role in new:
+            if role is Role.GENERATE:
+                group = ActorGroup(lambda index: self._new_generator(files, shares), self._count)
+            else:
+                group = ActorGroup(lambda index: self._new_verifier(shares), 1)
+            self._groups[role] = group
+            self._coming[role] = asyncio.create_task(self._started(role, group))
+
+    async def _come(self, roles: Sequence[Role]) -> None:
+        """Wait for actors to answer, each to its end, so that nothing is still starting when a failure is told."""
+        coming = [asyncio.shield(self._coming[role]) for role in roles if role in self._coming]
+        for failure in await asyncio.gather(*coming, return_exceptions=True):
             if failure is not None:
                 raise failure
 
-    async def _start(self, role: Role, count: int, create: Callable[[int], Any]) -> None:
-        async with self._starting[role]:  # a lock a role: what needs no verifier does not wait for it
-            if role in self._groups:
-                return
-            await asyncio.to_thread(_claim_room, role, count, self._gpus(role))
-            group = self._groups[role] = ActorGroup(create, count)
-            try:
-                await asyncio.gather(*(recovered(group, index) for index in range(count)))
-            except WorkFailed as failure:
-                await self._close([role])
-                raise ValueError(f"the actors could not be started: {failure}") from failure
-            except BaseException:
-                await self._close([role])
-                raise
+    async def _started(self, role: Role, group: ActorGroup) -> None:
+        try:
+            await asyncio.gather(*(recovered(group, index, self._search) for index in range(len(group))))
+        except WorkFailed as failure:
+            await self._close([role])
+            raise ValueError(f"the actors could not be started: {failure}") from failure
+        except BaseException:
+            await self._close([role])
+            raise
+        finally:
+            if self._coming.get(role) is asyncio.current_task():
+                del self._coming[role]
 
     async def run(
         self, request: GenerationRequest, on_progress: OnProgress = lambda progress: None
@@ -161,17 +183,23 @@ class SearchRunner:
         if record.scores:
             return record.scores
         await self.start()
-        verifier = RemoteVerifier(self._groups[Role.VERIFY], 0, staged(record.request.prompt))
+        verifier = RemoteVerifier(self._groups[Role.VERIFY], 0, staged(record.request.prompt), self._search)
         work = ScoreWork(record.outcome.winner, Assessment.FINAL)
+        branch = [work.path[: n + 1] for n in range(len(work.path))]
+        units = {path: UnitRef(0, None, ray.put(record.shown[path].frames), None) for path in branch}
         with _failing_in_a_sentence():
             while True:
                 try:
-                    return dict((await verifier.score(work, record.outcome.units[-1])).scores)
+                    return dict((await verifier.score(work, units)).scores)
                 except WorkFailed:
                     await verifier.recover()
 
     async def close(self) -> None:
         """End the actors. The runner can be started again."""
+        coming = list(self._coming.values())
+        for task in coming:
+            task.cancel()
+        await asyncio.gather(*coming, return_exceptions=True)
         await self._close(list(self._groups))
 
     async def _close(self, roles: Sequence[Role]) -> None:
@@ -195,18 +223,20 @@ class SearchRunner:
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
         config = validated(SearchConfig, wanted, "the request")
         policy, _ = make_policy(config, layout.units, layout.stages, costs.table, given=layout.given)
-        verifiers = {"verifier": RemoteVerifier(self._groups[Role.VERIFY], 0, staged(request.prompt))}
+        verifiers = {"verifier": RemoteVerifier(self._groups[Role.VERIFY], 0, staged(request.prompt), config)}
 
         def tell(tally: Tally) -> None:
             on_progress(Progress(tally.share, f"{tally.done} works done of at most {tally.at_most}"))
 
         def conductor(journal: Journal | None) -> Conductor:
-            return Conductor(policy, clients, verifiers, config, given=given, journal=journal, on_progress=tell)
+            return Conductor(
+                policy, clients, verifiers, config, given=given, journal=journal, on_progress=tell, lost=lost_of
+            )
 
         if folder is None:
             return await conductor(None).run()
-        shelf = Shelf(folder, layout.last_stage, given)
         identity = await self._identity(request, config)
+        shelf = Shelf(folder)
         with Journal(folder / "journal.jsonl", identity, shelf) as journal:
             return await conductor(journal).run()
 
@@ -220,34 +250,28 @@ class SearchRunner:
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
             "model": (await self._read()).fingerprint(),
             "verifier": self._engine.model_dump(mode="json"),
-            "search": config.model_dump(mode="json", exclude={"speculate", "attempts", "scores_in_flight"}),
+            "search": config.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY),
         }
 
     def _clients(self, scene: Scene, costs: SamplingCosts) -> dict[str, RemoteGenerator]:
         group = self._groups[Role.GENERATE]
-        return {f"generator {n + 1}": RemoteGenerator(group, n, scene, costs) for n in range(len(group))}
+        return {f"generator {n + 1}": RemoteGenerator(group, n, scene, costs, self._search) for n in range(len(group))}
 
     async def _given(self, scene: Scene, image: bytes | None, stage: int) -> tuple[UnitRef, ...]:
         if image is None:
             return ()
-        refs: list[Any] = []
-
-        def submit(actor: Any) -> Any:
-            refs[:] = actor.given.options(num_returns=3).remote(scene, image)
-            return refs[0]
-
-        await self._insist(submit)
-        latent, frames, state = refs
+        unit = await self._insist(lambda actor: actor.given.remote(scene, image))
+        latent, frames, state = map(ray.put, unit)  # kept on this machine: no work could make them again
         return (UnitRef(stage, latent, frames, state, given=True),)
 
     async def _insist(self, method: Callable[[Any], Awaitable[Answer]]) -> Answer:
         """Ask a generator something small, and again if it dies of something else meanwhile."""
-        group = self._groups[Role.GENERATE]
+        group, limit = self._groups[Role.GENERATE], Limit(self._search.sample_limit, "reading the request")
         while True:
             try:
-                return await ask(group, 0, method)
+                return await ask(group, 0, method, limit)
             except WorkFailed:
-                await recovered(group, 0)
+                await recovered(group, 0, self._search)
 
     async def _read(self) -> ModelFiles:
         """The model's configuration, read once, off the event loop: a hub model is asked for over the network."""
@@ -255,22 +279,13 @@ class SearchRunner:
             self._files = await asyncio.to_thread(ModelFiles.read, self._model)
         return self._files
 
-    def _gpus(self, role: Role) -> float:
-        """The GPUs of each actor of a role: shares, so that all find a place, but whole ones for a split verifier."""
-        there, split = int(ray.cluster_resources().get("GPU", 0)), self._engine.tensor_parallel
-        if not there:
-            return 0.0
-        if split == 1:
-            return 1 / math.ceil((self._count + 1) / there)
-        return float(split) if role is Role.VERIFY else 1 / math.ceil(self._count / max(1, there - split))
-
-    def _new_generator(self, files: ModelFiles) -> Any:
-        options = placed(Role.GENERATE, num_gpus=self._gpus(Role.GENERATE))
+    def _new_generator(self, files: ModelFiles, shares: Shares) -> Any:
+        options = placed(Role.GENERATE, num_gpus=shares.generator)
         options["max_concurrency"] = _CALLS_AT_A_TIME
         return ray.remote(Generator).options(**options).remote(files.source, self._threads)
 
-    def _new_verifier(self, index: int) -> Any:
-        options = placed(Role.VERIFY, num_gpus=self._gpus(Role.VERIFY))
+    def _new_verifier(self, shares: Shares) -> Any:
+        options = placed(Role.VERIFY, num_gpus=shares.verifier)
         options["runtime_env"] = {"env_vars": environment(self._engine)}
         return ray.remote(ClipVerifier).options(**options).remote(self._engine)
 
@@ -293,11 +308,18 @@ def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:
     )
 
 
-def _claim_room(role: Role, count: int, gpus: float) -> None:
-    """Raise NoRoom where the cluster cannot hold so many actors."""
-    purpose = "generating" if role is Role.GENERATE else "the verifier"
+def _claim_room(roles: Sequence[Role], generators: int, split: int) -> Shares:
+    """How many GPUs each actor gets. Raises NoRoom where the cluster cannot hold all actors of these roles together."""
     with connect() as cluster:
-        require(cluster, [bundle(role, num_gpus=gpus)] * count, purpose=purpose)
+        shares = gpu_shares(machines(), generators, split=split, grows=grows())
+        wanted = []
+        if Role.GENERATE in roles:
+            wanted += [bundle(Role.GENERATE, num_gpus=shares.generator)] * generators
+        if Role.VERIFY in roles:
+            wanted.append(bundle(Role.VERIFY, num_gpus=shares.verifier))
+        names = {Role.GENERATE: f"generating with {generators} actors", Role.VERIFY: "judging"}
+        require(cluster, wanted, purpose=" and ".join(names[role] for role in roles))
+    return shares
 
 
 async def _shown(outcome: Outcome, layout: Layout) -> dict[Path, Shown]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from actors.clients import RemoteGenerator, UnitRef
+from actors.clients import RemoteGenerator, UnitRef, lost_of
 from framegrove.search.outcome import Bill, Ending, Fate, Node, Outcome, Span
-from framegrove.search.protocols import WorkCancelled, WorkFailed
+from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.search.tree import Layout
 from framegrove.types import Cost, Path, Sampled, SampleWork
 
@@ -18,15 +18,27 @@ async def sample_once(
     given: tuple[UnitRef, ...],
     on_progress: Callable[[float], None],
 ) -> Outcome:
-    """Sample branch (0, 0, ..) unit by unit, a unit again if the generator dies. Raises WorkFailed if that is gone."""
+    """Sample branch (0, 0, ..) unit by unit, a unit again if the generator dies or the unit is lost.
+
+    Raises WorkFailed if the generator is gone.
+    """
     worker, generator = next(iter(generators.items()))
     clock = asyncio.get_running_loop().time
     began = clock()
     units: dict[Path, UnitRef] = {(0,) * (n + 1): unit for n, unit in enumerate(given)}
     spans: list[Span] = []
-    certain, wasted = Cost(), Cost()
+    costs: dict[Path, Cost] = {}
+    wasted, most = Cost(), 0
+
+    def forget(lost: Iterable[Path]) -> None:
+        nonlocal wasted
+        for path in [path for path in costs if any(len(path) >= len(gone) for gone in lost)]:
+            del units[path]
+            wasted += costs.pop(path)
+
     while len(units) < layout.units:
-        on_progress((len(units) - len(given)) / (layout.units - len(given)))
+        most = max(most, len(units) - len(given))
+        on_progress(most / (layout.units - len(given)))
         path = (0,) * (len(units) + 1)
         work, start = SampleWork((path,), 0, layout.last_stage), clock() - began
         try:
@@ -36,16 +48,21 @@ async def sample_once(
             spans.append(Span(work, worker, start, clock() - began, Ending.FAILED, failure.cost))
             await generator.recover()
             continue
-        units[path] = sampled.handles[0]
-        certain += sampled.cost
+        except UnitsLost as loss:
+            spans.append(Span(work, worker, start, clock() - began, Ending.FAILED, loss.cost))
+            forget(loss.paths)
+            continue
+        units[path], costs[path] = sampled.handles[0], sampled.cost
         spans.append(Span(work, worker, start, clock() - began, Ending.DONE, sampled.cost))
+        if len(units) == layout.units:
+            forget(await lost_of(units))
     on_progress(1.0)
     paths = [path for path in units if len(path) > len(given)]
     return Outcome(
         winner=paths[-1],
         nodes=tuple(Node(path, Fate.WON, None, (), (), None, None) for path in paths),
         certain=frozenset(span.work for span in spans),
-        sampling=Bill(certain, Cost(), wasted),
+        sampling=Bill(sum(costs.values(), Cost()), Cost(), wasted),
         scoring=Bill(Cost(), Cost(), Cost()),
         spans=tuple(spans),
         handles=units,

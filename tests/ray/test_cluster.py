@@ -11,15 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
-from actors.clients import recovered
+from actors.clients import RemoteVerifier, UnitRef, ask, lost_of, recovered
 from framegrove.cluster.errors import ActorLost, CrashLoop, NoCluster, NoRoom
 from framegrove.cluster.placement import Role, bundle, fits, placed, require
 from framegrove.cluster.session import Cluster, connect
-from framegrove.cluster.supervise import ActorGroup
-from framegrove.search.protocols import WorkFailed
+from framegrove.cluster.supervise import ActorGroup, Limit
+from framegrove.config.search import SearchConfig
+from framegrove.search.protocols import UnitsLost, WorkFailed
+from framegrove.types import Assessment, Cost, Scored, ScoreWork
+from framegrove.verification.rewriting import staged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +46,15 @@ class Worker:
 
     def die(self) -> None:
         os._exit(1)
+
+    def late(self) -> None:
+        raise TimeoutError("its own")
+
+    def put(self, size: int) -> list[Any]:
+        return [ray.put(np.zeros(size, np.uint8))]  # a reference that dies with this actor
+
+    def score_units(self, work: ScoreWork, prompt: Any, *units: Any) -> Scored:
+        return Scored(work, (("size", float(len(units))),), Cost())
 
     async def long(self) -> int:
         await asyncio.sleep(60)
@@ -133,6 +146,59 @@ def test_an_actor_that_keeps_dying_is_given_up(cluster: Cluster) -> None:
     asyncio.run(scene())
     for group in (mortal, still_born, lively):
         group.close()
+
+
+def test_an_actor_that_does_not_answer_in_time_is_replaced(cluster: Cluster) -> None:
+    group = ActorGroup(create, 1, failures_in_a_row=2)
+
+    async def scene() -> None:
+        first = await group.call(0, lambda actor: actor.pid.remote())
+        with pytest.raises(WorkFailed, match=r"died and has been replaced \(it was still sampling after 0.5 s\)"):
+            await ask(group, 0, lambda actor: actor.long.remote(), Limit(0.5, "sampling"))
+        assert await group.call(0, lambda actor: actor.pid.remote()) != first
+        assert not alive(first)
+        with pytest.raises(TimeoutError, match="its own"):  # the method's, which is no reason to replace an actor
+            await ask(group, 0, lambda actor: actor.late.remote(), Limit(60, "sampling"))
+
+    asyncio.run(scene())
+    group.close()
+
+
+def test_an_actor_that_finds_no_room_is_given_up(cluster: Cluster) -> None:
+    pending = ActorGroup(lambda index: Worker.options(num_cpus=10000).remote(index), 1, failures_in_a_row=2)
+    says = "died 2 times in a row without finishing anything: it was still starting after 0.3 s"
+    with pytest.raises(WorkFailed, match=says):
+        asyncio.run(recovered(pending, 0, SearchConfig(start_limit=0.3)))
+    pending.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    except OSError:
+        return False
+
+
+def test_a_unit_that_is_lost_is_told_by_its_branch(cluster: Cluster) -> None:
+    group, mortal = ActorGroup(create, 1), create(0)
+    work = ScoreWork((0, 1), Assessment.FINAL)
+    verifier = RemoteVerifier(group, 0, staged("a red 3 moves left and right"))
+
+    async def scene() -> None:
+        ours = [ray.put(np.zeros(10**6, np.uint8)) for _ in range(3)]
+        (theirs,) = await mortal.put.remote(10**6)
+        units = {(0,): UnitRef(2, ours[0], ours[1], None), (0, 1): UnitRef(2, ours[2], theirs, None)}
+        assert (await verifier.score(work, units)).work == work
+        assert await lost_of(units) == []
+        ray.kill(mortal)
+        await asyncio.sleep(1)  # until everybody knows
+        assert await lost_of(units) == [(0, 1)]
+        with pytest.raises(UnitsLost) as caught:
+            await verifier.score(work, units)
+        assert caught.value.paths == {(0, 1)}
+
+    asyncio.run(scene())
+    group.close()
 
 
 def test_the_checkout_travels_to_a_cluster_and_so_do_jobs(cluster: Cluster) -> None:

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import ray
 
+from actors.clients import RemoteGenerator
 from actors.conductor import SearchRunner
+from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.placement import Role
 from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
 from framegrove.config.verifier import EngineConfig
 from framegrove.evaluation.media import decode_mp4, encode_mp4
 from framegrove.evaluation.report import SearchRecord, report_json
-from framegrove.types import GenerationRequest, Progress
+from framegrove.types import GenerationRequest, Progress, Sampled
 from jobs.generate import write
 from tests.tiny import save_tiny, save_tiny_verifier
 
@@ -110,6 +112,52 @@ def test_killing_a_generator_changes_nothing(house: House, undisturbed: SearchRe
     assert record.outcome.winner == undisturbed.outcome.winner
     assert "failed" in [span.ending for span in record.outcome.spans]
     assert house.pid(Role.GENERATE) != pid
+
+
+class Grave:
+    """An actor whose values are lost with it."""
+
+    def put(self) -> list[Any]:
+        return [ray.put("gone")]
+
+
+@pytest.mark.parametrize("policy", ["tof", "none"])
+def test_losing_units_changes_nothing(house: House, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the machine that held them had died, the last one when all else is done."""
+    request = dataclasses.replace(REQUEST, policy=policy, budget=4.0 if policy == "tof" else 1.0)
+    undisturbed = house.search(request)
+    last = undisturbed.outcome.winner
+    lost: list[Any] = []
+
+    class Losing(RemoteGenerator):
+        async def sample(self, work: Any, parents: Any) -> Sampled:
+            sampled = await super().sample(work, parents)
+            if work.paths in lost or (last not in work.paths and len(lost) > 1):
+                return sampled
+            lost.append(work.paths)
+            grave = ray.remote(Grave).options(num_cpus=0).remote()
+            latent, frames = await grave.put.remote(), await grave.put.remote()
+            ray.kill(grave)
+            units = (dataclasses.replace(unit, latent=latent[0], frames=frames[0]) for unit in sampled.handles)
+            return dataclasses.replace(sampled, handles=tuple(units))
+
+    monkeypatch.setattr("actors.conductor.RemoteGenerator", Losing)
+    record = house.search(request)
+    assert len(lost) == 3
+    assert video(record) == video(undisturbed)
+    assert record.outcome.certain == undisturbed.outcome.certain
+    assert record.outcome.sampling.wasted.flops > 0
+    assert record.outcome.sampling.certain.flops == undisturbed.outcome.sampling.certain.flops
+
+
+def test_what_cannot_stand_together_is_told_at_once(cluster: Cluster) -> None:
+    """There is room for the generators alone, and for the verifier alone."""
+    everything = int(ray.cluster_resources()["CPU"])
+    runner = SearchRunner(generators=everything)
+    says = rf"generating with {everything} actors and judging needs {everything + 1} CPU, .* cannot hold that"
+    with pytest.raises(NoRoom, match=says):
+        asyncio.run(runner.start())
+    assert not runner._groups
 
 
 def test_a_cancelled_search_leaves_the_actors_usable(house: House, undisturbed: SearchRecord) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import enum
+import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.session import Cluster
+
+logger = logging.getLogger(__name__)
 
 Bundle = Mapping[str, float]
 
@@ -41,22 +45,44 @@ def placed(role: Role, *, num_cpus: float = 1, num_gpus: float = 0) -> dict[str,
     return {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": marks}
 
 
-def require(cluster: Cluster, bundles: Sequence[Bundle], *, purpose: str, wait_seconds: float = 30.0) -> None:
+# How long room is waited for: until other work has ended, or until a machine has been bought, started and set up.
+_PATIENCE_S, _PATIENCE_GROWING_S = 30.0, 30 * 60.0
+_TELL_EVERY_S = 60.0
+
+
+def require(cluster: Cluster, bundles: Sequence[Bundle], *, purpose: str, wait_seconds: float | None = None) -> None:
     """Return once all ``bundles`` could stand on the cluster together; raise NoRoom in one sentence when they cannot.
 
-    Waits for other work to end or machines to join, except on an own local cluster that is too small in any case.
+    Waits for other work to end or machines to join, half a minute, or half an hour where the cluster ``grows``; except
+    on an own local cluster that is too small in any case.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    large_enough = fits(bundles, nodes)
+    large_enough, growing = fits(bundles, machines()), grows()
     if cluster.own and not large_enough:
-        raise NoRoom(_too_small(bundles, nodes, purpose))
-    probe = placement_group([dict(each) for each in bundles], strategy="PACK")
+        raise NoRoom(_too_small(bundles, purpose))
+    patience = wait_seconds if wait_seconds is not None else _PATIENCE_GROWING_S if growing else _PATIENCE_S
+    probe = placement_group([dict(each) for each in bundles], strategy="PACK")  # what a cluster that grows sees, too
     try:
-        ready = probe.wait(wait_seconds)
+        ready = _ready(probe, bundles, purpose, patience)
     finally:
         remove_placement_group(probe)
+    if not ready and growing:
+        raise NoRoom(_too_slow(bundles, purpose, patience))
     if not ready:
-        raise NoRoom(_too_busy(bundles, purpose, wait_seconds) if large_enough else _too_small(bundles, nodes, purpose))
+        raise NoRoom(_too_busy(bundles, purpose, patience) if large_enough else _too_small(bundles, purpose))
+
+
+def machines() -> list[dict[str, float]]:
+    """The resources of every machine of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def grows() -> bool:
+    """Whether the cluster can get more machines when work waits for room.
+
+    That is, whether a launcher has put its machines into groups: ``ray up`` and KubeRay do, and Ray shows it as a
+    label. A cluster put together by hand, or a local one, has none.
+    """
+    return any("ray.io/node-group" in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def fits(bundles: Iterable[Bundle], nodes: Iterable[Bundle]) -> bool:
@@ -71,10 +97,27 @@ def fits(bundles: Iterable[Bundle], nodes: Iterable[Bundle]) -> bool:
     return True
 
 
-def _too_small(bundles: Sequence[Bundle], nodes: Sequence[Bundle], purpose: str) -> str:
-    machines = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
+def _ready(probe: PlacementGroup, bundles: Sequence[Bundle], purpose: str, patience: float) -> bool:
+    """Whether there was room in time; says now and then that it is waited for."""
+    deadline = time.monotonic() + patience
+    while True:
+        left = deadline - time.monotonic()
+        if probe.wait(max(0.0, min(_TELL_EVERY_S, left))):
+            return True
+        if left <= _TELL_EVERY_S:
+            return False
+        needed, free = _told(bundles), _told([ray.available_resources()], bundles)
+        logger.warning(
+            f"{purpose} needs {needed}, and {free} are free on {len(machines())} machines: waiting for work to end or "
+            f"machines to join, {left - _TELL_EVERY_S:.0f} s more"
+        )
+
+
+def _too_small(bundles: Sequence[Bundle], purpose: str) -> str:
+    nodes = machines()
+    count = f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''}"
     return (
-        f"{purpose} needs {_told(bundles)}, and the cluster's {machines} cannot hold that ({_told(nodes, bundles)} in "
+        f"{purpose} needs {_told(bundles)}, and the cluster's {count} cannot hold that ({_told(nodes, bundles)} in "
         "all): ask for less, or give the cluster more (ray start --num-cpus may exceed the cores)"
     )
 
@@ -84,6 +127,14 @@ def _too_busy(bundles: Sequence[Bundle], purpose: str, waited: float) -> str:
     return (
         f"{purpose} needs {_told(bundles)}, and after {waited:.0f} s other work still holds the cluster ({free} free): "
         "stop that work, or wait for it and try again"
+    )
+
+
+def _too_slow(bundles: Sequence[Bundle], purpose: str, waited: float) -> str:
+    free = _told([ray.available_resources()], bundles)
+    return (
+        f"{purpose} needs {_told(bundles)}, and after {waited:.0f} s the cluster has not grown to hold that ({free} "
+        "free): ask for less, let its groups of machines grow further (max_workers in cluster.yaml), or try again later"
     )
 
 

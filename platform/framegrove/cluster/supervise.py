@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from framegrove.cluster.errors import ActorLost, CrashLoop
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a call may take, and what it does in that time, as in "sampling"."""
+
+    seconds: float
+    doing: str
 
 
 @dataclass
@@ -42,11 +51,14 @@ class ActorGroup:
         """The actors as they stand now, by index."""
         return [slot.actor for slot in self._slots]
 
-    async def call(self, index: int, method: Callable[[ActorHandle[Any]], Any], *, counts: bool = True) -> Any:
+    async def call(
+        self, index: int, method: Callable[[ActorHandle[Any]], Any], *, counts: bool = True, limit: Limit | None = None
+    ) -> Any:
         """Await ``method(actor)``, for example ``lambda actor: actor.sample.remote(work)``, on actor ``index``.
 
         A call that ``counts`` and succeeds shows that the actor is of use; being alive does not: one that dies of its
-        work every time would be started for ever.
+        work every time would be started for ever. One that does not answer within its ``limit``, be it stuck, out of
+        reach or without room to be started in, is as good as dead: it is killed and replaced.
 
         What the method raises comes through. Raises ActorLost when the actor died meanwhile (its replacement is on its
         way), CrashLoop when it keeps dying.
@@ -56,24 +68,28 @@ class ActorGroup:
             raise CrashLoop(self._given_up(index, "it is not started again"))
         actor = slot.actor
         try:
-            result = await method(actor)
-        except RayActorError as error:
-            if isinstance(error, RayTaskError):  # the method itself met a dead actor: not this one
+            async with asyncio.timeout(limit.seconds if limit else None) as clock:
+                result = await method(actor)
+        except (RayActorError, TimeoutError) as error:
+            if isinstance(error, RayTaskError):  # the method itself met a dead actor, or a time limit: not this one
                 raise
-            self._replace(index, actor, error)
-            raise ActorLost(f"actor {index} died and has been replaced ({_reason(error)})") from error
+            reason = (
+                f"it was still {limit.doing} after {limit.seconds:g} s" if limit and clock.expired() else _reason(error)
+            )
+            self._replace(index, actor, reason, error)
+            raise ActorLost(f"actor {index} died and has been replaced ({reason})") from error
         if counts:
             slot.failures = 0
         return result
 
-    def _replace(self, index: int, dead: ActorHandle[Any], error: RayActorError) -> None:
+    def _replace(self, index: int, dead: ActorHandle[Any], reason: str, error: Exception) -> None:
         slot = self._slots[index]
         if slot.actor is not dead:  # several calls were under way: the first to notice has replaced it
             return
         slot.failures += 1
         ray.kill(dead)  # if it was merely out of reach, it must not come back beside its replacement
         if slot.failures >= self._limit:
-            raise CrashLoop(self._given_up(index, _reason(error))) from error
+            raise CrashLoop(self._given_up(index, reason)) from error
         slot.actor = self._create(index)
 
     def _given_up(self, index: int, reason: str) -> str:
@@ -86,7 +102,7 @@ class ActorGroup:
             ray.kill(slot.actor)
 
 
-def _reason(error: RayActorError) -> str:
+def _reason(error: Exception) -> str:
     """The last line of Ray's account, where the cause stands."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -56,6 +56,9 @@ class SearchConfig(Config):
     )
     attempts: int = Field(default=3, ge=1, description="times a work is tried when workers die under it")
     scores_in_flight: int = Field(default=8, ge=1, description="branches a verifier is asked about at a time")
+    start_limit: float = Field(default=1200, gt=0, description="seconds for an actor to come up; then it is given up")
+    sample_limit: float = Field(default=1800, gt=0, description="seconds for a sample work; then its actor is replaced")
+    score_limit: float = Field(default=600, gt=0, description="seconds for a score work; then its actor is replaced")
 
     @property
     def multiple(self) -> float:
