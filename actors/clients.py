@@ -79,7 +79,7 @@ class RemoteGenerator:
         try:
             made: Made = await ask(self._group, self._index, submit, Limit(self._config.sample_limit, "sampling"))
         except ObjectLostError as error:
-            raise _told(error, parents) from error
+            raise _gone(error, parents) from error
         except asyncio.CancelledError:
             self.cancel(work)
             raise
@@ -125,7 +125,7 @@ class RemoteVerifier:
                 self._group, self._index, lambda actor: actor.score_units.remote(work, self._prompt, *clip), limit
             )
         except ObjectLostError as error:
-            raise _told(error, units) from error
+            raise _gone(error, units) from error
         return answer
 
     async def recover(self) -> None:
@@ -177,12 +177,8 @@ async def _whether_lost(ref: Any) -> bool:
     return False
 
 
-def _told(error: ObjectLostError, units: Mapping[Path, UnitRef]) -> Exception:
+def _gone(error: ObjectLostError, units: Mapping[Path, UnitRef]) -> Exception:
     """Which of the units it is that Ray has lost."""
-    refs = {
-        path: [ref.hex() for ref in vars(unit).values() if isinstance(ref, ObjectRef)] for path, unit in units.items()
-    }
-    lost = [path for path, names in refs.items() if error.object_ref_hex in names]
-    return (
-        UnitsLost(lost) if lost else WorkFailed(f"Ray lost an object that belongs to no unit ({error.object_ref_hex})")
-    )
+    parts = [(path, part) for path, unit in units.items() for part in vars(unit).values()]
+    lost = {path for path, part in parts if isinstance(part, ObjectRef) and part.hex() == error.object_ref_hex}
+    return UnitsLost(lost) if lost else WorkFailed(f"Ray lost {error.object_ref_hex}, which is none of the units")
