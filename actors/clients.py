@@ -45,6 +45,11 @@ class UnitRef:
     state: Any
     given: bool = False
 
+    def let_go(self) -> None:
+        """Give up the decoder's state."""
+        if not self.given:
+            self.state = None
+
 
 class RemoteGenerator:
     """One generator actor of a group, sampling one scene (search.protocols.GeneratorClient)."""
@@ -90,8 +95,8 @@ class RemoteGenerator:
             raise WorkCancelled(cost)
         parts = zip(refs[1::3], refs[2::3], refs[3::3], strict=True)
         units = tuple(UnitRef(work.last_stage, latent, frames, state) for latent, frames, state in parts)
-        if before and not before.given:
-            before.state = None
+        if before:
+            before.let_go()
         return Sampled(work, cost, units)
 
     def cancel(self, work: SampleWork) -> None:

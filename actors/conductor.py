@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef, ask, lost_of, recovered
 from actors.clip_verifier import ClipVerifier
 from actors.generator import Generator, Scene
-from actors.model_files import ModelFiles
+from actors.model_files import ModelFiles, fingerprint
 from actors.shelf import Shelf
 from actors.unsearched import sample_once
 from framegrove.cluster.placement import Role, bundle, grows, machines, placed, require
@@ -230,7 +230,15 @@ class SearchRunner:
 
         def conductor(journal: Journal | None) -> Conductor:
             return Conductor(
-                policy, clients, verifiers, config, given=given, journal=journal, on_progress=tell, lost=lost_of
+                policy,
+                clients,
+                verifiers,
+                config,
+                given=given,
+                journal=journal,
+                on_progress=tell,
+                lost=lost_of,
+                cut=UnitRef.let_go,
             )
 
         if folder is None:
@@ -249,7 +257,7 @@ class SearchRunner:
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
             "model": (await self._read()).fingerprint(),
-            "verifier": self._engine.model_dump(mode="json"),
+            "verifier": await asyncio.to_thread(_verifier_identity, self._engine),
             "search": config.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY),
         }
 
@@ -297,6 +305,13 @@ def _failing_in_a_sentence() -> Iterator[None]:
         yield
     except WorkFailed as failure:
         raise SearchFailed(str(failure)) from failure
+
+
+def _verifier_identity(config: EngineConfig) -> dict[str, Any]:
+    """What decides a verifier's answers: its files and how they are read, not how much memory it may take."""
+    ways = {"gpu_memory", "cache_gib", "max_questions", "block_size", "tensor_parallel"}
+    folder = File(model_folder(config))
+    return config.model_dump(mode="json", exclude=ways) | {"files": fingerprint(folder) if folder.is_dir() else None}
 
 
 def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:

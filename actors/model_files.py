@@ -63,7 +63,11 @@ class ModelFiles:
 
     def fingerprint(self) -> str:
         """Changes whenever a file of the folder does, or how it is read."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        facts = [(str(path.relative_to(self.folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        read = (self.source.variant, self.source.dtype)
-        return hashlib.blake2b(repr((facts, read)).encode(), digest_size=12).hexdigest()
+        return fingerprint(self.folder, self.source.variant, self.source.dtype)
+
+
+def fingerprint(folder: Path, *read: object) -> str:
+    """Changes whenever a file of the folder does, or what else is given."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(repr((facts, read)).encode(), digest_size=12).hexdigest()

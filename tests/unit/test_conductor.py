@@ -220,6 +220,15 @@ def test_the_outcome_tells_what_became_of_every_branch() -> None:
     assert dict(winner.scores[0][1]).keys() == {"left", "right"}
 
 
+def test_what_nothing_builds_on_any_more_is_told_once() -> None:
+    told: list[Any] = []
+    outcome = search(World(), TOF, cut=told.append)
+    cut = [outcome.handles[node.path] for node in outcome.nodes if node.fate is Fate.DROPPED]
+    assert set(map(id, cut)) <= set(map(id, told))
+    assert len(set(map(id, told))) == len(told)
+    assert not {id(unit) for unit in outcome.units} & set(map(id, told))
+
+
 def test_a_given_first_frame_is_where_every_branch_starts() -> None:
     outcome = search(World(), given=["(0,) the encoded image"])
     assert outcome.winner[0] == 0

@@ -18,7 +18,7 @@ from framegrove.search.journal import Journal
 from framegrove.search.outcome import Outcome, nodes_of
 from framegrove.search.pool import Kind, Pool, kind_of
 from framegrove.search.protocols import GeneratorClient, UnitsLost, VerifierClient, WorkCancelled, WorkFailed
-from framegrove.search.tree import Policy, Result
+from framegrove.search.tree import Latent, Policy, Result
 from framegrove.types import Cost, Path, Sampled, SampleWork
 
 
@@ -41,7 +41,8 @@ class Conductor:
 
     ``given`` holds handles for the units that are not searched for, oldest first. With a ``journal``, finished works
     are kept there, and those it has already are not done again. ``on_progress`` is called whenever the tally moves.
-    ``lost`` is asked before the search ends: which of the outcome's handles, by branch, lead nowhere any more.
+    ``lost`` is asked before the search ends: which of the outcome's handles, by branch, lead nowhere any more. ``cut``
+    is told every handle, once, that nothing will be sampled on top of: its branch was dropped.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Conductor:
         journal: Journal | None = None,
         on_progress: Callable[[Tally], None] = lambda tally: None,
         lost: Callable[[Mapping[Path, Any]], Awaitable[Collection[Path]]] | None = None,
+        cut: Callable[[Any], None] = lambda handle: None,
     ) -> None:
         pool = Pool(list(generators), list(verifiers), config.scores_in_flight)
         self._state = Dispatcher(policy, pool, speculate=config.speculate, attempts=config.attempts, given=given)
         self._generators, self._verifiers = generators, verifiers
-        self._journal, self._on_progress, self._lost = journal, on_progress, lost
+        self._journal, self._on_progress, self._lost, self._cut = journal, on_progress, lost, cut
+        self._told: set[Latent] = set()
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = 0.0
@@ -77,6 +80,7 @@ class Conductor:
             while True:
                 for command in self._state.decide(self._now()):
                     self._carry_out(command)
+                self._tell_cut()
                 self._report()
                 if not self._state.finished or self._state.running:
                     await self._something_happens()
@@ -84,6 +88,12 @@ class Conductor:
                     return self._outcome()
         finally:
             await self._stop()
+
+    def _tell_cut(self) -> None:
+        for latent in self._state.handles.keys() - self._told:
+            if latent.path in self._state.plan.dropped:
+                self._told.add(latent)
+                self._cut(self._state.handles[latent])
 
     def _carry_out(self, command: Command) -> None:
         match command:
