@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from framegrove.config.model import FluxConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.schema import LatentClip
 from framegrove.flow.schedule import PyramidSchedule
@@ -21,20 +20,15 @@ from framegrove.models.transformers import fresh_transformer
 from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.step import Trainable
+from tests.public_folder import FLUX
 from tests.tiny import tiny_pipeline
 from tests.tiny_training import PHASE
 
 PIPELINE = tiny_pipeline()
-FLUX = FluxConfig(
-    num_layers=1,
-    num_single_layers=2,
-    num_attention_heads=2,
-    attention_head_dim=16,
-    axes_dims_rope=(4, 6, 6),
-    pooled_projection_dim=16,
-    joint_attention_dim=16,
-)
-PIPELINES = {"mmdit": PIPELINE, "flux": replace(PIPELINE, transformer=fresh_transformer(FLUX))}
+PIPELINES = {
+    "mmdit": PIPELINE,
+    "flux": replace(PIPELINE, transformer=fresh_transformer(FLUX.model_copy(update={"pooled_projection_dim": 16}))),
+}
 CPU = torch.device("cpu")
 CONFIG = TrainConfig.model_validate({"data": "none", "phases": [PHASE | {"name": "only", "units": 3, "steps": 9}]})
 
