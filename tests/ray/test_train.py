@@ -42,7 +42,7 @@ def whole(cluster: Cluster, world: Path, tmp_path_factory: pytest.TempPathFactor
 
 def wait_for_the_second_checkpoint(out: Path) -> None:
     """Until it is being written, and the first one is in Ray Train's books, which a second run goes by."""
-    books, deadline = out / "ray" / "checkpoint_manager_snapshot.json", time.monotonic() + 120
+    books, deadline = out / "ray" / "checkpoint_manager_snapshot.json", time.monotonic() + 300
     while len(list((out / "ray").glob("checkpoint_*/"))) < 2 or not books.exists() or not books.stat().st_size:
         assert time.monotonic() < deadline
         time.sleep(0.05)
