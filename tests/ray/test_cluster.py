@@ -17,7 +17,7 @@ import ray
 
 from actors.clients import RemoteVerifier, UnitRef, ask, lost_of, recovered
 from framegrove.cluster.errors import ActorLost, CrashLoop, NoCluster, NoRoom
-from framegrove.cluster.placement import Role, bundle, fits, placed, require
+from framegrove.cluster.placement import Role, bundle, fits, grows, placed, require
 from framegrove.cluster.session import Cluster, connect
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
@@ -90,6 +90,7 @@ def test_a_full_cluster_is_told_rather_than_waited_for(cluster: Cluster) -> None
 def test_roles_bind_actors_only_where_the_cluster_knows_them(cluster: Cluster) -> None:
     assert placed(Role.GENERATE, num_cpus=2) == {"num_cpus": 2, "num_gpus": 0, "resources": {}}
     assert bundle(Role.GENERATE, num_cpus=2) == {"CPU": 2.0}
+    assert not grows()
 
 
 def test_fitting_places_each_bundle_on_one_machine() -> None:

@@ -115,10 +115,10 @@ def test_killing_a_generator_changes_nothing(house: House, undisturbed: SearchRe
 
 
 class Grave:
-    """An actor whose values are lost with it."""
+    """Values that are put here are lost with the actor."""
 
-    def put(self) -> list[Any]:
-        return [ray.put("gone")]
+    def put(self, value: Any) -> list[Any]:
+        return [ray.put(value)]
 
 
 @pytest.mark.parametrize("policy", ["tof", "none"])
@@ -136,9 +136,11 @@ def test_losing_units_changes_nothing(house: House, policy: str, monkeypatch: py
                 return sampled
             lost.append(work.paths)
             grave = ray.remote(Grave).options(num_cpus=0).remote()
-            latent, frames = await grave.put.remote(), await grave.put.remote()
+            units = []
+            for unit in sampled.handles:
+                latent, frames = await grave.put.remote(unit.latent), await grave.put.remote(unit.frames)
+                units.append(dataclasses.replace(unit, latent=latent[0], frames=frames[0]))
             ray.kill(grave)
-            units = (dataclasses.replace(unit, latent=latent[0], frames=frames[0]) for unit in sampled.handles)
             return dataclasses.replace(sampled, handles=tuple(units))
 
     monkeypatch.setattr("actors.conductor.RemoteGenerator", Losing)
