@@ -80,7 +80,7 @@ def _print(findings: list[Finding], where: str, display: Display) -> None:
 
     table = Table(title=where)
     for column in ("what", "ours", "plain", "ours / plain", "aim", ""):
-        table.add_column(column, justify="left" if column == "what" else "right")
+        table.add_column(column, justify="left" if column == "what" else "right", overflow="fold")
     for finding in findings:
         ratio = "" if finding.plain is None else f"{finding.ours / finding.plain:.3f}"
         plain = "" if finding.plain is None else finding.shown(finding.plain)

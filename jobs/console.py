@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,7 +113,9 @@ class Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.console = Console(soft_wrap=True, highlight=False)
+        # Into a file or a pipe tables are as wide as they need to be.
+        plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        self.console = Console(soft_wrap=True, highlight=False, width=160 if plain else None)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
             console=self.console, transient=True, disable=not self.console.is_terminal,

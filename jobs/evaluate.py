@@ -225,7 +225,7 @@ def _settings_table(rows: list[Row]) -> Table:
 
     table = Table(title="Means with 95% bootstrap intervals; cost in samplings of one video")
     for column in ("setting", *results.METRICS, "generator", "bets lost", "decoding", "verifier", "seconds"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
+        table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     for setting, group in results.by_setting(rows).items():
         table.add_row(
             str(setting),
@@ -243,7 +243,7 @@ def _differences_table(rows: list[Row]) -> Table:
 
     table = Table(title="Paired differences, prompt by prompt, with 95% bootstrap intervals")
     for column in ("left minus right", "prompts", *results.METRICS):
-        table.add_column(column, justify="left" if column == "left minus right" else "right")
+        table.add_column(column, justify="left" if column == "left minus right" else "right", overflow="fold")
     columns = [results.comparisons(rows, metric) for metric in results.METRICS.values()]
     for row in zip(*columns, strict=True):
         table.add_row(f"{row[0].left} - {row[0].right}", str(row[0].prompts), *(str(each.difference) for each in row))

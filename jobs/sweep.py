@@ -311,7 +311,7 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
     if what is What.STAGES:
         columns += ["training s", "loss"]
     for column in (what.value, *columns):
-        table.add_column(column, justify="left" if column == what.value else "right")
+        table.add_column(column, justify="left" if column == what.value else "right", overflow="fold")
     for each in found:
         cells = [str(points[each.label].score), f"{each.fully_right:.2f}", f"{each.flops:.3g}", f"{each.seconds:.1f}"]
         cells.append("yes" if each.label in best else "")
