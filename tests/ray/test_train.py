@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,7 +88,12 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_run_again(
     config, file, cut = make_config(world, zero=1), tmp_path / "config.yaml", tmp_path / "cut"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
     command = [sys.executable, "-m", "jobs.train", "--config", str(file), "--out", str(cut), "--workers", "2"]
-    submitted = {"RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}  # its code need not travel
+    # As a submitted job is started: its code need not travel, and a path with a space in it is quoted.
+    runtime_env = {"py_executable": shlex.quote(sys.executable)}
+    submitted = {
+        "RAY_ADDRESS": cluster.address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime_env}),
+    }
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **submitted}) as driver:
         try:
             wait_for_the_second_checkpoint(cut)
