@@ -48,7 +48,6 @@ def main(
 ) -> None:
     """Encode clips with the VAE and write them as parquet shards."""
     with one_line_errors(OSError), Display() as display:
-        from framegrove.config.flow import latent_size
         from framegrove.config.request import parse_size
 
         first, parts = _part(part)
@@ -71,8 +70,7 @@ def main(
             torch.set_num_threads(1)  # small pictures: two are slower
             drawn, total = digits_clips(model, clips, seed=seed, units=units, pairs=pairs), clips
         else:
-            for height, width in wanted:
-                latent_size(height, width, factor=model.config.spatial_factor, **PYRAMID)
+            _check(wanted, model.config.spatial_factor)
             listed = read_list(videos)[first::parts]
             if torch.cuda.is_available():
                 model = model.to("cuda", torch.bfloat16)
@@ -88,6 +86,14 @@ def main(
             if unreadable:
                 display.say(f"{len(unreadable)} of {total} videos were passed over, the first: {unreadable[0]}")
         display.say(f"{total - len(unreadable)} clips in {len(paths)} shards: {out}")
+
+
+def _check(sizes: list[tuple[int, int]], factor: int) -> None:
+    """Raise ValueError for a size that no model could be trained on."""
+    from framegrove.config.flow import latent_size
+
+    for height, width in sizes:
+        latent_size(height, width, factor=factor, **PYRAMID)
 
 
 def _part(text: str) -> tuple[int, int]:

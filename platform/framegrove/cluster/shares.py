@@ -24,11 +24,9 @@ def gpu_shares(nodes: Sequence[Bundle], generators: int, *, split: int = 1, grow
     are fewer, generators share; the verifier, which sizes its memory by the card, shares only one that is the only one.
     """
     theirs, its = _cards(nodes, Role.GENERATE), _cards(nodes, Role.VERIFY)
-    everybodys = sum(map(min, theirs, its))
+    its_alone = sum(its) - sum(map(min, theirs, its))
     verifier = float(split) if sum(its) else 0.0
-    left = sum(theirs) - max(
-        0, verifier - (sum(its) - everybodys)
-    )  # the verifier takes cards of its own machines first
+    left = sum(theirs) - max(0, verifier - its_alone)  # the verifier takes cards of its own machines first
     if not sum(theirs):
         return Shares(0.0, verifier)
     if grows:

@@ -74,10 +74,14 @@ def model_folder(source: ModelSource) -> Path:
     return folder
 
 
-def load_source(source: ModelSource) -> Pipeline:
-    """The model that a job was told to use. Raises as `load_pipeline` does."""
+def load_source(source: ModelSource, text_dtype: torch.dtype | None = None) -> Pipeline:
+    """The model that a job was told to use; ``text_dtype`` and errors as those of `load_pipeline`."""
     return load_pipeline(
-        source.name, getattr(torch, source.dtype), variant=source.variant, allow_pickle=source.allow_pickle
+        source.name,
+        getattr(torch, source.dtype),
+        variant=source.variant,
+        allow_pickle=source.allow_pickle,
+        text_dtype=text_dtype,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 
 import torch
@@ -37,6 +38,7 @@ def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = 
     return encode_unit_tiled(vae, video_BCTHW, state) if large else vae.encode_unit(video_BCTHW, state)
 
 
+@cache
 def decode_flops(config: VaeConfig, size: tuple[int, int]) -> tuple[int, int]:
     """FLOPs of `decode_unit` for the first unit of a video and for a later one; ``size`` is (h, w) of the latents."""
     tiles = 1

@@ -19,7 +19,7 @@ from framegrove.models.pretrained import (
     VAE,
     Pipeline,
     embedded_model,
-    load_pipeline,
+    load_source,
     model_folder,
     read_shape,
     save_pipeline,
@@ -177,13 +177,7 @@ def starting_pipeline(config: TrainConfig, shards: Sequence[Shard]) -> Pipeline:
     """The model of step 0: one that is continued, or a new one whose words are those of the data's captions."""
     model = config.model
     if model.start is not None:
-        source = model.source
-        started = load_pipeline(
-            source.name,
-            variant=source.variant,
-            allow_pickle=source.allow_pickle,
-            text_dtype=torch.bfloat16 if config.precision == "bf16" else None,
-        )
+        started = load_source(model.source, torch.bfloat16 if config.precision == "bf16" else None)
         if not model.fresh:
             return started
         return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
