@@ -16,7 +16,7 @@ from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef, ask, lost_o
 from actors.clip_verifier import ClipVerifier
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles, fingerprint
-from actors.shelf import Shelf
+from actors.unit_store import UnitStore
 from actors.unsearched import sample_once
 from framegrove.cluster.placement import Role, bundle, grows, machines, placed, require
 from framegrove.cluster.session import connect
@@ -26,15 +26,16 @@ from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import EngineConfig, environment, model_folder
-from framegrove.evaluation.media import encode_mp4
+from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.flow.cost import SamplingCosts
+from framegrove.media.writing import encode_mp4
 from framegrove.models.vae_tiling import decode_flops
 from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.journal import Journal
-from framegrove.search.outcome import Outcome
 from framegrove.search.policies import make_policy
 from framegrove.search.protocols import SearchFailed, WorkFailed
+from framegrove.search.result import SearchResult
 from framegrove.search.tree import Layout
 from framegrove.types import (
     Assessment,
@@ -82,7 +83,7 @@ class SearchRunner:
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without a verifier where nothing is to be judged. Idempotent.
 
-        Raises ValueError, in one sentence, for a missing model, a cluster without room, or actors that keep dying.
+        Raises UserError, in one sentence, for a missing model, a cluster without room, or actors that keep dying.
         """
         files = await self._read()
         roles = [Role.GENERATE]
@@ -121,7 +122,7 @@ class SearchRunner:
             await asyncio.gather(*(recovered(group, index, self._search) for index in range(len(group))))
         except WorkFailed as failure:
             await self._close([role])
-            raise ValueError(f"the actors could not be started: {failure}") from failure
+            raise UserError(f"the actors could not be started: {failure}") from failure
         except BaseException:
             await self._close([role])
             raise
@@ -142,7 +143,7 @@ class SearchRunner:
     ) -> SearchRecord:
         """Search for the video that is asked for; with a ``journal`` folder, go on with what is finished in there.
 
-        Raises ValueError, in one sentence, for what the model cannot do, and SearchFailed when actors keep dying. On
+        Raises UserError, in one sentence, for what the model cannot do, and SearchFailed when actors keep dying. On
         cancellation the works under way are given up and the actors stay usable.
         """
         files = await self._read()
@@ -219,7 +220,7 @@ class SearchRunner:
         given: tuple[UnitRef, ...],
         folder: File | None,
         on_progress: OnProgress,
-    ) -> Outcome:
+    ) -> SearchResult:
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
         config = validated(SearchConfig, wanted, "the request")
         policy, _ = make_policy(config, layout.units, layout.stages, costs.table, given=layout.given)
@@ -244,8 +245,8 @@ class SearchRunner:
         if folder is None:
             return await conductor(None).run()
         identity = await self._identity(request, config)
-        shelf = Shelf(folder)
-        with Journal(folder / "journal.jsonl", identity, shelf) as journal:
+        store = UnitStore(folder)
+        with Journal(folder / "journal.jsonl", identity, store) as journal:
             return await conductor(journal).run()
 
     async def _identity(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
@@ -337,7 +338,7 @@ def _claim_room(roles: Sequence[Role], generators: int, split: int) -> Shares:
     return shares
 
 
-async def _shown(outcome: Outcome, layout: Layout) -> dict[Path, Shown]:
+async def _shown(outcome: SearchResult, layout: Layout) -> dict[Path, Shown]:
     """What every branch of a finished search looks like."""
     units: list[UnitRef] = list(outcome.handles.values())
     frames = await asyncio.gather(*(_value(unit.frames) for unit in units))

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
-from framegrove.evaluation.media import read_image
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
+from framegrove.media.writing import read_image
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_unit
@@ -87,7 +87,7 @@ class Generator:
         return os.getpid()
 
     def read(self, scene: Scene) -> tuple[int, int]:
-        """Tokens of the prompt and of the negative prompt. Raises ValueError where the model cannot read them."""
+        """Tokens of the prompt and of the negative prompt. Raises UserError where the model cannot read them."""
         text, negative = self._encoded(scene.prompt, scene.negative)
         return len(text.tokens_LD), len(negative.tokens_LD)
 

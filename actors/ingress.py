@@ -1,4 +1,4 @@
-"""The endpoint's replica in Ray Serve: a desk with a search behind it. Its routes are framegrove.serving.web's."""
+"""The endpoint's replica in Ray Serve: a service with a search behind it. Its routes are framegrove.serving.web's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 from actors.conductor import SearchRunner
 from actors.model_files import ModelFiles
 from framegrove.config.serve import ServeConfig
-from framegrove.serving.desk import ServedModel, VideoDesk
+from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 
@@ -22,14 +22,14 @@ class Ingress:
         files = ModelFiles.read(config.model)
         model = ServedModel(files.name, files.recipe, files.check)
         runner = SearchRunner(config.model, generators=config.generators, verifier=config.verifier)
-        self._desk = VideoDesk(VideoStore(config.folder), runner, model, config)
+        self._service = VideoService(VideoStore(config.folder), runner, model, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._desk)
+        return build_app(self._service)
 
     async def check_health(self) -> None:
         """What Ray Serve asks now and then; a replica that raises here is replaced."""
-        self._desk.check_health()
+        self._service.check_health()
 
 
 def application(config: ServeConfig) -> serve.Application:

@@ -28,6 +28,7 @@ from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, TrainConfig
 from framegrove.data.ingest import DataError, Shard, Size
 from framegrove.data.schema import LatentClip, from_table
+from framegrove.errors import UserError
 from framegrove.training import checkpoint
 from framegrove.training.curve import Curve
 from framegrove.training.engine import DeepSpeedEngine
@@ -35,7 +36,7 @@ from framegrove.training.loop import Hooks, Point, TrainingDiverged, train
 from framegrove.training.run import Setup
 
 
-class TrainingFailed(ValueError):
+class TrainingFailed(UserError):
     """The workers could not finish the run; the message is one sentence for the user."""
 
 
@@ -52,12 +53,12 @@ def fit(
     """Train on ``workers`` workers of ``threads`` CPU threads each; the model folder is ``out/model``.
 
     Goes on where an earlier run in ``out`` stopped; ``failures`` times a run whose worker died is taken up again.
-    ``out`` and the data must be in the same place on every machine. Raises ValueError, before anything is written, for
+    ``out`` and the data must be in the same place on every machine. Raises UserError, before anything is written, for
     what does not fit together, NoRoom where the cluster has no place, TrainingFailed and TrainingDiverged.
     """
     config, out = at_absolute_paths(config), out.absolute()
     if any(phase.matrix_learning_rate for phase in config.phases):
-        raise ValueError(
+        raise UserError(
             "matrix_learning_rate is for the plain engine, ZeRO cuts matrices to pieces: remove it from the phases, or "
             "train with --engine plain"
         )
@@ -168,7 +169,7 @@ def _reason(error: ray.train.TrainingFailedError) -> str:
     """What went wrong first, in one sentence."""
     failures = getattr(error, "worker_failures", {})
     causes = [getattr(failure, "cause", failure) for failure in failures.values()]
-    told = next((cause for cause in causes if isinstance(cause, ValueError)), None)
+    told = next((cause for cause in causes if isinstance(cause, UserError)), None)
     if told is not None:
         return str(told)
     last = [line for line in str(error).splitlines() if line.strip()][-1:]

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from actors.clients import RemoteGenerator, UnitRef, lost_of
-from framegrove.search.outcome import Bill, Ending, Fate, Node, Outcome, Span
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
+from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
 from framegrove.search.tree import Layout
 from framegrove.types import Cost, Path, Sampled, SampleWork
 
@@ -17,7 +17,7 @@ async def sample_once(
     generators: Mapping[str, RemoteGenerator],
     given: tuple[UnitRef, ...],
     on_progress: Callable[[float], None],
-) -> Outcome:
+) -> SearchResult:
     """Sample branch (0, 0, ..) unit by unit, a unit again if the generator dies or the unit is lost.
 
     Raises WorkFailed if the generator is gone.
@@ -58,12 +58,12 @@ async def sample_once(
             forget(await lost_of(units))
     on_progress(1.0)
     paths = [path for path in units if len(path) > len(given)]
-    return Outcome(
+    return SearchResult(
         winner=paths[-1],
         nodes=tuple(Node(path, Fate.WON, None, (), (), None, None) for path in paths),
         certain=frozenset(span.work for span in spans),
-        sampling=Bill(sum(costs.values(), Cost()), Cost(), wasted),
-        scoring=Bill(Cost(), Cost(), Cost()),
+        sampling=CostBreakdown(sum(costs.values(), Cost()), Cost(), wasted),
+        scoring=CostBreakdown(Cost(), Cost(), Cost()),
         spans=tuple(spans),
         handles=units,
         seconds=clock() - began,

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from framegrove.config.verifier import EngineConfig, model_folder
+from framegrove.errors import UserError
 from framegrove.types import Cost, Scored, ScoreWork
 from framegrove.verification import scoring
 from framegrove.verification.questions import questions, shown_frames
@@ -64,7 +65,7 @@ class Verifier:
     async def score(self, work: ScoreWork, prompt: StagedPrompt, frames_THWC: Frames) -> Scored:
         """Ask everything that ``work``'s assessment asks about these frames (all of the branch so far, uint8 RGB).
 
-        Raises ValueError for frames of another shape or type.
+        Raises UserError for frames of another shape or type.
         """
         began = time.monotonic()
         asked = questions(work.assessment, prompt)
@@ -133,7 +134,7 @@ class Verifier:
 
     def _images(self, frames: Frames) -> list[Image.Image]:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-            raise ValueError(
+            raise UserError(
                 f"frames must be uint8 of shape (frames, height, width, 3), not {frames.dtype} {frames.shape}"
             )
         return [Image.fromarray(frames[at]) for at in shown_frames(len(frames), self._config.max_frames)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import Display, make_folder, one_line_errors
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _chosen(only: str) -> list[Bench]:
     names = [name.strip() for name in only.split(",") if name.strip()]
     unknown = [name for name in names if name not in list(Bench)]
     if unknown or not names:
-        raise ValueError(f"unknown bench {', '.join(unknown) or only!r} in --only: allowed are {', '.join(Bench)}")
+        raise UserError(f"unknown bench {', '.join(unknown) or only!r} in --only: allowed are {', '.join(Bench)}")
     return [Bench(name) for name in names]
 
 

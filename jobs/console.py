@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from framegrove.errors import UserError
+
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
     from framegrove.config.verifier import EngineConfig
@@ -47,7 +49,7 @@ PickleOption = Annotated[
 
 
 def engine_config(verifier: str | None) -> EngineConfig:
-    """How the verifier that this option names is served. Raises ValueError, in one sentence."""
+    """How the verifier that this option names is served. Raises UserError, in one sentence."""
     from framegrove.config.base import absolute, load
     from framegrove.config.verifier import EngineConfig
 
@@ -72,7 +74,7 @@ def _is_small(folder: Path, tokens: int) -> bool:
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
-    """The model that these options name. Raises ValueError, in one sentence."""
+    """The model that these options name. Raises UserError, in one sentence."""
     from framegrove.config.base import absolute, validated
     from framegrove.config.model import ModelSource
 
@@ -82,12 +84,12 @@ def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle
 
 @contextlib.contextmanager
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
-    """End the job with one line and exit status 1 for ValueError and ``expected``, with 130 when it is interrupted.
+    """End the job with one line and exit status 1 for UserError and ``expected``, with 130 when it is interrupted.
 
     SIGTERM, which is how a submitted job is stopped, counts as an interruption, so that everything is cleaned up.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    caught: tuple[type[Exception], ...] = (ValueError, *expected)
+    caught: tuple[type[Exception], ...] = (UserError, *expected)
     try:
         yield
     except caught as error:
@@ -99,11 +101,11 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make an output folder unless it is there. Raises ValueError where that cannot be."""
+    """Make an output folder unless it is there. Raises UserError where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"no folder can be made at {path} ({error.strerror}): choose another --out") from None
+        raise UserError(f"no folder can be made at {path} ({error.strerror}): choose another --out") from None
 
 
 class Display:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import Display, make_folder, one_line_errors
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
 
     shutil.rmtree(out, ignore_errors=True)  # a finished run in there would be taken for this one
     if cluster.dashboard_url is None:
-        raise ValueError(f"the cluster at {cluster.address} takes no jobs: it was started without its dashboard")
+        raise UserError(f"the cluster at {cluster.address} takes no jobs: it was started without its dashboard")
     # With several clusters on a machine Ray may tell a job the address of another one than it was submitted to.
     python = ["env", f"RAY_ADDRESS={cluster.address}", sys.executable if cluster.own else "python"]
     training = [
@@ -115,7 +116,7 @@ def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
 def _submitted(url: str, command: list[str]) -> Iterator[Iterator[str]]:
     """Run a command by ``ray job submit``; gives the lines it prints. Stops the job when the block is left early.
 
-    Raises ValueError when the job fails.
+    Raises UserError when the job fails.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -132,7 +133,7 @@ def _submitted(url: str, command: list[str]) -> Iterator[Iterator[str]]:
     try:
         yield (line.rstrip() for line in process.stdout if line.strip() and not _CHATTER.search(line))
         if process.wait() != 0:
-            raise ValueError("the training job failed: its last lines above say why")
+            raise UserError("the training job failed: its last lines above say why")
     finally:
         if process.poll() is None:
             with contextlib.suppress(RuntimeError, OSError):  # it may not have been submitted yet
@@ -177,8 +178,8 @@ def _search(
 
 def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[str, float]]) -> dict[str, Any]:
     """Verifier and oracle on winner and single sample; the oracle reads captions of the digits world only."""
-    from framegrove.data import digits
-    from framegrove.evaluation.digits_oracle import DigitsOracle
+    from framegrove.digits import world as digits
+    from framegrove.digits.oracle import DigitsOracle
 
     objects = digits.parse(prompt)
     oracle = DigitsOracle() if objects is not None else None
@@ -195,7 +196,7 @@ def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[st
 def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any], out: Path, display: Display) -> None:
     from rich.table import Table
 
-    from framegrove.evaluation.media import encode_mp4
+    from framegrove.media.writing import encode_mp4
     from jobs.generate import report_line, write
 
     display.begin("drawing the tree")

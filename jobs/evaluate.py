@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
-    from framegrove.data.digits import DigitObject
-    from framegrove.evaluation.digits_oracle import DigitsOracle
+    from framegrove.digits.oracle import DigitsOracle
+    from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
     from framegrove.evaluation.results import Ledger, Row, Setting
     from framegrove.types import GenerationRequest
@@ -111,17 +112,17 @@ def _settings(policies: str, budgets: str) -> list[Setting]:
     names = [name.strip() for name in policies.split(",") if name.strip()]
     for name in names:
         if name not in ("linear", "tof"):
-            raise ValueError(f"unknown policy {name!r} in --policies: allowed are linear and tof")
+            raise UserError(f"unknown policy {name!r} in --policies: allowed are linear and tof")
     multiples = [parse_budget(text) for text in budgets.split(",") if text.strip()]
     if not names or not multiples:
-        raise ValueError("nothing to evaluate: give at least one policy and one budget")
+        raise UserError("nothing to evaluate: give at least one policy and one budget")
     settings = [Setting("none", 1.0)] if 1.0 in multiples else []
     return settings + [Setting(name, multiple) for multiple in multiples if multiple > 1 for name in names]
 
 
 def _items(files: ModelFiles, settings: list[Setting], count: int, digits: int | None, seed: int) -> list[Item]:
     """Prompt by prompt, so that an evaluation that is cut short has whole pairs."""
-    from framegrove.data import digits as world
+    from framegrove.digits import world
     from framegrove.types import GenerationRequest
 
     recipe = files.recipe
@@ -150,7 +151,7 @@ def _measure(runner: SearchRunner, items: list[Item], ledger: Ledger, display: D
     import asyncio
 
     from framegrove.cluster.session import connect
-    from framegrove.evaluation.digits_oracle import DigitsOracle
+    from framegrove.digits.oracle import DigitsOracle
 
     oracle = DigitsOracle()
 

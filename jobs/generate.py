@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
@@ -134,8 +135,8 @@ def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None
     import shutil
 
     from framegrove.evaluation import tree_picture
-    from framegrove.evaluation.media import encode_mp4
     from framegrove.evaluation.report import report_json
+    from framegrove.media.writing import encode_mp4
 
     partial = out / ".partial"
     partial.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"the image {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"the image {path} cannot be read: {error.strerror}") from None
 
 
 if __name__ == "__main__":

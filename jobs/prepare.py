@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import Display, PickleOption, one_line_errors
 
 if TYPE_CHECKING:
-    from framegrove.data.videos import Listed
+    from framegrove.media.video_reading import Listed
 
 app = typer.Typer(add_completion=False)
 PYRAMID = {"stages": 3, "patch": 2}  # of the released models: sizes that training could not use are refused
@@ -54,7 +55,7 @@ def main(
         wanted = [parse_size(size) for size in sizes.split(",")]
         import torch
 
-        from framegrove.data.videos import read_list
+        from framegrove.media.video_reading import read_list
         from framegrove.models.pretrained import VAE, embedded_model
         from framegrove.models.vae_files import read_vae
         from framegrove.training.encode import digits_clips, vae_digest, video_clips, write_clips
@@ -89,7 +90,7 @@ def main(
 
 
 def _check(sizes: list[tuple[int, int]], factor: int) -> None:
-    """Raise ValueError for a size that no model could be trained on."""
+    """Raise UserError for a size that no model could be trained on."""
     from framegrove.config.flow import latent_size
 
     for height, width in sizes:
@@ -100,7 +101,7 @@ def _part(text: str) -> tuple[int, int]:
     """Where a part of a list begins, and its stride."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"the part {text!r} is not of the form K/N with K from 1 to N, for example 3/8")
+        raise UserError(f"the part {text!r} is not of the form K/N with K from 1 to N, for example 3/8")
     return int(match[1]) - 1, int(match[2])
 
 

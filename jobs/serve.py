@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import (
     DtypeOption,
     ModelOption,
@@ -69,7 +70,7 @@ def main(
 
 
 def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
-    """The endpoint's configuration, at absolute paths. Raises ValueError, in one sentence."""
+    """The endpoint's configuration, at absolute paths. Raises UserError, in one sentence."""
     from framegrove.config.base import absolute, load
     from framegrove.config.serve import ServeConfig
 
@@ -98,7 +99,7 @@ def _serve(config: ServeConfig) -> None:
 
         running = serve.status()
         if NAME in running.applications:
-            raise ValueError("this cluster serves Framegrove already: end that one, with `serve shutdown` if need be")
+            raise UserError("this cluster serves Framegrove already: end that one, with `serve shutdown` if need be")
         shared = bool(running.proxies)  # somebody else serves on this cluster, and goes on after us
         if not shared:
             config = config.model_copy(update={"port": _free_port(config.host, config.port)})
@@ -127,14 +128,14 @@ def _run(config: ServeConfig) -> None:
     assert client is not None, "it has just been started"
     listening = client.http_config  # a cluster that serves already keeps its own, and only warns
     if (listening.host, listening.port) != (config.host, config.port):
-        raise ValueError(
+        raise UserError(
             f"this cluster serves on {listening.host}:{listening.port} already, and on nothing else: "
             f"give --host {listening.host} --port {listening.port}"
         )
     try:
         serve.run(application(config), name=NAME)
     except RuntimeError as error:
-        raise ValueError(f"the endpoint could not be started: {' '.join(str(error).split())[:500]}") from error
+        raise UserError(f"the endpoint could not be started: {' '.join(str(error).split())[:500]}") from error
 
 
 def _free_port(host: str, port: int) -> int:
@@ -143,7 +144,7 @@ def _free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port, 0 takes a free one"
             ) from None
         chosen: int = probe.getsockname()[1]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
@@ -105,7 +106,7 @@ def _budgets(text: str, source: ModelSource, prompts: int) -> tuple[list[Any], d
 
     multiples = [parse_budget(part) for part in text.split(",") if part.strip()]
     if not multiples:
-        raise ValueError("nothing to sweep: give at least one of --budgets")
+        raise UserError("nothing to sweep: give at least one of --budgets")
     from actors.model_files import ModelFiles
 
     return multiples, {"source": ModelFiles.read(source).source, "prompts": prompts}
@@ -119,10 +120,10 @@ def _heights(
 
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names or not all(name.isdigit() and 1 <= int(name) <= 6 for name in names):
-        raise ValueError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
+        raise UserError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
     checked = load(TrainConfig, config, overrides)
     if checked.model.start is not None:
-        raise ValueError(f"{config}: a trained model knows one pyramid only; give model.start: null and model.vae")
+        raise UserError(f"{config}: a trained model knows one pyramid only; give model.start: null and model.vae")
     from actors.trainer import at_absolute_paths
     from framegrove.training.run import Setup
 
@@ -160,7 +161,7 @@ def _studio(generators: int, engine: EngineConfig, cluster: Cluster) -> Any:
 
 
 def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio: Any, display: Display) -> list[Trial]:
-    """Run the trials one after the other. Raises ValueError with what a failed one said."""
+    """Run the trials one after the other. Raises UserError with what a failed one said."""
     import ray
     from ray import tune
 
@@ -180,7 +181,7 @@ def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio
     try:
         results = tuner.fit()
         for error in results.errors:
-            raise ValueError(f"a trial failed: {_last_line(error)}")
+            raise UserError(f"a trial failed: {_last_line(error)}")
         ray.get(studio.close.remote())
     finally:
         ray.kill(studio)
@@ -232,9 +233,9 @@ class Studio:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
-        from framegrove.data import digits
+        from framegrove.digits import world as digits
+        from framegrove.digits.oracle import DigitsOracle
         from framegrove.evaluation.curves import bootstrap
-        from framegrove.evaluation.digits_oracle import DigitsOracle
         from framegrove.types import GenerationRequest
 
         if self._source != source:

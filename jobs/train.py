@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.errors import UserError
 from jobs.console import Display, one_line_errors
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def main(
     with one_line_errors(OSError), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
-            raise ValueError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+            raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
@@ -60,12 +61,12 @@ def main(
 
 
 def _check_unused(out: Path, engine: EngineName) -> None:
-    """Raise ValueError where the other engine has begun a run."""
+    """Raise UserError where the other engine has begun a run."""
     from framegrove.config.train import CHECKPOINTS, RAY_STATE
 
     other = out / (RAY_STATE if engine is EngineName.PLAIN else CHECKPOINTS)
     if other.exists():
-        raise ValueError(f"{out} holds a run of the other engine ({other.name}/): give another --out, or remove it")
+        raise UserError(f"{out} holds a run of the other engine ({other.name}/): give another --out, or remove it")
 
 
 def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:

@@ -22,8 +22,8 @@ def main(
     from rich.progress import Progress
     from safetensors.torch import save_file
 
-    from framegrove.evaluation.digits_oracle import DigitsOracle
-    from framegrove.evaluation.oracle_training import accuracy, train_oracle
+    from framegrove.digits.oracle import DigitsOracle
+    from framegrove.digits.oracle_training import accuracy, train_oracle
 
     with one_line_errors(OSError):
         make_folder(out)

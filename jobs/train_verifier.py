@@ -19,10 +19,10 @@ from framegrove.config.verifier import VerifierTraining
 from jobs.console import make_folder, one_line_errors
 
 if TYPE_CHECKING:
-    from framegrove.data.digits import DigitObject
-    from framegrove.evaluation.digits_oracle import DigitsOracle
+    from framegrove.digits.oracle import DigitsOracle
+    from framegrove.digits.verifier_scenes import Scene
+    from framegrove.digits.world import DigitObject
     from framegrove.flow.generation import Pixels
-    from framegrove.training.verifier_scenes import Scene
 
 app = typer.Typer(add_completion=False)
 
@@ -47,7 +47,7 @@ def _train(settings: VerifierTraining, out: Path, command: str) -> None:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    from framegrove.training.verifier import Progress, VerifierRun
+    from framegrove.digits.verifier_training import Progress, VerifierRun
 
     run = VerifierRun(settings, out)
     figures = TextColumn("{task.fields[figures]}")
@@ -63,7 +63,7 @@ def _train(settings: VerifierTraining, out: Path, command: str) -> None:
                 print(what, figures, flush=True)
 
         run.train(report)
-    from framegrove.training.verifier_exam import examine, examine_scenes, save
+    from framegrove.digits.verifier_metrics import examine, examine_scenes, save
 
     say = functools.partial(print, flush=True)
     model = run.finished()
@@ -78,8 +78,8 @@ def _train(settings: VerifierTraining, out: Path, command: str) -> None:
 
 def _generated(count: int) -> list[Scene]:
     """Clips of the shipped generator, as the oracle reads them: a judge that is never shown to any training."""
-    from framegrove.data import digits
-    from framegrove.evaluation.digits_oracle import DigitsOracle
+    from framegrove.digits import world as digits
+    from framegrove.digits.oracle import DigitsOracle
     from framegrove.flow.generation import generate
     from framegrove.models.pretrained import load_pipeline
 
@@ -100,8 +100,8 @@ def _as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: DigitsOracl
     import torch
 
     from framegrove.config.request import FRAMES_PER_UNIT
-    from framegrove.data.digits import DigitObject
-    from framegrove.training.verifier_scenes import Drawn, Fault, Quality, Scene
+    from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
+    from framegrove.digits.world import DigitObject
     from framegrove.verification.questions import shown_frames
 
     meant = {one.colour: one.digit for one in asked}

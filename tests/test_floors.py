@@ -16,8 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[str, int] = {
     "framegrove.types": 0,
+    "framegrove.errors": 0,
+    "framegrove.files": 0,
     "framegrove.config": 0,
     "framegrove.models": 1,
+    "framegrove.media": 1,
     "framegrove.data": 1,
     "framegrove.flow": 2,
     "framegrove.verification": 2,
@@ -25,6 +28,7 @@ FLOORS: dict[str, int] = {
     "framegrove.serving": 2,
     "framegrove.training": 3,
     "framegrove.evaluation": 3,
+    "framegrove.digits": 3,
     "framegrove.cluster": 3,
     "actors": 4,
     "jobs": 5,

@@ -70,7 +70,7 @@ def tiny_vae() -> CausalVideoVae:
 def save_tiny_verifier(folder: Path) -> Path:
     """Write a verifier that vLLM serves and whose opinions are random."""
     from framegrove.config.verifier import VerifierArchitecture
-    from framegrove.training.verifier_model import build_model, build_tokenizer, save_folder
+    from framegrove.digits.verifier_model import build_model, build_tokenizer, save_folder
 
     shape = VerifierArchitecture(
         vision_width=32, vision_layers=1, vision_heads=2, text_width=64, text_layers=2, text_heads=2

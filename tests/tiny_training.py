@@ -11,8 +11,8 @@ import torch
 
 from framegrove.config.train import TrainConfig
 from framegrove.config.vae import VaeConfig
-from framegrove.data import digits
 from framegrove.data.schema import LatentClip, to_table
+from framegrove.digits import world as digits
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import Affine, LatentNorm, save_vae
 from framegrove.training import curve

@@ -9,8 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from framegrove.cluster.session import Cluster
-from framegrove.data import digits
-from framegrove.evaluation.media import decode_mp4
+from framegrove.digits import world as digits
+from framegrove.media.writing import decode_mp4
 from jobs import generate
 from tests.tiny import save_tiny
 

@@ -22,8 +22,8 @@ from framegrove.cluster.placement import Role
 from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
 from framegrove.config.verifier import EngineConfig
-from framegrove.evaluation.media import decode_mp4, encode_mp4
 from framegrove.evaluation.report import SearchRecord, report_json
+from framegrove.media.writing import decode_mp4, encode_mp4
 from framegrove.types import GenerationRequest, Progress, Sampled
 from jobs.generate import write
 from tests.tiny import save_tiny, save_tiny_verifier

@@ -20,7 +20,7 @@ from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import EngineConfig
-from framegrove.evaluation.media import decode_mp4
+from framegrove.media.writing import decode_mp4
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(1200)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from actors.verifier import Verifier
 from framegrove.config.verifier import EngineConfig, environment, model_folder
-from framegrove.data import digits
+from framegrove.digits import world as digits
 from framegrove.types import Assessment, ScoreWork
 from framegrove.verification.questions import questions, shown_frames
 from framegrove.verification.rewriting import staged

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from framegrove.config.base import ConfigError, load
 from framegrove.config.search import Branching, SearchConfig, parse_budget
+from framegrove.errors import UserError
 from framegrove.search.budget import BudgetError, allot_linear, allot_tof, one_sample
 from framegrove.search.policies import Linear, TreeOfFrames, make_policy
 from framegrove.search.rounds import CostTable
@@ -118,7 +119,7 @@ def test_budgets_that_are_understood(text: str) -> None:
     ("text", "says"), [("0.5x", "the smallest is 1x"), ("x", "such as 4x"), ("-1x", "such as 4x"), ("", "such as 4x")]
 )
 def test_budgets_that_are_not(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UserError, match=says):
         parse_budget(text)
 
 

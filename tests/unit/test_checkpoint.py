@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from framegrove.errors import UserError
 from framegrove.training import checkpoint, curve
 from tests.tiny_training import make_config
 
@@ -39,13 +40,13 @@ def test_what_breaks_off_has_no_name(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
-    with pytest.raises(ValueError, match=r"another configuration \(seed differ\)"):
+    with pytest.raises(UserError, match=r"another configuration \(seed differ\)"):
         checkpoint.step_of(path, make_config(Path("somewhere"), seed=3))
     assert checkpoint.step_of(path, make_config(Path("somewhere"), log_every=7)) == 5
-    with pytest.raises(ValueError, match="with --workers 1, not 2"):
+    with pytest.raises(UserError, match="with --workers 1, not 2"):
         checkpoint.step_of(path, make_config(Path("somewhere")), workers=2)
     (path / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         checkpoint.step_of(path, make_config(Path("somewhere")))
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor, Tally
-from framegrove.search.outcome import Ending, Fate, Outcome, overlap_seconds
 from framegrove.search.policies import make_policy
 from framegrove.search.protocols import SearchFailed
+from framegrove.search.result import Ending, Fate, SearchResult, overlap_seconds
 from framegrove.types import Assessment, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FakeGenerator, FakeVerifier, World, fake_cost, run_virtual
 
@@ -32,14 +32,14 @@ class Stage:
         self.conductor = Conductor(self.policy, self.generators, self.verifiers, config, **options)
 
 
-def search(world: World, *args: Any, **options: Any) -> Outcome:
-    async def main() -> Outcome:
+def search(world: World, *args: Any, **options: Any) -> SearchResult:
+    async def main() -> SearchResult:
         return await Stage(world, *args, **options).conductor.run()
 
     return run_virtual(main())
 
 
-def same_video(one: Outcome, other: Outcome) -> bool:
+def same_video(one: SearchResult, other: SearchResult) -> bool:
     """Equal winners with equal handles: every latent came from the same works on top of the same latents."""
     return one.winner == other.winner and one.units == other.units
 
@@ -246,7 +246,7 @@ def test_one_generator_alone_never_runs_two_works_at_a_time() -> None:
             assert self.current is None
             return await super().sample(work, parents)
 
-    async def main() -> Outcome:
+    async def main() -> SearchResult:
         world = World(timing=9)
         stage = Stage(world)
         return await Conductor(stage.policy, {"g": Strict("g", world)}, stage.verifiers, TOF).run()

@@ -14,6 +14,7 @@ from framegrove.config.base import ConfigError, load
 from framegrove.config.flow import latent_size
 from framegrove.config.train import TrainConfig
 from framegrove.data.schema import LatentClip, to_table
+from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.vae_files import Affine, LatentNorm
 from framegrove.training.curriculum import Position, draw_samples
@@ -33,7 +34,7 @@ def test_steps_walk_through_the_phases(world: Path) -> None:
     walked = [(Position.of(config, step).phase.name, Position.of(config, step).step) for step in (0, 3, 4, 8, 13)]
     assert walked == [("image", 0), ("image", 3), ("low", 0), ("high", 0), ("high", 5)]
     assert config.steps == 14
-    with pytest.raises(ValueError, match="has 14 steps"):
+    with pytest.raises(UserError, match="has 14 steps"):
         Position.of(config, 14)
 
 
@@ -72,7 +73,7 @@ def test_draws_depend_on_seed_step_and_rank_alone(world: Path) -> None:
 )
 def test_what_does_not_fit_is_refused(world: Path, phase: dict[str, Any], message: str) -> None:
     config = make_config(world, phases=[PHASE | {"name": "only", "steps": 2} | phase])
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Setup.of(config)
     assert "\n" not in str(caught.value)
 
@@ -80,14 +81,14 @@ def test_what_does_not_fit_is_refused(world: Path, phase: dict[str, Any], messag
 def test_clips_of_another_vae_are_refused(world: Path, tmp_path: Path) -> None:
     clip = LatentClip(0, "a red 3 moves up and down", 64, 64, 8.0, np.zeros((16, 3, 8, 8), np.float16))
     pq.write_table(to_table([clip], "somebody else's"), tmp_path / "0.parquet")
-    with pytest.raises(ValueError, match="encoded by another VAE"):
+    with pytest.raises(UserError, match="encoded by another VAE"):
         Setup.of(make_config(world, data=str(tmp_path)))
 
 
 def test_workers_that_would_have_nothing_to_do_are_refused(world: Path) -> None:
     setup = Setup.of(make_config(world))
     setup.check_workers(6)
-    with pytest.raises(ValueError, match="a batch of 6 samples and 24 clips cannot be shared by 7 workers"):
+    with pytest.raises(UserError, match="a batch of 6 samples and 24 clips cannot be shared by 7 workers"):
         setup.check_workers(7)
 
 

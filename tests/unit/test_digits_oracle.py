@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from framegrove.data import digits
-from framegrove.data.digits import DigitObject
-from framegrove.evaluation.digits_oracle import DigitsOracle, read_motion
-from framegrove.evaluation.oracle_training import accuracy
+from framegrove.digits import world as digits
+from framegrove.digits.oracle import DigitsOracle, read_motion
+from framegrove.digits.oracle_training import accuracy
+from framegrove.digits.world import DigitObject
 
 
 @pytest.fixture(scope="module")

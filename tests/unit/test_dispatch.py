@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framegrove.search.dispatch import Attempt, Cancel, Command, Dispatcher, Recover, Start
-from framegrove.search.outcome import Ending
 from framegrove.search.policies import Linear, TreeOfFrames
 from framegrove.search.pool import Kind, Pool, kind_of
 from framegrove.search.protocols import SearchFailed
+from framegrove.search.result import Ending
 from framegrove.search.rounds import Shape
 from framegrove.search.tree import Layout, Result
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork

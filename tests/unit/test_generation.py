@@ -9,6 +9,7 @@ import torch
 from framegrove.config.flow import GuidanceConfig, StepsConfig, latent_size
 from framegrove.config.model import Recipe, TextConfig, TransformerConfig
 from framegrove.config.vae import VaeConfig
+from framegrove.errors import UserError
 from framegrove.flow.generation import generate, sampler_of
 from framegrove.flow.sampler import UnitTask
 from framegrove.models.mmdit import MMDiT
@@ -94,7 +95,7 @@ def test_image_to_video(pipeline: Pipeline) -> None:
 
 
 def test_what_does_not_fit_is_refused(pipeline: Pipeline) -> None:
-    with pytest.raises(ValueError, match=r"a video of 100x64 does not fit this model.*multiples of 64.*128x64"):
+    with pytest.raises(UserError, match=r"a video of 100x64 does not fit this model.*multiples of 64.*128x64"):
         generate(pipeline, ["3"], [0], size=(64, 100))
     with pytest.raises(ValueError, match="2 prompts need as many seeds, not 1"):
         generate(pipeline, ["3", "3"], [0])
@@ -106,5 +107,5 @@ def test_what_does_not_fit_is_refused(pipeline: Pipeline) -> None:
 
 def test_latent_size() -> None:
     assert latent_size(768, 1280, stages=3, patch=2, factor=8) == (96, 160)
-    with pytest.raises(ValueError, match="multiples of 64, for example 64x64"):
+    with pytest.raises(UserError, match="multiples of 64, for example 64x64"):
         latent_size(16, 32, stages=3, patch=2, factor=8)

@@ -16,10 +16,11 @@ from actors.conductor import scene_of
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles
 from framegrove.config.model import ModelSource
-from framegrove.data import digits
-from framegrove.evaluation.media import MediaError
+from framegrove.digits import world as digits
+from framegrove.errors import UserError
 from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
+from framegrove.media.writing import MediaError
 from framegrove.models.pretrained import load_source
 from framegrove.types import GenerationRequest, SampleWork
 from tests.public_folder import write_public_folder
@@ -107,7 +108,7 @@ def test_nothing_goes_on_after_the_last_unit(generator: Generator) -> None:
 
 def test_prompts_are_read(generator: Generator) -> None:
     assert generator.read(SCENE) == (8, 1)
-    with pytest.raises(ValueError, match="shorten it"):
+    with pytest.raises(UserError, match="shorten it"):
         generator.read(Scene("a red 3 " * 40, "", 7, 64, 64, 4))
 
 
@@ -164,7 +165,7 @@ def test_a_given_image_is_unit_0(generator: Generator) -> None:
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model folder at"):
+    with pytest.raises(UserError, match="no model folder at"):
         Generator(ModelSource(name=str(tmp_path / "nowhere")))
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from framegrove.data.ingest import DataError, Pool, clips_of, open_shards, read_shard, stream
 from framegrove.data.packing import pack
 from framegrove.data.schema import LatentClip, from_table, to_table
+from framegrove.errors import UserError
 
 SIZE = (64, 64)
 
@@ -126,7 +127,7 @@ def test_packs_are_as_many_as_asked_for_and_about_equal() -> None:
     packs = pack([5] * 12 + [1] * 12, None, at_least=4)
     loads = [sum(5 if i < 12 else 1 for i in members) for members in packs]
     assert loads == [18, 18, 18, 18]
-    with pytest.raises(ValueError, match="raise batch"):
+    with pytest.raises(UserError, match="raise batch"):
         pack([5], None, at_least=2)
-    with pytest.raises(ValueError, match="a sample of 9 tokens does not fit a pass of 8"):
+    with pytest.raises(UserError, match="a sample of 9 tokens does not fit a pass of 8"):
         pack([9], 8)

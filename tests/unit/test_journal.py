@@ -13,9 +13,9 @@ import pytest
 from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor
 from framegrove.search.journal import Journal, JournalError
-from framegrove.search.outcome import Outcome
 from framegrove.search.policies import make_policy
 from framegrove.search.pool import Kind
+from framegrove.search.result import SearchResult
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FakeGenerator, FakeVerifier, MemoryStore, World, fake_cost, run_virtual
 
@@ -25,10 +25,10 @@ DRAFT = Sampled(SampleWork(((0,), (1,)), 0, 1), Cost(20, 10**15 + 1, 1.5), ("fir
 SCORE = Scored(ScoreWork((1,), Assessment.POTENTIAL), (("left", 0.1), ("right", 1 / 3)), Cost(1, 2, 0.25))
 
 
-def search(path: Path, store: MemoryStore, world: World, *, dies_after: float | None = None) -> Outcome | None:
+def search(path: Path, store: MemoryStore, world: World, *, dies_after: float | None = None) -> SearchResult | None:
     """A search with a journal; ``dies_after`` so many seconds it is gone without a word."""
 
-    async def main() -> Outcome | None:
+    async def main() -> SearchResult | None:
         policy, _ = make_policy(CONFIG, 4, 3, fake_cost)
         generators = {name: FakeGenerator(name, world) for name in ("g0", "g1")}
         with Journal(path, IDENTITY, store) as journal:

@@ -14,10 +14,10 @@ from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.dispatch import Attempt, Dispatcher, Start
 from framegrove.search.journal import Journal
-from framegrove.search.outcome import Ending, Outcome
 from framegrove.search.policies import Linear, make_policy
 from framegrove.search.pool import Kind, Pool
 from framegrove.search.protocols import SearchFailed, WorkFailed
+from framegrove.search.result import Ending, SearchResult
 from framegrove.search.tree import Layout
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FakeGenerator, FakeVerifier, Handle, MemoryStore, World, fake_cost, run_virtual
@@ -25,8 +25,8 @@ from tests.fakes import FakeGenerator, FakeVerifier, Handle, MemoryStore, World,
 CONFIG = SearchConfig(budget="4x", roots_per_work=3, attempts=30)
 
 
-def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **options: Any) -> Outcome:
-    async def main() -> Outcome:
+def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **options: Any) -> SearchResult:
+    async def main() -> SearchResult:
         policy, _ = make_policy(config, 4, 3, fake_cost, given=len(options.get("given", ())))
         workers = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
         verifiers = {"v0": FakeVerifier("v0", world)}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framegrove.data import digits
-from framegrove.evaluation import media
+from framegrove.digits import world as digits
+from framegrove.media import writing as media
 
 
 def test_mp4_keeps_frames_and_rate() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from framegrove.errors import UserError
 from framegrove.models.pretrained import Pipeline, load_pipeline, load_transformer, save_pipeline
 from tests.tiny import tiny_pipeline
 
@@ -67,7 +68,7 @@ def test_a_loaded_transformer_can_be_trained_on(folder: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no model folder at .*nowhere: give a folder that holds"):
+    with pytest.raises(UserError, match=r"no model folder at .*nowhere: give a folder that holds"):
         load_pipeline(tmp_path / "nowhere")
 
 
@@ -81,7 +82,7 @@ def test_no_folder(tmp_path: Path) -> None:
 )
 def test_a_missing_file(folder: Path, name: str, message: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load_pipeline(folder)
 
 
@@ -89,7 +90,7 @@ def test_keys_that_do_not_fit_are_named_with_the_nearest(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     weights["transformer_blocks.0.attn.to_kk.weight"] = weights.pop("transformer_blocks.0.attn.to_k.weight")
     save_file(weights, folder / WEIGHTS)
-    with pytest.raises(ValueError, match="does not fit") as caught:
+    with pytest.raises(UserError, match="does not fit") as caught:
         load_pipeline(folder)
     message = str(caught.value)
     assert "1 missing keys: transformer_blocks.0.attn.to_k.weight (nearest: transformer_blocks.0.attn.to_kk" in message
@@ -101,13 +102,13 @@ def test_a_wrong_shape(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     weights["proj_out.bias"] = torch.zeros(3)
     save_file(weights, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"proj_out.bias has shape \(3,\), config.json asks for \(64,\)"):
+    with pytest.raises(UserError, match=r"proj_out.bias has shape \(3,\), config.json asks for \(64,\)"):
         load_pipeline(folder)
 
 
 def test_weights_that_are_no_safetensors(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"a pickle, perhaps")
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_pipeline(folder)
 
 
@@ -115,8 +116,8 @@ def test_a_configuration_that_contradicts_itself(folder: Path) -> None:
     path = folder / "diffusion_transformer" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "caption_projection_dim": 7}), encoding="utf-8")
-    with pytest.raises(ValueError, match="caption_projection_dim is 7, it must be"):
+    with pytest.raises(UserError, match="caption_projection_dim is 7, it must be"):
         load_pipeline(folder)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         load_pipeline(folder)

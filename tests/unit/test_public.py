@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from framegrove.errors import UserError
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.mmdit import MMDiT
@@ -90,7 +91,7 @@ def test_prompts_are_encoded_as_released(kind: str, made: dict[str, Path]) -> No
             end = (clip if kind == "miniflux" else clip.text_model)(input_ids=ids).last_hidden_state[:, -1]
             pooled.append(end if kind == "miniflux" else clip.text_projection(end))
         torch.testing.assert_close(embedding.pooled_P, torch.cat(pooled, dim=-1)[0])
-    with pytest.raises(ValueError, match=r"set model\.train_text to false"):
+    with pytest.raises(UserError, match=r"set model\.train_text to false"):
         Trainable(load_transformer(next(folder.glob("diffusion_*"))), text, train_text=True)
 
 
@@ -105,7 +106,7 @@ def test_variants(made: dict[str, Path]) -> None:
     small = load_pipeline(made["sd3"], variant="384p")
     assert (small.variant, small.recipe.height, small.recipe.width) == ("diffusion_transformer_384p", 384, 640)
     assert _same(small.transformer, load_transformer(made["sd3"] / "diffusion_transformer_384p"))
-    with pytest.raises(ValueError, match="has no variant '1080p': choose one of diffusion_transformer_768p, "):
+    with pytest.raises(UserError, match="has no variant '1080p': choose one of diffusion_transformer_768p, "):
         load_pipeline(made["sd3"], variant="1080p")
 
 
@@ -118,7 +119,7 @@ def test_shards_are_read_like_one_file(made: dict[str, Path], sd3: Path) -> None
     assert _same(sharded.vae, whole.vae)
     assert _same(sharded.text, whole.text)
     (sd3 / "diffusion_transformer_768p" / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"of 3 shards diffusion_pytorch_model-00002-of-00003\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"of 3 shards diffusion_pytorch_model-00002-of-00003\.safetensors is missing"):
         load_pipeline(sd3)
 
 
@@ -126,7 +127,7 @@ def test_an_index_cannot_point_outside_its_folder(sd3: Path) -> None:
     folder = sd3 / "diffusion_transformer_768p"
     (folder / WEIGHTS_FILE).rename(folder.parent / WEIGHTS_FILE)
     (folder / f"{WEIGHTS_FILE}.index.json").write_text(json.dumps({"weight_map": {"a": f"../{WEIGHTS_FILE}"}}))
-    with pytest.raises(ValueError, match="names no shards beside it"):
+    with pytest.raises(UserError, match="names no shards beside it"):
         load_pipeline(sd3)
 
 
@@ -135,11 +136,11 @@ def test_a_pickle_is_read_only_where_the_caller_says_so(made: dict[str, Path], s
     vae = sd3 / "causal_video_vae"
     torch.save(load_file(vae / WEIGHTS_FILE), vae / PICKLE_FILE)
     (vae / WEIGHTS_FILE).unlink()
-    with pytest.raises(ValueError, match=r"holds its weights as a pickle .* or allow it \(--allow-pickle; "):
+    with pytest.raises(UserError, match=r"holds its weights as a pickle .* or allow it \(--allow-pickle; "):
         load_pipeline(sd3)
     assert _same(load_pipeline(sd3, allow_pickle=True).vae, load_pipeline(made["sd3"]).vae)
     torch.save({"model": nn.Linear(2, 2)}, vae / PICKLE_FILE)  # what the restricted reader must not run
-    with pytest.raises(ValueError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match="cannot be read as weights"):
         load_pipeline(sd3, allow_pickle=True)
 
 
@@ -151,14 +152,14 @@ def test_text_encoders_of_older_libraries_and_incomplete_ones(made: dict[str, Pa
     assert _same(PublicTextEncoder.load(sd3), PublicTextEncoder.load(made["sd3"]))
     fewer = {name: tensor for name, tensor in weights.items() if "final_layer_norm" not in name}
     save_file(fewer, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"2 missing keys: .*final_layer_norm"):
+    with pytest.raises(UserError, match=r"2 missing keys: .*final_layer_norm"):
         PublicTextEncoder.load(sd3)
     path.unlink()
-    with pytest.raises(ValueError, match="text_encoder cannot be read as a text encoder in safetensors"):
+    with pytest.raises(UserError, match="text_encoder cannot be read as a text encoder in safetensors"):
         PublicTextEncoder.load(sd3)
     shutil.rmtree(sd3 / "tokenizer")
     shutil.copytree(made["sd3"] / "text_encoder", sd3 / "text_encoder", dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="tokenizer cannot be read as a tokenizer"):
+    with pytest.raises(UserError, match="tokenizer cannot be read as a tokenizer"):
         PublicTextEncoder.load(sd3)
 
 
@@ -167,7 +168,7 @@ def test_a_vae_that_does_not_fit_names_its_keys(sd3: Path) -> None:
     weights = load_file(path)
     weights["quant_convs.conv.bias"] = weights.pop("quant_conv.conv.bias")
     save_file(weights, path)
-    with pytest.raises(ValueError, match=r"1 missing keys: quant_conv\.conv\.bias \(nearest: quant_convs\.conv\.bias"):
+    with pytest.raises(UserError, match=r"1 missing keys: quant_conv\.conv\.bias \(nearest: quant_convs\.conv\.bias"):
         load_pipeline(sd3)
 
 
@@ -185,5 +186,5 @@ def test_a_hub_id_is_found_in_the_hubs_cache(
     for name in ("somebody/pyramid-flow-miniflux", f"somebody/pyramid-flow-miniflux@{commit}"):
         pipeline = load_pipeline(name, variant="image")
         assert _same(pipeline.transformer, load_transformer(made["miniflux"] / "diffusion_transformer_image"))
-    with pytest.raises(ValueError, match="no model folder at nobody/nothing, and the hub gives no model of that name"):
+    with pytest.raises(UserError, match="no model folder at nobody/nothing, and the hub gives no model of that name"):
         load_pipeline("nobody/nothing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framegrove.data import digits
+from framegrove.digits import world as digits
 from framegrove.types import Assessment
 from framegrove.verification.questions import Aspect, Panel, questions, shown_frames
 from framegrove.verification.rewriting import staged

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framegrove.data import digits
+from framegrove.digits import world as digits
 from framegrove.evaluation import report, tree_picture
 from framegrove.evaluation.report import SearchRecord, Shown
-from framegrove.search.outcome import Bill, Ending, Fate, Node, Outcome, Span
+from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
 from framegrove.search.tree import Judgement, Panel
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, ScoreWork
 
@@ -46,12 +46,12 @@ def search_record() -> SearchRecord:
         Span(scored, "verifier", 0.8, 1.2, Ending.DONE, Cost(4, 30, 0.4)),
         Span(LAST, "verifier", 1.8, 3.0, Ending.DONE, Cost(4, 30, 0.4)),
     )
-    outcome = Outcome(
+    outcome = SearchResult(
         winner=(1, 0, 0, 0),
         nodes=nodes,
         certain=frozenset({sampled, scored, LAST}),
-        sampling=Bill(certain=Cost(100, 3000, 2.0), at_stake=Cost(), wasted=Cost(10, 300, 0.2)),
-        scoring=Bill(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost()),
+        sampling=CostBreakdown(certain=Cost(100, 3000, 2.0), at_stake=Cost(), wasted=Cost(10, 300, 0.2)),
+        scoring=CostBreakdown(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost()),
         spans=spans,
         handles={},
         seconds=3.0,

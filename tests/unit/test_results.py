@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from framegrove.errors import UserError
 from framegrove.evaluation import results
 from framegrove.evaluation.results import Ledger, Row, Setting
 
@@ -78,7 +79,7 @@ def test_ledger_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not second.has(0, TOF)
     second.add(ROWS[2])
     assert Ledger(path, {"model": "m"}).rows == ROWS[:3]
-    with pytest.raises(ValueError, match=r"another evaluation \(model was 'm', now it is 'n'\)"):
+    with pytest.raises(UserError, match=r"another evaluation \(model was 'm', now it is 'n'\)"):
         Ledger(path, {"model": "n"})
 
 

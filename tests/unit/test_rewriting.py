@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from framegrove.errors import UserError
 from framegrove.verification.rewriting import StagedPrompt, staged
 
 
@@ -34,5 +35,5 @@ def test_other_prompts_are_cut_where_they_say_what_comes_later(prompt: str, begi
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "."])
 def test_an_empty_prompt_is_an_error(prompt: str) -> None:
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         staged(prompt)

@@ -17,8 +17,9 @@ import pytest
 from framegrove.config.flow import latent_size
 from framegrove.config.model import digits_recipe
 from framegrove.config.serve import ServeConfig
-from framegrove.serving import desk
-from framegrove.serving.desk import ServedModel, VideoDesk
+from framegrove.errors import UserError
+from framegrove.serving import service
+from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from tests.fakes import FakeRunner
@@ -32,7 +33,7 @@ class Endpoint:
     client: httpx.AsyncClient
     runner: FakeRunner
     store: VideoStore
-    desk: VideoDesk
+    service: VideoService
 
     async def post(self, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/videos", json=fields)
@@ -58,7 +59,7 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     limits = ServeConfig(folder=folder, most_units=8, **settings)
     store = VideoStore(folder)
     model = ServedModel("digits", digits_recipe(), lambda asked: latent_size(asked.height, asked.width, **DIGITS))
-    videos = VideoDesk(store, runner, model, limits)
+    videos = VideoService(store, runner, model, limits)
     app = build_app(videos)
     transport = httpx.ASGITransport(app)
     async with (
@@ -214,7 +215,7 @@ def test_an_image_comes_as_a_data_url_too(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_and_the_next_video_is_made(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
-        running.runner.failure = ValueError("the model cannot do this: ask for less")
+        running.runner.failure = UserError("the model cannot do this: ask for less")
         refused = (await running.post(prompt=PROMPT)).json()
         failed = await running.until(refused["id"], "failed")
         assert failed["error"] == {"code": "invalid_request", "message": "the model cannot do this: ask for less"}
@@ -264,7 +265,7 @@ def test_a_new_process_finishes_what_the_last_one_left(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(service, "PAUSES", (0.01, 0.02))
 
 
 async def noted(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:
@@ -288,7 +289,7 @@ def test_what_waits_outlasts_a_cluster_without_room(tmp_path: Path, caplog: pyte
             await running.until(video["id"], "completed")
         assert [asked.seed for asked in running.runner.asked] == [1, 2]
 
-    serving(tmp_path, scene, runner=FakeRunner(no_start=ValueError("other work still holds the cluster")))
+    serving(tmp_path, scene, runner=FakeRunner(no_start=UserError("other work still holds the cluster")))
 
 
 def test_an_endpoint_that_waits_for_its_cluster_ends_when_told(
@@ -321,7 +322,7 @@ def test_a_failing_disk_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptur
         for video in videos:
             await running.until(video["id"], "completed")
         assert [asked.seed for asked in running.runner.asked] == [1, 2]
-        running.desk.check_health()
+        running.service.check_health()
 
     serving(tmp_path, scene)
     database.close()
@@ -333,7 +334,7 @@ def test_a_desk_that_cannot_go_on_is_not_well_and_lets_go_of_everything(tmp_path
         await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
         await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="no videos are made any more"):
-            running.desk.check_health()
+            running.service.check_health()
 
     with pytest.raises(OSError, match="an actor stays"):
         serving(tmp_path, scene)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from framegrove.config.request import check_prompt, frames_of, parse_size, units_for
+from framegrove.errors import UserError
 from framegrove.serving.store import VideoRecord, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult
 
@@ -64,7 +65,7 @@ def test_a_half_written_video_never_has_its_final_name(tmp_path: Path, monkeypat
 
 def test_one_process_a_folder(tmp_path: Path) -> None:
     store = VideoStore(tmp_path)
-    with pytest.raises(ValueError, match="another endpoint uses"):
+    with pytest.raises(UserError, match="another endpoint uses"):
         VideoStore(tmp_path)
     store.close()
     VideoStore(tmp_path).close()
@@ -72,10 +73,10 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ValueError, match="choose another --folder"):
+    with pytest.raises(UserError, match="choose another --folder"):
         VideoStore(tmp_path / "file")
     (tmp_path / "videos.sqlite").write_text("not a database, and long enough to be looked at" * 100)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         VideoStore(tmp_path)
 
 
@@ -89,7 +90,7 @@ def test_request_checks_say_what_is_wrong() -> None:
     assert parse_size("128x64") == (64, 128)
     assert check_prompt(" a red 3\n") == "a red 3"
     for wrong in ("64", "0x64", "64x", "-1x2", "64x64x64", "6" * 50):
-        with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
+        with pytest.raises(UserError, match="WIDTHxHEIGHT"):
             parse_size(wrong)
-    with pytest.raises(ValueError, match=r"at most 3\.125"):
+    with pytest.raises(UserError, match=r"at most 3\.125"):
         units_for(4, fps=8, most=4)

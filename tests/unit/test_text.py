@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from framegrove.config.model import TextConfig
-from framegrove.data import digits
+from framegrove.digits import world as digits
+from framegrove.errors import UserError
 from framegrove.models.text import TextEncoder, vocabulary
 
 CONFIG = TextConfig(layers=1, width=16, heads=2)
@@ -65,7 +66,7 @@ def test_set_phrases_are_joined_and_free_words_are_not() -> None:
 
 
 def test_a_prompt_that_is_too_long(encoder: TextEncoder) -> None:
-    with pytest.raises(ValueError, match="has 40 words, this model reads at most 31: shorten it"):
+    with pytest.raises(UserError, match="has 40 words, this model reads at most 31: shorten it"):
         encoder.encode(["a " * 40])
 
 
@@ -99,5 +100,5 @@ def test_fresh_weights_follow_the_seed_and_leave_the_global_one_alone() -> None:
 def test_a_missing_tokenizer(encoder: TextEncoder, tmp_path: Path) -> None:
     encoder.save(tmp_path)
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"tokenizer/tokenizer.json is missing"):
+    with pytest.raises(UserError, match=r"tokenizer/tokenizer.json is missing"):
         TextEncoder.load(tmp_path)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from framegrove.config.train import ModelConfig
+from framegrove.errors import UserError
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
@@ -82,7 +83,7 @@ def test_miniflux_from_scratch_beside_public_text_encoders(world: Path, tmp_path
     torch.save(load_file(weights), weights.with_name(PICKLE_FILE))  # as which the released VAEs come
     weights.unlink()
     model = {"start": str(public), "variant": "384p", "fresh": True, "train_text": False}
-    with pytest.raises(ValueError, match="as a pickle"):
+    with pytest.raises(UserError, match="as a pickle"):
         Setup.of(make_config(world, model=model))
     model["allow_pickle"] = True
     text = Setup.of(make_config(world, model=model)).trainable().text
@@ -153,7 +154,7 @@ def test_prepared_clips_are_whole_or_not_there(world: Path, tmp_path: Path) -> N
     rows = pq.read_table(paths[0]).to_pylist()
     assert [row["shape"] for row in rows] == [[16, 2, 8, 8]] * 5
     assert sum(" and a " in row["caption"] for row in rows) == 2
-    with pytest.raises(ValueError, match="already exists"):
+    with pytest.raises(UserError, match="already exists"):
         write_clips(digits_clips(vae, 5), "a VAE", tmp_path / "clips")
 
     def break_off(done: int) -> None:
@@ -162,6 +163,6 @@ def test_prepared_clips_are_whole_or_not_there(world: Path, tmp_path: Path) -> N
     with pytest.raises(Stopped):
         write_clips(digits_clips(vae, 5, units=2), "a VAE", tmp_path / "torn", break_off)
     assert not (tmp_path / "torn").exists()
-    with pytest.raises(ValueError, match="not one clip"):
+    with pytest.raises(UserError, match="not one clip"):
         write_clips([], "a VAE", tmp_path / "none")
     assert list(tmp_path.iterdir()) == [tmp_path / "clips", tmp_path / ".torn.partial"]

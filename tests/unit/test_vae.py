@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from framegrove.config.base import load
 from framegrove.config.vae import VaeConfig, VaeTrainingConfig
+from framegrove.errors import UserError
 from framegrove.models.files import CONFIG_FILE, WEIGHTS_FILE
 from framegrove.models.vae import CausalVideoVae, fold_patches, unfold_patches
 from framegrove.models.vae_files import (
@@ -221,7 +222,7 @@ def test_a_saved_folder_loads_the_same_model(tmp_path: Path) -> None:
     assert read == norm
     assert again.config == vae.config
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
-    with pytest.raises(ValueError, match=r"config\.json is missing"):
+    with pytest.raises(UserError, match=r"config\.json is missing"):
         load_vae(tmp_path / "nothing")
 
 
@@ -237,12 +238,12 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
     ):
         kept = path.read_bytes()
         path.write_text(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             load_vae(tmp_path)
         path.write_bytes(kept)
     load_vae(tmp_path)
     config.write_text(config.read_text().replace('"patch_size": 2', '"patch_size": 1'))
-    with pytest.raises(ValueError, match=r"has shape .*, config\.json asks for"):
+    with pytest.raises(UserError, match=r"has shape .*, config\.json asks for"):
         load_vae(tmp_path)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from framegrove.config.vae import VaeTrainingConfig
+from framegrove.errors import UserError
 from framegrove.models.vae_files import load_vae
 from framegrove.training.muon import Muon, orthogonalised
 from framegrove.training.vae import Record, TrainingDiverged, psnr, train
@@ -54,7 +55,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert last.psnr_pair == pytest.approx(psnr(first, 1, 2), abs=1e-3)  # the figures are those of the saved weights
 
-    with pytest.raises(ValueError, match="of another configuration"):
+    with pytest.raises(UserError, match="of another configuration"):
         train(TINY.model_copy(update={"seed": 1}), tmp_path / "a", undisturbed.append)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from framegrove.training.verifier_batches import clip_batch, frame_batch
-from framegrove.training.verifier_codes import COLOUR, DIGIT, FEATURES, PLACE, THERE, Codes, cell_of, scene_codes
-from framegrove.training.verifier_heads import frame_loss
-from framegrove.training.verifier_model import Packer, build_tokenizer, quickened
-from framegrove.training.verifier_scenes import draw_scene
+from framegrove.digits.verifier_batches import clip_batch, frame_batch
+from framegrove.digits.verifier_codes import COLOUR, DIGIT, FEATURES, PLACE, THERE, Codes, cell_of, scene_codes
+from framegrove.digits.verifier_heads import frame_loss
+from framegrove.digits.verifier_model import Packer, build_tokenizer, quickened
+from framegrove.digits.verifier_scenes import draw_scene
 
 
 def test_codes_are_read_back_from_their_embeddings() -> None:

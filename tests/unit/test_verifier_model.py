@@ -20,10 +20,9 @@ from framegrove.config.verifier import (
     environment,
     model_folder,
 )
-from framegrove.data import digits
-from framegrove.training.verifier import STAGES, VerifierRun
-from framegrove.training.verifier_exam import examine
-from framegrove.training.verifier_model import (
+from framegrove.digits import world as digits
+from framegrove.digits.verifier_metrics import examine
+from framegrove.digits.verifier_model import (
     Packer,
     answer_logits,
     build_model,
@@ -31,8 +30,10 @@ from framegrove.training.verifier_model import (
     read_cells,
     save_folder,
 )
-from framegrove.training.verifier_questions import ask_about
-from framegrove.training.verifier_scenes import Fault, draw_scene
+from framegrove.digits.verifier_questions import ask_about
+from framegrove.digits.verifier_scenes import Fault, draw_scene
+from framegrove.digits.verifier_training import STAGES, VerifierRun
+from framegrove.errors import UserError
 from framegrove.types import Assessment
 from framegrove.verification.questions import Aspect, questions
 from framegrove.verification.rewriting import staged
@@ -157,13 +158,13 @@ def test_training_continues_where_it_stopped_bit_for_bit(tmp_path: Path) -> None
         assert torch.equal(weight, resumed.finished().state_dict()[name]), name
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == set(STAGES)
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(UserError, match="another configuration"):
         VerifierRun(tiny_training().model_copy(update={"seed": 1}), tmp_path / "whole")
 
 
 def test_a_missing_model_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("framegrove.config.verifier.resources.files", lambda _: tmp_path)
-    with pytest.raises(ValueError, match=r"jobs\.train_verifier"):
+    with pytest.raises(UserError, match=r"jobs\.train_verifier"):
         model_folder(EngineConfig())
 
 

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from framegrove.data.ingest import DataError, open_shards, read_shard
-from framegrove.data.videos import nearest_size, read_frames, read_list
-from framegrove.evaluation.media import encode_mp4, write_png
+from framegrove.media.video_reading import nearest_size, read_frames, read_list
+from framegrove.media.writing import encode_mp4, write_png
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.vae_files import load_vae
 from framegrove.training.encode import vae_digest

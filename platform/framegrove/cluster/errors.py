@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from framegrove.errors import UserError
 
-class ClusterError(ValueError):
+
+class ClusterError(UserError):
     """The cluster cannot do what a job asks of it."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from framegrove.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A configuration that cannot be used; the message is one sentence for the user."""
 
 
@@ -28,6 +30,20 @@ def absolute(name: str | None) -> str | None:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+Given = TypeVar("Given")
+Checked = TypeVar("Checked")
+
+
+def validating(check: Callable[[Given], Checked]) -> Callable[[Given], Checked]:
+    """``check``, which raises UserError, as pydantic wants its validators: raising ValueError, to which it adds where."""
+
+    def validator(given: Given) -> Checked:
+        try:
+            return check(given)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    return validator
 
 
 def load(model: type[ConfigT], path: str | Path | None = None, overrides: Iterable[str] = ()) -> ConfigT:

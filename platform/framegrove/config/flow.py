@@ -8,18 +8,19 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from framegrove.config.base import Config
+from framegrove.errors import UserError
 
 
 def latent_size(height: int, width: int, *, stages: int, patch: int, factor: int) -> tuple[int, int]:
     """(height, width) of the latents of a video of that many pixels.
 
-    ``factor`` is what the VAE divides by, ``patch`` the side of the transformer's patches. Raises ValueError for a
+    ``factor`` is what the VAE divides by, ``patch`` the side of the transformer's patches. Raises UserError for a
     size that the VAE, the patches and all stages of the pyramid cannot divide.
     """
     step = factor * patch * 2 ** (stages - 1)
     if height < step or width < step or height % step or width % step:
         near = [max(step, round(side / step) * step) for side in (height, width)]
-        raise ValueError(
+        raise UserError(
             f"a video of {width}x{height} does not fit this model: width and height must be multiples of {step}, "
             f"for example {near[1]}x{near[0]}"
         )

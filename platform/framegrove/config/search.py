@@ -7,17 +7,18 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from framegrove.config.base import Config
+from framegrove.config.base import Config, validating
+from framegrove.errors import UserError
 
 
 def parse_budget(text: str) -> float:
-    """``"4x"`` -> 4.0: a budget in multiples of the FLOPs of one unsearched sample. Raises ValueError below 1x."""
+    """``"4x"`` -> 4.0: a budget in multiples of the FLOPs of one unsearched sample. Raises UserError below 1x."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)x?", text.strip())
     if match is None:
-        raise ValueError("a budget is a number of unsearched samples, such as 4x or 2.5x")
+        raise UserError("a budget is a number of unsearched samples, such as 4x or 2.5x")
     multiple = float(match[1])
     if multiple < 1:
-        raise ValueError("a budget below 1x cannot pay for a single video, the smallest is 1x")
+        raise UserError("a budget below 1x cannot pay for a single video, the smallest is 1x")
     return multiple
 
 
@@ -69,7 +70,7 @@ class SearchConfig(Config):
     @classmethod
     def _budget_is_a_multiple(cls, given: Any) -> str:
         text = f"{given}x" if isinstance(given, int | float) and not isinstance(given, bool) else str(given)
-        parse_budget(text)
+        validating(parse_budget)(text)
         return text
 
     @field_validator("weights")

@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framegrove.data.schema import SCHEMA, VAE_KEY, LatentClip, from_table
+from framegrove.errors import UserError
 
 Size = tuple[int, int]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used; the message is one sentence for the user."""
 
 

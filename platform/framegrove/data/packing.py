@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from framegrove.errors import UserError
+
 
 def pack(lengths: Sequence[int], budget: int | None, at_least: int = 1) -> list[list[int]]:
     """Indices of samples, as few packs of at most ``budget`` tokens as can be found, and about equally long.
 
-    ``at_least`` so many packs are made, for workers that must all make the same number of passes. Raises ValueError
+    ``at_least`` so many packs are made, for workers that must all make the same number of passes. Raises UserError
     for a sample that is longer than the budget, and when there are fewer samples than packs.
     """
     limit = budget if budget is not None else sum(lengths)
     longest = max(lengths, default=0)
     if longest > limit:
-        raise ValueError(f"a sample of {longest} tokens does not fit a pass of {limit}: raise pack_tokens of the phase")
+        raise UserError(f"a sample of {longest} tokens does not fit a pass of {limit}: raise pack_tokens of the phase")
     count = max(at_least, -(-sum(lengths) // max(limit, 1)))
     while count <= len(lengths):
         packs, loads = _balance(lengths, count)
         if max(loads) <= limit:
             return packs
         count += 1
-    raise ValueError(f"{len(lengths)} samples cannot fill {count} forward passes: raise batch of the phase")
+    raise UserError(f"{len(lengths)} samples cannot fill {count} forward passes: raise batch of the phase")
 
 
 def _balance(lengths: Sequence[int], count: int) -> tuple[list[list[int]], list[int]]:

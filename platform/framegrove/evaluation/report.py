@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.search.outcome import Bill, Ending, Node, Outcome, Span
+from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
 from framegrove.types import Cost, GenerationRequest, Path, SampleWork
 
 Frames = npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ class SearchRecord:
 
     request: GenerationRequest
     fps: float
-    outcome: Outcome
+    outcome: SearchResult
     shown: Mapping[Path, Shown]
     single: Cost
 
@@ -46,7 +46,7 @@ class SearchRecord:
         return dict(node.scores[-1][1]) if node.scores else {}
 
 
-def was_needed(span: Span, outcome: Outcome) -> bool:
+def was_needed(span: Span, outcome: SearchResult) -> bool:
     """Whether an attempt is part of what had to be done; otherwise it was a lost bet or a failure."""
     return span.ending is Ending.DONE and span.work in outcome.certain
 
@@ -87,12 +87,12 @@ def _costs(record: SearchRecord) -> dict[str, Any]:
     return {name: {**_cost(cost), "in_single_samples": _ratio(cost, record.single)} for name, cost in parts.items()}
 
 
-def _busy(outcome: Outcome) -> Bill:
+def _busy(outcome: SearchResult) -> CostBreakdown:
     """The bill of scoring with the seconds in which a verifier was busy: it answers for many branches at a time."""
     spans = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
     needed = busy_seconds([span for span in spans if was_needed(span, outcome)])
     certain, wasted = outcome.scoring.certain, lost(outcome.scoring)
-    return Bill(
+    return CostBreakdown(
         certain=replace(certain, seconds=needed),
         at_stake=Cost(),
         wasted=replace(wasted, seconds=busy_seconds(spans) - needed),
@@ -109,7 +109,7 @@ def busy_seconds(spans: Iterable[Span]) -> float:
     return total
 
 
-def lost(bill: Bill) -> Cost:
+def lost(bill: CostBreakdown) -> Cost:
     """What a finished search has spent for nothing."""
     return bill.wasted + bill.at_stake
 
@@ -133,7 +133,7 @@ def _branch(node: Node) -> dict[str, Any]:
     }
 
 
-def _stretch(span: Span, outcome: Outcome) -> dict[str, Any]:
+def _stretch(span: Span, outcome: SearchResult) -> dict[str, Any]:
     sampling = isinstance(span.work, SampleWork)
     paths = span.work.paths if isinstance(span.work, SampleWork) else (span.work.path,)
     return {

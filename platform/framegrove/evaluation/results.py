@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from framegrove.errors import UserError
 from framegrove.evaluation.curves import Comparison, CurvePoint, Interval, bootstrap, compare
 
 Metric = Callable[["Row"], float]
@@ -67,7 +68,7 @@ METRICS: dict[str, Metric] = {
 class Ledger:
     """Rows as lines of JSON, on the disk one by one; the first line says what is measured.
 
-    Raises ValueError when the file holds rows of another evaluation. A torn last line is dropped.
+    Raises UserError when the file holds rows of another evaluation. A torn last line is dropped.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -76,7 +77,7 @@ class Ledger:
         lines = _whole_lines(path)
         if lines and lines[0] != wanted:
             changed = next(key for key in {*wanted, *lines[0]} if wanted.get(key) != lines[0].get(key))
-            raise ValueError(
+            raise UserError(
                 f"{path} holds results of another evaluation ({changed} was {lines[0].get(changed)!r}, now it is "
                 f"{wanted.get(changed)!r}): choose another --out, or remove the file"
             )

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as Outline
 
 from framegrove.evaluation.report import SearchRecord, Shown, lost, was_needed
-from framegrove.search.outcome import Fate, Node, Span
+from framegrove.search.result import Fate, Node, Span
 from framegrove.types import Cost, Path, SampleWork
 
 INK, MUTED, PAPER, RULE = "#22262e", "#7c8492", "#f6f7f9", "#dfe3e8"

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from framegrove.errors import UserError
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLE_FILE = "diffusion_pytorch_model.bin"
@@ -35,7 +37,7 @@ def read_weights(
 
 
 def weight_files(folder: str | Path, *, allow_pickle: bool = False) -> list[Path]:
-    """The files that hold a folder's weights. Raises ValueError when there are none that may be read."""
+    """The files that hold a folder's weights. Raises UserError when there are none that may be read."""
     folder = Path(folder)
     for name in (WEIGHTS_FILE, PICKLE_FILE) if allow_pickle else (WEIGHTS_FILE,):
         if (folder / name).is_file():
@@ -43,12 +45,12 @@ def weight_files(folder: str | Path, *, allow_pickle: bool = False) -> list[Path
         if (folder / f"{name}.index.json").is_file():
             return _shards(folder / f"{name}.index.json")
     if (folder / PICKLE_FILE).is_file() or (folder / f"{PICKLE_FILE}.index.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds its weights as a pickle ({PICKLE_FILE}), which can run any code when it is read: convert "
             "it to safetensors, or allow it (--allow-pickle; for jobs.train model.allow_pickle) if you trust where it "
             "comes from"
         )
-    raise ValueError(
+    raise UserError(
         f"{folder} holds no weights: {WEIGHTS_FILE} is missing (a hub model that has only pickles needs --allow-pickle)"
     )
 
@@ -62,7 +64,7 @@ def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | Non
 
 
 def check_keys(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise ValueError, in one line, when names or shapes differ from what the module needs."""
+    """Raise UserError, in one line, when names or shapes differ from what the module needs."""
     needed = module.state_dict()
     missing = [name for name in needed if name not in weights]
     unexpected = [name for name in weights if name not in needed]
@@ -76,17 +78,17 @@ def check_keys(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> 
             problems.append(f"{name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(needed[name].shape)}")
             break
     if problems:
-        raise ValueError(f"{where} does not fit its config.json: {'; '.join(problems)}")
+        raise UserError(f"{where} does not fit its config.json: {'; '.join(problems)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError, in one line."""
+    """The object in a JSON file. Raises UserError, in one line."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(data).__name__}")
+        raise UserError(f"{path} must hold a JSON object, not a {type(data).__name__}")
     return data
 
 
@@ -98,12 +100,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _shards(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or any(Path(str(name)).name != name for name in places.values()):
-        raise ValueError(f"{index} names no shards beside it in its weight_map: download it again")
+        raise UserError(f"{index} names no shards beside it in its weight_map: download it again")
     paths = [index.parent / name for name in sorted(set(places.values()))]
     absent = [path.name for path in paths if not path.is_file()]
     if absent:
         count = f"{absent[0]} is" if len(absent) == 1 else f"{absent[0]} and {len(absent) - 1} more are"
-        raise ValueError(f"{index.parent} is not whole: of {len(paths)} shards {count} missing, download them again")
+        raise UserError(f"{index.parent} is not whole: of {len(paths)} shards {count} missing, download them again")
     return paths
 
 
@@ -113,13 +115,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}): download or write it again") from None
+            raise UserError(f"{path} cannot be read as safetensors ({error}): download or write it again") from None
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise ValueError(f"{path} does not hold tensors by name alone: it is no file of weights")
+        raise UserError(f"{path} does not hold tensors by name alone: it is no file of weights")
     return data
 
 

@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 
 from framegrove.config.model import AnyTransformerConfig, FluxConfig, ModelSource, Recipe, read_transformer_config
+from framegrove.errors import UserError
 from framegrove.models.files import (
     CONFIG_FILE,
     check_keys,
@@ -65,12 +66,12 @@ def embedded_model() -> Path:
 
 
 def model_folder(source: ModelSource) -> Path:
-    """The folder of a model, downloaded if need be. Raises ValueError where there is none."""
+    """The folder of a model, downloaded if need be. Raises UserError where there is none."""
     if source.name is None:
         return embedded_model()
     folder = local_folder(source.name, source.variant, allow_pickle=source.allow_pickle)
     if not folder.is_dir():
-        raise ValueError(f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}")
+        raise UserError(f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}")
     return folder
 
 
@@ -97,7 +98,7 @@ def load_pipeline(
 
     ``model`` is a folder or a hub id, ours or a public checkpoint; ``variant`` chooses among a public one's
     transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
-    safetensors; ``text_dtype`` is that of public text encoders where it differs. Raises ValueError, in one line, for
+    safetensors; ``text_dtype`` is that of public text encoders where it differs. Raises UserError, in one line, for
     what is missing or does not fit.
     """
     given = str(model.absolute()) if isinstance(model, Path) else model  # a path is never taken for a hub id
@@ -118,7 +119,7 @@ def load_pipeline(
 def load_transformer(
     folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False
 ) -> Transformer:
-    """The transformer of a folder with config.json and weights. Raises ValueError for keys that do not fit."""
+    """The transformer of a folder with config.json and weights. Raises UserError for keys that do not fit."""
     folder = Path(folder)
     with torch.device("meta"):
         transformer = build_transformer(_read_config(folder, f"{folder} holds no transformer: no {CONFIG_FILE}"))
@@ -163,15 +164,15 @@ def save_transformer(transformer: Transformer, folder: str | Path, dtype: torch.
 def _read_config(folder: Path, absent: str) -> AnyTransformerConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ValueError(absent)
+        raise UserError(absent)
     try:
         return read_transformer_config(read_json(path))
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{path}: {_first_problem(error)}") from None
 
 
 def read_shape(folder: Path, variant: str | None = None) -> tuple[str, AnyTransformerConfig, Recipe]:
-    """Name and shape of a folder's transformer, and the recipe for it. Raises ValueError for what is not whole."""
+    """Name and shape of a folder's transformer, and the recipe for it. Raises UserError for what is not whole."""
     name = transformer_folder(folder, variant)
     config = _read_config(folder / name, f"{folder} is not a whole model: {name}/{CONFIG_FILE} is missing")
     return name, config, _read_recipe(folder, name)
@@ -182,12 +183,12 @@ def _read_recipe(folder: Path, name: str) -> Recipe:
     path = folder / RECIPE
     if not path.is_file():
         if name not in VARIANTS:
-            raise ValueError(f"{folder} is not a whole model: {RECIPE} is missing")
+            raise UserError(f"{folder} is not a whole model: {RECIPE} is missing")
         return VARIANTS[name]
     try:
         return Recipe.model_validate(read_json(path))
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{path}: {_first_problem(error)}") from None
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from framegrove.config.flow import GuidanceConfig
 from framegrove.config.model import Recipe
+from framegrove.errors import UserError
 from framegrove.models.vae_files import Affine, LatentNorm
 
 TRANSFORMER = "diffusion_transformer"
@@ -42,7 +43,7 @@ _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 def transformer_folder(folder: Path, variant: str | None = None) -> str:
     """Name of the folder of a model's transformer: the asked for ("384p" will do), or the one of highest resolution.
 
-    Raises ValueError for a variant that is not there.
+    Raises UserError for a variant that is not there.
     """
     known = [name for name in (TRANSFORMER, *VARIANTS) if (folder / name).is_dir()]
     others = sorted(path.name for path in folder.glob(f"{TRANSFORMER}_*") if path.is_dir() and path.name not in known)
@@ -52,13 +53,13 @@ def transformer_folder(folder: Path, variant: str | None = None) -> str:
     for name in (variant, f"{TRANSFORMER}_{variant}"):
         if name in present:
             return name
-    raise ValueError(f"{folder} has no variant {variant!r}: choose one of {', '.join(present) or 'none that is there'}")
+    raise UserError(f"{folder} has no variant {variant!r}: choose one of {', '.join(present) or 'none that is there'}")
 
 
 def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle: bool = False) -> Path:
     """The folder of a model given as a path, or as a hub id ("owner/name", "owner/name@revision") that is downloaded.
 
-    Only what is needed comes along: one variant, and no pickles unless they are allowed. Raises ValueError, in one
+    Only what is needed comes along: one variant, and no pickles unless they are allowed. Raises UserError, in one
     line, for what is neither a folder nor to be had.
     """
     folder = Path(model)
@@ -78,7 +79,7 @@ def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"there is no model folder at {model}, and the hub gives no model of that name ({reason}): "
             "give a folder, or get the files first"
         ) from None

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from framegrove.config.model import TextConfig
+from framegrove.errors import UserError
 from framegrove.models.packed import TextEmbedding
 
 if TYPE_CHECKING:
@@ -68,13 +69,13 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> TextEncoder:
-        """Read ``text_encoder/`` and ``tokenizer/`` of a model folder. Raises ValueError where one is missing."""
+        """Read ``text_encoder/`` and ``tokenizer/`` of a model folder. Raises UserError where one is missing."""
         from transformers import CLIPTextModel, PreTrainedTokenizerFast
         from transformers.utils import logging
 
         for name, file in (("text_encoder", "model.safetensors"), ("tokenizer", "tokenizer.json")):
             if not (folder / name / file).is_file():
-                raise ValueError(f"{folder} is not a whole model: {name}/{file} is missing")
+                raise UserError(f"{folder} is not a whole model: {name}/{file} is missing")
         logging.disable_progress_bar()
         model = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -96,7 +97,7 @@ class TextEncoder(nn.Module):
     def encode(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding per prompt: (tokens, width) without padding, and (width,) read at the end mark.
 
-        Equal prompts are encoded once and get the same object. Raises ValueError for a prompt that is too long.
+        Equal prompts are encoded once and get the same object. Raises UserError for a prompt that is too long.
         """
         if not prompts:
             return []
@@ -104,7 +105,7 @@ class TextEncoder(nn.Module):
         rows = self.tokenizer(distinct, verbose=False)["input_ids"]
         for prompt, row in zip(distinct, rows, strict=True):
             if len(row) > self.max_tokens:
-                raise ValueError(
+                raise UserError(
                     f"the prompt {prompt[:40]!r}... has {len(row) - 1} words, this model reads at most "
                     f"{self.max_tokens - 1}: shorten it"
                 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from framegrove.errors import UserError
 from framegrove.models.packed import TextEmbedding
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class PublicTextEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> PublicTextEncoder:
-        """Read ``text_encoder*`` and ``tokenizer*`` of a model folder. Raises ValueError, in one line."""
+        """Read ``text_encoder*`` and ``tokenizer*`` of a model folder. Raises UserError, in one line."""
         from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
         from transformers.utils import logging
 
@@ -51,7 +52,7 @@ class PublicTextEncoder(nn.Module):
             try:
                 tokenizers.append(AutoTokenizer.from_pretrained(folder / tokens, local_files_only=True))
             except (OSError, ValueError, KeyError) as error:
-                raise ValueError(f"{folder / tokens} cannot be read as a tokenizer ({_line(error)})") from None
+                raise UserError(f"{folder / tokens} cannot be read as a tokenizer ({_line(error)})") from None
         return cls(models, tokenizers)
 
     def save(self, folder: Path) -> None:
@@ -109,11 +110,11 @@ def _model(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> P
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be read as a text encoder in safetensors ({_line(error)})") from None
+        raise UserError(f"{folder} cannot be read as a text encoder in safetensors ({_line(error)})") from None
     missing = sorted(report["missing_keys"])
     if missing:
         names = ", ".join(missing[:6])
-        raise ValueError(f"{folder} does not fit its config.json: {len(missing)} missing keys: {names}")
+        raise UserError(f"{folder} does not fit its config.json: {len(missing)} missing keys: {names}")
     loaded: PreTrainedModel = model
     return loaded
 

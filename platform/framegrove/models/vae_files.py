@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from framegrove.config.vae import VaeConfig
+from framegrove.errors import UserError
 from framegrove.models.files import CONFIG_FILE, check_keys, read_json, read_weights, save_weights, write_json
 from framegrove.models.vae import CausalVideoVae
 
@@ -105,7 +106,7 @@ def load_vae(
 ) -> tuple[CausalVideoVae, LatentNorm]:
     """The VAE of a folder, in ``dtype`` and in evaluation mode, and its latents' normalisation.
 
-    ``norm`` is what holds where the folder has none of its own, as public ones have not. Raises ValueError, in one
+    ``norm`` is what holds where the folder has none of its own, as public ones have not. Raises UserError, in one
     line, when a file is missing, damaged or does not fit.
     """
     folder = Path(folder)
@@ -127,33 +128,33 @@ def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: t
 def read_vae_config(folder: str | Path) -> VaeConfig:
     """The architecture out of a folder's ``config.json``; keys that do not shape the network are passed over.
 
-    Raises ValueError, in one line, when it is damaged or asks for what this implementation has not.
+    Raises UserError, in one line, when it is damaged or asks for what this implementation has not.
     """
     path = Path(folder) / CONFIG_FILE
     try:
         return public_vae_config(read_json(path))
     except ValidationError as error:
         problem = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
+        raise UserError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def public_vae_config(keys: Mapping[str, Any]) -> VaeConfig:
-    """The architecture out of a public config.json's keys. Raises ValueError for what this implementation has not."""
+    """The architecture out of a public config.json's keys. Raises UserError for what this implementation has not."""
     for key, value in _ONLY.items():
         if keys.get(key, value) != value:
-            raise ValueError(f"{key} is {keys[key]!r}, only {value!r} can be loaded")
+            raise UserError(f"{key} is {keys[key]!r}, only {value!r} can be loaded")
     return VaeConfig.model_validate({key: value for key, value in keys.items() if key in VaeConfig.model_fields})
 
 
 def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise ValueError(f"{folder} is not a VAE folder: {name} is missing")
+        raise UserError(f"{folder} is not a VAE folder: {name} is missing")
 
 
 def _read_norm(path: Path) -> LatentNorm:
     try:
         return LatentNorm.from_json(read_json(path))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold shift and scale of image and video ({error})") from None
+        raise UserError(f"{path} does not hold shift and scale of image and video ({error})") from None

@@ -14,11 +14,12 @@ from fractions import Fraction
 from functools import cache
 
 from framegrove.config.search import Branching
+from framegrove.errors import UserError
 from framegrove.search.rounds import CostTable, Shape, cuts_of, rounds_of
 from framegrove.search.tree import Layout
 
 
-class BudgetError(ValueError):
+class BudgetError(UserError):
     """A budget that cannot pay for what is asked; the message is one sentence for the user."""
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from framegrove.config.search import SearchConfig
 from framegrove.search.dispatch import Attempt, Cancel, Command, Dispatcher, Start
 from framegrove.search.journal import Journal
-from framegrove.search.outcome import Outcome, nodes_of
 from framegrove.search.pool import Kind, Pool, kind_of
 from framegrove.search.protocols import GeneratorClient, UnitsLost, VerifierClient, WorkCancelled, WorkFailed
+from framegrove.search.result import SearchResult, nodes_of
 from framegrove.search.tree import Latent, Policy, Result
 from framegrove.types import Cost, Path, Sampled, SampleWork
 
@@ -68,7 +68,7 @@ class Conductor:
         self._began = 0.0
         self._restored = 0
 
-    async def run(self) -> Outcome:
+    async def run(self) -> SearchResult:
         """Search to the end. Call once.
 
         Raises SearchFailed when a work fails too often or no worker is left, and whatever else a client raises. However
@@ -196,11 +196,11 @@ class Conductor:
             self._tally = tally
             self._on_progress(tally)
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> SearchResult:
         state = self._state
         assert state.plan.winner is not None
         sampled = [result.work for result in state.done.values() if isinstance(result, Sampled)]
-        return Outcome(
+        return SearchResult(
             winner=state.plan.winner,
             nodes=nodes_of(state.plan, sampled, state.scores, state.spans),
             certain=frozenset(state.plan.certain),

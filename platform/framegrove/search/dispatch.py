@@ -26,9 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from framegrove.search.outcome import Bill, Ending, Span
 from framegrove.search.pool import Kind, Pool, kind_of
 from framegrove.search.protocols import SearchFailed, check_panel
+from framegrove.search.result import CostBreakdown, Ending, Span
 from framegrove.search.tree import Latent, Panel, Plan, Policy, Result, Work
 from framegrove.types import Cost, Path, Sampled, SampleWork, ScoreWork
 
@@ -272,7 +272,7 @@ class Dispatcher:
 
     # ---- what it cost
 
-    def bill(self, kind: Kind) -> Bill:
+    def bill(self, kind: Kind) -> CostBreakdown:
         """The costs of one kind of work so far."""
         certain, at_stake, wasted = Cost(), Cost(), self._stopped[kind]
         for work, result in self.done.items():
@@ -284,7 +284,7 @@ class Dispatcher:
                 wasted += result.cost
             else:
                 at_stake += result.cost
-        return Bill(certain, at_stake, wasted)
+        return CostBreakdown(certain, at_stake, wasted)
 
 
 def describe(work: Work) -> str:

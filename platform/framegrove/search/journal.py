@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from framegrove.errors import UserError
 from framegrove.search.pool import Kind
 from framegrove.search.protocols import WorkFailed
 from framegrove.search.tree import Latent, Result
@@ -24,7 +25,7 @@ from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, Scor
 _VERSION = 3
 
 
-class JournalError(ValueError):
+class JournalError(UserError):
     """A journal that cannot be used; the message is one sentence for the user."""
 
 

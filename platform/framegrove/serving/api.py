@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from framegrove.config.base import validating
 from framegrove.config.request import check_prompt, parse_size
 from framegrove.config.search import parse_budget
+from framegrove.errors import UserError
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -18,7 +20,7 @@ LARGEST_SEED = 2**63 - 1  # what SQLite keeps
 MOST_IMAGE_BYTES = 8 * 2**20
 
 
-class ApiError(ValueError):
+class ApiError(UserError):
     """A request that is turned away: the HTTP status, and one sentence for the caller."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -49,9 +51,9 @@ def _seconds(text: str) -> str:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{text[:20]!r} is not a number of seconds") from None
+        raise UserError(f"{text[:20]!r} is not a number of seconds") from None
     if not 0 < value < 1e6:
-        raise ValueError("a video lasts more than 0 seconds")
+        raise UserError("a video lasts more than 0 seconds")
     return f"{value:g}"
 
 
@@ -64,7 +66,7 @@ class Search(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     policy: Literal["tof", "linear", "none"] = "tof"
-    budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(_budgeted)] | None = None
+    budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_budgeted))] | None = None
 
 
 class ImageReference(BaseModel):
@@ -97,10 +99,10 @@ class VideoRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Annotated[str, AfterValidator(check_prompt)]
+    prompt: Annotated[str, AfterValidator(validating(check_prompt))]
     model: str | None = None
-    seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(_seconds)] | None = None
-    size: Annotated[str, AfterValidator(_sized)] | None = None
+    seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_seconds))] | None = None
+    size: Annotated[str, AfterValidator(validating(_sized))] | None = None
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
     search: Search = Search()
     input_reference: ImageReference | None = None

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from framegrove.errors import UserError
 from framegrove.serving.api import Status
 from framegrove.types import GenerationRequest, GenerationResult
 
@@ -64,7 +65,7 @@ class _Row(_Base):
 class VideoStore:
     """Videos by id, surviving the process. Every method commits before it returns. One process a folder.
 
-    Raises ValueError when the folder cannot be used, or another process uses it.
+    Raises UserError when the folder cannot be used, or another process uses it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,14 +74,14 @@ class VideoStore:
             (folder / "videos").mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("w")
         except OSError as error:
-            raise ValueError(f"videos cannot be kept in {folder} ({error.strerror}): choose another --folder") from None
+            raise UserError(f"videos cannot be kept in {folder} ({error.strerror}): choose another --folder") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._engine = _open(folder / "videos.sqlite")
         except BlockingIOError:
             self._lock.close()
-            raise ValueError(f"another endpoint uses {folder}: stop it, or choose another --folder") from None
-        except ValueError:
+            raise UserError(f"another endpoint uses {folder}: stop it, or choose another --folder") from None
+        except UserError:
             self._lock.close()
             raise
         for unfinished in (folder / "videos").glob("*.part"):
@@ -167,7 +168,7 @@ def _open(path: Path) -> Engine:
     try:
         _Base.metadata.create_all(engine)
     except DatabaseError:
-        raise ValueError(f"{path} is damaged: move it away, or choose another --folder") from None
+        raise UserError(f"{path} is damaged: move it away, or choose another --folder") from None
     return engine
 
 

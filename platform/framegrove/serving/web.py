@@ -1,4 +1,4 @@
-"""The HTTP routes over a desk, as a FastAPI application."""
+"""The HTTP routes over a service, as a FastAPI application."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError, Video, parse_request
-from framegrove.serving.desk import VideoDesk
+from framegrove.serving.service import VideoService
 
 MOST_BODY_BYTES = 2 * MOST_IMAGE_BYTES
 
 
-def build_app(desk: VideoDesk) -> FastAPI:
-    """An application that starts and closes the desk with itself."""
+def build_app(service: VideoService) -> FastAPI:
+    """An application that starts and closes the service with itself."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await desk.start()
+        await service.start()
         yield
-        await desk.close()
+        await service.close()
 
     app = FastAPI(title="Framegrove", lifespan=lifespan)
 
     @app.post("/v1/videos")
     async def create(request: Request) -> Video:
         body, image = await _read(request)
-        return await desk.submit(parse_request(body), image)
+        return await service.submit(parse_request(body), image)
 
     @app.get("/v1/videos/{video_id}")
     async def retrieve(video_id: str) -> Video:
-        return await desk.find(video_id)
+        return await service.find(video_id)
 
     @app.get("/v1/videos/{video_id}/content")
     async def content(video_id: str) -> FileResponse:
-        return FileResponse(await desk.content(video_id), media_type="video/mp4", filename=f"{video_id}.mp4")
+        return FileResponse(await service.content(video_id), media_type="video/mp4", filename=f"{video_id}.mp4")
 
     @app.exception_handler(ApiError)
     async def turned_away(_: Request, error: ApiError) -> JSONResponse:

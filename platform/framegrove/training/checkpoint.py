@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from framegrove.config.train import TrainConfig
+from framegrove.errors import UserError
 
 _KEPT = 2  # the newest ones stay; more would fill a disk unseen
 RUN = "run.json"
@@ -45,22 +46,22 @@ def describe(checkpoint: Path, step: int, config: TrainConfig, workers: int = 1)
 def step_of(checkpoint: Path, config: TrainConfig, workers: int = 1) -> int:
     """Steps done at a checkpoint.
 
-    Raises ValueError where it is of another configuration or number of workers, or no checkpoint.
+    Raises UserError where it is of another configuration or number of workers, or no checkpoint.
     """
     try:
         held = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
         step, identity = int(held["step"]), held["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint of a training run ({error}): remove it") from None
+        raise UserError(f"{checkpoint} is not a checkpoint of a training run ({error}): remove it") from None
     if identity != _identity(config):
         ours = _identity(config)
         changed = [key for key in ours if identity.get(key) != ours[key]]
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is of a run with another configuration ({', '.join(changed)} differ): give another --out, "
             "or the configuration it was started with"
         )
     if held.get("workers", 1) != workers:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is of a run with --workers {held['workers']}, not {workers}: go on with as many, or give "
             "another --out"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.schema import LatentClip
+from framegrove.errors import UserError
 from framegrove.flow.noise import generator_for
 from framegrove.flow.objective import Cell, training_batch
 from framegrove.flow.schedule import PyramidSchedule
@@ -32,7 +33,7 @@ class Position:
             if step < phase.steps:
                 return cls(index, phase, step)
             step -= phase.steps
-        raise ValueError(f"the run has {config.steps} steps, there is none beyond the last")
+        raise UserError(f"the run has {config.steps} steps, there is none beyond the last")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +85,18 @@ def draw_samples(
 
 
 def check_sizes(config: TrainConfig, vae_factor: int, patch: int, stages: int) -> None:
-    """Raise ValueError, in one line, where a phase's size or stage weights do not fit the model."""
+    """Raise UserError, in one line, where a phase's size or stage weights do not fit the model."""
     multiple = vae_factor * patch * 2 ** (stages - 1)
     for phase in config.phases:
         for height, width in phase.sizes:
             if height % multiple or width % multiple:
-                raise ValueError(
+                raise UserError(
                     f"phase {phase.name}: {height}x{width} pixels do not fit, height and width must be multiples of "
                     f"{multiple} (VAE {vae_factor} x patch {patch} x {2 ** (stages - 1)} for {stages} pyramid stages)"
                 )
         weights = phase.objective.stage_weights
         if weights is not None and len(weights) != stages:
-            raise ValueError(
+            raise UserError(
                 f"phase {phase.name}: {len(weights)} stage_weights for a pyramid of {stages} stages; give one per "
                 "stage, coarsest first"
             )

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from framegrove.data import digits
 from framegrove.data.ingest import DataError, Size
 from framegrove.data.schema import LatentClip, to_table
-from framegrove.data.videos import Frames, Listed, read_frames
+from framegrove.digits import world as digits
+from framegrove.errors import UserError
+from framegrove.media.video_reading import Frames, Listed, read_frames
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_tiling import encode_unit
 
@@ -28,10 +29,10 @@ def write_clips(
 ) -> list[Path]:
     """Write ``clips``, encoded by the VAE of this digest, as shards in ``out``, which appears when it is whole.
 
-    Raises ValueError where the folder already exists, or there is no clip.
+    Raises UserError where the folder already exists, or there is no clip.
     """
     if out.exists():
-        raise ValueError(f"{out} already exists: give another --out, or remove it")
+        raise UserError(f"{out} already exists: give another --out, or remove it")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -52,7 +53,7 @@ def write_clips(
         flush()
     if not names:
         shutil.rmtree(partial)
-        raise ValueError("not one clip could be encoded")
+        raise UserError("not one clip could be encoded")
     os.replace(partial, out)
     return [out / name for name in names]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.ingest import Pool
 from framegrove.data.packing import pack
+from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.vae_files import LatentNorm
 from framegrove.training.curriculum import Position, StageSample, draw_samples
@@ -27,7 +28,7 @@ from framegrove.training.engine import Update
 from framegrove.training.step import Trainable
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(UserError):
     """The loss is no longer a number."""
 
 

@@ -14,6 +14,7 @@ import torch
 from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
 from framegrove.data.ingest import DataError, Pool, Reader, Shard, clips_of, open_shards, stream
+from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import (
     VAE,
@@ -56,7 +57,7 @@ class Setup:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Setup:
-        """Open the data, and check that it fits the model. Raises ValueError before anything is written.
+        """Open the data, and check that it fits the model. Raises UserError before anything is written.
 
         Of the model only its VAE is read: whoever starts a run on a cluster need not hold the rest.
         """
@@ -117,11 +118,11 @@ class Setup:
         return open_pool
 
     def check_workers(self, workers: int) -> None:
-        """Raise ValueError where so many workers cannot share the work."""
+        """Raise UserError where so many workers cannot share the work."""
         for phase in self.config.phases:
             clips = sum(shard.clips for shard in self.shards[phase.name])
             if min(phase.batch, clips) < workers:
-                raise ValueError(
+                raise UserError(
                     f"phase {phase.name}: a batch of {phase.batch} samples and {clips} clips cannot be shared by "
                     f"{workers} workers: use fewer of them"
                 )
@@ -141,7 +142,7 @@ class Setup:
 def run(config: TrainConfig, out: Path, watch: Watch) -> Path:
     """Train in this process, on a GPU if there is one; the model folder is ``out/model``.
 
-    Goes on from the newest checkpoint in ``out``. Raises ValueError for what does not fit together.
+    Goes on from the newest checkpoint in ``out``. Raises UserError for what does not fit together.
     """
     setup = Setup.of(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

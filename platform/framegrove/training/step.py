@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from framegrove.errors import UserError
 from framegrove.flow.objective import sample_losses
 from framegrove.models.packed import Prefix, Sample
 from framegrove.models.text import TextEncoder
@@ -21,7 +22,7 @@ class Trainable(nn.Module):
     def __init__(self, transformer: Transformer, text: TextEncoder | PublicTextEncoder, train_text: bool) -> None:
         super().__init__()
         if train_text and not isinstance(text, TextEncoder):
-            raise ValueError("the text encoders of public checkpoints stay frozen: set model.train_text to false")
+            raise UserError("the text encoders of public checkpoints stay frozen: set model.train_text to false")
         self.transformer = transformer.requires_grad_(True)
         self.text = text.requires_grad_(train_text)
         self.train_text = train_text

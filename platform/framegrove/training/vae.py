@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framegrove.config.vae import VaeTrainingConfig
-from framegrove.data import digits
+from framegrove.digits import world as digits
+from framegrove.errors import UserError
 from framegrove.models.vae import CausalVideoVae, Moments
 from framegrove.models.vae_files import LatentNorm, save_vae
 from framegrove.training.loop import TrainingDiverged
@@ -52,7 +53,7 @@ def train(config: VaeTrainingConfig, out: Path, on_record: Callable[[Record], No
     """Train, or resume from ``out/checkpoint.pt``; leaves the finished model in ``out/causal_video_vae``.
 
     Returns the last record, with PSNRs over ``config.final_clips`` held-out clips of each kind, measured on the
-    weights as saved. Raises ValueError when the checkpoint belongs to another configuration, TrainingDiverged when
+    weights as saved. Raises UserError when the checkpoint belongs to another configuration, TrainingDiverged when
     the loss is not finite.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ class _Run:
         if checkpoint.exists():
             held: dict[str, Any] = torch.load(checkpoint, map_location=run.device, weights_only=True)
             if held["config"] != config.model_dump_json():
-                raise ValueError(f"{checkpoint} is of another configuration: give another --out, or remove it")
+                raise UserError(f"{checkpoint} is of another configuration: give another --out, or remove it")
             run.vae.load_state_dict(held["vae"])
             run.averaged.load_state_dict(held["averaged"])
             for optimizer, state in zip(run.optimizers, held["optimizers"], strict=True):

@@ -12,8 +12,8 @@ import enum
 from dataclasses import dataclass
 
 from framegrove.config.request import FRAMES_PER_UNIT
-from framegrove.data import digits
-from framegrove.data.digits import DigitObject
+from framegrove.digits import world as digits
+from framegrove.digits.world import DigitObject
 from framegrove.types import Assessment
 from framegrove.verification.rewriting import StagedPrompt
 

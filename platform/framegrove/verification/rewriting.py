@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from framegrove.data import digits
+from framegrove.digits import world as digits
+from framegrove.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class StagedPrompt:
 
 
 def staged(prompt: str) -> StagedPrompt:
-    """Rewrite ``prompt`` for the three phases of a video. Raises ValueError when it is empty."""
+    """Rewrite ``prompt`` for the three phases of a video. Raises UserError when it is empty."""
     text = " ".join(prompt.split()).rstrip(".!")
     if not text:
-        raise ValueError("the prompt is empty: describe what the video should show")
+        raise UserError("the prompt is empty: describe what the video should show")
     objects = digits.parse(text)
     if objects is not None:
         scene = static_scene(objects)

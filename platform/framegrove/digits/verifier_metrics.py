@@ -14,13 +14,13 @@ import torch
 from rich.table import Table
 from transformers import Idefics3ForConditionalGeneration
 
-from framegrove.training.verifier_codes import Codes, scene_codes
-from framegrove.training.verifier_model import Packer, answer_logits, read_cells, save_folder
-from framegrove.training.verifier_questions import ask_about
-from framegrove.training.verifier_scenes import Quality, Scene, draw_scene
+from framegrove.digits.verifier_codes import Codes, scene_codes
+from framegrove.digits.verifier_model import Packer, answer_logits, read_cells, save_folder
+from framegrove.digits.verifier_questions import ask_about
+from framegrove.digits.verifier_scenes import Quality, Scene, draw_scene
 
 if TYPE_CHECKING:
-    from framegrove.training.verifier import VerifierRun
+    from framegrove.digits.verifier_training import VerifierRun
 
 _QUESTIONS = 12
 _BATCH = 25

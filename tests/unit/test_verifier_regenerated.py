@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from framegrove.training.verifier_redrawn import first_frame, redrawn_scenes
-from framegrove.training.verifier_scenes import Fault, Quality, draw_scene
+from framegrove.digits.verifier_regenerated import first_frame, redrawn_scenes
+from framegrove.digits.verifier_scenes import Fault, Quality, draw_scene
+from framegrove.errors import UserError
 from framegrove.verification.questions import shown_frames
 
 
@@ -46,10 +47,10 @@ def test_redrawn_scenes_keep_their_truth_and_are_kept(tmp_path: Path) -> None:
         assert painted.drawn == one.drawn
         away = (painted.frames[list(shown_frames(25))] - one.frames).square().mean()
         assert 0 < float(away) < 0.02  # 17 dB: another hand, the same picture
-    with pytest.raises(ValueError, match="6 clips of seed 3"):
+    with pytest.raises(UserError, match="6 clips of seed 3"):
         redrawn_scenes(7, seed=3, kept_in=tmp_path / "redrawn.npz")
     (tmp_path / "redrawn.npz").write_bytes(b"PK no zip")
-    with pytest.raises(ValueError, match="remove it"):
+    with pytest.raises(UserError, match="remove it"):
         redrawn_scenes(6, seed=3, kept_in=tmp_path / "redrawn.npz")
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from framegrove.errors import UserError
+
 Frames = npt.NDArray[np.uint8]
 
 _QUALITY = "14"  # x264's constant rate factor: visually lossless, still small
@@ -22,7 +24,7 @@ _GAP = 2  # px between the frames of a contact sheet
 _PAPER = 255
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """Frames or a file that cannot be used; the message is one sentence for the user."""
 
 

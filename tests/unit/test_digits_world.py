@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framegrove.data import digits
-from framegrove.data.digits import COLOURS, DIGITS, MOTIONS, DigitObject
+from framegrove.digits import world as digits
+from framegrove.digits.world import COLOURS, DIGITS, MOTIONS, DigitObject
 
 objects = st.builds(
     DigitObject, st.sampled_from(DIGITS), st.sampled_from(list(COLOURS)), st.sampled_from(list(MOTIONS))

@@ -19,7 +19,7 @@ from framegrove.search.protocols import WorkFailed
 from framegrove.types import Path
 
 
-class Shelf:
+class UnitStore:
     """Keeps latents and frames in a folder, a file per unit; decoder states are large and quickly made again."""
 
     def __init__(self, folder: File) -> None:

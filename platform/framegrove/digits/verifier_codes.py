@@ -13,8 +13,8 @@ import math
 import numpy as np
 import torch
 
-from framegrove.data.digits import COLOURS, DIGITS, SIZE
-from framegrove.training.verifier_scenes import Drawn, Quality, Scene
+from framegrove.digits.verifier_scenes import Drawn, Quality, Scene
+from framegrove.digits.world import COLOURS, DIGITS, SIZE
 
 NO_DIGIT = len(DIGITS)  # the class of strokes that are no digit
 CELL = 16  # px on a side of a cell (2x2 patches)

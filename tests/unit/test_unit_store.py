@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from actors.shelf import _parse, _write
+from actors.unit_store import _parse, _write
 from framegrove.search.tree import Latent
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framegrove.data.digits import COLOURS, DIGITS, MOTIONS, DigitObject, caption
-from framegrove.training.verifier_scenes import Drawn, Fault, Quality, Scene
+from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
+from framegrove.digits.world import COLOURS, DIGITS, MOTIONS, DigitObject, caption
 from framegrove.verification import questions as ask
 from framegrove.verification.questions import Aspect
 from framegrove.verification.rewriting import static_scene

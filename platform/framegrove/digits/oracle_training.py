@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framegrove.data import digits
-from framegrove.evaluation.digits_oracle import CROP, REJECT, DigitNetwork, DigitsOracle, centroids, crops, segment
+from framegrove.digits import world as digits
+from framegrove.digits.oracle import CROP, REJECT, DigitNetwork, DigitsOracle, centroids, crops, segment
 
 
 def train_oracle(

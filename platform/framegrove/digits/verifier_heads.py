@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
-from framegrove.data.digits import COLOURS, MOTIONS, SIZE
-from framegrove.training.verifier_batches import FrameBatch, Tracks, WindowBatch
-from framegrove.training.verifier_codes import CLEAR, COLOUR, DIGIT, NO_DIGIT, PLACE, THERE, Codes
+from framegrove.digits.verifier_batches import FrameBatch, Tracks, WindowBatch
+from framegrove.digits.verifier_codes import CLEAR, COLOUR, DIGIT, NO_DIGIT, PLACE, THERE, Codes
+from framegrove.digits.world import COLOURS, MOTIONS, SIZE
 
 _SURE = 8.0  # logits of a class that a code says firmly, over those of the others
 

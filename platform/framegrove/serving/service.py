@@ -1,4 +1,4 @@
-"""The desk between the web and the search: takes requests, has them made one after the other, says how far they are."""
+"""Takes requests for videos, has them made one after the other, and says how far they are."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from framegrove.config.model import Recipe
 from framegrove.config.request import frames_of, parse_size, units_for
 from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
+from framegrove.errors import UserError
 from framegrove.serving.api import LARGEST_SEED, ApiError, Search, Video, VideoError, VideoRequest
 from framegrove.serving.store import STORE_ERRORS, VideoRecord, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult, Progress
@@ -32,7 +33,7 @@ Answer = TypeVar("Answer")
 class Runner(Protocol):
     """Makes videos, once ``start`` has brought up what it needs; ``judging`` is for a request with a search.
 
-    What ``start`` raises is no request's fault, a ValueError of ``run`` is the request's mistake. A runner that was
+    What ``start`` raises is no request's fault, a UserError of ``run`` is the request's mistake. A runner that was
     closed can be started again.
     """
 
@@ -45,14 +46,14 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What is served: its name, how it is sampled, and a check that raises ValueError for what it cannot make."""
+    """What is served: its name, how it is sampled, and a check that raises UserError for what it cannot make."""
 
     name: str
     recipe: Recipe
     check: Callable[[GenerationRequest], object]
 
 
-class VideoDesk:
+class VideoService:
     """Takes videos on, keeps them durably, makes them in the order they came.
 
     A video that was being made when the process ended is made again, from the same seed, hence the same. While the
@@ -140,7 +141,7 @@ class VideoDesk:
         )
         try:
             self._model.check(request)
-        except ValueError as error:
+        except UserError as error:
             raise ApiError(400, str(error)) from None
         return VideoRecord(
             id=f"video_{uuid.uuid4().hex}",
@@ -163,7 +164,7 @@ class VideoDesk:
             return self._model.recipe.units
         try:
             return units_for(float(seconds), self._model.recipe.fps, self._limits.most_units)
-        except ValueError as error:
+        except UserError as error:
             raise ApiError(400, str(error), param="seconds") from None
 
     def _told(self, record: VideoRecord) -> Video:
@@ -214,9 +215,9 @@ class VideoDesk:
         try:
             result = await self._runner.run(record.request, on_progress)
             await _kept(self._store.complete, record.id, result)
-        except ValueError as error:
+        except UserError as error:
             await _kept(self._store.fail, record.id, "invalid_request", str(error))
-        except Exception as error:  # one video's failure must not end the desk; it is logged, and told to who asked
+        except Exception as error:  # one video's failure must not end the service; it is logged, and told to who asked
             log.exception("video %s failed", record.id)
             await _kept(self._store.fail, record.id, "server_error", _one_line(error))
             await self._runner.close()  # it may have given its actors up: the next video gets new ones

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from framegrove.data.digits import COLOURS, MOTIONS, SIZE
-from framegrove.training.verifier_codes import CELL, SIDE, cell_of, digit_class, scene_codes
-from framegrove.training.verifier_model import PackedQuestions, Packer
-from framegrove.training.verifier_questions import ask_about
-from framegrove.training.verifier_redrawn import UNITS, first_frame
-from framegrove.training.verifier_scenes import Drawn, Quality, Scene, draw_scene
+from framegrove.digits.verifier_codes import CELL, SIDE, cell_of, digit_class, scene_codes
+from framegrove.digits.verifier_model import PackedQuestions, Packer
+from framegrove.digits.verifier_questions import ask_about
+from framegrove.digits.verifier_regenerated import UNITS, first_frame
+from framegrove.digits.verifier_scenes import Drawn, Quality, Scene, draw_scene
+from framegrove.digits.world import COLOURS, MOTIONS, SIZE
 
 PATCH = 8
 WINDOW = 4  # patches on a side of a window

@@ -32,7 +32,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostBreakdown:
     """Costs of one kind of work: what had to be done, finished bets still open, what bets and failures have lost."""
 
     certain: Cost
@@ -68,7 +68,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """A finished search.
 
     ``certain`` are the works that had to be done; spans of other works are bets. ``handles`` maps every branch to its
@@ -79,8 +79,8 @@ class Outcome:
     winner: Path
     nodes: tuple[Node, ...]
     certain: frozenset[Work]
-    sampling: Bill
-    scoring: Bill
+    sampling: CostBreakdown
+    scoring: CostBreakdown
     spans: tuple[Span, ...]
     handles: Mapping[Path, Any]
     seconds: float

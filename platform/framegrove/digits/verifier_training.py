@@ -31,12 +31,13 @@ from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
 from framegrove.config.verifier import TrainingStage, VerifierTraining
-from framegrove.training import verifier_model
-from framegrove.training.verifier_batches import clip_batch, frame_batch, window_batch
-from framegrove.training.verifier_codes import Codes
-from framegrove.training.verifier_heads import TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
-from framegrove.training.verifier_redrawn import redrawn_scenes
-from framegrove.training.verifier_scenes import Scene
+from framegrove.digits import verifier_model
+from framegrove.digits.verifier_batches import clip_batch, frame_batch, window_batch
+from framegrove.digits.verifier_codes import Codes
+from framegrove.digits.verifier_heads import TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
+from framegrove.digits.verifier_regenerated import redrawn_scenes
+from framegrove.digits.verifier_scenes import Scene
+from framegrove.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -257,10 +258,10 @@ class VerifierRun:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{path} is not a readable checkpoint ({error}): remove it to start afresh") from error
+            raise UserError(f"{path} is not a readable checkpoint ({error}): remove it to start afresh") from error
         begun = STAGES[: state["stage"] + (state["step"] > 0)]
         if _settled(VerifierTraining.model_validate_json(state["config"]), begun) != _settled(self.config, begun):
-            raise ValueError(
+            raise UserError(
                 f"{path} was made with another configuration: use another --out, or remove it to start afresh "
                 "(only stages that have not begun may be changed)"
             )

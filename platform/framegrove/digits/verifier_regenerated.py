@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from framegrove.digits.verifier_scenes import Fault, Quality, Scene, draw_scene
+from framegrove.errors import UserError
 from framegrove.flow.generation import to_pixels
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, halve
 from framegrove.flow.schedule import GRID, PyramidSchedule
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.pretrained import Pipeline, load_pipeline
-from framegrove.training.verifier_scenes import Fault, Quality, Scene, draw_scene
 from framegrove.verification.questions import shown_frames
 
 UNITS = 4
@@ -39,7 +40,7 @@ def redrawn_scenes(
     count: int, seed: int, kept_in: Path, report: Callable[[int], None] = lambda _: None
 ) -> tuple[Scene, ...]:
     """``count`` scenes of four shown frames. Their pixels are kept in the file ``kept_in``, from which a resumed run
-    takes them; ``report`` hears how many are drawn. Raises ValueError where the file holds others."""
+    takes them; ``report`` hears how many are drawn. Raises UserError where the file holds others."""
     if not kept_in.exists():
         pixels = _drawn(count, seed, report)
         building = kept_in.with_suffix(".building.npz")
@@ -49,11 +50,9 @@ def redrawn_scenes(
         with np.load(kept_in) as kept:
             pixels, kept_seed = kept["pixels"], int(kept["seed"])
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{kept_in} is not readable ({error}): remove it to draw its clips anew") from error
+        raise UserError(f"{kept_in} is not readable ({error}): remove it to draw its clips anew") from error
     if len(pixels) != count or kept_seed != seed:
-        raise ValueError(
-            f"{kept_in} holds {len(pixels)} clips of seed {kept_seed}: remove it to draw {count} of {seed}"
-        )
+        raise UserError(f"{kept_in} holds {len(pixels)} clips of seed {kept_seed}: remove it to draw {count} of {seed}")
     frames = torch.from_numpy(pixels).movedim(-1, 2) / 255.0
     return tuple(replace(_scene(seed, index, painted=False), frames=frames[index]) for index in range(count))
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from framegrove.data.digits import BACKGROUND, COLOURS, DigitObject
+from framegrove.digits.world import BACKGROUND, COLOURS, DigitObject
 
 CROP = 28  # side of the crop the network sees, px
 REJECT = 10

@@ -19,8 +19,8 @@ from scipy import ndimage
 from torch.nn import functional
 
 from framegrove.config.request import FRAMES_PER_UNIT
-from framegrove.data import digits
-from framegrove.data.digits import COLOURS, MOTIONS, SIZE, Split
+from framegrove.digits import world as digits
+from framegrove.digits.world import COLOURS, MOTIONS, SIZE, Split
 from framegrove.verification.questions import shown_frames
 
 Ink = npt.NDArray[np.float32]

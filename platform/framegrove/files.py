@@ -1,0 +1,90 @@
+"""Files that are never half-written, and what tells one run from another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write a file or a folder to; it takes ``path``'s place once the block ends well.
+
+    When the block raises, ``path`` stays as it was and what was written is removed. Contents are on the disk before
+    the name changes, so that a power cut leaves either the old or the new one. A folder replaces a folder; the old one
+    is removed. Two processes that write the same ``path`` at the same time are not provided for.
+
+    >>> with replacing(Path("runs/report.json")) as partial:
+    ...     partial.write_text("{}")
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        _sync(partial)
+        if partial.is_dir() and path.is_dir():  # rename does not replace a folder that is not empty
+            _replace_folder(partial, path)
+        else:
+            os.replace(partial, path)
+        _sync(path.parent)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's outcome, in the form in which a JSON file gives it back: tuples are lists, and so on."""
+    return dict(json.loads(json.dumps(facts)))
+
+
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """The first fact on which two identities differ, for a sentence: "its seed is 1 and here it is 2"."""
+    for key in sorted({*theirs, *ours}):
+        if theirs.get(key) != ours.get(key):
+            return f"its {key} is {theirs.get(key)!r} and here it is {ours.get(key)!r}"
+    return None
+
+
+def fingerprint(folder: Path, *read: object) -> str:
+    """Changes whenever a file below ``folder`` does, by size or time, or what else is given (how it is read)."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(repr((facts, read)).encode(), digest_size=12).hexdigest()
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    os.replace(path, old)
+    os.replace(partial, path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file, or a folder with all files in it, survives a power cut."""
+    inside = path.rglob("*") if path.is_dir() else ()
+    for each in (*inside, path):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
