@@ -68,10 +68,11 @@ class SampleWork:
 
 @dataclass(frozen=True)
 class ScoreWork:
-    """Ask the verifiers about one branch."""
+    """Ask one verifier of the panel about one branch."""
 
     path: Path
     assessment: Assessment
+    verifier: str = "verifier"
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,16 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scored:
-    """A score work is done: each verifier of the panel by name, a score in [0, 1], higher is better."""
+    """A score work is done: the verifier's scores by aspect, each in [0, 1], higher is better.
+
+    ``mass`` is the least probability that the verifier put on yes and no together, over the questions it was asked;
+    None where no question was asked.
+    """
 
     work: ScoreWork
     scores: tuple[tuple[str, float], ...]
     cost: Cost = Cost()
+    mass: float | None = None
 
 
 @dataclass(frozen=True)

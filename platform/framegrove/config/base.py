@@ -35,7 +35,7 @@ Checked = TypeVar("Checked")
 
 
 def validating(check: Callable[[Given], Checked]) -> Callable[[Given], Checked]:
-    """``check``, which raises UserError, as pydantic wants its validators: raising ValueError, to which it adds where."""
+    """``check``, which raises UserError, as a pydantic validator, which must raise ValueError."""
 
     def validator(given: Given) -> Checked:
         try:
