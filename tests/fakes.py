@@ -72,6 +72,15 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def run_in_executor(self, executor: Any, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """At once: a thread would need time, and here nothing takes any."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
 
 @dataclass
 class World:
@@ -84,7 +93,7 @@ class World:
     """
 
     seed: int = 0
-    verifiers: tuple[str, ...] = ("left", "right")
+    aspects: tuple[str, ...] = ("left", "right")
     grid: int = 1000
     timing: int = 0
     step_s: float = 1.0
@@ -97,9 +106,14 @@ class World:
     called: int = 0
     made: list[tuple[str, Handle]] = field(default_factory=list)
 
-    def score(self, handle: str, assessment: Assessment, verifier: str) -> float:
-        digest = hashlib.blake2b(f"{self.seed} {handle} {assessment} {verifier}".encode()).digest()
+    def score(self, handle: str, assessment: Assessment, aspect: str) -> float:
+        digest = hashlib.blake2b(f"{self.seed} {handle} {assessment} {aspect}".encode()).digest()
         return int.from_bytes(digest[:4]) % (self.grid + 1) / self.grid
+
+    def panel(self, handle: str, work: ScoreWork) -> tuple[tuple[str, float], ...]:
+        """What a verifier says: its name decides too, so that the verifiers of a panel differ."""
+        about = f"{handle} {work.verifier}"
+        return tuple((aspect, self.score(about, work.assessment, aspect)) for aspect in self.aspects)
 
     def lose(self, maker: str | None = None) -> None:
         """Lose one of the handles, or all that one worker made."""
@@ -202,8 +216,7 @@ class FakeVerifier(FakeWorker):
         handle = units[work.path]
         assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
         self.world.scored += 1
-        panel = tuple((name, self.world.score(handle, work.assessment, name)) for name in self.world.verifiers)
-        return Scored(work, panel, Cost(1, 7, 1.0))
+        return Scored(work, self.world.panel(handle, work), Cost(1, 7, 1.0))
 
 
 def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
