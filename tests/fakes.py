@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
+from framegrove.search.tree import PanelWork, Plan, Policy, Scores
 from framegrove.types import (
     Assessment,
     Cost,
@@ -225,6 +226,29 @@ def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
     assert set(parents) == wanted, f"{work} builds on {wanted}, it was given {set(parents)}"
     text = f"{work} {path} {sorted(parents.items())}"
     return f"{path} {work.last_stage} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def replayed(policy: Policy, scores: Mapping[PanelWork, Scores]) -> Plan:
+    """What a fresh policy has decided when it knows these scores; those that it has not asked for are kept for later."""
+    plan = Plan()
+    plan.add(policy.start())
+    told: set[PanelWork] = set()
+    while news := [work for work in scores if work in plan.certain and work not in told]:
+        told.add(news[0])
+        plan.add(policy.judged(news[0], scores[news[0]]))
+    return plan
+
+
+def played(policy: Policy, world: World) -> Plan:
+    """What a policy has decided at the end, when it gets whatever scores it asks for."""
+    plan = Plan()
+    plan.add(policy.start())
+    told: set[PanelWork] = set()
+    while open_ := [work for work in plan.certain if isinstance(work, PanelWork) and work not in told]:
+        told.add(open_[0])
+        scores = ((aspect, world.score(str(open_[0].path), open_[0].assessment, aspect)) for aspect in world.aspects)
+        plan.add(policy.judged(open_[0], tuple(scores)))
+    return plan
 
 
 class MemoryStore:

@@ -138,10 +138,10 @@ def test_any_torn_end_is_tolerated(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_torn_first_line_is_a_fresh_journal(tmp_path: Path) -> None:
-    (tmp_path / "j").write_bytes(b'{"journal": 3, "iden')
+    (tmp_path / "j").write_bytes(b'{"journal": 4, "iden')
     with Journal(tmp_path / "j", IDENTITY, MemoryStore()):
         pass
-    assert json.loads((tmp_path / "j").read_text()) == {"journal": 3, "identity": IDENTITY}
+    assert json.loads((tmp_path / "j").read_text()) == {"journal": 4, "identity": IDENTITY}
 
 
 def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'[]\n{"scored": 1}\n', "is not a search journal of version 3"),
-        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 3"),
+        (b'[]\n{"scored": 1}\n', "is not a search journal of version 4"),
+        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 4"),
         (b"what\nis\nthis\n", "line 1 is damaged: remove the file"),
     ],
 )
