@@ -16,6 +16,7 @@ from framegrove.errors import UserError
 from framegrove.search.budget import Allotment, BudgetError
 from framegrove.search.policies import linear, single, tof
 from framegrove.search.policies.registry import PolicyEntry, Task
+from framegrove.search.ranks import Weigh, equally
 from framegrove.search.rounds import CostTable
 from framegrove.search.tree import Policy
 
@@ -51,18 +52,18 @@ def options_of(config: SearchConfig, entry: PolicyEntry) -> Any:
 
 
 def make_policy(
-    config: SearchConfig, units: int, stages: int, cost: CostTable, *, given: int = 0
+    config: SearchConfig, units: int, stages: int, cost: CostTable, *, given: int = 0, weigh: Weigh = equally
 ) -> tuple[Policy, Allotment]:
     """The configured policy, as wide as its budget allows, and what the budget was turned into.
 
     ``units`` and ``stages`` are those of the video and of the pyramid, ``given`` counts units that are there already
-    (1 for image-to-video). Raises UserError for an unknown policy or option, BudgetError for a budget that cannot pay
+    (1 for image-to-video), ``weigh`` gives the weights of the panel's scores. Raises UserError for an unknown policy or option, BudgetError for a budget that cannot pay
     for what is asked.
     """
     if not 0 <= given < units:
         raise BudgetError(f"{given} units are given and the video has {units}: nothing is left to search for")
     entry = find(config.policy)
-    task = Task(units, stages, cost, config.multiple, given, config.weights)
+    task = Task(units, stages, cost, config.multiple, given, weigh)
     return entry.plan(task, options_of(config, entry))
 
 

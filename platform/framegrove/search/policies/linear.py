@@ -10,7 +10,7 @@ from pydantic import Field
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment, allot_linear
 from framegrove.search.policies.registry import PolicyEntry, Task
-from framegrove.search.ranks import Cohort
+from framegrove.search.ranks import Cohort, Weigh, equally
 from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
 from framegrove.types import Assessment, Path, SampleWork
 
@@ -27,15 +27,15 @@ class Linear:
     """Samples ``roots`` videos to the end, unit by unit, and keeps the one that the panel ranks first.
 
     Root 0 is the unsearched sample of the same seed. Nothing is ever cut, so every work is certain from the start.
-    ``weights`` are those of the panel's columns in the fused rank; empty: all alike.
+    ``weigh`` gives the weights of the panel's scores in the fused rank.
     """
 
-    def __init__(self, layout: Layout, roots: int, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, layout: Layout, roots: int, weigh: Weigh = equally) -> None:
         self.layout = layout
         self.roots = roots
         self._videos = [self._path(root, layout.units) for root in range(roots)]
         before = dict.fromkeys(self._videos, Fraction(0))
-        self._cohort = Cohort(self._videos, weights or {}, before, width=1)
+        self._cohort = Cohort(self._videos, weigh, before, width=1)
         self._works = 0
 
     def start(self) -> Decision:
@@ -75,7 +75,7 @@ def plan(task: Task, options: LinearOptions) -> tuple[Linear, Allotment]:
     """As many videos as the budget pays for."""
     layout = Layout(task.units, task.stages, given=task.given)
     roots, allotment = allot_linear(task.multiple, layout, task.cost, options.roots)
-    return Linear(layout, roots, task.weights), allotment
+    return Linear(layout, roots, task.weigh), allotment
 
 
 ENTRY = PolicyEntry(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment
+from framegrove.search.ranks import Weigh, equally
 from framegrove.search.rounds import CostTable
 from framegrove.search.tree import Policy
 
@@ -17,8 +18,8 @@ class Task:
     """What a policy plans for.
 
     A video of ``units`` units, of which the first ``given`` are there already (1 for image-to-video), each sampled over
-    ``stages`` stages; ``multiple`` times the FLOPs of one unsearched sample to spend, as ``cost`` counts them; the
-    ``weights`` of the panel's columns in the fused rank, empty for equal weights.
+    ``stages`` stages; ``multiple`` times the FLOPs of one unsearched sample to spend, as ``cost`` counts them;
+    ``weigh`` gives the weight in the fused rank of each of the panel's scores, by its name.
     """
 
     units: int
@@ -26,7 +27,7 @@ class Task:
     cost: CostTable
     multiple: float = 1.0
     given: int = 0
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weigh: Weigh = equally
 
 
 class NoOptions(Config):

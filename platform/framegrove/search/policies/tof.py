@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment, BudgetError, allot_tof
 from framegrove.search.policies.registry import PolicyEntry, Task
-from framegrove.search.ranks import Change, Cohort
+from framegrove.search.ranks import Change, Cohort, Weigh, equally
 from framegrove.search.rounds import Branching, Round, Shape, rounds_of
 from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
 from framegrove.types import Assessment, Path
@@ -71,13 +71,13 @@ class TreeOfFrames:
         layout: Layout,
         shape: Shape,
         roots_per_work: int = 4,
-        weights: Mapping[str, float] | None = None,
+        weigh: Weigh = equally,
         path_score: Literal["last", "sum"] = "last",
     ) -> None:
         self.layout = layout
         self.shape = shape
         self.rounds = rounds_of(layout, shape, roots_per_work)
-        self._weights = weights or {}
+        self._weigh = weigh
         self._path_score = path_score
         # Round i judges assessment a at depth d: where a score belongs.
         self._round_of = {(step.depth, step.assessment): index for index, step in enumerate(self.rounds)}
@@ -119,7 +119,7 @@ class TreeOfFrames:
         members = step.members(entrants)
         parents = {member: member[:-1] if step.children else member for member in members}
         before = {member: self._collected.get(parent, Fraction(0)) for member, parent in parents.items()}
-        cohort = Cohort(members, self._weights, before, step.width)
+        cohort = Cohort(members, self._weigh, before, step.width)
         self._cohorts.append(cohort)
         self._planned += step.count(len(entrants))
         self._follow(index, cohort.initial)
@@ -200,7 +200,7 @@ def _tree(task: Task, options: TofOptions, layout: Layout) -> tuple[TreeOfFrames
         roots=options.roots,
         widths=options.widths,
     )
-    return TreeOfFrames(layout, shape, options.roots_per_work, task.weights, options.path_score), allotment
+    return TreeOfFrames(layout, shape, options.roots_per_work, task.weigh, options.path_score), allotment
 
 
 def _draft_stage(task: Task, options: TofOptions) -> int | None:
