@@ -173,7 +173,7 @@ class VerifierPool:
         """A verifier actor."""
         options = placed(self.role, num_gpus=gpus)
         if self.config.kind == "vllm":
-            options["runtime_env"] = {"env_vars": environment(self.config.engine)}
+            options["runtime_env"] = {"env_vars": environment(self.config)}
         return ray.remote(self._worker).options(**options).remote(self.config)
 
     def clients(self, group: ActorGroup, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:

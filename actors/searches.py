@@ -15,28 +15,53 @@ from ray.exceptions import ObjectLostError
 
 from actors.clients import UnitRef, ask, lost_of, recovered
 from actors.crew import Crew
-from actors.pools import GeneratorPool, Opened, VerifierPool
+from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
+from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
 from framegrove.config.search import SearchConfig
-from framegrove.config.verifier import verifier_identity
+from framegrove.config.model import ModelSource
+from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
-from framegrove.search.result import SearchResult
+from framegrove.search.result import Ending, SearchResult
 from framegrove.search.tree import Layout
 from framegrove.types import Assessment, GenerationRequest, GenerationResult, Path, Progress, ScoreWork
+from framegrove.verification.identity import verifier_identity
 
 OnProgress = Callable[[Progress], None]
 Answer = TypeVar("Answer")
 
 # Settings of a search that decide how long it takes, and nothing else.
 _FOR_THE_TIME_ONLY = {"speculate", "attempts", "scores_in_flight", "start_limit", "sample_limit", "score_limit"}
+
+
+def search_runner(
+    model: ModelSource | None = None,
+    panel: PanelConfig | None = None,
+    search: SearchConfig | None = None,
+    *,
+    generators: int = 2,
+    threads: int = 1,
+    metrics: Metrics | None = None,
+) -> SearchRunner:
+    """A runner for a pyramidal model and a panel of verifiers; None is what comes embedded. ``metrics`` reports to Ray."""
+    pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
+    observer = MetricsObserver(metrics) if metrics else None
+    return SearchRunner(
+        PyramidPool(model, generators, threads=threads),
+        pools,
+        search,
+        observer=observer,
+        on_replaced=metrics.actor_restarted if metrics else lambda pool: None,
+    )
 
 
 class SearchRunner:
@@ -59,6 +84,13 @@ class SearchRunner:
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
+        for name in self._search.weights:
+            verifier = name.rpartition("/")[0]
+            if len(self._verifiers) > 1 and verifier not in self._verifiers:
+                raise UserError(
+                    f"the weight of {name} is of no verifier of the panel: name it verifier/score, where the verifier is "
+                    f"one of {', '.join(self._verifiers)}"
+                )
         self.crew = Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
     async def start(self, *, judging: bool = True) -> None:
@@ -66,7 +98,9 @@ class SearchRunner:
 
         Raises UserError for a missing model or a cluster without room, CrashLoop for actors that keep dying.
         """
-        await self._generators.identity()  # a missing model is told before anything is started
+        await self._generators.identity()  # missing files are told before anything is started
+        if judging:
+            PanelConfig(verifiers=tuple(pool.config for pool in self._verifiers.values())).check_files()
         await self.crew.start([self._generators.name, *(self._verifiers if judging else ())])
 
     async def close(self) -> None:
@@ -117,7 +151,9 @@ class SearchRunner:
                     client = next(iter(member.clients.values()))
                     work = ScoreWork(winner, Assessment.FINAL, name)
                     scored = await _until_it_works(lambda c=client, w=work: c.score(w, units), client.recover)
-                    columns = (f"{name}/{aspect}" if len(self._verifiers) > 1 else aspect for aspect, _ in scored.scores)
+                    columns = (
+                        f"{name}/{aspect}" if len(self._verifiers) > 1 else aspect for aspect, _ in scored.scores
+                    )
                     scores |= dict(zip(columns, (score for _, score in scored.scores), strict=True))
         return scores
 
@@ -207,14 +243,27 @@ class SearchRunner:
         )
 
 
-async def _until_it_works(
-    attempt: Callable[[], Awaitable[Answer]], recover: Callable[[], Awaitable[None]]
-) -> Answer:
+async def _until_it_works(attempt: Callable[[], Awaitable[Answer]], recover: Callable[[], Awaitable[None]]) -> Answer:
     while True:
         try:
             return await attempt()
         except WorkFailed:
             await recover()
+
+
+class MetricsObserver:
+    """What searches do, as metrics; failed attempts are logged, too."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def ended(self, pool: str, ending: Ending, seconds: float, reason: str) -> None:
+        """Count an attempt."""
+        self._metrics.work_ended(pool, seconds, wasted=ending is not Ending.DONE)
+
+    def load(self, pool: str, running: int, waiting: int) -> None:
+        """Set the gauges of a pool."""
+        self._metrics.works(pool, running=running, waiting=waiting)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import selectors
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.search.tree import PanelWork, Plan, Policy, Scores
 from framegrove.types import (
@@ -29,7 +29,7 @@ from framegrove.types import (
     ScoreWork,
 )
 
-T = TypeVar("T")
+__all__ = ["run_virtual"]  # for tests that use the fakes
 
 STEPS = 4  # denoising steps of a stage
 STAGE_FLOPS = (1, 4, 16)
@@ -44,43 +44,6 @@ def fake_cost(depth: int, first_stage: int, last_stage: int, siblings: int) -> i
 def step_flops(depth: int, stage: int, siblings: int) -> int:
     """FLOPs of one denoising step."""
     return STAGE_FLOPS[stage] * (10 * siblings + 3 * depth)
-
-
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a clock that jumps to the next timer: seconds of waiting in no time, always the same."""
-    loop = _VirtualLoop()
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        loop.close()
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("deadlock: every task waits and no timer is set")
-        self.now += timeout
-        return super().select(0)
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-    def run_in_executor(self, executor: Any, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """At once: a thread would need time, and here nothing takes any."""
-        future: asyncio.Future[T] = self.create_future()
-        try:
-            future.set_result(function(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 @dataclass

@@ -34,7 +34,8 @@ class SearchConfig(Config):
         default={}, description="weights of the panel's scores in the fused rank, by name; empty: the verifiers' own"
     )
     speculate: bool = Field(
-        default=True, description="idle generators work ahead on branches that will probably stay; the video is the same"
+        default=True,
+        description="idle generators work ahead on branches that will probably stay; the video is the same",
     )
     attempts: int = Field(default=3, ge=1, description="times a work is tried when workers die under it")
     scores_in_flight: int = Field(default=8, ge=1, description="branches a verifier is asked about at a time")

@@ -50,15 +50,15 @@ class Observer(Protocol):
         """An attempt at a work of this pool has ended; ``reason`` is empty unless it failed."""
         ...
 
-    def load(self, running: int, waiting: int) -> None:
-        """How many works run, and how many certain ones wait, whenever that changes."""
+    def load(self, pool: str, running: int, waiting: int) -> None:
+        """How many works of a pool run, and how many certain ones wait, whenever an attempt starts or ends."""
         ...
 
 
 class _Nobody:
     def ended(self, pool: str, ending: Ending, seconds: float, reason: str) -> None: ...
 
-    def load(self, running: int, waiting: int) -> None: ...
+    def load(self, pool: str, running: int, waiting: int) -> None: ...
 
 
 class Conductor:
@@ -134,6 +134,7 @@ class Conductor:
         match command:
             case Start(attempt, inputs):
                 self._spawn(self._attempt(attempt, inputs))
+                self._tell_load(pool_of(attempt.work))
             case Cancel(attempt):
                 self._cancel(attempt)
             case Recover(worker):
@@ -183,6 +184,11 @@ class Conductor:
         else:
             self._state.on_done(attempt, result, end)
         self._observer.ended(pool, ending, self._now() - attempt.start, reason)
+        self._tell_load(pool)
+
+    def _tell_load(self, pool: str) -> None:
+        running, waiting = self._state.load(pool)
+        self._observer.load(pool, running, waiting)
 
     async def _work(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> Result:
         if isinstance(attempt.work, SampleWork):
@@ -243,7 +249,6 @@ class Conductor:
         state = self._state
         certain = len(state.certain_works)
         done = certain - state.undone
-        self._observer.load(len(state.running), max(0, state.undone - len(state.running)))
         done = max(done, self._tally.done if self._tally else 0)  # what is done again was counted before
         tally = Tally(done, certain, state.at_most)
         if tally != self._tally:

@@ -30,7 +30,7 @@ moves from one to the next when the last of its inputs arrives.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -86,6 +86,8 @@ class Release:
 
 Command = Start | Cancel | Recover | Release
 
+_MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
+
 
 class Dispatcher:
     """Assigns the works of a policy to workers.
@@ -123,10 +125,11 @@ class Dispatcher:
         self._makers: dict[Latent, tuple[SampleWork, str]] = {}  # the work that made it, and by whom
         # What is to be done: a certain work is done, running, ready (in a heap by urgency), or waiting for inputs.
         self._urgency: dict[Work, int] = {}  # of every certain work; smaller goes first
-        self._undone = 0  # certain works that are not done
+        self._undone: Counter[str] = Counter()  # certain works that are not done, by pool
         self._ready: dict[str, list[tuple[int, Work]]] = {pool: [] for pool in workers.pools}
         self._missing: dict[Work, set[Latent]] = {}
         self._waiting_for: dict[Latent, set[Work]] = defaultdict(set)
+        self._inputs: dict[Work, tuple[Latent, ...]] = {}  # of certain works
         self._users: dict[Latent, list[Work]] = defaultdict(list)  # certain works that build on it
         # What is going on.
         self.running: dict[int, Attempt] = {}
@@ -140,7 +143,8 @@ class Dispatcher:
         self._to_release: list[Any] = []
         self._failures: dict[Work, list[str]] = {}
         self._withdrawn: set[Work] = set()  # speculative works under which a worker died: not tried again
-        self._unscored: set[Latent] = set()  # made by speculation, so that speculative scores may be of use
+        self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
+        self._next_look = 0  # the number of judged branches from which on to look for speculative work
         self._stopped: dict[str, Cost] = dict.fromkeys(workers.pools, Cost())
         for unit, handle in enumerate(given):
             self._put(Latent(layout.prefix[: unit + 1], layout.last_stage), handle)
@@ -149,7 +153,7 @@ class Dispatcher:
     @property
     def finished(self) -> bool:
         """Whether the winner is known and every certain work is done."""
-        return self.plan.winner is not None and not self._undone
+        return self.plan.winner is not None and not self.undone
 
     def certain(self, work: Work) -> bool:
         """Whether the work is known to be needed, whatever scores are missing."""
@@ -174,7 +178,12 @@ class Dispatcher:
     @property
     def undone(self) -> int:
         """How many of them are not done."""
-        return self._undone
+        return self._undone.total()
+
+    def load(self, pool: str) -> tuple[int, int]:
+        """How many works of a pool run, and how many certain ones wait."""
+        running = self._workers.load(pool)
+        return running, max(0, self._undone[pool] - running)
 
     # ---- what to do next
 
@@ -207,7 +216,7 @@ class Dispatcher:
         while ready:
             work = ready[0][1]
             if work not in self.done and work not in self._busy:
-                if all(latent in self.handles for latent in self._policy.layout.inputs(work)):
+                if all(latent in self.handles for latent in self._inputs[work]):
                     return work
                 heappop(ready)  # an input was lost meanwhile
                 self._queue(work)
@@ -216,7 +225,7 @@ class Dispatcher:
         return None
 
     def _begin(self, work: Work, now: float) -> Start:
-        inputs = self._policy.layout.inputs(work)
+        inputs = self._inputs.get(work) or self._policy.layout.inputs(work)
         makers = {self._makers[latent][1] for latent in inputs if latent in self._makers}
         worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), makers)
         attempt = Attempt(self.launched, work, worker, now)
@@ -229,15 +238,23 @@ class Dispatcher:
         return Start(attempt, {latent.path: self.handles[latent] for latent in inputs})
 
     def _start_speculative(self, now: float) -> Iterator[Start]:
-        """Start likely works on idle workers. Scores are speculated on only where there is something new to score."""
-        if not self._workers.any_free(GENERATORS) and not self._unscored:
+        """Start likely works on idle workers.
+
+        A look that found nothing is not repeated before enough new scores are in to pay for it: how many works are
+        looked at grows with the search, and most scores change nothing.
+        """
+        idle = self._workers.any_free(GENERATORS) and len(self.panels) >= self._next_look
+        if not idle and not self._sampled_ahead:
             return
-        for planned in self._policy.speculative():
+        self._sampled_ahead = False
+        looked = started = 0
+        for planned in islice(self._policy.speculative(), _MOST_LOOKED_AT):
+            looked += 1
             for work in self._expanded(planned):
                 if self._can_speculate(work):
+                    started += 1
                     yield self._begin(work, now)
-            if not self._workers.any_free(GENERATORS) and not self._unscored:
-                return
+        self._next_look = 0 if started else len(self.panels) + 1 + looked // 32
 
     def _can_speculate(self, work: Work) -> bool:
         if work in self.done or work in self._busy or work in self._withdrawn or self.certain(work):
@@ -347,7 +364,7 @@ class Dispatcher:
         self._stopped[GENERATORS] += result.cost
         self._count(work, worker, "what it made was lost")
         if self.certain(work):
-            self._undone += 1
+            self._undone[GENERATORS] += 1
             self._queue(work)
 
     def _count(self, work: Work, worker: str, reason: str) -> None:
@@ -365,23 +382,23 @@ class Dispatcher:
         self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost))
         if ending is not Ending.DONE:
             self._stopped[pool_of(attempt.work)] += cost
+            self._next_look = 0
             if self.certain(attempt.work):
                 self._queue(attempt.work)
 
     def _keep(self, result: Result, handles: Sequence[Any], worker: str = "an earlier run") -> None:
         if self.certain(result.work) and result.work not in self.done:
-            self._undone -= 1
+            self._undone[pool_of(result.work)] -= 1
         if isinstance(result, Scored):
             check_scores(result)
             self.done[result.work] = result
             self._judge(PanelWork(result.work.path, result.work.assessment))
             return
         self.done[result.work] = result
+        self._sampled_ahead |= not self.certain(result.work)
         for latent, handle in zip(self._policy.layout.outputs(result.work), handles, strict=True):
             self._makers[latent] = result.work, worker
             self._put(latent, handle)
-            if not self.certain(result.work):
-                self._unscored.add(latent)
             if self.plan.is_dropped(latent.path):
                 self._to_release.append(handle)
 
@@ -410,7 +427,6 @@ class Dispatcher:
                 if isinstance(result, Scored)
                 for aspect, score in result.scores
             )
-            self._unscored.discard(self._policy.layout.inputs(work)[-1])
             if work in self.plan.certain:
                 self._follow(self._policy.judged(work, self.panels[work]))
 
@@ -445,14 +461,12 @@ class Dispatcher:
 
     def _becomes_certain(self, work: Work) -> None:
         self._urgency[work] = len(self._urgency)
-        inputs = self._policy.layout.inputs(work)
-        for latent in inputs:
+        self._inputs[work] = self._policy.layout.inputs(work)
+        for latent in self._inputs[work]:
             self._users[latent].append(work)
-        if isinstance(work, SampleWork):
-            self._unscored.difference_update(self._policy.layout.outputs(work))
         if work in self.done:
             return
-        self._undone += 1
+        self._undone[pool_of(work)] += 1
         if work in self._busy:
             running = [number for number, attempt in self._speculating.items() if attempt.work == work]
             for number in running:
@@ -461,7 +475,7 @@ class Dispatcher:
             self._queue(work)
 
     def _queue(self, work: Work) -> None:
-        missing = {latent for latent in self._policy.layout.inputs(work) if latent not in self.handles}
+        missing = {latent for latent in self._inputs[work] if latent not in self.handles}
         if not missing:
             heappush(self._ready[pool_of(work)], (self._urgency[work], work))
             return
@@ -480,7 +494,6 @@ class Dispatcher:
             below += self._children.get(each, ())
             for latent in self._latents.get(each, ()):
                 self._to_release.append(self.handles[latent])
-                self._unscored.discard(latent)
 
     def _is_lost(self, work: Work) -> bool:
         """Whether the work will never be certain: a branch that it builds on, or the branch itself, is dropped."""

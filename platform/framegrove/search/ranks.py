@@ -17,7 +17,7 @@ mean score, then by path: a total order, so nothing is left to chance and ties n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,11 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from framegrove.errors import UserError
-from framegrove.search.tree import Scores as Panel
+from framegrove.search.tree import Scores
 from framegrove.types import Path
 
 Whole = npt.NDArray[Any]  # int64, or Python integers where 64 bits are too few
 Flags = npt.NDArray[np.bool_]
+Weigh = Callable[[str], float]
+"""The weight of a column of scores, by its name."""
+
+
+def equally(column: str) -> float:
+    """All columns count alike."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -53,20 +60,21 @@ class Change:
 class Cohort:
     """A cut that takes one member's scores after another and says at once what has become certain.
 
-    ``weights`` gives each verifier's weight by name; an empty mapping counts all alike. ``before`` is what each
+    ``weigh`` gives the weight of each of the panel's scores by its name. ``before`` is what each
     member's path has collected in earlier cohorts. At most ``width`` members are kept.
     """
 
     def __init__(
         self,
         members: Sequence[Path],
-        weights: Mapping[str, float],
+        weigh: Weigh,
         before: Mapping[Path, Fraction],
         width: int,
     ) -> None:
         self.members = tuple(members)
         self.width = width
-        self._given_weights = dict(weights)
+        self.looks = 0
+        self._weigh = weigh
         self._before = [Fraction(before[path]) for path in self.members]
         self._number = {path: number for number, path in enumerate(self.members)}
         if len(self._number) != len(self.members) or width < 1:
@@ -104,18 +112,18 @@ class Cohort:
 
     def _with_fate(self, fate: int) -> tuple[Path, ...]:
         if fate not in self._cached:
-            self._cached[fate] = self._paths(np.flatnonzero(self._fate == fate))
+            self._cached[fate] = self._paths(np.flatnonzero(self._fate == fate).tolist())
         return self._cached[fate]
 
-    def _paths(self, numbers: npt.NDArray[np.int64]) -> tuple[Path, ...]:
-        return tuple(self.members[number] for number in numbers.tolist())
+    def _paths(self, numbers: Iterable[int]) -> tuple[Path, ...]:
+        return tuple(self.members[number] for number in numbers)
 
     def standings(self) -> tuple[Standing, ...]:
         """The members of a complete cohort, best first."""
         assert self.complete, "ranks are known once every score is in"
-        points, numbers = self._points.tolist(), self._numbers.tolist()
+        points, numbers = self._points().tolist(), self._numbers.tolist()
         full = 2 * len(self.members) * self._scale.weight
-        order = np.lexsort((self._paths_scored, -self._means, -self._least)) if numbers else []
+        order = np.lexsort((self._order, -self._means, -self._least)) if numbers else []
         return tuple(
             Standing(self.members[number], rank, self._before[number] + rank)
             for number, rank in ((numbers[n], Fraction(points[n], full)) for n in order)
@@ -138,27 +146,32 @@ class Cohort:
         half = count * scale.weight * scored * scale.denominator
         expected = exact * scored + half
         expected[self._numbers[: self._scored]] += (
-            self._points[: self._scored].astype(expected.dtype) * (count * scale.denominator) - half
+            self._points().astype(expected.dtype) * (count * scale.denominator) - half
         )
         average = sum(scale.exact) * scored + count * half
         hopeful = np.flatnonzero((self._fate == UNDECIDED) & (expected * count > average))
         order = np.lexsort((self._path_order[hopeful], -expected[hopeful]))
-        return self._paths(hopeful[order[:room]])
+        return self._paths(hopeful[order[:room]].tolist())
+
+    def _points(self) -> Whole:
+        """What the scores so far have brought, by arrival."""
+        collected = self._collected[self._numbers[: self._scored]]
+        return (self._least[: self._scored] - collected) // self._scale.point
 
     # ---- scores
 
-    def add(self, path: Path, panel: Panel) -> Change:
+    def add(self, path: Path, panel: Scores) -> Change:
         """Take one member's scores and return what has become certain by them.
 
-        Raises UserError when a verifier has no weight, or when the weights of this cohort's verifiers are all 0.
+        Raises UserError when the weights of this cohort's scores are all 0, or one is negative.
         """
         number = self._number.get(path)
-        if number is None or self._is_scored[number]:
+        if number is None or number in self._numbers[: self._scored]:
             raise ValueError(f"branch {path} is no member of this cohort, or was scored before")
         scores = dict(panel)
         names = tuple(sorted(scores))
         if self._names is None:
-            self._begin(_whole_weights(names, self._given_weights))
+            self._begin(_whole_weights(names, [self._weigh(name) for name in names]))
             self._names = names
         if names != self._names:
             raise ValueError(
@@ -173,16 +186,20 @@ class Cohort:
         self._weights = tuple(weights)
         self._scale = scale = _Scale(self._before, sum(weights))
         self._collected = np.array(scale.collected, scale.dtype)
-        self._waiting = np.sort(self._collected)
-        self._is_scored = np.zeros(count, np.bool_)
         self._scored, self._missing = 0, count
-        # What follows is in order of arrival: the first self._scored entries are in use.
+        # Members without a score, by what their paths have collected; of the first self._missing entries, in use,
+        # those at the ends are decided: self._lost at the start, self._safe at the end.
+        self._waiting = np.argsort(self._collected, kind="stable")
+        self._waiting_collected = self._collected[self._waiting]
+        self._lost = int(np.count_nonzero(self._fate == DROPPED))
+        self._safe = int(np.count_nonzero(self._fate == KEPT))
+        # Members with a score, in order of arrival: the first self._scored entries are in use.
         self._numbers = np.zeros(count, np.int64)
         self._columns = np.zeros((len(weights), count), np.float64)
         self._means = np.zeros(count, np.float64)
-        self._paths_scored = np.zeros(count, np.int64)
-        self._points = np.zeros(count, scale.dtype)
+        self._order = np.zeros(count, np.int64)
         self._least = np.zeros(count, scale.dtype)
+        self._open = np.zeros(count, np.bool_)
         self._look_stays = np.full(count, count, np.int64)
         self._look_goes = np.full(count, count, np.int64)
 
@@ -190,22 +207,26 @@ class Cohort:
         """Count the points that the new score brings to the others and to its own member."""
         scale, new = self._scale, self._scored
         own = 0
-        gains: Whole = np.zeros(new, scale.dtype)
+        least = self._least[:new]
         for column, weight, score in zip(self._columns, self._weights, scores, strict=True):
-            above, level = column[:new] > score, column[:new] == score
-            gains += above.astype(scale.dtype) * (2 * weight) + level.astype(scale.dtype) * weight
-            own += weight * (2 * (new - int(above.sum())) - int(level.sum()) + 1)
+            known = column[:new]
+            above, level = known > score, known == score
+            least += above.astype(scale.dtype) * (2 * weight * scale.point)
+            ties = int(np.count_nonzero(level))
+            if ties:
+                least += level.astype(scale.dtype) * (weight * scale.point)
+            own += weight * (2 * (new - int(np.count_nonzero(above))) - ties + 1)
             column[new] = score
-        self._points[:new] += gains
-        self._least[:new] += gains * scale.point
-        self._points[new] = own
         self._least[new] = self._collected[number] + own * scale.point
         self._means[new] = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
         self._numbers[new] = number
-        self._paths_scored[new] = self._path_order[number]
-        self._is_scored[number] = True
-        place = int(np.searchsorted(self._waiting, self._collected[number]))
-        self._waiting = np.delete(self._waiting, place)
+        self._order[new] = self._path_order[number]
+        self._open[new] = self._fate[number] == UNDECIDED
+        place = int(np.flatnonzero(self._waiting[: self._missing] == number)[0])
+        self._lost -= place < self._lost
+        self._safe -= place >= self._missing - self._safe
+        for array in (self._waiting, self._waiting_collected):
+            array[place : self._missing - 1] = array[place + 1 : self._missing]
         self._scored += 1
         self._missing -= 1
 
@@ -213,81 +234,169 @@ class Cohort:
 
     def _settle(self) -> Change:
         """Decide every member that can be decided by now."""
-        undecided = self._fate == UNDECIDED
-        kept: list[int] = []
-        dropped: list[int] = []
-        scale, scored = self._scale, self._scored
-        open_ = undecided[self._numbers[:scored]]
-        least = self._least[:scored]
-        most = least + self._swing
-        # below the average
-        below = open_ & (most < scale.average)
-        dropped += self._numbers[:scored][below].tolist()
-        open_ &= ~below
-        for new in np.flatnonzero(open_).tolist():
-            if least[new] >= scale.average and self._look_stays[new] >= self._missing and self._stays(new):
-                kept.append(int(self._numbers[new]))
-            elif self._look_goes[new] >= self._missing and self._goes(new):
-                dropped.append(int(self._numbers[new]))
-        for number in np.flatnonzero(undecided & ~self._is_scored).tolist():
-            low = self._collected[number] + scale.weight * scale.point
-            high = self._collected[number] + self._unscored_most
-            if low >= scale.average and self._count_reaching(low) - 1 < self.width:
-                kept.append(number)
-            elif high < scale.average or self._count_surely_above(high) >= self.width:
-                dropped.append(number)
+        average = self._scale.average
+        least = self._least[: self._scored]
+        fallen = np.flatnonzero(self._open[: self._scored] & (least < average - self._swing)).tolist()
+        self._open[fallen] = False
+        leaving = self._find_leaving()
+        self._open[leaving] = False
+        staying = self._find_staying()
+        self._open[staying] = False
+        dropped = [*self._numbers[[*fallen, *leaving]].tolist(), *self._find_lost()]
+        kept = [*self._numbers[staying].tolist(), *self._find_safe()]
+        if not kept and not dropped:
+            return Change()
         self._fate[kept] = KEPT
         self._fate[dropped] = DROPPED
-        if kept or dropped:
-            self._cached.clear()
-        return Change(self._paths(np.sort(kept).astype(int)), self._paths(np.sort(dropped).astype(int)))
+        self._cached.clear()
+        return Change(self._paths(sorted(kept)), self._paths(sorted(dropped)))
+
+    def _find_safe(self) -> list[int]:
+        scale, values = self._scale, self._waiting_collected[: self._missing]
+        found = []
+        while self._lost + self._safe < self._missing:
+            place = self._missing - 1 - self._safe
+            low = values[place] + scale.weight * scale.point
+            if low < scale.average:
+                break
+            rivals = self._missing - int(np.searchsorted(values, low - self._unscored_most)) - 1
+            if rivals >= self.width:
+                break
+            rivals += int(np.count_nonzero(self._least[: self._scored] >= low - self._swing))
+            if rivals >= self.width:
+                break
+            found.append(int(self._waiting[place]))
+            self._safe += 1
+        return found
+
+    def _find_lost(self) -> list[int]:
+        scale, values = self._scale, self._waiting_collected[: self._missing]
+        found = []
+        while self._lost + self._safe < self._missing:
+            high = values[self._lost] + self._unscored_most
+            if high >= scale.average:
+                ahead = self._missing - int(np.searchsorted(values, high - scale.weight * scale.point, side="right"))
+                if ahead + self._scored < self.width:
+                    break
+                ahead += int(np.count_nonzero(self._least[: self._scored] > high))
+                if ahead < self.width:
+                    break
+            found.append(int(self._waiting[self._lost]))
+            self._lost += 1
+        return found
+
+    def _find_staying(self) -> list[int]:
+        least = self._least[: self._scored]
+        candidates = np.flatnonzero(
+            self._open[: self._scored]
+            & (self._look_stays[: self._scored] >= self._missing)
+            & (least >= self._scale.average)
+        )
+        values = self._waiting_collected[: self._missing]
+        found = []
+        while candidates.size:
+            best = int(np.argmax(least[candidates]))
+            new = int(candidates[best])
+            first = int(np.searchsorted(values, least[new] - self._unscored_most))
+            rivals = self._missing - first
+            if rivals >= self.width or rivals + int(np.count_nonzero(least > least[new])) >= self.width:
+                break
+            if self._stays(new, values[first:]):
+                found.append(new)
+            candidates = np.delete(candidates, best)
+        return found
+
+    def _find_leaving(self) -> list[int]:
+        scale = self._scale
+        least = self._least[: self._scored]
+        candidates = np.flatnonzero(self._open[: self._scored] & (self._look_goes[: self._scored] >= self._missing))
+        values = self._waiting_collected[: self._missing]
+        found = []
+        while candidates.size:
+            best = int(np.argmin(least[candidates]))
+            new = int(candidates[best])
+            first = int(np.searchsorted(values, least[new] + self._swing - scale.weight * scale.point, side="right"))
+            ahead = self._missing - first
+            if (
+                ahead + self._scored - 1 < self.width
+                or ahead + int(np.count_nonzero(least >= least[new])) - 1 < self.width
+            ):
+                break
+            if self._goes(new, ahead, values[:first]):
+                found.append(new)
+            candidates = np.delete(candidates, best)
+        return found
+
+    @property
+    def _step(self) -> int:
+        return 2 * self._scale.weight * self._scale.point
 
     @property
     def _swing(self) -> int:
         """The most that missing scores can still add to the total of a scored member."""
-        return 2 * self._scale.weight * self._missing * self._scale.point
+        return self._step * self._missing
 
     @property
     def _unscored_most(self) -> int:
         return (2 * len(self.members) - 1) * self._scale.weight * self._scale.point
 
-    def _count_reaching(self, low: int) -> int:
-        scored = int((self._least[: self._scored] + self._swing >= low).sum())
-        return scored + int((self._waiting + self._unscored_most >= low).sum())
-
-    def _count_surely_above(self, high: int) -> int:
-        return int((self._least[: self._scored] > high).sum()) + int(
-            (self._waiting + self._scale.weight * self._scale.point > high).sum()
-        )
-
-    def _stays(self, new: int) -> bool:
-        scale, scored = self._scale, self._scored
+    def _stays(self, new: int, waiting_rivals: Whole) -> bool:
+        """Whether the scored member surely stays; if not, note when to look again."""
+        scored = self._scored
         least = self._least[:scored]
-        behind = np.zeros(scored, scale.dtype)
-        for column, weight in zip(self._columns, self._weights, strict=True):
-            behind += (column[:scored] > column[new]).astype(scale.dtype) * weight
-        gap = least[new] - least - 2 * self._missing * behind * scale.point
-        rivals = ~((gap > 0) | ((gap == 0) & self._tie(new)))
-        count = int(rivals.sum()) - 1 + int((self._waiting + self._unscored_most >= least[new]).sum())
-        return count < self.width
+        gap = least[new] - least - self._worst_loss(new, np.greater)
+        rivals = gap < 0
+        level = np.flatnonzero(gap == 0)
+        rivals[level] = ~self._tie(new, level)
+        rivals[new] = False
+        self.looks += 1
+        need = int(np.count_nonzero(rivals)) + len(waiting_rivals) - self.width + 1
+        if need <= 0:
+            return True
+        steps = np.maximum(-(gap[rivals] // self._step), 1)
+        waiting = (waiting_rivals + (self._unscored_most - least[new])) // self._step + 1
+        self._look_stays[new] = self._missing - self._fewest_scores(need, steps, waiting)
+        return False
 
-    def _goes(self, new: int) -> bool:
-        scale, scored = self._scale, self._scored
+    def _goes(self, new: int, waiting_ahead: int, waiting_behind: Whole) -> bool:
+        scored = self._scored
         least = self._least[:scored]
-        ahead = np.zeros(scored, scale.dtype)
-        for column, weight in zip(self._columns, self._weights, strict=True):
-            ahead += (column[:scored] < column[new]).astype(scale.dtype) * weight
-        gap = least - least[new] - 2 * self._missing * ahead * scale.point
-        tie = ~self._tie(new)
-        tie[new] = False
-        sure = (gap > 0) | ((gap == 0) & tie)
-        count = int(sure.sum()) + int((self._waiting + scale.weight * scale.point > least[new] + self._swing).sum())
-        return count >= self.width
+        gap = least - least[new] - self._worst_loss(new, np.less)
+        others = gap < 0
+        level = np.flatnonzero(gap == 0)
+        others[level] = self._tie(new, level)
+        others[new] = True
+        self.looks += 1
+        need = self.width - waiting_ahead - (scored - int(np.count_nonzero(others)))
+        if need <= 0:
+            return True
+        others[new] = False
+        steps = np.maximum(-(gap[others] // self._step), 1)
+        bound = least[new] + self._swing - self._scale.weight * self._scale.point
+        waiting = (bound - waiting_behind) // self._step + 1
+        self._look_goes[new] = self._missing - self._fewest_scores(need, steps, waiting)
+        return False
 
-    def _tie(self, new: int) -> Flags:
+    def _worst_loss(self, new: int, better: Callable[..., Flags]) -> Whole:
+        loss: Whole = np.zeros(self._scored, self._scale.dtype)
+        for column, weight in zip(self._columns, self._weights, strict=True):
+            loss += better(column[: self._scored], column[new]).astype(self._scale.dtype) * (
+                2 * self._missing * weight * self._scale.point
+            )
+        return loss
+
+    def _fewest_scores(self, need: int, *steps: Whole) -> int:
+        """The fewest further scores by which ``need`` of these may be settled, one more with each score."""
+        horizon = min(need, self._missing + 1)
+        counts = sum(np.bincount(np.minimum(some, horizon).astype(np.int64), minlength=horizon + 1) for some in steps)
+        reach = np.cumsum(counts[:horizon]) + np.arange(horizon) >= need
+        return int(np.argmax(reach)) if reach.any() else horizon
+
+    def _tie(self, new: int, others: npt.NDArray[np.int64]) -> Flags:
         """Whom the member precedes at equal totals."""
-        means, paths = self._means[: self._scored], self._paths_scored[: self._scored]
-        result: Flags = (means[new] > means) | ((means[new] == means) & (paths[new] < paths))
+        mean, order = self._means[new], self._order[new]
+        means = self._means[others]
+        result: Flags = (mean > means) | ((mean == means) & (order < self._order[others]))
         return result
 
 
@@ -323,20 +432,14 @@ def _fits_int64(value: int) -> bool:
     return value < 2**62
 
 
-def _whole_weights(names: Sequence[str], weights: Mapping[str, float]) -> list[int]:
-    """The weights of these verifiers as whole numbers in the same proportion; decimals are taken as written."""
+def _whole_weights(names: Sequence[str], weights: Sequence[float]) -> list[int]:
+    """The weights as whole numbers in the same proportion; decimals are taken as written."""
     if not names:
         raise ValueError("a branch was scored by no verifier")
-    missing = [name for name in names if weights and name not in weights]
-    if missing:
-        raise UserError(
-            f"verifier {missing[0]!r} has no weight, the weights name {', '.join(weights)}: "
-            "add it, or leave the weights empty to count all verifiers alike"
-        )
-    exact = [Fraction(str(weights[name])) if weights else Fraction(1) for name in names]
+    exact = [Fraction(str(weight)) for weight in weights]
     if min(exact) < 0 or sum(exact) == 0:
         raise UserError(
-            f"the weights of {', '.join(names)} are {', '.join(map(str, exact))}: they must not be negative nor all 0"
+            f"the weights of {', '.join(names)} are {', '.join(map(str, weights))}: they must not be negative nor all 0"
         )
     scale = math.lcm(*(value.denominator for value in exact))
     return [int(value * scale) for value in exact]

@@ -33,6 +33,7 @@ class Workers:
             raise ValueError(f"every pool needs workers, and all names must differ: {pools}")
         self._limit = {GENERATORS: 1, **at_a_time}
         self._load = dict.fromkeys(self._pool, 0)
+        self._running = dict.fromkeys(pools, 0)
         # Those that can take another work, and of those the ones that have none: dicts, as sets that keep their order.
         self._open = {pool: dict.fromkeys(names) for pool, names in pools.items()}
         self._idle = {pool: dict.fromkeys(names) for pool, names in pools.items()}
@@ -63,14 +64,20 @@ class Workers:
             return idle
         return min(free, key=lambda name: (name in avoid, self._load[name]))
 
+    def load(self, pool: str) -> int:
+        """How many works the pool's workers have."""
+        return self._running[pool]
+
     def take(self, worker: str) -> None:
         """A work was given to the worker."""
         self._load[worker] += 1
+        self._running[self._pool[worker]] += 1
         self._sort_in(worker)
 
     def release(self, worker: str) -> None:
         """The worker is rid of a work, one way or another."""
         self._load[worker] -= 1
+        self._running[self._pool[worker]] -= 1
         self._sort_in(worker)
 
     def down(self, worker: str) -> None:

@@ -57,8 +57,8 @@ def make_policy(
     """The configured policy, as wide as its budget allows, and what the budget was turned into.
 
     ``units`` and ``stages`` are those of the video and of the pyramid, ``given`` counts units that are there already
-    (1 for image-to-video), ``weigh`` gives the weights of the panel's scores. Raises UserError for an unknown policy or option, BudgetError for a budget that cannot pay
-    for what is asked.
+    (1 for image-to-video), ``weigh`` gives the weights of the panel's scores. Raises UserError for an unknown policy or
+    option, BudgetError for a budget that cannot pay for what is asked.
     """
     if not 0 <= given < units:
         raise BudgetError(f"{given} units are given and the video has {units}: nothing is left to search for")

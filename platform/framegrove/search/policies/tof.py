@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -107,10 +107,12 @@ class TreeOfFrames:
             self._early[index].append((work.path, scores))
         return self._decision()
 
-    def speculative(self) -> Iterable[PlannedWork]:
+    def speculative(self) -> Iterator[PlannedWork]:
         """The next round's works of branches that will probably stay."""
         beyond = len(self._cohorts)
-        return self.rounds[beyond].works(self._cohorts[-1].likely()) if beyond < len(self.rounds) else ()
+        if beyond < len(self.rounds):
+            for path in self._cohorts[-1].likely():
+                yield from self.rounds[beyond].works((path,))
 
     def _open(self, entrants: Sequence[Path]) -> None:
         """All who enter the next round are known: it becomes the frontier."""
