@@ -23,7 +23,6 @@ from framegrove.config.search import SearchConfig
 from framegrove.flow.cost import SamplingCosts
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
-from framegrove.verification.rewriting import StagedPrompt
 
 Answer = TypeVar("Answer")
 _DEFAULTS = SearchConfig()
@@ -118,7 +117,7 @@ def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
 class RemoteVerifier:
     """One verifier actor of a group, judging videos made for one prompt (search.protocols.VerifierClient)."""
 
-    def __init__(self, group: ActorGroup, index: int, prompt: StagedPrompt, config: SearchConfig = _DEFAULTS) -> None:
+    def __init__(self, group: ActorGroup, index: int, prompt: str, config: SearchConfig = _DEFAULTS) -> None:
         self._group, self._index, self._prompt, self._config = group, index, prompt, config
 
     async def score(self, work: ScoreWork, units: Mapping[Path, UnitRef]) -> Scored:
@@ -127,7 +126,7 @@ class RemoteVerifier:
         limit = Limit(self._config.score_limit, "scoring")
         try:
             answer: Scored = await ask(
-                self._group, self._index, lambda actor: actor.score_units.remote(work, self._prompt, *clip), limit
+                self._group, self._index, lambda actor: actor.score.remote(work, self._prompt, *clip), limit
             )
         except ObjectLostError as error:
             raise _gone(error, units) from error

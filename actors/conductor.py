@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import RayError
 
 from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef, ask, lost_of, recovered
-from actors.clip_verifier import ClipVerifier
 from actors.generator import Generator, Scene
-from actors.model_files import ModelFiles, fingerprint
+from actors.model_files import ModelFiles
 from actors.unit_store import UnitStore
 from actors.unsearched import sample_once
+from actors.verifier import verifier_class
 from framegrove.cluster.placement import Role, bundle, grows, machines, placed, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.shares import Shares, gpu_shares
@@ -25,7 +25,7 @@ from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
-from framegrove.config.verifier import EngineConfig, environment, model_folder
+from framegrove.config.verifier import PanelConfig, environment
 from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.flow.cost import SamplingCosts
@@ -45,7 +45,7 @@ from framegrove.types import (
     Progress,
     ScoreWork,
 )
-from framegrove.verification.rewriting import staged
+from framegrove.verification.identity import verifier_identity
 
 OnProgress = Callable[[Progress], None]
 Answer = TypeVar("Answer")
@@ -68,12 +68,12 @@ class SearchRunner:
         model: ModelSource | None = None,
         *,
         generators: int = 2,
-        verifier: EngineConfig | None = None,
+        verifier: PanelConfig | None = None,
         search: SearchConfig | None = None,
         threads: int = 1,
     ) -> None:
         self._model, self._count, self._threads = model or ModelSource(), generators, threads
-        self._engine = verifier or EngineConfig()
+        (self._verifier,) = (verifier or PanelConfig()).verifiers
         self._search = search or SearchConfig()
         self._files: ModelFiles | None = None
         self._groups: dict[Role, ActorGroup] = {}
@@ -88,7 +88,8 @@ class SearchRunner:
         files = await self._read()
         roles = [Role.GENERATE]
         if judging:
-            model_folder(self._engine)  # a missing verifier is told here, as far as that can be seen from here
+            # A missing verifier is reported here, as far as that can be seen from this machine.
+            PanelConfig(verifiers=(self._verifier,)).check_files()
             roles.append(Role.VERIFY)
         if any(role not in self._groups for role in roles):  # what needs no verifier does not wait for its room
             async with self._placing:
@@ -101,7 +102,7 @@ class SearchRunner:
         new = [role for role in roles if role not in self._groups]
         if not new:
             return
-        shares = await asyncio.to_thread(_claim_room, new, self._count, self._engine.tensor_parallel)
+        shares = await asyncio.to_thread(_claim_room, new, self._count, self._verifier.engine.tensor_parallel)
         for role in new:
             if role is Role.GENERATE:
                 group = ActorGroup(lambda index: self._new_generator(files, shares), self._count)
@@ -184,7 +185,7 @@ class SearchRunner:
         if record.scores:
             return record.scores
         await self.start()
-        verifier = RemoteVerifier(self._groups[Role.VERIFY], 0, staged(record.request.prompt), self._search)
+        verifier = RemoteVerifier(self._groups[Role.VERIFY], 0, record.request.prompt, self._search)
         work = ScoreWork(record.outcome.winner, Assessment.FINAL)
         branch = [work.path[: n + 1] for n in range(len(work.path))]
         units = {path: UnitRef(0, None, ray.put(record.shown[path].frames), None) for path in branch}
@@ -224,7 +225,7 @@ class SearchRunner:
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
         config = validated(SearchConfig, wanted, "the request")
         policy, _ = make_policy(config, layout.units, layout.stages, costs.table, given=layout.given)
-        verifiers = {"verifier": RemoteVerifier(self._groups[Role.VERIFY], 0, staged(request.prompt), config)}
+        verifiers = {"verifier": RemoteVerifier(self._groups[Role.VERIFY], 0, request.prompt, config)}
 
         def tell(tally: Tally) -> None:
             on_progress(Progress(tally.share, f"{tally.done} works done of at most {tally.at_most}"))
@@ -258,7 +259,7 @@ class SearchRunner:
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
             "model": (await self._read()).fingerprint(),
-            "verifier": await asyncio.to_thread(_verifier_identity, self._engine),
+            "verifier": await asyncio.to_thread(verifier_identity, self._verifier),
             "search": config.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY),
         }
 
@@ -295,8 +296,8 @@ class SearchRunner:
 
     def _new_verifier(self, shares: Shares) -> Any:
         options = placed(Role.VERIFY, num_gpus=shares.verifier)
-        options["runtime_env"] = {"env_vars": environment(self._engine)}
-        return ray.remote(ClipVerifier).options(**options).remote(self._engine)
+        options["runtime_env"] = {"env_vars": environment(self._verifier)}
+        return ray.remote(verifier_class(self._verifier.kind)).options(**options).remote(self._verifier)
 
 
 @contextlib.contextmanager
@@ -306,13 +307,6 @@ def _failing_in_a_sentence() -> Iterator[None]:
         yield
     except WorkFailed as failure:
         raise SearchFailed(str(failure)) from failure
-
-
-def _verifier_identity(config: EngineConfig) -> dict[str, Any]:
-    """What decides a verifier's answers: its files and how they are read, not how much memory it may take."""
-    ways = {"gpu_memory", "cache_gib", "max_questions", "block_size", "tensor_parallel"}
-    folder = File(model_folder(config))
-    return config.model_dump(mode="json", exclude=ways) | {"files": fingerprint(folder) if folder.is_dir() else None}
 
 
 def scene_of(files: ModelFiles, request: GenerationRequest) -> Scene:
