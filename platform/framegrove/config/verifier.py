@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config, ConfigError, absolute, read_yaml, validated
 from framegrove.types import Assessment
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class VerifierArchitecture(Config):
@@ -119,12 +118,20 @@ class VerifierConfig(Config):
     name: str = Field("verifier", pattern=r"^[A-Za-z0-9][\w.-]{0,39}$")
     kind: Kind = "vllm"
     # Weight of each of its scores in the fused rank, or weights by score; 0 reports a score without ranking by it.
-    weight: Weight | dict[str, Weight] = 1.0
+    weight: float | dict[str, float] = 1.0
     actors: int = Field(1, ge=1)  # how many share its load
     judges: tuple[Assessment, ...] | None = None  # None: everything; for signals, whatever has several frames
     questions: str | None = None  # a shipped set such as "general", a YAML file, or "module:attribute"
     engine: EngineConfig = EngineConfig()
     function: str | None = None
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _weighs(cls, weight: Any) -> Any:
+        for each in weight.values() if isinstance(weight, dict) else [weight]:
+            if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each < math.inf:
+                raise ValueError("a weight must be a finite number of at least 0, or such numbers by score")
+        return weight
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
@@ -246,16 +253,15 @@ def own_settings(model: str | None) -> ModelSettings | None:
     asked = settings.questions
     if settings.engine.model is not None:
         raise ConfigError(f"{file}: engine.model is {settings.engine.model!r}, and must be left out: it is this folder")
-    if asked is None or _DOTTED.fullmatch(asked) is None:
-        own = file.with_name(asked) if asked is not None and asked.endswith((".yaml", ".yml")) else None
-        if own is not None and own.parent != file.parent:
-            raise ConfigError(f"{file}: questions {asked!r} must be a file beside it")
-        return settings if own is None else settings.model_copy(update={"questions": str(own)})
-    if not asked.startswith("framegrove."):
+    if asked is not None and ":" in asked and not asked.startswith("framegrove."):
         raise ConfigError(
             f"{file}: questions {asked!r} is code outside the framegrove package, which a model folder must not name: "
             "name it in a YAML file of your own and give that as --verifier"
         )
+    if asked is not None and asked.endswith((".yaml", ".yml")):
+        if Path(asked).name != asked:
+            raise ConfigError(f"{file}: questions {asked!r} must be a file beside it")
+        return settings.model_copy(update={"questions": str(file.with_name(asked).absolute())})
     return settings
 
 

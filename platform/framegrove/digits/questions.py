@@ -13,6 +13,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from framegrove.config.verifier import SETTINGS_FILE
 from framegrove.digits import world
 from framegrove.digits.world import DigitObject
 from framegrove.types import Assessment
@@ -79,6 +80,22 @@ def about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tu
     if assessment is not Assessment.MOTION:
         asked.append(Question(ASK_CLEAR, CLARITY, Aspect.CLARITY))
     return tuple(asked)
+
+
+_SETTINGS = """\
+# How Framegrove serves this model, and what it asks it.
+kind: vllm
+questions: framegrove.digits.questions:QUESTIONS
+engine: {dtype: float32, max_model_len: 1024, max_frames: 4, max_questions: 64, block_size: 32}
+"""
+
+
+def write_settings(folder: Path) -> None:
+    """Write verifier.yaml into the folder of a verifier that was trained on these questions."""
+    (folder / SETTINGS_FILE).write_text(_SETTINGS, encoding="utf-8")
+
+
+# The sentences.
 
 
 def ask_digit(digit: int) -> str:

@@ -156,6 +156,7 @@ def save_folder(
     processor.save_pretrained(building)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(building)
+    ask.write_settings(building)
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
 
