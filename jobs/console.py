@@ -18,9 +18,7 @@ from framegrove.errors import UserError
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
-    from framegrove.config.verifier import EngineConfig
 
-GENERAL_VERIFIER = Path(__file__).parent / "configs" / "verifier_gpu.yaml"
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
 ModelOption = Annotated[
@@ -38,39 +36,14 @@ VerifierOption = Annotated[
     str | None,
     typer.Option(
         "--verifier",
-        help="A YAML file, as jobs/configs/verifier_gpu.yaml, or a folder or hub id, which if it is no small model as "
-        "jobs.train_verifier makes them is served as that file says; the embedded one if absent.",
+        help="A YAML file that lists verifiers, as jobs/configs/verifiers_example.yaml, or the folder or hub id of a "
+        "vision-language model; the embedded one if absent.",
     ),
 ]
 PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),
 ]
-
-
-def engine_config(verifier: str | None) -> EngineConfig:
-    """How the verifier that this option names is served. Raises UserError, in one sentence."""
-    from framegrove.config.base import absolute, load
-    from framegrove.config.verifier import EngineConfig
-
-    if verifier is not None and verifier.endswith((".yaml", ".yml")):
-        engine = load(EngineConfig, Path(verifier))
-        return engine.model_copy(update={"model": absolute(engine.model)})
-    name = absolute(verifier)
-    if name is None or _is_small(Path(name), EngineConfig().max_model_len):
-        return EngineConfig(model=name)
-    return load(EngineConfig, GENERAL_VERIFIER, [f"model={name}"])
-
-
-def _is_small(folder: Path, tokens: int) -> bool:
-    """Whether a verifier reads so few tokens at most, as those that jobs.train_verifier makes."""
-    import json
-
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(config["text_config"]["max_position_embeddings"]) <= tokens
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:

@@ -53,10 +53,10 @@ def main(
     with one_line_errors(SearchFailed, OSError), Display() as display:
         from framegrove.config.request import check_prompt
         from framegrove.config.search import parse_budget
-        from framegrove.config.verifier import EngineConfig, model_folder
+        from framegrove.config.verifier import PanelConfig
 
         check_prompt(prompt)
-        model_folder(EngineConfig())
+        PanelConfig().check_files()
         multiple = parse_budget(budget)
         make_folder(out)
         display.begin("connecting to Ray")

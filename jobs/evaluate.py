@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
@@ -23,7 +24,6 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
@@ -69,7 +69,7 @@ def main(
         from framegrove.config.search import SearchConfig
 
         search = load(SearchConfig, None, set_ or ())
-        settings, engine = _settings(policies, budgets), engine_config(verifier)
+        settings, engine = _settings(policies, budgets), load_panel(verifier)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles

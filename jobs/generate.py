@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
@@ -23,7 +24,6 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
@@ -75,7 +75,7 @@ def main(
         from framegrove.config.search import SearchConfig, parse_budget
 
         search = load(SearchConfig, None, set_ or ())
-        engine = engine_config(verifier)
+        engine = load_panel(verifier)
         text, multiple = check_prompt(prompt), parse_budget(budget)
         display.begin("reading the model")
         from actors.conductor import SearchRunner

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     DtypeOption,
@@ -26,7 +27,6 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
     model_source,
     one_line_errors,
 )
@@ -63,7 +63,7 @@ def main(
             "port": port,
             "folder": str(folder),
             "model": model_source(model, variant, dtype, allow_pickle).model_dump(mode="json"),
-            "verifier": engine_config(verifier).model_dump(mode="json"),
+            "verifier": load_panel(verifier).model_dump(mode="json"),
             "generators": generators,
         }
         _serve(configured(given, set_ or ()))
@@ -79,7 +79,7 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
     places = {
         "folder": config.folder.absolute(),
         "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
-        "verifier": config.verifier.model_copy(update={"model": absolute(config.verifier.model)}),
+        "verifier": config.verifier.at_absolute_paths(),
     }
     return config.model_copy(update=places)
 
@@ -87,11 +87,10 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
 def _serve(config: ServeConfig) -> None:
     from actors.model_files import ModelFiles
     from framegrove.cluster.session import connect
-    from framegrove.config.verifier import model_folder
     from framegrove.serving.store import VideoStore
 
     ModelFiles.read(config.model)
-    model_folder(config.verifier)
+    config.verifier.check_files()
     VideoStore(config.folder).close()
     typer.echo("starting the endpoint ...")
     with connect():

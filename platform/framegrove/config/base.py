@@ -51,7 +51,7 @@ def load(model: type[ConfigT], path: str | Path | None = None, overrides: Iterab
 
     Raises ConfigError naming the file, the key, what was given and what is allowed.
     """
-    data = _read_yaml(Path(path)) if path is not None else {}
+    data = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(data, override)
     return validated(model, data, str(path) if path is not None else "the configuration")
@@ -67,7 +67,8 @@ def validated(model: type[ConfigT], data: Mapping[str, Any], where: str) -> Conf
         raise ConfigError(f"{where}: {_describe(problems[0], model)}{more}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, empty for an empty file. Raises ConfigError."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

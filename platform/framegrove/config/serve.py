@@ -8,7 +8,7 @@ from pydantic import Field
 
 from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
-from framegrove.config.verifier import EngineConfig
+from framegrove.config.verifier import PanelConfig
 
 
 class ServeConfig(Config):
@@ -17,7 +17,7 @@ class ServeConfig(Config):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model: ModelSource = ModelSource()
-    verifier: EngineConfig = EngineConfig()
+    verifier: PanelConfig = PanelConfig()
     generators: int = Field(default=2, ge=1, description="generator actors of a search")
     folder: Path = Field(default=Path("runs/serve"), description="keeps the videos and what is known of them")
     waiting: int = Field(default=32, ge=1, description="videos that may wait; more are turned away")

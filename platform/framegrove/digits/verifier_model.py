@@ -28,8 +28,8 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from framegrove.config.verifier import VerifierArchitecture
+from framegrove.digits import questions as ask
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS
-from framegrove.verification import questions as ask
 
 PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END = (
     "<pad>",
@@ -156,6 +156,7 @@ def save_folder(
     processor.save_pretrained(building)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(building)
+    ask.write_settings(building)
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
 
