@@ -87,6 +87,7 @@ def save_tiny(folder: Path, seed: int = 0, steps: int = 2) -> Path:
     save_pipeline(tiny_pipeline(seed, steps), folder)
     return folder
 
+
 def digits_transformer_config() -> TransformerConfig:
     """A transformer about as large as the shipped one: 6 layers, 8 heads of 32, an 8x8x8 VAE's 16 channels."""
     return TransformerConfig(

@@ -177,7 +177,7 @@ class TextConfig(Config):
 class ModelSource(Config):
     """Which model is used, and how its files are read."""
 
-    name: str | None = Field(default=None, description="a folder or a hub id; absent: the model shipped with the package")
+    name: str | None = Field(default=None, description="a folder or a hub id; absent: the shipped model")
     variant: str | None = Field(default=None, description="of a public model: 384p, 768p, image; absent: the largest")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of all weights but a small text encoder's"
