@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from framegrove.training.vae import VaeStep
 
 app = typer.Typer(add_completion=False)
-_DEFAULT = Path(__file__).parent / "configs" / "digits_vae.yaml"
+_DEFAULT = Path("jobs/configs/digits_vae.yaml")
 
 
 @app.command()
