@@ -11,6 +11,7 @@ from pathlib import Path as File
 from typing import Any, TypeVar
 
 import ray
+from framegrove.cluster.metrics import Metrics
 from ray.exceptions import ObjectLostError
 
 from actors.clients import UnitRef, ask, lost_of, recovered
@@ -18,11 +19,10 @@ from actors.crew import Crew
 from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
-from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
-from framegrove.config.search import SearchConfig
 from framegrove.config.model import ModelSource
+from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, Shown, report_json

@@ -72,9 +72,10 @@ def main(
 
 def _clips(out: Path, display: Display) -> Path:
     """Encoded clips to train on: made once for the VAE that is shipped."""
+    from framegrove.digits.clips import digits_clips
     from framegrove.models.pretrained import VAE, embedded_model
     from framegrove.models.vae_files import load_vae
-    from framegrove.training.encode import digits_clips, vae_digest, write_clips
+    from framegrove.training.encode import vae_digest, write_clips
 
     vae, _ = load_vae(embedded_model() / VAE)
     digest = vae_digest(vae)
@@ -149,6 +150,7 @@ def _search(
     import asyncio
 
     from actors.conductor import SearchRunner
+
     from actors.model_files import ModelFiles
     from framegrove.config.model import ModelSource
     from framegrove.types import GenerationRequest

@@ -30,9 +30,9 @@ from jobs.console import (
 )
 
 if TYPE_CHECKING:
+    from actors.conductor import SearchRunner
     from rich.table import Table
 
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.digits.world import DigitObject
@@ -72,6 +72,7 @@ def main(
         settings, engine = _settings(policies, budgets), load_panel(verifier)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
+
         from actors.model_files import ModelFiles
         from framegrove.evaluation.results import Ledger
 

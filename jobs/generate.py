@@ -31,6 +31,7 @@ from jobs.console import (
 
 if TYPE_CHECKING:
     from actors.conductor import SearchRunner
+
     from actors.model_files import ModelFiles
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
@@ -79,6 +80,7 @@ def main(
         text, multiple = check_prompt(prompt), parse_budget(budget)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
+
         from actors.model_files import ModelFiles
         from framegrove.types import GenerationRequest
 

@@ -55,10 +55,11 @@ def main(
         wanted = [parse_size(size) for size in sizes.split(",")]
         import torch
 
+        from framegrove.digits.clips import digits_clips
         from framegrove.media.video_reading import read_list
         from framegrove.models.pretrained import VAE, embedded_model
         from framegrove.models.vae_files import read_vae
-        from framegrove.training.encode import digits_clips, vae_digest, video_clips, write_clips
+        from framegrove.training.encode import vae_digest, video_clips, write_clips
 
         model = read_vae(vae or embedded_model() / VAE, allow_pickle=allow_pickle)
         digest = vae_digest(model)

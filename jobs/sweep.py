@@ -232,6 +232,7 @@ class Studio:
     async def measure(self, label: str, source: ModelSource, budget: float, prompts: int) -> dict[str, Any]:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
         from actors.conductor import SearchRunner
+
         from actors.model_files import ModelFiles
         from framegrove.digits import world as digits
         from framegrove.digits.oracle import DigitsOracle

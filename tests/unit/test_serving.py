@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from framegrove.config.flow import latent_size
-from framegrove.config.model import digits_recipe
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
 from framegrove.serving import service
@@ -23,6 +22,7 @@ from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from tests.fakes import FakeRunner
+from tests.tiny import digits_recipe
 
 DIGITS = {"stages": 3, "patch": 2, "factor": 8}
 PROMPT = "a red 3 moves left and right"

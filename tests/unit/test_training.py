@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from framegrove.config.train import ModelConfig
+from framegrove.digits.clips import digits_clips
 from framegrove.errors import UserError
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
@@ -19,7 +20,7 @@ from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.vae_files import load_vae
 from framegrove.training import curve
-from framegrove.training.encode import digits_clips, write_clips
+from framegrove.training.encode import write_clips
 from framegrove.training.run import Setup, Watch, run
 from tests.public_folder import write_public_folder
 from tests.tiny_training import TRANSFORMER, losses_of, make_config, make_world

@@ -14,7 +14,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from framegrove.cluster.errors import ActorLost, CrashLoop
 
-
 log = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from framegrove.config.model import (
     Recipe,
     TextConfig,
     TransformerConfig,
-    digits_recipe,
-    digits_transformer_config,
 )
 
 SHIPPED = "shipped"
@@ -38,11 +36,11 @@ class ModelConfig(Config):
     allow_pickle: bool = Field(False, description="read pickled weights of start where there are no safetensors")
     fresh: bool = Field(False, description="begin with an untrained transformer, beside the VAE and text of start")
     vae: str | None = None
-    transformer: TransformerConfig = Field(default_factory=digits_transformer_config)
+    transformer: TransformerConfig = TransformerConfig()
     flux: FluxConfig | None = Field(None, description="a FLUX-style transformer of this shape instead")
     text: TextConfig = TextConfig()
     phrases: tuple[str, ...] = Field((), description="runs of words that a new text encoder reads as one token")
-    recipe: Recipe = Field(default_factory=digits_recipe)
+    recipe: Recipe = Recipe()
     train_text: bool = Field(True, description="train the text encoder, too; public checkpoints keep theirs frozen")
 
     @model_validator(mode="after")
