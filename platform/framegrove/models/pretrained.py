@@ -10,7 +10,6 @@ no recipe (see public.py). Weights are read from safetensors; a pickle is opened
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from framegrove.config.base import describe
 from framegrove.config.model import AnyTransformerConfig, FluxConfig, ModelSource, Recipe, read_transformer_config
 from framegrove.errors import UserError
+from framegrove.files import replacing
 from framegrove.models.files import (
     CONFIG_FILE,
     check_keys,
@@ -137,23 +137,16 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | N
 
     The VAE is not rounded to bfloat16: its fingerprint, which encoded clips carry, would be another one.
 
-    It is written beside its final name and then renamed, so that a folder under that name is always whole; a folder
-    already there is replaced.
+    A folder under that name is always whole; one that is already there is replaced.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
-    save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, None if dtype is torch.bfloat16 else dtype)
-    pipeline.text.save(partial)
-    write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as partial:
+        partial.mkdir()
+        save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
+        save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, None if dtype is torch.bfloat16 else dtype)
+        pipeline.text.save(partial)
+        write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
 
 
 def save_transformer(transformer: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
