@@ -174,6 +174,7 @@ def _open(path: Path) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         connect_args={"timeout": _LOCK_TIMEOUT},
+        hide_parameters=True,  # errors are logged, and prompts are not
     )
 
     @event.listens_for(engine, "connect")
