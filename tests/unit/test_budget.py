@@ -126,11 +126,11 @@ def test_budgets_that_are_not(text: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("budget=0.2x", "budget: a budget below 1x cannot pay for a single video, the smallest is 1x, not '0.2x'"),
+        ("budget=0.2x", "a budget below 1x cannot pay for a single video, the smallest is 1x, not '0.2x'"),
         ("bugdet=2x", "unknown key 'bugdet', did you mean 'budget'?"),
         ("widths=[2, 0]", "every width must be at least 1"),
         ("weights={a: -1}", "weights must be finite, not negative"),
-        ("branching=3", "branching: Input should be 'units', 'prompts' or 'never', not 3"),
+        ("branching=3", "branching must be 'units', 'prompts' or 'never', not 3"),
     ],
 )
 def test_bad_configuration_is_one_sentence(override: str, says: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from framegrove.config.base import describe
 from framegrove.config.model import AnyTransformerConfig, FluxConfig, ModelSource, Recipe, read_transformer_config
 from framegrove.errors import UserError
 from framegrove.models.files import (
@@ -168,7 +169,7 @@ def _read_config(folder: Path, absent: str) -> AnyTransformerConfig:
     try:
         return read_transformer_config(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{path}: {describe(error)}") from None
 
 
 def read_shape(folder: Path, variant: str | None = None) -> tuple[str, AnyTransformerConfig, Recipe]:
@@ -188,10 +189,4 @@ def _read_recipe(folder: Path, name: str) -> Recipe:
     try:
         return Recipe.model_validate(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(map(str, problem["loc"]))
-    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}"
+        raise UserError(f"{path}: {describe(error, Recipe)}") from None
