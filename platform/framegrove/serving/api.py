@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from framegrove.config.base import validating
+from framegrove.config.base import describe, validating
 from framegrove.config.request import check_prompt, parse_size
 from framegrove.config.search import parse_budget
 from framegrove.errors import UserError
@@ -152,22 +151,5 @@ def parse_request(body: Any) -> VideoRequest:
     try:
         return VideoRequest.model_validate(body)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ApiError(400, _sentence(where, problem["type"], problem["msg"]), param=where) from None
-
-
-def _sentence(where: str, kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return f"unknown field {where[:60]}, allowed are {', '.join(_fields(where))}"
-    if kind == "missing":
-        return f"the field {where} is missing"
-    if kind == "value_error":
-        text = message.removeprefix("Value error, ")
-        return text if where.rpartition(".")[2] in text else f"{where}: {text}"
-    return f"{where}: {message[0].lower()}{message[1:]}"
-
-
-def _fields(where: str) -> Iterable[str]:
-    sections: dict[str, type[BaseModel]] = {"search": Search, "input_reference": ImageReference}
-    return sections.get(where.partition(".")[0], VideoRequest).model_fields
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ApiError(400, describe(error, VideoRequest, noun="field"), param=field) from None
