@@ -22,6 +22,7 @@ import typer
 from framegrove.errors import UserError
 from jobs.console import (
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
@@ -55,9 +56,10 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help=_SET)] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Start the endpoint, and stop it on Ctrl-C."""
-    with one_line_errors():
+    with one_line_errors(log_level):
         given = {
             "host": host,
             "port": port,

@@ -44,7 +44,7 @@ def main(cpus: int) -> None:
     except Exception as error:  # Ray raises that very class when a process does not come up in time
         _answer(answers, {"error": " ".join(str(error).split()) or type(error).__name__})
         _end_children()
-        return
+        raise SystemExit(1) from error
     try:
         _answer(answers, {"address": head.gcs_address})
         _wait_for_the_end(requests)
