@@ -23,6 +23,7 @@ import typer
 from framegrove.errors import UserError
 from jobs.console import (
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
@@ -58,12 +59,13 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Number of generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help=_SET)] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Serve videos over HTTP, in the format of the OpenAI Videos API, until Ctrl-C.
 
     What is waiting or in progress then is made when the endpoint starts again with the same --folder.
     """
-    with one_line_errors():
+    with one_line_errors(log_level):
         given = {
             "host": host,
             "port": port,

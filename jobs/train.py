@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, LogLevelOption, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
@@ -43,12 +43,13 @@ def main(
     ] = EngineName.DEEPSPEED,
     workers: Annotated[int, typer.Option(min=1, help="Workers of the deepspeed engine; a GPU each, if any.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker; more help only on idle cores.")] = 1,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train through all phases of a configuration."""
     from framegrove.config.base import load
     from framegrove.config.train import TrainConfig
 
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")

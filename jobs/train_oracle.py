@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import make_folder, one_line_errors
+from jobs.console import LogLevelOption, make_folder, one_line_errors
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder that gets model.safetensors and metrics.json.")],
     seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps, 128 crops each.", min=1)] = 2500,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train the digits oracle and measure it on true clips made from held-out scans."""
     from rich.console import Console
@@ -25,7 +26,7 @@ def main(
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.digits.oracle_training import accuracy, train_oracle
 
-    with one_line_errors(OSError):
+    with one_line_errors(log_level):
         make_folder(out)
         started = time.monotonic()
         with Progress() as progress:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import make_folder, one_line_errors
+from jobs.console import LogLevelOption, make_folder, one_line_errors
 
 app = typer.Typer(add_completion=False)
 _DEFAULT = Path(__file__).parent / "configs" / "digits_vae.yaml"
@@ -19,6 +19,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for log, checkpoint and the finished model.")],
     config: Annotated[Path, typer.Option(help="Training configuration.")] = _DEFAULT,
     override: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, may be repeated.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train, or go on from the checkpoint in OUT; the finished model lies in OUT/causal_video_vae."""
     from rich.console import Console
@@ -28,7 +29,7 @@ def main(
     from framegrove.config.vae import VaeTrainingConfig
 
     console = Console()
-    with one_line_errors(OSError):
+    with one_line_errors(log_level):
         settings = load(VaeTrainingConfig, config, override or ())
         from framegrove.training.vae import Record, train
 

@@ -16,7 +16,7 @@ import typer
 
 from framegrove.config.base import load
 from framegrove.config.verifier import VerifierTraining
-from jobs.console import make_folder, one_line_errors
+from jobs.console import LogLevelOption, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.digits.oracle import DigitsOracle
@@ -32,9 +32,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log.jsonl and model.")],
     config: Annotated[Path, typer.Option(help="YAML file.")] = Path("jobs/configs/digits_verifier.yaml"),
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, may be repeated.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train, examine, write OUT/model."""
-    with one_line_errors(OSError):
+    with one_line_errors(log_level):
         settings = load(VerifierTraining, config, overrides or [])
         make_folder(out)
         _train(settings, out, f"python -m jobs.train_verifier --config {config} --out DIR")
