@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[str, int] = {
     # The kit stands below the ground floor: everybody may use it.
-    "framegrove.errors": -1,
+    "framegrove.errors": -2,
     "framegrove.files": -1,
     "framegrove.logs": -1,
     "framegrove.types": 0,
