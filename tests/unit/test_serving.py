@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,7 +46,8 @@ class Endpoint:
     queue: list[int]
 
     async def post(self, **fields: Any) -> httpx.Response:
-        return await self.client.post("/v1/videos", json=fields)
+        headers = {"content-type": "application/json"}
+        return await self.client.post("/v1/videos", content=json.dumps(fields), headers=headers)
 
     async def video(self, video_id: str) -> dict[str, Any]:
         answer = await self.client.get(f"/v1/videos/{video_id}")
@@ -139,11 +141,12 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({"prompt": "x" * 20_000}, 400, "20,000 characters"),
         ({"prompt": 3}, 400, "prompt must be text, not 3"),
         ({"prompt": PROMPT, "length": 3}, 400, "unknown field 'length', allowed are prompt, model"),
+        ({"prompt": PROMPT, "\ud800": 3}, 400, "must be a valid string"),
         ({"prompt": PROMPT, "search": {"width": 2}}, 400, "unknown field 'search.width', allowed are policy, budget"),
         ({"prompt": PROMPT, "size": "64"}, 400, "not of the form WIDTHxHEIGHT"),
         ({"prompt": PROMPT, "size": "70x64"}, 400, "multiples of 64"),
         ({"prompt": PROMPT, "seconds": "forever"}, 400, "not a number of seconds"),
-        ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 seconds"),
+        ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 and less than 1,000,000 seconds, not nan"),
         ({"prompt": PROMPT, "seconds": 60}, 400, "ask for at most 7.125"),
         ({"prompt": PROMPT, "seed": -1}, 400, "seed must be at least 0, not -1"),
         (

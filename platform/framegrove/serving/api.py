@@ -57,7 +57,7 @@ def _seconds(text: str) -> str:
     except ValueError:
         raise UserError(f"{text[:20]!r} is not a number of seconds, such as 3 or 2.5") from None
     if not 0 < value < 1e6:
-        raise UserError(f"a video lasts more than 0 seconds, not {value:g}")
+        raise UserError(f"a video lasts more than 0 and less than 1,000,000 seconds, not {value:g}")
     return f"{value:g}"
 
 

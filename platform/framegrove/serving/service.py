@@ -210,11 +210,12 @@ class VideoService:
         )
 
     def _policy(self, asked: str) -> str:
-        for name in (asked, _OTHER_NAMES.get(asked)):
-            if name in self._model.policies:
-                return name
-        sentence = f"search.policy {asked[:60]!r} is unknown: choose one of {', '.join(self._model.policies)}"
-        raise ApiError(400, sentence, param="search.policy")
+        offered = self._model.policies
+        name = asked if asked in offered else _OTHER_NAMES.get(asked, asked)
+        if name not in offered:
+            sentence = f"search.policy {asked[:60]!r} is unknown: choose one of {', '.join(offered)}"
+            raise ApiError(400, sentence, param="search.policy")
+        return name
 
     def _budget(self, asked: str | None) -> float:
         budget = parse_budget(asked or self._limits.budget)
