@@ -37,7 +37,13 @@ class Ingress:
     def __init__(self, config: ServeConfig) -> None:
         logs.set_up()
         files = ModelFiles.read(config.model)
-        model = ServedModel(files.name, files.recipe, files.check, POLICIES)
+        model = ServedModel(
+            files.name,
+            files.recipe,
+            check=files.check,
+            policies=POLICIES,
+            judged=lambda policy: policy != "none",
+        )
         runner = SearchRunner(config.model, generators=config.generators, verifier=config.verifier)
         self._service = VideoService(
             VideoStore(config.folder),
@@ -45,7 +51,7 @@ class Ingress:
             model,
             config,
             passing=PASSING,
-            on_queue=Metrics().queue_depth,
+            on_queue=Metrics().queue,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -33,28 +33,28 @@ class Worker:
 
     def report(self) -> None:
         metrics = Metrics()
-        metrics.works("sample", running=2, waiting=5)
-        metrics.work_ended("sample", 2.0)
-        metrics.work_ended("sample", 20.0, wasted=True)
-        metrics.actor_restarted("generate")
+        metrics.load(running=2, waiting=5)
+        metrics.ended("generators", "done", 2.0, "")
+        metrics.ended("generators", "cancelled", 20.0, "")
+        metrics.replaced("generators")
         metrics.training(1000.0, data_wait_seconds=1.5)
         metrics.training(1200.0, data_wait_seconds=0.0)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_what_a_driver_and_an_actor_report_is_exported() -> None:
-    Metrics().queue_depth(3)
+    Metrics().queue(3)
     worker = ray.remote(Worker).options(num_cpus=0).remote()
     ray.get(worker.report.remote())
     expected = {
         ("ray_framegrove_queue_depth", ()): 3,
-        ("ray_framegrove_works", (("state", "running"), ("kind", "sample"))): 2,
-        ("ray_framegrove_works", (("state", "waiting"), ("kind", "sample"))): 5,
-        ("ray_framegrove_works_wasted_total", (("kind", "sample"),)): 1,
-        ("ray_framegrove_work_seconds_count", (("kind", "sample"),)): 2,
-        ("ray_framegrove_work_seconds_sum", (("kind", "sample"),)): 22,
-        ("ray_framegrove_work_seconds_bucket", (("kind", "sample"), ("le", "10.0"))): 1,
-        ("ray_framegrove_actor_restarts_total", (("role", "generate"),)): 1,
+        ("ray_framegrove_works", (("state", "running"),)): 2,
+        ("ray_framegrove_works", (("state", "waiting"),)): 5,
+        ("ray_framegrove_works_ended_total", (("pool", "generators"), ("ending", "cancelled"))): 1,
+        ("ray_framegrove_work_seconds_count", (("pool", "generators"),)): 2,
+        ("ray_framegrove_work_seconds_sum", (("pool", "generators"),)): 22,
+        ("ray_framegrove_work_seconds_bucket", (("pool", "generators"), ("le", "10.0"))): 1,
+        ("ray_framegrove_actor_restarts_total", (("pool", "generators"),)): 1,
         ("ray_framegrove_tokens_per_second", ()): 1200,
         ("ray_framegrove_data_wait_seconds_total", ()): 1.5,
     }
@@ -72,5 +72,5 @@ def test_reporting_costs_little() -> None:
     metrics = Metrics()
     began = time.process_time()
     for _ in range(1000):
-        metrics.work_ended("score", 0.5)
+        metrics.ended("judge", "done", 0.5, "")
     assert time.process_time() - began < 0.5

@@ -70,7 +70,11 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     limits = ServeConfig(folder=folder, most_units=8, **settings)
     store = VideoStore(folder)
     model = ServedModel(
-        "digits", digits_recipe(), lambda asked: latent_size(asked.height, asked.width, **DIGITS), POLICIES
+        "digits",
+        digits_recipe(),
+        check=lambda asked: latent_size(asked.height, asked.width, **DIGITS),
+        policies=POLICIES,
+        judged=lambda policy: policy != "single",
     )
     queue: list[int] = []
     videos = VideoService(store, runner, model, limits, passing=(NoRoomNow,), on_queue=queue.append)
@@ -269,6 +273,7 @@ def test_none_is_another_name_for_single(tmp_path: Path) -> None:
         assert video["search"]["policy"] == "single"
         await running.until(video["id"], "completed")
         assert running.runner.asked[0].policy == "single"
+        assert running.runner.judging == [True, False]  # the warm-up, then the video
 
     serving(tmp_path, scene)
 

@@ -31,8 +31,6 @@ ATTEMPTS = 3  # runs of one video that end with passing errors; then the video f
 
 # Another name for a policy, as earlier versions of the API called it.
 _OTHER_NAMES = {"none": "single"}
-# Under these names the first sample is taken as it is, so that no verifier has to be started.
-_UNSEARCHED = ("single", "none")
 
 Answer = TypeVar("Answer")
 
@@ -57,14 +55,16 @@ class Runner(Protocol):
 class ServedModel:
     """What the service offers.
 
-    ``recipe`` says how the model is sampled, ``check`` raises UserError for a request that the model cannot fulfil, and
-    ``policies`` are the search policies on offer: names and one-sentence descriptions.
+    ``recipe`` says how the model is sampled, ``check`` raises UserError for a request that the model cannot fulfil.
+    ``policies`` are the search policies on offer, names and one-sentence descriptions; ``judged`` says whether a policy
+    asks verifiers.
     """
 
     name: str
     recipe: Recipe
     check: Callable[[GenerationRequest], object]
     policies: Mapping[str, str]
+    judged: Callable[[str], bool]
 
 
 class VideoService:
@@ -298,7 +298,7 @@ class VideoService:
 
     async def _bring_up(self, record: VideoRecord) -> None:
         """Return once the cluster is ready for this video."""
-        judging = record.request.policy not in _UNSEARCHED
+        judging = self._model.judged(record.request.policy)
         await _insist("the video waits", lambda: self._runner.start(judging=judging), self._passing)
 
     async def _run(self, record: VideoRecord) -> GenerationResult:
