@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 import urllib.request
 
@@ -31,8 +32,11 @@ def value(text: str, name: str, **labels: str) -> float | None:
 class Worker:
     """An actor that reports what a search would."""
 
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+
     def report(self) -> None:
-        metrics = Metrics()
+        metrics = self._metrics
         metrics.load(running=2, waiting=5)
         metrics.ended("generators", "done", 2.0, "")
         metrics.ended("generators", "cancelled", 20.0, "")
@@ -43,7 +47,8 @@ class Worker:
 
 @pytest.mark.usefixtures("cluster")
 def test_what_a_driver_and_an_actor_report_is_exported() -> None:
-    Metrics().queue(3)
+    metrics = Metrics()
+    metrics.queue(3)
     worker = ray.remote(Worker).options(num_cpus=0).remote()
     ray.get(worker.report.remote())
     expected = {
@@ -65,6 +70,21 @@ def test_what_a_driver_and_an_actor_report_is_exported() -> None:
         text = exported()
         found = {(name, labels): value(text, name, **dict(labels)) for name, labels in expected}
     assert found == expected, text
+
+    time.sleep(3 * ray._config.metrics_report_interval_ms() / 1000)  # by then Ray has forgotten what was set only once
+    text = exported()
+    assert value(text, "ray_framegrove_queue_depth") == 3
+    assert value(text, "ray_framegrove_works", state="running") == 2
+    del metrics
+
+
+def test_the_repeating_thread_ends_with_its_object() -> None:
+    threads = set(threading.enumerate())
+    metrics = Metrics()
+    (thread,) = set(threading.enumerate()) - threads
+    del metrics
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 @pytest.mark.usefixtures("cluster")

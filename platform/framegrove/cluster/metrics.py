@@ -16,8 +16,12 @@ process. Searches, the service and training know nothing of Ray: they take calla
 
 from __future__ import annotations
 
+import threading
+import weakref
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
+_REPEAT_S = 5.0  # half of the interval at which Ray exports by default
 _WORK_SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]  # upper bounds of the histogram's buckets
 
 
@@ -25,11 +29,16 @@ class Metrics:
     """Reports this process's metrics. To be created where Ray is connected: in a driver, a task or an actor.
 
     It can observe conductors (search.conductor.Observer). A call hands numbers to Ray's exporter in this process and
-    takes microseconds. A gauge keeps what it was last set to, per process; several objects of this class in one process
+    takes microseconds. A gauge shows what it was last set to, for as long as this object exists: Ray itself forgets a
+    gauge that is not set again between two exports, so a thread does that. Several objects of this class in one process
     report into the same metrics.
     """
 
     def __init__(self) -> None:
+        self._levels: _Levels = {}
+        ended = threading.Event()
+        weakref.finalize(self, ended.set)
+        threading.Thread(target=_repeat, args=(self._levels, ended), name="metrics", daemon=True).start()
         self._queue = Gauge("framegrove_queue_depth", "Videos that wait at the endpoint.")
         self._works = Gauge("framegrove_works", "Works of a search, by state.", ("state",))
         self._ended = Counter("framegrove_works_ended", "Attempts at works, by how they ended.", ("pool", "ending"))
@@ -42,12 +51,12 @@ class Metrics:
 
     def queue(self, waiting: int) -> None:
         """How many videos wait at the endpoint now."""
-        self._queue.set(waiting)
+        self._set(self._queue, waiting)
 
     def load(self, running: int, waiting: int) -> None:
         """How many works of a search run and wait now."""
-        self._works.set(running, {"state": "running"})
-        self._works.set(waiting, {"state": "waiting"})
+        self._set(self._works, running, state="running")
+        self._set(self._works, waiting, state="waiting")
 
     def ended(self, pool: str, ending: str, seconds: float, reason: str) -> None:
         """An attempt at a work has ended. The ``reason`` of a failure is for logs: as a label it would be unbounded."""
@@ -61,6 +70,20 @@ class Metrics:
 
     def training(self, tokens_per_second: float, data_wait_seconds: float) -> None:
         """A worker's training speed since its last call, and the time that it spent waiting for data since then."""
-        self._speed.set(tokens_per_second)
+        self._set(self._speed, tokens_per_second)
         if data_wait_seconds > 0:  # a counter takes no zero
             self._data_wait.inc(data_wait_seconds)
+
+    def _set(self, gauge: Gauge, value: float, **labels: str) -> None:
+        self._levels[gauge, tuple(labels.items())] = value
+        gauge.set(value, labels)
+
+
+# What gauges were last set to, by gauge and labels.
+_Levels = dict[tuple[Gauge, tuple[tuple[str, str], ...]], float]
+
+
+def _repeat(levels: _Levels, ended: threading.Event) -> None:
+    while not ended.wait(_REPEAT_S):
+        for (gauge, labels), value in list(levels.items()):
+            gauge.set(value, dict(labels))
