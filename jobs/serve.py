@@ -118,6 +118,7 @@ def _serve(config: ServeConfig) -> None:
         try:
             _run(config)
             typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
+            typer.echo(f"the endpoint logs into {_logs_folder()}/worker-*.err")
             threading.Event().wait()
         finally:
             if shared:
@@ -145,6 +146,14 @@ def _run(config: ServeConfig) -> None:
             f"give --host {listening.host} --port {listening.port}"
         )
     serve.run(application(config), name=NAME)
+
+
+def _logs_folder() -> str:
+    """Where Ray keeps on this machine, on which the replica runs, what its workers write to standard error."""
+    from ray._private.worker import global_worker
+
+    folder: str = global_worker.node.get_logs_dir_path()
+    return folder
 
 
 def _free_port(host: str, port: int) -> int:
