@@ -152,6 +152,7 @@ def _logs_folder() -> str:
     """Where Ray keeps on this machine, on which the replica runs, what its workers write to standard error."""
     from ray._private.worker import global_worker
 
+    assert global_worker.node is not None, "this process is connected to a cluster"
     folder: str = global_worker.node.get_logs_dir_path()
     return folder
 
