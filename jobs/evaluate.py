@@ -20,6 +20,7 @@ from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
@@ -60,11 +61,10 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.search import SearchConfig
 

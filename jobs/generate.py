@@ -20,6 +20,7 @@ from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
@@ -66,11 +67,10 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.request import check_prompt
         from framegrove.config.search import SearchConfig, parse_budget

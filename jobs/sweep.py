@@ -24,6 +24,7 @@ from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
@@ -82,11 +83,10 @@ def main(
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run one trial after the other, and compare."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         out, engine = out.absolute(), load_panel(verifier)
         if what is What.BUDGET:
             space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, PoolConfig, TrainConfig
 from framegrove.errors import UserError
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, LogLevelOption, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.training.curve import Follower
@@ -84,11 +84,12 @@ def main(
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads of each worker; more than one helps only on idle cores.")
     ] = 1,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train through all phases of a configuration, and write the model folder OUT/model and the curve OUT/loss.png."""
     from framegrove.config.base import load
 
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")

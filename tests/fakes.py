@@ -241,10 +241,11 @@ class FakeRunner:
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: list[GenerationRequest] = []
-        self.started, self.closed = 0, 0
+        self.judging: list[bool] = []  # of every start
+        self.closed = 0
 
     async def start(self, *, judging: bool = True) -> None:
-        self.started += 1
+        self.judging.append(judging)
         if self.no_start is not None:
             raise self.no_start
 

@@ -23,7 +23,6 @@ from framegrove.flow.objective import StageSample
 from framegrove.models.flux import SingleBlock
 from framegrove.models.layers import Block
 from framegrove.models.mmdit import MMDiT
-from framegrove.training.curriculum import StageSample
 from framegrove.training.step import Trainable
 
 _STATE, _TAG = "engine.pt", "engine"
