@@ -7,6 +7,7 @@ failure, with its traceback; 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+import framegrove
 from framegrove import logs
 from framegrove.errors import UserError
 
@@ -34,9 +36,20 @@ _TICK = 0.5  # seconds between two looks at how long the task has been silent
 
 log = logging.getLogger(__name__)
 
+
+def _embedded_knows() -> str:
+    """What the embedded model was trained on, in its own words."""
+    recipe = Path(framegrove.__file__).parent / "assets" / "digits" / "framegrove.json"
+    return str(json.loads(recipe.read_text(encoding="utf-8"))["knows"])
+
+
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model folder, or a hub id as in owner/name; the embedded digits model if absent."),
+    typer.Option(
+        "--model",
+        help="Model folder, or a hub id as in owner/name; if absent the embedded model, which knows nothing but "
+        f"{_embedded_knows()}.",
+    ),
 ]
 VariantOption = Annotated[
     str | None,
@@ -65,6 +78,11 @@ LogLevelOption = Annotated[
         "the log has one JSON object per line.",
     ),
 ]
+
+
+def application() -> typer.Typer:
+    """A job's command line. Help is plain text: markup would swallow what stands in square brackets."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def engine_config(verifier: str | None) -> EngineConfig:

@@ -24,6 +24,7 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    application,
     engine_config,
     make_folder,
     model_source,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from framegrove.evaluation.results import Ledger, Row, Setting
     from framegrove.types import GenerationRequest
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 SEED = 90_000  # of the prompts; clips that models are trained on have small seeds, and another split
 
@@ -220,18 +221,23 @@ def _finish(rows: list[Row], out: Path, display: Display) -> None:
 
 
 def _settings_table(rows: list[Row]) -> Table:
+    from dataclasses import fields
+
     from rich.table import Table
 
     from framegrove.evaluation import results
+    from framegrove.evaluation.report import Price
 
-    table = Table(title="Means with 95% bootstrap intervals; cost in samplings of one video")
-    for column in ("setting", *results.METRICS, "generator", "bets lost", "decoding", "verifier", "seconds"):
+    parts = [part.name for part in fields(Price)]
+    table = Table(title="Means with 95% bootstrap intervals; prices: 1x = sampling a video once without a search")
+    for column in ("setting", *results.METRICS, *parts, "total", "seconds"):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     for setting, group in results.by_setting(rows).items():
+        price = results.mean_price(group)
         table.add_row(
             str(setting),
             *(str(results.summary(group, metric)) for metric in results.METRICS.values()),
-            *(f"{results.relative(group, part):.2f}x" for part in ("generator", "wasted", "decoding", "verifier")),
+            *(f"{value:.2f}x" for value in (*(getattr(price, part) for part in parts), price.total)),
             f"{sum(row.seconds for row in group) / len(group):.1f}",
         )
     return table

@@ -9,6 +9,7 @@ it was interrupted, and it goes on where it was.
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,7 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    application,
     engine_config,
     make_folder,
     model_source,
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
 
-app = typer.Typer(add_completion=False)
+app = application()
+log = logging.getLogger(__name__)
 
 
 class PolicyName(StrEnum):
@@ -53,7 +56,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png and report.json.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
     policy: Annotated[PolicyName, typer.Option(help="Tree-of-Frames, best of N, or no search.")] = PolicyName.TOF,
-    budget: Annotated[str, typer.Option(help="FLOPs to spend, in samples without a search.")] = "4x",
+    budget: Annotated[
+        str | None, typer.Option(help="What sampling may cost, in samples without a search; 4x if absent.")
+    ] = None,
     units: Annotated[
         int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")
     ] = None,
@@ -72,11 +77,11 @@ def main(
     with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.request import check_prompt
-        from framegrove.config.search import SearchConfig, parse_budget
+        from framegrove.config.search import SearchConfig
 
         search = load(SearchConfig, None, set_ or ())
         engine = engine_config(verifier)
-        text, multiple = check_prompt(prompt), parse_budget(budget)
+        text, multiple = check_prompt(prompt), _multiple(policy, budget)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
@@ -88,18 +93,22 @@ def main(
         request = GenerationRequest(
             prompt=text,
             seed=seed,
-            units=units or files.recipe.units,
+            units=units if units is not None else files.recipe.units,
             height=height,
             width=width,
             policy=policy.value,
-            budget=multiple if policy is not PolicyName.NONE else 1.0,
+            budget=multiple,
             image=_bytes(image) if image else None,
         )
         files.check(request)
+        advice = files.recipe.outside(text)
+        if advice is not None:
+            log.warning(advice)
         make_folder(out)
         runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
         record = generate(runner, request, out, display)
         display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
+        warn(record)
 
 
 def generate(runner: SearchRunner, request: GenerationRequest, out: Path, display: Display) -> SearchRecord:
@@ -129,8 +138,13 @@ def generate(runner: SearchRunner, request: GenerationRequest, out: Path, displa
     return record
 
 
-def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None) -> None:
-    """Write video, picture and report (with ``more`` in it) into a folder; no name ever stands for half a file."""
+def write(
+    record: SearchRecord, out: Path, more: dict[str, object] | None = None, single: SearchRecord | None = None
+) -> None:
+    """Write video, pictures and report (with ``more`` in it) into a folder; no name ever stands for half a file.
+
+    ``single`` is the sample without a search, where it was made too.
+    """
     import json
     import shutil
 
@@ -141,7 +155,9 @@ def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None
     partial = out / ".partial"
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "video.mp4").write_bytes(encode_mp4(record.frames, record.fps))
-    tree_picture.draw(record, partial / "tree.png")
+    beside = single.frames if single is not None else None
+    tree_picture.draw(record, partial / "tree.png", beside)
+    tree_picture.draw_slide(record, partial / "slide.png", beside)
     report = {**report_json(record), **(more or {})}
     (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for file in sorted(partial.iterdir()):
@@ -151,11 +167,32 @@ def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None
 
 
 def report_line(record: SearchRecord) -> str:
-    """What was spent, in one sentence."""
-    outcome, spent = record.outcome, record.outcome.sampling.spent + record.outcome.scoring.spent
-    ratio = (spent.flops + spent.decoding) / (record.single.flops + record.single.decoding)
-    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {ratio:.2f}x the FLOPs of one sample"
+    """What was done and what it cost, in a sentence; the price is the one on the pictures and in the report."""
+    outcome = record.outcome
+    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s at a price of {record.price}"
     return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
+
+
+def warn(record: SearchRecord) -> None:
+    """Log what a reader of the result should know."""
+    from framegrove.evaluation.report import warnings_of
+
+    for warning in warnings_of(record):
+        log.warning(warning)
+
+
+def _multiple(policy: PolicyName, budget: str | None) -> float:
+    """The budget as a number. Raises UserError where there is nothing to spend it on."""
+    from framegrove.config.search import parse_budget
+
+    if policy is not PolicyName.NONE:
+        return parse_budget(budget if budget is not None else "4x")
+    if budget is not None and parse_budget(budget) != 1:
+        raise UserError(
+            f"a budget of {budget} buys nothing with --policy none, which takes the first sample as it comes: leave "
+            "--budget out, or choose another policy"
+        )
+    return 1.0
 
 
 def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, PickleOption, one_line_errors
+from jobs.console import Display, LogLevelOption, PickleOption, application, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.media.video_reading import Listed
 
-app = typer.Typer(add_completion=False)
+app = application()
 PYRAMID = {"stages": 3, "patch": 2}  # of the released models: sizes that training could not use are refused
 
 

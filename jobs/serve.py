@@ -27,6 +27,7 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    application,
     engine_config,
     model_source,
     one_line_errors,
@@ -35,7 +36,7 @@ from jobs.console import (
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 NAME = "framegrove"  # of the application in Ray Serve
 _SET = (

@@ -28,6 +28,7 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    application,
     engine_config,
     model_source,
     one_line_errors,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
     from framegrove.config.verifier import EngineConfig
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 CONFIG = Path(__file__).parent / "configs" / "digits_sweep.yaml"
 SEED = 95_000  # of the prompts; held out, and not those of jobs.evaluate
@@ -62,6 +63,7 @@ class Trial:
     high: float
     fully_right: float
     flops: float
+    price: float  # all parts, in samples without a search of the trial's own model
     seconds: float
     training_seconds: float = 0.0
     loss: float | None = None
@@ -243,18 +245,20 @@ class Studio:
             runner = SearchRunner(source, generators=self._generators, verifier=self._verifier)
             self._source, self._runner = source, runner
         oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
-        verdicts, flops = [], []
+        verdicts, flops, prices = [], [], []
         for index, objects in enumerate(digits.prompts(prompts, SEED)):
             policy = "tof" if budget > 1 else "none"
             size = (recipe.units, recipe.height, recipe.width)
             request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
-            flops.append(record.outcome.sampling.spent.flops + record.outcome.scoring.spent.flops)
+            prices.append(record.price.total)
+            flops.append(prices[-1] * record.single.flops)
         score = bootstrap([verdict.score for verdict in verdicts])
         right = sum(verdict.fully_right for verdict in verdicts) / prompts
         seconds = (time.monotonic() - began) / prompts
-        return asdict(Trial(label, score.mean, score.low, score.high, right, sum(flops) / prompts, seconds))
+        cost = (sum(flops) / prompts, sum(prices) / prompts)
+        return asdict(Trial(label, score.mean, score.low, score.high, right, *cost, seconds))
 
     async def close(self) -> None:
         """End generators and verifier."""
@@ -301,26 +305,30 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
 
     from rich.table import Table
 
-    from framegrove.evaluation.curves import CurvePoint, Interval, draw_curves, pareto
+    from framegrove.evaluation.curves import PRICE, CurvePoint, Interval, draw_curves, pareto
 
+    # Models of different pyramids have no sample in common, so that only FLOPs compare them.
+    axis, shown = (PRICE, "price") if what is What.BUDGET else ("FLOPs of a video, all parts", "flops")
     points = {
-        each.label: CurvePoint(each.label, each.flops, Interval(each.score, each.low, each.high)) for each in found
+        each.label: CurvePoint(each.label, getattr(each, shown), Interval(each.score, each.low, each.high))
+        for each in found
     }
     best = {point.label for point in pareto(list(points.values()))}
     table = Table(title=f"Sweep over {what}, {prompts} held-out prompts, oracle scores with 95% bootstrap intervals")
-    columns = ["score", "fully right", "FLOPs a video", "seconds", "Pareto"]
+    columns = ["score", "fully right", "price", "FLOPs a video", "seconds", "Pareto"]
     if what is What.STAGES:
         columns += ["training s", "loss"]
     for column in (what.value, *columns):
         table.add_column(column, justify="left" if column == what.value else "right", overflow="fold")
     for each in found:
-        cells = [str(points[each.label].score), f"{each.fully_right:.2f}", f"{each.flops:.3g}", f"{each.seconds:.1f}"]
+        cells = [str(points[each.label].score), f"{each.fully_right:.2f}", f"{each.price:.2f}x"]
+        cells += [f"{each.flops:.3g}", f"{each.seconds:.1f}"]
         cells.append("yes" if each.label in best else "")
         if what is What.STAGES:
             cells += [f"{each.training_seconds:.0f}", f"{each.loss:.4f}" if each.loss is not None else ""]
         table.add_row(each.label, *cells)
     title = f"What {what} costs and is worth, {prompts} held-out prompts"
-    draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score")
+    draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score", cost=axis)
     (out / "sweep.json").write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
     display.console.print(table)
     display.say("\n".join(str(out / name) for name in ("sweep.json", "sweep.png")))

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, one_line_errors
+from jobs.console import Display, LogLevelOption, application, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 
 class EngineName(StrEnum):

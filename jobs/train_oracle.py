@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import LogLevelOption, make_folder, one_line_errors
+from jobs.console import LogLevelOption, application, make_folder, one_line_errors
+
+app = application()
 
 
+@app.command()
 def main(
     out: Annotated[Path, typer.Option(help="Folder that gets model.safetensors and metrics.json.")],
     seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
@@ -51,4 +54,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import LogLevelOption, make_folder, one_line_errors
+from jobs.console import LogLevelOption, application, make_folder, one_line_errors
 
-app = typer.Typer(add_completion=False)
+app = application()
 _DEFAULT = Path(__file__).parent / "configs" / "digits_vae.yaml"
 
 

@@ -16,7 +16,7 @@ import typer
 
 from framegrove.config.base import load
 from framegrove.config.verifier import VerifierTraining
-from jobs.console import LogLevelOption, make_folder, one_line_errors
+from jobs.console import LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.digits.oracle import DigitsOracle
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from framegrove.digits.world import DigitObject
     from framegrove.flow.generation import Pixels
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 
 @app.command()

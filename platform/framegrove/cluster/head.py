@@ -25,6 +25,7 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 _PR_SET_CHILD_SUBREAPER = 36  # from <linux/prctl.h>
+_WORKERS_AT_ONCE = 16  # workers that may start side by side; from three times as many on Ray warns on every driver
 _LOOK_EVERY = 2.0  # seconds
 _ORPHANS_LIMIT = 5.0  # seconds for what is left to vanish once it has been killed
 
@@ -73,7 +74,10 @@ def _started(cpus: int) -> Node:
         dashboard_agent_listen_port=None,
         no_monitor=True,
         include_log_monitor=False,
-        _system_config={"prestart_worker_first_driver": False},
+        _system_config={
+            "prestart_worker_first_driver": False,
+            "worker_maximum_startup_concurrency": max(cpus, _WORKERS_AT_ONCE),
+        },
     )
     return Node(wanted, head=True, shutdown_at_exit=False, spawn_reaper=True)
 

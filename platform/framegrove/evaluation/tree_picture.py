@@ -33,10 +33,10 @@ FATE_MEANS = {
 PARTS = {"sampling": "#2f6fde", "wasted": "#c3c8d0", "decoding": "#6aa84f", "judging": "#d9822b"}  # of a price
 ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final": "video"}
 READING = (
-    "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged (preview: "
-    "unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a middle unit; "
-    "video: the whole), the verifiers' mean score from 0 to 1, and its place among the branches judged together, such "
-    "as 2/8. Cuts go by places, and places of different rounds cannot be compared."
+    "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged "
+    "(preview: unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a "
+    "middle unit; video: the whole), the verifiers' mean score from 0 to 1, and its place among the branches judged "
+    "together, such as 2/8. Cuts go by places, and places of different rounds cannot be compared."
 )
 _INCH = 0.62  # a thumbnail's height
 _MARGIN = 0.3  # inches around the picture
@@ -119,9 +119,7 @@ def _draw_header(axes: Axes, record: SearchRecord, inches: float, reading: Seque
     axes.text(0, 0, text, fontsize=7.5, color=MUTED, va="bottom", linespacing=1.35, transform=axes.transAxes)
 
 
-def _draw_title(
-    axes: Axes, record: SearchRecord, inches: float, large: int, small: int, characters: int = 90
-) -> None:
+def _draw_title(axes: Axes, record: SearchRecord, inches: float, large: int, small: int, characters: int = 90) -> None:
     axes.axis("off")
     request, fates = record.request, [node.fate for node in record.outcome.nodes]
     prompt = textwrap.shorten(request.prompt, characters, placeholder=" …")
