@@ -97,7 +97,7 @@ def pareto(points: Sequence[CurvePoint]) -> list[CurvePoint]:
 def draw_curves(
     curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, title: str, score: str, cost: str = PRICE
 ) -> None:
-    """Draw score against cost (logarithmic): a line a curve with its intervals, and the Pareto front; a PNG at ``path``.
+    """Draw score against cost (logarithmic), a line a curve, and the Pareto front; a PNG at ``path``.
 
     Costs are total prices (report.Price) unless ``cost`` names something else.
     """
