@@ -26,7 +26,7 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 _PR_SET_CHILD_SUBREAPER = 36  # from <linux/prctl.h>
-_WORKERS_AT_ONCE = 16  # workers that may start side by side; from three times as many on Ray warns on every driver
+_WORKERS_AT_ONCE = 8  # workers that may start side by side; from three times as many on Ray warns on every driver
 _LOOK_EVERY = 2.0  # seconds
 _ORPHANS_LIMIT = 5.0  # seconds for what is left to vanish once it has been killed
 
