@@ -129,7 +129,8 @@ def _run_job(url: str, command: str, display: Display) -> None:
     from framegrove.cluster.session import checkout
 
     client = JobSubmissionClient(url)
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it announces every upload
+    for chatty in ("dashboard_sdk", "job.sdk"):  # uploads, connections
+        logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
     name = f"framegrove-demo-{time.strftime('%Y%m%d-%H%M%S')}"
 
     async def follow() -> None:

@@ -53,7 +53,7 @@ def main(
     policies: Annotated[str, typer.Option(help="Comma-separated: linear, tof.")] = "linear,tof",
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
-    digits: Annotated[int | None, typer.Option(help="Only prompts of so many digits, 1 or 2.")] = None,
+    digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = SEED,
     model: ModelOption = None,
     variant: VariantOption = None,

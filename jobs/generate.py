@@ -10,6 +10,7 @@ it was interrupted, and it goes on where it was.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,6 +80,7 @@ def main(
         from framegrove.config.request import check_prompt
         from framegrove.config.search import SearchConfig
 
+        _refuse_twice_told(set_ or ())
         search = load(SearchConfig, None, set_ or ())
         engine = engine_config(verifier)
         text, multiple = check_prompt(prompt), _multiple(policy, budget)
@@ -193,6 +195,13 @@ def _multiple(policy: PolicyName, budget: str | None) -> float:
             "--budget out, or choose another policy"
         )
     return 1.0
+
+
+def _refuse_twice_told(settings: Iterable[str]) -> None:
+    """Raise UserError for a setting that has an option of its own, whose value would win."""
+    for name in (setting.partition("=")[0].strip() for setting in settings):
+        if name in ("policy", "budget"):
+            raise UserError(f"--set {name} has no effect here: give --{name}")
 
 
 def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:

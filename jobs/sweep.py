@@ -30,6 +30,7 @@ from jobs.console import (
     VerifierOption,
     application,
     engine_config,
+    make_folder,
     model_source,
     one_line_errors,
 )
@@ -90,6 +91,9 @@ def main(
     """Run one trial after the other, and compare."""
     with one_line_errors(log_level), Display() as display:
         out, engine = out.absolute(), engine_config(verifier)
+        if what is What.BUDGET and (data or set_):
+            raise UserError("--data and --set are for --what stages, which trains: leave them out")
+        make_folder(out)
         if what is What.BUDGET:
             space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)
         else:
@@ -167,7 +171,6 @@ def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio
     import ray
     from ray import tune
 
-    out.mkdir(parents=True, exist_ok=True)
     display.begin(f"{len(space)} trials over {what}")
     function = {"budget": try_budget, "stages": try_stages}[what]
     # A trial only waits for actors and workers that have CPUs of their own.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, application, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
@@ -53,6 +53,7 @@ def main(
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        make_folder(out)
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
