@@ -93,12 +93,12 @@ def main(
         out, engine = out.absolute(), engine_config(verifier)
         if what is What.BUDGET and (data or set_):
             raise UserError("--data and --set are for --what stages, which trains: leave them out")
-        make_folder(out)
         if what is What.BUDGET:
             space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)
         else:
             overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
             space, trial = _heights(stages, config, overrides, prompts, out)
+        make_folder(out)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 

@@ -53,7 +53,7 @@ def main(
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
-        make_folder(out)
+        make_folder(out.parent)
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
