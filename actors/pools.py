@@ -32,7 +32,7 @@ from framegrove.types import Assessment, Cost, GenerationRequest
 
 Answer = TypeVar("Answer")
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
-"""Calls a method of some actor of the pool, again if the actor dies: ``await ask(lambda actor: actor.read.remote())``."""
+"""Calls a method of an actor of the pool, again if it dies: ``await ask(lambda actor: actor.read.remote())``."""
 
 _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and ask whether it is well
 
@@ -153,7 +153,7 @@ class PyramidPool:
 
 
 class VerifierPool:
-    """The actors of one verifier, which share its load. ``worker``, the class that becomes an actor, goes by its kind."""
+    """The actors of one verifier, which share its load. ``worker`` is the class that becomes an actor, by its kind."""
 
     role = Role.VERIFY
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, PickleOption, one_line_errors
+from jobs.console import Display, LogLevelOption, PickleOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.media.video_reading import Listed
 
-app = typer.Typer(add_completion=False)
+app = application()
 PYRAMID = {"stages": 3, "patch": 2}  # of the released models: sizes that training could not use are refused
 
 
@@ -53,6 +53,7 @@ def main(
         from framegrove.config.request import parse_size
 
         first, parts = _part(part)
+        make_folder(out.parent)
         wanted = [parse_size(size) for size in sizes.split(",")]
         import torch
 

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import Display, LogLevelOption, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
-app = typer.Typer(add_completion=False)
+app = application()
 _MEASURED = 200  # clips with one and with two digits each
 
 

@@ -51,7 +51,10 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class SearchRecord:
-    """A finished search. ``shown`` has every branch of its tree, ``single`` is the cost of one sample without a search."""
+    """A finished search.
+
+    ``shown`` has every branch of its tree, ``single`` is the cost of one sample without a search.
+    """
 
     request: GenerationRequest
     fps: float
