@@ -72,16 +72,18 @@ def main(
 
 def _clips(out: Path, display: Display) -> Path:
     """Encoded clips to train on: made once for the VAE that is shipped."""
+    from framegrove.digits.clips import drawn_clips
+    from framegrove.digits.world import FPS
     from framegrove.models.pretrained import VAE, embedded_model
     from framegrove.models.vae_files import load_vae
-    from framegrove.training.encode import digits_clips, vae_digest, write_clips
+    from framegrove.training.encode import frame_clips, vae_digest, write_clips
 
     vae, _ = load_vae(embedded_model() / VAE)
     digest = vae_digest(vae)
     folder = out / f"clips-{digest[:8]}-{CLIPS}"
     if not folder.exists():
         display.begin(f"encoding {CLIPS} clips")
-        clips = digits_clips(vae, CLIPS)
+        clips = frame_clips(vae, drawn_clips(CLIPS), FPS)
         write_clips(clips, digest, folder, lambda done: display.show(done / CLIPS, f"{done} of {CLIPS}"))
     return folder
 
