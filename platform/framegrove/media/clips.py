@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
+from av.video.stream import VideoStream
 
 from framegrove.media.frames import Frames, MediaError, Size, nearest_size, one_line
 from framegrove.media.pictures import NotAPicture, fitted, pictures_of
@@ -62,7 +63,7 @@ def _read_video(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> tup
         # ffmpeg takes "12:30.mp4" for a protocol, but no absolute path. Titles may be in any encoding: they are unused.
         with av.open(str(path.absolute()), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if not isinstance(stream, VideoStream):
                 raise MediaError(f"{path} cannot be read as a video (it holds none)")
             stream.thread_type = "AUTO"
             pixel = _pixel_width(stream.sample_aspect_ratio)
@@ -98,8 +99,10 @@ def sampled(
     first = next(rest, None)
     if first is None:
         return [], False
-    (start, shown), taken = first, []
-    time, half = start, 0.0
+    start, shown = first
+    time = start
+    half = 0.0
+    taken: list[Frames] = []
 
     def take(at_least: int) -> None:
         """Take ``shown`` for every tick up to half-way between it and the frame after it."""
@@ -157,8 +160,9 @@ class Turn(NamedTuple):
 
 def _pixel_width(ratio: Fraction | None) -> float:
     """How many times as wide as high a pixel is shown; square where the file says nothing or nonsense."""
-    sensible = ratio is not None and ratio > 0 and max(ratio, 1 / ratio) <= _WIDEST_PIXEL
-    return float(ratio) if ratio is not None and sensible else 1.0
+    if ratio is None or ratio <= 0 or max(ratio, 1 / ratio) > _WIDEST_PIXEL:
+        return 1.0
+    return float(ratio)
 
 
 def _fitted(frame: Any, size: Size, pixel: float, turn: Turn) -> Frames:
