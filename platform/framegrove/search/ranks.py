@@ -1,29 +1,36 @@
-"""A panel's scores fused by weighted ranks (VT1 eq. 7), and what is certain of a cut while some scores are missing.
+"""Scores fused by weighted ranks (VT1 eq. 7), and which branches a cut keeps, known as early as the scores allow.
 
-A *cohort* is every branch judged by one assessment at one depth. Its n members are ranked by each verifier on its own,
-so that verifiers on different scales can be added: a rank is (members below + half of the members level, oneself
-included) / n, which lies in (0, 1) and averages exactly 1/2. The fused rank is the weighted mean over the panel; it
-is added to what the path has collected so far.
+**Rank.** A cohort is the set of branches judged by one assessment at one depth. Each verifier ranks its ``n`` members on
+its own, so that verifiers on different scales can be added: the rank of a member is
 
-A cut keeps the members whose total is not below the cohort's average (VT1 alg. 2), at most ``width`` of them. Because
-ranks average 1/2, that average is known before a single score is. Members are ordered by total, then by weighted mean
-score, then by path: a total order, so nothing is left to chance and ties never widen the tree.
+    (members with a lower score + half of those with the same score, itself included) / n,
 
-With scores missing, every answer below holds for each way the missing ones can still come in, hence never changes
-later. All arithmetic is in integers: a decision taken early cannot disagree with the same decision taken late by a
-rounding error.
+which lies in (0, 1) and averages exactly 1/2. The fused rank is the weighted mean of the verifiers' ranks.
+
+**Total.** A member's total is its fused rank plus what its path has collected in earlier cohorts (``before``).
+
+**Cut.** A cut keeps the members whose total is not below the cohort's average (VT1 alg. 2), at most ``width`` of them,
+best first. Since ranks average 1/2, the average is known before any score is. The order is by total, then by weighted
+mean score, then by path: a total order, so nothing is left to chance and ties never widen the tree.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-from framegrove.search.tree import Panel
+import numpy as np
+import numpy.typing as npt
+
+from framegrove.errors import UserError
+from framegrove.search.tree import Scores as Panel
 from framegrove.types import Path
+
+Whole = npt.NDArray[Any]  # int64, or Python integers where 64 bits are too few
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,162 +43,299 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Who stays and who goes, whatever the missing scores are. ``bets`` are those of ``undecided`` likely to stay."""
+class Change:
+    """The members that became certain to stay and certain to go, each in member order."""
 
-    kept: tuple[Path, ...]
-    dropped: tuple[Path, ...]
-    undecided: tuple[Path, ...]
-    bets: tuple[Path, ...]
+    kept: tuple[Path, ...] = ()
+    dropped: tuple[Path, ...] = ()
 
 
 class Cohort:
-    """The members of a cohort, the scores that are in, and what each path had collected ``before``.
+    """A cut that takes one member's scores after another and says at once what has become certain.
 
-    ``weights`` gives each verifier's weight by name; an empty mapping counts all alike. Raises ValueError when a
-    verifier has no weight, or when two members were scored by different verifiers.
+    ``weights`` gives each verifier's weight by name; an empty mapping counts all alike. ``before`` is what each
+    member's path has collected in earlier cohorts. At most ``width`` members are kept.
     """
 
     def __init__(
         self,
         members: Sequence[Path],
-        panels: Mapping[Path, Panel],
         weights: Mapping[str, float],
         before: Mapping[Path, Fraction],
+        width: int,
     ) -> None:
         self.members = tuple(members)
-        self._panels = {path: dict(panels[path]) for path in self.members if path in panels}
-        self._missing = len(self.members) - len(self._panels)
-        names = _names(self._panels)
-        self._weights = dict(zip(names, _whole_weights(names, weights), strict=True))
-        self._points = self._count_points()
-        self._measure(before)
+        self.width = width
+        self._given_weights = dict(weights)
+        self._before = [Fraction(before[path]) for path in self.members]
+        self._number = {path: number for number, path in enumerate(self.members)}
+        if len(self._number) != len(self.members) or width < 1:
+            raise ValueError(f"a cohort needs distinct members and a width of at least 1, not {width}")
+        count = len(self.members)
+        self._path_order = np.empty(count, np.int64)
+        self._path_order[sorted(range(count), key=self.members.__getitem__)] = np.arange(count)
+        self._fate = np.zeros(count, np.int8)  # by member: UNDECIDED, KEPT or DROPPED
+        self._names: tuple[str, ...] | None = None
+        self._begin((1,))
+        self._cached: dict[int, tuple[Path, ...]] = {}
+        self.initial = self._settle()
+
+    # ---- what is certain so far
 
     @property
     def complete(self) -> bool:
-        """Whether every score is in."""
+        """Whether every member has been scored."""
         return self._missing == 0
 
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        """The members certain to stay, in member order."""
+        return self._with_fate(KEPT)
+
+    @property
+    def dropped(self) -> tuple[Path, ...]:
+        """The members certain to go, in member order."""
+        return self._with_fate(DROPPED)
+
+    @property
+    def undecided(self) -> tuple[Path, ...]:
+        """The members whose fate depends on missing scores, in member order."""
+        return self._with_fate(UNDECIDED)
+
+    def _with_fate(self, fate: int) -> tuple[Path, ...]:
+        if fate not in self._cached:
+            self._cached[fate] = self._paths(np.flatnonzero(self._fate == fate))
+        return self._cached[fate]
+
+    def _paths(self, numbers: npt.NDArray[np.int64]) -> tuple[Path, ...]:
+        return tuple(self.members[number] for number in numbers.tolist())
+
     def standings(self) -> tuple[Standing, ...]:
-        """Members of a complete cohort, best first."""
+        """The members of a complete cohort, best first."""
         assert self.complete, "ranks are known once every score is in"
-        ordered = sorted(self.members, key=lambda path: (-self._least[path], *self._tie_break(path)))
+        points, numbers = self._points.tolist(), self._numbers.tolist()
+        full = 2 * len(self.members) * self._scale.weight
+        order = np.lexsort((self._paths_scored, -self._means, -self._least)) if numbers else []
         return tuple(
-            Standing(
-                path,
-                rank=Fraction(self._least[path] - self._collected[path], self._one),
-                total=Fraction(self._least[path], self._one),
-            )
-            for path in ordered
+            Standing(self.members[number], rank, self._before[number] + rank)
+            for number, rank in ((numbers[n], Fraction(points[n], full)) for n in order)
         )
 
-    def cut(self, width: int) -> Cut:
-        """Keep at most ``width`` members, none below the average."""
-        kept = tuple(path for path in self.members if self._stays(path, width))
-        dropped = tuple(path for path in self.members if self._goes(path, width))
-        undecided = tuple(path for path in self.members if path not in kept and path not in dropped)
-        return Cut(kept, dropped, undecided, self._likely(undecided)[: width - len(kept)])
+    def likely(self) -> tuple[Path, ...]:
+        """Undecided members that would stay if each kept its place among those scored so far, best first.
 
-    # ---- totals are whole numbers: self._one of them make 1
-
-    def _count_points(self) -> dict[Path, dict[str, int]]:
-        """Twice the members below plus those level, of the scored ones: 2 n times the rank once all are scored."""
-        columns = {name: sorted(panel[name] for panel in self._panels.values()) for name in self._weights}
-        return {
-            path: {
-                name: bisect_left(column, panel[name]) + bisect_right(column, panel[name])
-                for name, column in columns.items()
-            }
-            for path, panel in self._panels.items()
-        }
-
-    def _measure(self, before: Mapping[Path, Fraction]) -> None:
-        """Bound every member's total: a missing score is worth up to 2 points of each verifier to a scored member."""
-        count, weight = len(self.members), sum(self._weights.values()) or 1
-        self._fine = math.lcm(*(before[path].denominator for path in self.members))
-        self._one = 2 * count * weight * self._fine
-        self._collected = {path: int(before[path] * self._one) for path in self.members}
-        self._average = sum(self._collected.values()) + count * self._one // 2  # count times the average
-        self._least, self._most = {}, {}
-        for path in self.members:
-            points = self._points.get(path)
-            low = self._sum(points) if points is not None else weight
-            high = low + 2 * weight * (self._missing if points is not None else count - 1)
-            self._least[path] = self._collected[path] + low * self._fine
-            self._most[path] = self._collected[path] + high * self._fine
-
-    def _sum(self, points: Mapping[str, int]) -> int:
-        return sum(self._weights[name] * value for name, value in points.items())
-
-    def _stays(self, path: Path, width: int) -> bool:
-        """Surely not below the average, and fewer than ``width`` members can come before it."""
-        if len(self.members) * self._least[path] < self._average:
-            return False
-        rivals = (other for other in self.members if other != path and not self._ahead_surely(path, other))
-        return sum(1 for _ in rivals) < width
-
-    def _goes(self, path: Path, width: int) -> bool:
-        """Surely below the average, or ``width`` members surely come before it."""
-        if len(self.members) * self._most[path] < self._average:
-            return True
-        return sum(1 for other in self.members if other != path and self._ahead_surely(other, path)) >= width
-
-    def _ahead_surely(self, one: Path, other: Path) -> bool:
-        """Whether ``one`` comes before ``other`` in the order, however the missing scores fall."""
-        if one not in self._panels or other not in self._panels:
-            return self._least[one] > self._most[other]
-        # A missing score that falls between the two widens their gap on that verifier: it can only help the better one.
-        behind = sum(w for name, w in self._weights.items() if self._panels[one][name] < self._panels[other][name])
-        gap = self._least[one] - self._least[other] - 2 * self._missing * behind * self._fine
-        return gap > 0 or (gap == 0 and self._tie_break(one) < self._tie_break(other))
-
-    def _tie_break(self, path: Path) -> tuple[float, Path]:
-        """Smaller goes first: the higher weighted mean score, then the earlier path."""
-        return -sum(weight * self._panels[path][name] for name, weight in self._weights.items()), path
-
-    def _likely(self, undecided: Sequence[Path]) -> tuple[Path, ...]:
-        """Undecided members above the average if each kept the place it has among those scored so far, best first.
-
-        A member without a score of its own is judged by its path alone, as if its rank were average.
+        A member that has not been scored counts as if its rank were 1/2. Members of equal expectation come in the
+        order of their paths.
         """
-        scored, count = len(self._panels), len(self.members)
+        room = self.width - len(self.kept)
+        count, scored = len(self.members), max(self._scored, 1)
+        scale = self._scale
+        # In units of 1 / (scored * scale.denominator) points.
+        fits = _fits_int64(
+            4 * scored * count * (max(scale.exact, default=0) + count * scale.weight * scale.denominator)
+        )
+        exact = np.array(scale.exact, np.int64 if fits else object)
+        half = count * scale.weight * scored * scale.denominator
+        expected = exact * scored + half
+        expected[self._numbers[: self._scored]] += (
+            self._points[: self._scored].astype(expected.dtype) * (count * scale.denominator) - half
+        )
+        average = sum(scale.exact) * scored + count * half
+        hopeful = np.flatnonzero((self._fate == UNDECIDED) & (expected * count > average))
+        order = np.lexsort((self._path_order[hopeful], -expected[hopeful]))
+        return self._paths(hopeful[order[:room]])
 
-        def expected(path: Path) -> Fraction:
-            points = self._points.get(path)
-            if points is None:
-                return Fraction(self._collected[path] + self._one // 2)
-            return self._collected[path] + Fraction(self._sum(points) * count * self._fine, scored)
+    # ---- scores
 
-        likely = [path for path in undecided if count * expected(path) > self._average]
-        return tuple(sorted(likely, key=lambda path: (-expected(path), path)))
+    def add(self, path: Path, panel: Panel) -> Change:
+        """Take one member's scores and return what has become certain by them.
 
-
-def _names(panels: Mapping[Path, Mapping[str, float]]) -> tuple[str, ...]:
-    """The verifiers of a cohort, sorted; all members must have been scored by the same ones."""
-    sets = {path: tuple(sorted(panel)) for path, panel in panels.items()}
-    first = next(iter(sets.values()), ())
-    for path, names in sets.items():
-        if names != first:
+        Raises UserError when a verifier has no weight, or when the weights of this cohort's verifiers are all 0.
+        """
+        number = self._number.get(path)
+        if number is None or self._is_scored[number]:
+            raise ValueError(f"branch {path} is no member of this cohort, or was scored before")
+        scores = dict(panel)
+        names = tuple(sorted(scores))
+        if self._names is None:
+            self._begin(_whole_weights(names, self._given_weights))
+            self._names = names
+        if names != self._names:
             raise ValueError(
-                f"branch {path} was scored by {', '.join(names) or 'no verifier'} and others of its cohort by "
-                f"{', '.join(first) or 'none'}: every branch must be scored by the whole panel"
+                f"branch {path} was scored by {', '.join(names)} and others of its cohort by {', '.join(self._names)}"
             )
-    return first
+        self._insert(number, [scores[name] for name in names])
+        return self._settle()
+
+    def _begin(self, weights: Sequence[int]) -> None:
+        """Prepare for scores of verifiers with these weights. Before the first score, any weight gives the same."""
+        count = len(self.members)
+        self._weights = tuple(weights)
+        self._scale = scale = _Scale(self._before, sum(weights))
+        self._collected = np.array(scale.collected, scale.dtype)
+        self._waiting = np.sort(self._collected)
+        self._is_scored = np.zeros(count, np.bool_)
+        self._scored, self._missing = 0, count
+        # What follows is in order of arrival: the first self._scored entries are in use.
+        self._numbers = np.zeros(count, np.int64)
+        self._columns = np.zeros((len(weights), count), np.float64)
+        self._means = np.zeros(count, np.float64)
+        self._paths_scored = np.zeros(count, np.int64)
+        self._points = np.zeros(count, scale.dtype)
+        self._least = np.zeros(count, scale.dtype)
+        self._look_stays = np.full(count, count, np.int64)
+        self._look_goes = np.full(count, count, np.int64)
+
+    def _insert(self, number: int, scores: Sequence[float]) -> None:
+        """Count the points that the new score brings to the others and to its own member."""
+        scale, new = self._scale, self._scored
+        own = 0
+        gains: Whole = np.zeros(new, scale.dtype)
+        for column, weight, score in zip(self._columns, self._weights, scores, strict=True):
+            above, level = column[:new] > score, column[:new] == score
+            gains += above.astype(scale.dtype) * (2 * weight) + level.astype(scale.dtype) * weight
+            own += weight * (2 * (new - int(above.sum())) - int(level.sum()) + 1)
+            column[new] = score
+        self._points[:new] += gains
+        self._least[:new] += gains * scale.point
+        self._points[new] = own
+        self._least[new] = self._collected[number] + own * scale.point
+        self._means[new] = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
+        self._numbers[new] = number
+        self._paths_scored[new] = self._path_order[number]
+        self._is_scored[number] = True
+        place = int(np.searchsorted(self._waiting, self._collected[number]))
+        self._waiting = np.delete(self._waiting, place)
+        self._scored += 1
+        self._missing -= 1
+
+    # ---- what is certain
+
+    def _settle(self) -> Change:
+        """Decide every member that can be decided by now."""
+        undecided = self._fate == UNDECIDED
+        kept: list[int] = []
+        dropped: list[int] = []
+        scale, scored = self._scale, self._scored
+        open_ = undecided[self._numbers[:scored]]
+        least = self._least[:scored]
+        most = least + self._swing
+        # below the average
+        below = open_ & (most < scale.average)
+        dropped += self._numbers[:scored][below].tolist()
+        open_ &= ~below
+        for new in np.flatnonzero(open_).tolist():
+            if least[new] >= scale.average and self._look_stays[new] >= self._missing and self._stays(new):
+                kept.append(int(self._numbers[new]))
+            elif self._look_goes[new] >= self._missing and self._goes(new):
+                dropped.append(int(self._numbers[new]))
+        for number in np.flatnonzero(undecided & ~self._is_scored).tolist():
+            low = self._collected[number] + scale.weight * scale.point
+            high = self._collected[number] + self._unscored_most
+            if low >= scale.average and self._count_reaching(low) - 1 < self.width:
+                kept.append(number)
+            elif high < scale.average or self._count_surely_above(high) >= self.width:
+                dropped.append(number)
+        self._fate[kept] = KEPT
+        self._fate[dropped] = DROPPED
+        if kept or dropped:
+            self._cached.clear()
+        return Change(self._paths(np.sort(kept).astype(int)), self._paths(np.sort(dropped).astype(int)))
+
+    @property
+    def _swing(self) -> int:
+        """The most that missing scores can still add to the total of a scored member."""
+        return 2 * self._scale.weight * self._missing * self._scale.point
+
+    @property
+    def _unscored_most(self) -> int:
+        return (2 * len(self.members) - 1) * self._scale.weight * self._scale.point
+
+    def _count_reaching(self, low: int) -> int:
+        scored = int((self._least[: self._scored] + self._swing >= low).sum())
+        return scored + int((self._waiting + self._unscored_most >= low).sum())
+
+    def _count_surely_above(self, high: int) -> int:
+        return int((self._least[: self._scored] > high).sum()) + int(
+            (self._waiting + self._scale.weight * self._scale.point > high).sum()
+        )
+
+    def _stays(self, new: int) -> bool:
+        scale, scored = self._scale, self._scored
+        least = self._least[:scored]
+        behind = np.zeros(scored, scale.dtype)
+        for column, weight in zip(self._columns, self._weights, strict=True):
+            behind += (column[:scored] > column[new]).astype(scale.dtype) * weight
+        gap = least[new] - least - 2 * self._missing * behind * scale.point
+        rivals = ~((gap > 0) | ((gap == 0) & self._tie(new)))
+        count = int(rivals.sum()) - 1 + int((self._waiting + self._unscored_most >= least[new]).sum())
+        return count < self.width
+
+    def _goes(self, new: int) -> bool:
+        scale, scored = self._scale, self._scored
+        least = self._least[:scored]
+        ahead = np.zeros(scored, scale.dtype)
+        for column, weight in zip(self._columns, self._weights, strict=True):
+            ahead += (column[:scored] < column[new]).astype(scale.dtype) * weight
+        gap = least - least[new] - 2 * self._missing * ahead * scale.point
+        tie = ~self._tie(new)
+        tie[new] = False
+        sure = (gap > 0) | ((gap == 0) & tie)
+        count = int(sure.sum()) + int((self._waiting + scale.weight * scale.point > least[new] + self._swing).sum())
+        return count >= self.width
+
+    def _tie(self, new: int) -> Flags:
+        """Whom the member precedes at equal totals."""
+        means, paths = self._means[: self._scored], self._paths_scored[: self._scored]
+        result: Flags = (means[new] > means) | ((means[new] == means) & (paths[new] < paths))
+        return result
+
+
+UNDECIDED, KEPT, DROPPED = 0, 1, 2
+
+
+class _Scale:
+    """Totals as whole numbers that compare as the exact totals do.
+
+    In points, of which 2 * count * weight make a rank of 1, a total is a whole number and what the path has collected.
+    """
+
+    def __init__(self, before: Sequence[Fraction], weight: int) -> None:
+        count = len(before)
+        self.weight = weight
+        full = 2 * count * weight
+        self.denominator = math.lcm(*(value.denominator for value in before))
+        self.exact = [value.numerator * (self.denominator // value.denominator) * full for value in before]
+        rests = sorted({value % self.denominator for value in self.exact} | {0})
+        place = {rest: index for index, rest in enumerate(rests)}
+        self.point = len(rests)
+        self.collected = [
+            value // self.denominator * self.point + place[value % self.denominator] for value in self.exact
+        ]
+        average = Fraction(sum(self.exact), max(count, 1) * self.denominator) + count * weight
+        rest = (average % 1) * self.denominator
+        self.average = math.floor(average) * self.point + sum(value < rest for value in rests)
+        largest = max(self.collected, default=0) + 4 * full * self.point
+        self.dtype: type = np.int64 if _fits_int64(4 * largest) else object
+
+
+def _fits_int64(value: int) -> bool:
+    return value < 2**62
 
 
 def _whole_weights(names: Sequence[str], weights: Mapping[str, float]) -> list[int]:
     """The weights of these verifiers as whole numbers in the same proportion; decimals are taken as written."""
     if not names:
-        return []
+        raise ValueError("a branch was scored by no verifier")
     missing = [name for name in names if weights and name not in weights]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"verifier {missing[0]!r} has no weight, the weights name {', '.join(weights)}: "
             "add it, or leave the weights empty to count all verifiers alike"
         )
     exact = [Fraction(str(weights[name])) if weights else Fraction(1) for name in names]
     if min(exact) < 0 or sum(exact) == 0:
-        raise ValueError(
+        raise UserError(
             f"the weights of {', '.join(names)} are {', '.join(map(str, exact))}: they must not be negative nor all 0"
         )
     scale = math.lcm(*(value.denominator for value in exact))
