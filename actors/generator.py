@@ -22,7 +22,7 @@ from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
-from framegrove.media.writing import read_image
+from framegrove.media.pictures import read_picture
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_unit
@@ -140,7 +140,7 @@ class Generator:
 
     def given(self, context: Context, image: bytes) -> Unit:
         """A given first frame (an image file's bytes) as unit 0, fitted to the request's size."""
-        frame = read_image(image, (context.height, context.width))
+        frame = read_picture(image, (context.height, context.width))
         clean = encode_image(self._pipeline, frame, context.height, context.width)
         latent = StageLatent(self._last_stage, clean)
         return self._shown(latent, latent, 0, None)
