@@ -12,7 +12,7 @@ from framegrove.evaluation.report import Frames, SearchRecord, Shown
 from framegrove.search.result import Fate, Node
 from framegrove.types import Assessment, Path
 
-UNUSED = Fate.BET  # sampled on speculation only
+UNUSED = Fate.SPECULATIVE  # sampled on speculation only
 STRIP = 4  # thumbnails of a unit of several frames
 PAD = 0.09  # inside a card
 SIDE = 0.8  # margin beside the thumbnails, where the verdicts stand
