@@ -193,24 +193,33 @@ class Cohort:
         self._order = np.zeros(count, np.int64)
         self._least = np.zeros(count, scale.dtype)
         self._open = np.zeros(count, np.bool_)
-        self._look_stays = np.full(count, count, np.int64)
-        self._look_goes = np.full(count, count, np.int64)
+        self._next_look = np.full((2, count), count, np.int64)
+        self._margin = np.zeros(count, scale.dtype)
+        self._range = np.arange(count + 1)
+        self._gains = [2 * weight * scale.point for weight in weights]
+        self._step = sum(self._gains)
+        self._average = scale.average
+        self._unscored_least = scale.weight * scale.point
+        self._unscored_most = (2 * count - 1) * scale.weight * scale.point
+        self._quota = (count - self.width, self.width)
+        largest = max(scale.collected, default=0) + self._step * count
+        self._never = (-1, largest)
 
     def _insert(self, number: int, scores: Sequence[float]) -> None:
         """Count the points that the new score brings to the others and to its own member."""
-        scale, new = self._scale, self._scored
+        new = self._scored
         own = 0
         least = self._least[:new]
-        for column, weight, score in zip(self._columns, self._weights, scores, strict=True):
+        for column, gain, score in zip(self._columns, self._gains, scores, strict=True):
             known = column[:new]
             above, level = known > score, known == score
-            least += above.astype(scale.dtype) * (2 * weight * scale.point)
+            least += np.multiply(above, gain, dtype=self._scale.dtype)
             ties = int(np.count_nonzero(level))
             if ties:
-                least += level.astype(scale.dtype) * (weight * scale.point)
-            own += weight * (2 * (new - int(np.count_nonzero(above))) - ties + 1)
+                least += np.multiply(level, gain // 2, dtype=self._scale.dtype)
+            own += gain * (new - int(np.count_nonzero(above))) - gain // 2 * (ties - 1)
             column[new] = score
-        self._least[new] = self._collected[number] + own * scale.point
+        self._least[new] = self._collected[number] + own
         self._means[new] = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
         self._numbers[new] = number
         self._order[new] = self._path_order[number]
@@ -227,177 +236,134 @@ class Cohort:
 
     def _settle(self) -> Change:
         """Decide every member that can be decided by now."""
-        average = self._scale.average
-        least = self._least[: self._scored]
-        fallen = np.flatnonzero(self._open[: self._scored] & (least < average - self._swing)).tolist()
-        self._open[fallen] = False
-        leaving = self._find_leaving()
-        self._open[leaving] = False
-        staying = self._find_staying()
-        self._open[staying] = False
-        dropped = [*self._numbers[[*fallen, *leaving]].tolist(), *self._find_lost()]
+        below = np.flatnonzero(self._open[: self._scored] & (self._least[: self._scored] < self._average - self._swing))
+        self._open[below] = False
+        going = [*below.tolist(), *self._find(AHEAD_OF_IT)]
+        staying = self._find(BEHIND_IT)
+        dropped = [*self._numbers[going].tolist(), *self._find_lost()]
         kept = [*self._numbers[staying].tolist(), *self._find_safe()]
         if not kept and not dropped:
-            return Change()
+            return NO_CHANGE
         self._fate[kept] = KEPT
         self._fate[dropped] = DROPPED
         self._cached.clear()
         return Change(self._paths(sorted(kept)), self._paths(sorted(dropped)))
 
-    def _find_safe(self) -> list[int]:
-        scale, values = self._scale, self._waiting_collected[: self._missing]
-        found = []
-        while self._lost + self._safe < self._missing:
-            place = self._missing - 1 - self._safe
-            low = values[place] + scale.weight * scale.point
-            if low < scale.average:
-                break
-            rivals = self._missing - int(np.searchsorted(values, low - self._unscored_most)) - 1
-            if rivals >= self.width:
-                break
-            rivals += int(np.count_nonzero(self._least[: self._scored] >= low - self._swing))
-            if rivals >= self.width:
-                break
-            found.append(int(self._waiting[place]))
-            self._safe += 1
-        return found
-
-    def _find_lost(self) -> list[int]:
-        scale, values = self._scale, self._waiting_collected[: self._missing]
-        found = []
-        while self._lost + self._safe < self._missing:
-            high = values[self._lost] + self._unscored_most
-            if high >= scale.average:
-                ahead = self._missing - int(
-                    np.searchsorted(values, high - scale.weight * scale.point, side="right")
-                )
-                if ahead + self._scored < self.width:
-                    break
-                ahead += int(np.count_nonzero(self._least[: self._scored] > high))
-                if ahead < self.width:
-                    break
-            found.append(int(self._waiting[self._lost]))
-            self._lost += 1
-        return found
-
-    def _find_staying(self) -> list[int]:
-        least = self._least[: self._scored]
-        candidates = np.flatnonzero(
-            self._open[: self._scored]
-            & (self._look_stays[: self._scored] >= self._missing)
-            & (least >= self._scale.average)
-        )
-        values = self._waiting_collected[: self._missing]
-        found = []
-        while candidates.size:
-            best = int(np.argmax(least[candidates]))
-            new = int(candidates[best])
-            first = int(np.searchsorted(values, least[new] - self._unscored_most))
-            rivals = self._missing - first
-            if rivals >= self.width or rivals + int(np.count_nonzero(least > least[new])) >= self.width:
-                break
-            if self._stays(new, values[first:]):
-                found.append(new)
-            candidates = np.delete(candidates, best)
-        return found
-
-    def _find_leaving(self) -> list[int]:
-        scale = self._scale
-        least = self._least[: self._scored]
-        candidates = np.flatnonzero(self._open[: self._scored] & (self._look_goes[: self._scored] >= self._missing))
-        values = self._waiting_collected[: self._missing]
-        found = []
-        while candidates.size:
-            best = int(np.argmin(least[candidates]))
-            new = int(candidates[best])
-            first = int(np.searchsorted(values, least[new] + self._swing - scale.weight * scale.point, side="right"))
-            ahead = self._missing - first
-            if (
-                ahead + self._scored - 1 < self.width
-                or ahead + int(np.count_nonzero(least >= least[new])) - 1 < self.width
-            ):
-                break
-            if self._goes(new, ahead, values[:first]):
-                found.append(new)
-            candidates = np.delete(candidates, best)
-        return found
-
-    @property
-    def _step(self) -> int:
-        return 2 * self._scale.weight * self._scale.point
-
-    @property
-    def _swing(self) -> int:
-        """The most that missing scores can still add to the total of a scored member."""
-        return self._step * self._missing
-
-    @property
-    def _unscored_most(self) -> int:
-        return (2 * len(self.members) - 1) * self._scale.weight * self._scale.point
-
-    def _stays(self, new: int, waiting_rivals: Whole) -> bool:
-        """Whether the scored member surely stays; if not, note when to look again."""
-        scored = self._scored
+    def _find(self, side: int) -> list[int]:
+        """The undecided scored members that have enough others surely behind them to stay, or ahead to go."""
+        scored, missing = self._scored, self._missing
         least = self._least[:scored]
-        gap = least[new] - least - self._worst_loss(new, np.greater)
-        rivals = gap < 0
-        level = np.flatnonzero(gap == 0)
-        rivals[level] = ~self._tie(new, level)
-        rivals[new] = False
+        candidates = self._open[:scored] & (self._next_look[side, :scored] >= missing)
+        if side == BEHIND_IT:
+            candidates &= least >= self._average
+        numbers = np.flatnonzero(candidates)
+        totals = least[numbers]
+        found = []
+        for _ in range(len(numbers)):
+            best = int(totals.argmax() if side == BEHIND_IT else totals.argmin())
+            new = int(numbers[best])
+            if not self._may_be_settled(new, side):
+                break
+            if self._is_settled(new, side):
+                self._open[new] = False
+                found.append(new)
+            totals[best] = self._never[side]
+        return found
+
+    def _may_be_settled(self, new: int, side: int) -> bool:
+        """A cheap test that members which are settled pass, and the better (worse) ones if any of them does."""
+        least = self._least[: self._scored]
+        waiting = self._waiting_collected[: self._missing]
+        if side == BEHIND_IT:
+            count = int(np.searchsorted(waiting, least[new] - self._unscored_most))
+            if count + self._scored - 1 < self._quota[side]:
+                return False
+            return count + int(np.count_nonzero(least <= least[new])) - 1 >= self._quota[side]
+        bound = least[new] + self._swing - self._unscored_least
+        count = self._missing - int(np.searchsorted(waiting, bound, side="right"))
+        if count + self._scored - 1 < self._quota[side]:
+            return False
+        return count + int(np.count_nonzero(least >= least[new])) - 1 >= self._quota[side]
+
+    def _is_settled(self, new: int, side: int) -> bool:
+        """Whether so many others are surely behind (ahead of) the member; if not, note when to look at it again."""
         self.looks += 1
-        need = int(np.count_nonzero(rivals)) + len(waiting_rivals) - self.width + 1
-        if need <= 0:
+        scored, missing = self._scored, self._missing
+        margin = self._margin
+        least, own = self._least[:scored], self._least[new]
+        waiting = self._waiting_collected[:missing]
+        better = np.greater if side == BEHIND_IT else np.less
+        if side == BEHIND_IT:
+            np.subtract(own, least, out=margin[:scored])
+            np.subtract(own - self._unscored_most - 1, waiting, out=margin[scored:])
+        else:
+            np.subtract(least, own, out=margin[:scored])
+            np.subtract(waiting, own + self._swing - self._unscored_least + 1, out=margin[scored:])
+        for column, gain in zip(self._columns, self._gains, strict=True):
+            margin[:scored] -= np.multiply(better(column[:scored], column[new]), missing * gain, dtype=margin.dtype)
+        level = np.flatnonzero(margin[:scored] == 0)
+        margin[level] -= self._precedes(new, level) != (side == BEHIND_IT)
+        steps = np.minimum(-(margin // self._step), missing + 1)
+        np.maximum(steps, 0, out=steps)
+        steps[new] = missing + 1
+        reach = np.cumsum(np.bincount(steps.astype(np.int64), minlength=missing + 2)[: missing + 1])
+        if reach[0] >= self._quota[side]:
             return True
-        steps = np.maximum(-(gap[rivals] // self._step), 1)
-        waiting = (waiting_rivals + (self._unscored_most - least[new])) // self._step + 1
-        self._look_stays[new] = self._missing - self._fewest_scores(need, steps, waiting)
+        reach += self._range[: missing + 1]
+        first = int(np.searchsorted(reach, self._quota[side]))
+        self._next_look[side, new] = missing - first
         return False
 
-    def _goes(self, new: int, waiting_ahead: int, waiting_behind: Whole) -> bool:
-        scored = self._scored
-        least = self._least[:scored]
-        gap = least - least[new] - self._worst_loss(new, np.less)
-        others = gap < 0
-        level = np.flatnonzero(gap == 0)
-        others[level] = self._tie(new, level)
-        others[new] = True
-        self.looks += 1
-        need = self.width - waiting_ahead - (scored - int(np.count_nonzero(others)))
-        if need <= 0:
-            return True
-        others[new] = False
-        steps = np.maximum(-(gap[others] // self._step), 1)
-        bound = least[new] + self._swing - self._scale.weight * self._scale.point
-        waiting = (bound - waiting_behind) // self._step + 1
-        self._look_goes[new] = self._missing - self._fewest_scores(need, steps, waiting)
-        return False
-
-    def _worst_loss(self, new: int, better: Callable[..., Flags]) -> Whole:
-        loss: Whole = np.zeros(self._scored, self._scale.dtype)
-        for column, weight in zip(self._columns, self._weights, strict=True):
-            loss += better(column[: self._scored], column[new]).astype(self._scale.dtype) * (
-                2 * self._missing * weight * self._scale.point
-            )
-        return loss
-
-    def _fewest_scores(self, need: int, *steps: Whole) -> int:
-        """The fewest further scores by which ``need`` of these may be settled, one more with each score."""
-        horizon = min(need, self._missing + 1)
-        counts = sum(
-            np.bincount(np.minimum(some, horizon).astype(np.int64), minlength=horizon + 1) for some in steps
-        )
-        reach = np.cumsum(counts[:horizon]) + np.arange(horizon) >= need
-        return int(np.argmax(reach)) if reach.any() else horizon
-
-    def _tie(self, new: int, others: npt.NDArray[np.int64]) -> Flags:
+    def _precedes(self, new: int, others: npt.NDArray[np.int64]) -> Flags:
         """Whom the member precedes at equal totals."""
         mean, order = self._means[new], self._order[new]
         means = self._means[others]
         result: Flags = (mean > means) | ((mean == means) & (order < self._order[others]))
         return result
 
+    @property
+    def _swing(self) -> int:
+        """The most that missing scores can still add to the total of a scored member."""
+        return self._step * self._missing
+
+    def _find_safe(self) -> list[int]:
+        values = self._waiting_collected[: self._missing]
+        found = []
+        while self._lost + self._safe < self._missing:
+            place = self._missing - 1 - self._safe
+            low = values[place] + self._unscored_least
+            if low < self._average:
+                break
+            behind = int(np.searchsorted(values, low - self._unscored_most))
+            if behind + self._scored < self._quota[BEHIND_IT]:
+                break
+            behind += int(np.count_nonzero(self._least[: self._scored] < low - self._swing))
+            if behind < self._quota[BEHIND_IT]:
+                break
+            found.append(int(self._waiting[place]))
+            self._safe += 1
+        return found
+
+    def _find_lost(self) -> list[int]:
+        values = self._waiting_collected[: self._missing]
+        found = []
+        while self._lost + self._safe < self._missing:
+            high = values[self._lost] + self._unscored_most
+            if high >= self._average:
+                ahead = self._missing - int(np.searchsorted(values, high - self._unscored_least, side="right"))
+                if ahead + self._scored < self._quota[AHEAD_OF_IT]:
+                    break
+                ahead += int(np.count_nonzero(self._least[: self._scored] > high))
+                if ahead < self._quota[AHEAD_OF_IT]:
+                    break
+            found.append(int(self._waiting[self._lost]))
+            self._lost += 1
+        return found
+
 
 UNDECIDED, KEPT, DROPPED = 0, 1, 2
+BEHIND_IT, AHEAD_OF_IT = 0, 1
+NO_CHANGE = Change()
 
 
 class _Scale:
