@@ -1,23 +1,57 @@
-"""Scores fused by weighted ranks (VT1 eq. 7), and which branches a cut keeps, known as early as the scores allow.
+"""Scores fused by weighted ranks (VT1 eq. 7), and the members a cut keeps, found as early as the scores allow.
 
-**Rank.** A cohort is the set of branches judged by one assessment at one depth. Each verifier ranks its ``n`` members on
-its own, so that verifiers on different scales can be added: the rank of a member is
+**Rank.** A cohort is the set of branches judged by one assessment at one depth. Each verifier ranks its n members on
+its own, so that verifiers on different scales can be added. A member's rank is
 
     (members with a lower score + half of those with the same score, itself included) / n,
 
 which lies in (0, 1) and averages exactly 1/2. The fused rank is the weighted mean of the verifiers' ranks.
 
-**Total.** A member's total is its fused rank plus what its path has collected in earlier cohorts (``before``).
+**Total.** A member's total is its fused rank plus what its path has collected in earlier cohorts.
 
 **Cut.** A cut keeps the members whose total is not below the cohort's average (VT1 alg. 2), at most ``width`` of them,
-best first. Since ranks average 1/2, the average is known before any score is. The order is by total, then by weighted
-mean score, then by path: a total order, so nothing is left to chance and ties never widen the tree.
+best first. Members are ordered by total, then by weighted mean score, then by path. No two are equal in this order:
+nothing is left to chance, and ties never widen the tree.
+
+**Points.** On a verifier of weight w, a member has 2w points for every scored member below it and w for every one level
+with it, itself included. When all n are scored, 2 n W points make a rank of 1, W being the sum of the weights. Since
+ranks average 1/2, the average total is known before any score is: n W points plus the average collected.
+
+**What is certain early.** Each missing score will bring a scored member 0 to 2W points, so with m scores missing
+
+- a scored member ends between *least*, the points it has, and *most* = least + 2W m;
+- a member without a score ends between W (itself) and W (2n - 1).
+
+One member is *surely ahead* of another if its least is above the other's most, or, when both are scored, if its lead
+outlasts the worst case: wherever the other has the higher score, every missing score may fall between the two and bring
+the other 2w points closer; elsewhere, a missing score cannot shorten the lead. That is,
+
+    lead - 2m (weights of the verifiers by which the other is higher) > 0, or = 0 and the tie-break decides.
+
+A member *stays* once its least reaches the average and it is surely ahead of n - width others. It *goes* once its most
+is below the average or width others are surely ahead of it. Such an answer holds however the missing scores turn out.
+
+*Example.* Four members, verifiers a and b of weight 1, nothing collected, width 2: 16 points make a rank of 1, and the
+average is 8. Three are scored, D is missing:
+
+          a    b    points      least  most
+    A    0.9  0.6   5 + 3  =      8     12
+    B    0.5  0.7   3 + 5  =      8     12
+    C    0.1  0.2   1 + 1  =      2      6     goes: 6 < 8
+    D                             2     14
+
+A reaches the average, but needs n - width = 2 others surely behind it and has one. It is ahead of C (lead 6, and C is
+higher nowhere) but not of D (8 is not above 14), nor of B: the lead is 0, and one missing score between 0.6 and 0.7
+would give B two points on b, so 0 - 2 < 0. At a width of 3 one is enough: A and B would stay now. If D comes with 0.7 and
+0.1, the points are A 12, B 10, D 6, C 4, and A and B stay; had it come with 0.7 and 0.65, A, B and D would have 10 each,
+and the higher means would have kept A and D.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -29,8 +63,8 @@ from framegrove.errors import UserError
 from framegrove.search.tree import Panel
 from framegrove.types import Path
 
-Whole = npt.NDArray[Any]  # int64, or Python integers where 64 bits are too few
-Flags = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
+Totals = npt.NDArray[Any]  # whole numbers of the type that _Scale chooses
 
 
 @dataclass(frozen=True)
@@ -44,17 +78,30 @@ class Standing:
 
 @dataclass(frozen=True)
 class Change:
-    """The members that became certain to stay and certain to go, each in member order."""
+    """The members that have just become certain to stay and certain to go, each in member order."""
 
     kept: tuple[Path, ...] = ()
     dropped: tuple[Path, ...] = ()
 
 
-class Cohort:
-    """A cut that takes one member's scores after another and says at once what has become certain.
+UNDECIDED, KEPT, DROPPED = 0, 1, 2
+# A scored member's fate depends on how many others are surely behind it (it stays) or ahead of it (it goes).
+BEHIND, AHEAD = 0, 1
+NO_CHANGE = Change()
+CHUNK = 16  # members looked at together: enough to spread NumPy's overhead, few enough to stay in the cache
 
-    ``weights`` gives each verifier's weight by name; an empty mapping counts all alike. ``before`` is what each
-    member's path has collected in earlier cohorts. At most ``width`` members are kept.
+
+class Cohort:
+    """A cut that takes its members' scores one after another and reports at once what each makes certain.
+
+    ``before`` is what each member's path has collected in earlier cohorts; ``weights`` gives each verifier's weight by
+    name, an empty mapping counts all alike; at most ``width`` members are kept. What is certain before any score is in
+    ``initial``: a lone member stays, and one too far behind the others goes.
+
+        cohort = Cohort(members, weights, before, width)
+        for path, panel in arriving:
+            change = cohort.add(path, panel)
+        cohort.standings()
     """
 
     def __init__(
@@ -66,22 +113,19 @@ class Cohort:
     ) -> None:
         self.members = tuple(members)
         self.width = width
-        self.looks = 0
-        self._given_weights = dict(weights)
-        self._before = [Fraction(before[path]) for path in self.members]
         self._number = {path: number for number, path in enumerate(self.members)}
-        if len(self._number) != len(self.members) or width < 1:
-            raise ValueError(f"a cohort needs distinct members and a width of at least 1, not {width}")
         count = len(self.members)
+        if len(self._number) < count or width < 1:
+            raise ValueError(f"a cohort has distinct members and a width of at least 1, not {width}")
+        self._weights_by_name = dict(weights)
+        self._before = [before[path] for path in self.members]
         self._path_order = np.empty(count, np.int64)
         self._path_order[sorted(range(count), key=self.members.__getitem__)] = np.arange(count)
-        self._fate = np.zeros(count, np.int8)  # by member: UNDECIDED, KEPT or DROPPED
+        self._fate = np.full(count, UNDECIDED, np.int8)
+        self._with_fate: dict[int, tuple[Path, ...]] = {}
         self._names: tuple[str, ...] | None = None
-        self._begin((1,))
-        self._cached: dict[int, tuple[Path, ...]] = {}
+        self._prepare([1])  # without scores, bounds are in proportion to the weights: any will do
         self.initial = self._settle()
-
-    # ---- what is certain so far
 
     @property
     def complete(self) -> bool:
@@ -91,72 +135,23 @@ class Cohort:
     @property
     def kept(self) -> tuple[Path, ...]:
         """The members certain to stay, in member order."""
-        return self._with_fate(KEPT)
+        return self._select(KEPT)
 
     @property
     def dropped(self) -> tuple[Path, ...]:
         """The members certain to go, in member order."""
-        return self._with_fate(DROPPED)
+        return self._select(DROPPED)
 
     @property
     def undecided(self) -> tuple[Path, ...]:
         """The members whose fate depends on missing scores, in member order."""
-        return self._with_fate(UNDECIDED)
-
-    def _with_fate(self, fate: int) -> tuple[Path, ...]:
-        if fate not in self._cached:
-            self._cached[fate] = self._paths(np.flatnonzero(self._fate == fate).tolist())
-        return self._cached[fate]
-
-    def _paths(self, numbers: Iterable[int]) -> tuple[Path, ...]:
-        return tuple(self.members[number] for number in numbers)
-
-    def standings(self) -> tuple[Standing, ...]:
-        """The members of a complete cohort, best first."""
-        assert self.complete, "ranks are known once every score is in"
-        points, numbers = self._points().tolist(), self._numbers.tolist()
-        full = 2 * len(self.members) * self._scale.weight
-        order = np.lexsort((self._order, -self._means, -self._least)) if numbers else []
-        return tuple(
-            Standing(self.members[number], rank, self._before[number] + rank)
-            for number, rank in ((numbers[n], Fraction(points[n], full)) for n in order)
-        )
-
-    def likely(self) -> tuple[Path, ...]:
-        """Undecided members that would stay if each kept its place among those scored so far, best first.
-
-        A member that has not been scored counts as if its rank were 1/2. Members of equal expectation come in the
-        order of their paths.
-        """
-        room = self.width - len(self.kept)
-        count, scored = len(self.members), max(self._scored, 1)
-        scale = self._scale
-        # In units of 1 / (scored * scale.denominator) points.
-        fits = _fits_int64(
-            4 * scored * count * (max(scale.exact, default=0) + count * scale.weight * scale.denominator)
-        )
-        exact = np.array(scale.exact, np.int64 if fits else object)
-        half = count * scale.weight * scored * scale.denominator
-        expected = exact * scored + half
-        expected[self._numbers[: self._scored]] += (
-            self._points().astype(expected.dtype) * (count * scale.denominator) - half
-        )
-        average = sum(scale.exact) * scored + count * half
-        hopeful = np.flatnonzero((self._fate == UNDECIDED) & (expected * count > average))
-        order = np.lexsort((self._path_order[hopeful], -expected[hopeful]))
-        return self._paths(hopeful[order[:room]].tolist())
-
-    def _points(self) -> Whole:
-        """What the scores so far have brought, by arrival."""
-        collected = self._collected[self._numbers[: self._scored]]
-        return (self._least[: self._scored] - collected) // self._scale.point
-
-    # ---- scores
+        return self._select(UNDECIDED)
 
     def add(self, path: Path, panel: Panel) -> Change:
-        """Take one member's scores and return what has become certain by them.
+        """Take a member's scores and return what has become certain by them.
 
-        Raises UserError when a verifier has no weight, or when the weights of this cohort's verifiers are all 0.
+        Raises UserError when a verifier has no weight or the weights of all these verifiers are 0, and ValueError for
+        a path that is no member or was scored before, and for other verifiers than the cohort's first.
         """
         number = self._number.get(path)
         if number is None or number in self._numbers[: self._scored]:
@@ -164,7 +159,7 @@ class Cohort:
         scores = dict(panel)
         names = tuple(sorted(scores))
         if self._names is None:
-            self._begin(_whole_weights(names, self._given_weights))
+            self._prepare(_whole_weights(names, self._weights_by_name))
             self._names = names
         if names != self._names:
             raise ValueError(
@@ -173,53 +168,90 @@ class Cohort:
         self._insert(number, [scores[name] for name in names])
         return self._settle()
 
-    def _begin(self, weights: Sequence[int]) -> None:
-        """Prepare for scores of verifiers with these weights. Before the first score, any weight gives the same."""
+    def likely(self) -> tuple[Path, ...]:
+        """Undecided members that would be kept if each held the place it has among those scored so far, best first.
+
+        A member without a score counts as if its rank were 1/2. Equals come in the order of their paths.
+        """
+        # Expectations are compared in units of 1 / (n * scored) of a rank, times the denominator of what is collected.
+        undecided = np.flatnonzero(self._fate == UNDECIDED)
+        count, scored, scale = len(self.members), max(self._scored, 1), self._scale
+        half = count * scale.weight * scored * scale.denominator
+        points = np.full(count, -1, scale.exact.dtype)
+        arrived = self._numbers[: self._scored]
+        points[arrived] = (self._least[: self._scored] - self._collected[arrived]) // scale.point
+        points = points[undecided]
+        expected = scale.exact[undecided] * scored
+        expected += np.where(points < 0, half, points * (count * scale.denominator))
+        hopeful = np.flatnonzero(expected * count > scale.exact_sum * scored + count * half)
+        order = np.lexsort((self._path_order[undecided[hopeful]], -expected[hopeful]))
+        room = self.width - int(np.count_nonzero(self._fate == KEPT))
+        return self._paths(undecided[hopeful[order[:room]]].tolist())
+
+    def standings(self) -> tuple[Standing, ...]:
+        """The members of a complete cohort, best first."""
+        assert self.complete, "ranks are known once every score is in"
+        one = 2 * len(self.members) * self._scale.weight
+        points = ((self._least - self._collected[self._numbers]) // self._scale.point).tolist()
+        standings = []
+        for place in np.lexsort((self._order, -self._means, -self._least)).tolist():
+            number = int(self._numbers[place])
+            rank = Fraction(points[place], one)
+            standings.append(Standing(self.members[number], rank, self._before[number] + rank))
+        return tuple(standings)
+
+    def _select(self, fate: int) -> tuple[Path, ...]:
+        if fate not in self._with_fate:
+            self._with_fate[fate] = self._paths(np.flatnonzero(self._fate == fate).tolist())
+        return self._with_fate[fate]
+
+    def _paths(self, numbers: Iterable[int]) -> tuple[Path, ...]:
+        return tuple(self.members[number] for number in numbers)
+
+    # ---- state
+
+    def _prepare(self, weights: Sequence[int]) -> None:
+        """Make ready for scores of verifiers with these weights; no member has been scored."""
         count = len(self.members)
-        self._weights = tuple(weights)
         self._scale = scale = _Scale(self._before, sum(weights))
-        self._collected = np.array(scale.collected, scale.dtype)
+        self._gains = [2 * weight * scale.point for weight in weights]  # what one member below is worth
+        self._gain = sum(self._gains)
+        self._weights = weights
         self._scored, self._missing = 0, count
-        # Members without a score, by what their paths have collected; of the first self._missing entries, in use,
-        # those at the ends are decided: self._lost at the start, self._safe at the end.
+        # Members without a score, in ascending order of what they have collected, which alone decides their fate. The
+        # first self._missing entries are in use; the first self._lost of those go, the last self._safe stay.
+        self._collected = np.array(scale.collected, scale.dtype)
         self._waiting = np.argsort(self._collected, kind="stable")
         self._waiting_collected = self._collected[self._waiting]
         self._lost = int(np.count_nonzero(self._fate == DROPPED))
         self._safe = int(np.count_nonzero(self._fate == KEPT))
-        # Members with a score, in order of arrival: the first self._scored entries are in use.
+        self._waiting_least = self._gain // 2
+        self._waiting_most = self._gain // 2 * (2 * count - 1)
+        # Scored members in order of arrival: the first self._scored entries are in use.
         self._numbers = np.zeros(count, np.int64)
         self._columns = np.zeros((len(weights), count), np.float64)
         self._means = np.zeros(count, np.float64)
         self._order = np.zeros(count, np.int64)
         self._least = np.zeros(count, scale.dtype)
         self._open = np.zeros(count, np.bool_)
-        self._next_look = np.full((2, count), count, np.int64)
-        self._margin = np.zeros(count, scale.dtype)
-        self._range = np.arange(count + 1)
-        self._gains = [2 * weight * scale.point for weight in weights]
-        self._step = sum(self._gains)
-        self._average = scale.average
-        self._unscored_least = scale.weight * scale.point
-        self._unscored_most = (2 * count - 1) * scale.weight * scale.point
         self._quota = (count - self.width, self.width)
-        largest = max(scale.collected, default=0) + self._step * count
-        self._never = (-1, largest)
+        self._next_look = np.full((2, count), count, np.int64)
+        self._range = np.arange(count + 1)
 
     def _insert(self, number: int, scores: Sequence[float]) -> None:
-        """Count the points that the new score brings to the others and to its own member."""
-        new = self._scored
-        own = 0
+        """Move a member from the waiting to the scored ones, and give everyone the points this brings."""
+        new, dtype = self._scored, self._scale.dtype
         least = self._least[:new]
+        own = self._collected[number]
         for column, gain, score in zip(self._columns, self._gains, scores, strict=True):
-            known = column[:new]
-            above, level = known > score, known == score
-            least += np.multiply(above, gain, dtype=self._scale.dtype)
+            above, level = column[:new] > score, column[:new] == score
             ties = int(np.count_nonzero(level))
+            least += np.multiply(above, gain, dtype=dtype)
             if ties:
-                least += np.multiply(level, gain // 2, dtype=self._scale.dtype)
-            own += gain * (new - int(np.count_nonzero(above))) - gain // 2 * (ties - 1)
+                least += np.multiply(level, gain // 2, dtype=dtype)
+            own += gain * (new - int(np.count_nonzero(above)) - ties) + gain // 2 * (ties + 1)
             column[new] = score
-        self._least[new] = self._collected[number] + own
+        self._least[new] = own
         self._means[new] = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
         self._numbers[new] = number
         self._order[new] = self._path_order[number]
@@ -232,167 +264,203 @@ class Cohort:
         self._scored += 1
         self._missing -= 1
 
+    @property
+    def _swing(self) -> int:
+        """The most that missing scores can still add to a scored member's total."""
+        return self._gain * self._missing
+
     # ---- what is certain
 
     def _settle(self) -> Change:
         """Decide every member that can be decided by now."""
-        below = np.flatnonzero(self._open[: self._scored] & (self._least[: self._scored] < self._average - self._swing))
-        self._open[below] = False
-        going = [*below.tolist(), *self._find(AHEAD_OF_IT)]
-        staying = self._find(BEHIND_IT)
-        dropped = [*self._numbers[going].tolist(), *self._find_lost()]
-        kept = [*self._numbers[staying].tolist(), *self._find_safe()]
+        below = self._open[: self._scored] & (self._least[: self._scored] < self._scale.average - self._swing)
+        going = np.flatnonzero(below)
+        self._open[going] = False
+        dropped = self._numbers[[*going.tolist(), *self._find_settled(AHEAD)]].tolist() + self._find_lost()
+        kept = self._numbers[self._find_settled(BEHIND)].tolist() + self._find_safe()
         if not kept and not dropped:
             return NO_CHANGE
         self._fate[kept] = KEPT
         self._fate[dropped] = DROPPED
-        self._cached.clear()
+        self._with_fate.clear()
         return Change(self._paths(sorted(kept)), self._paths(sorted(dropped)))
 
-    def _find(self, side: int) -> list[int]:
-        """The undecided scored members that have enough others surely behind them to stay, or ahead to go."""
-        scored, missing = self._scored, self._missing
-        least = self._least[:scored]
-        candidates = self._open[:scored] & (self._next_look[side, :scored] >= missing)
-        if side == BEHIND_IT:
-            candidates &= least >= self._average
-        numbers = np.flatnonzero(candidates)
-        totals = least[numbers]
-        found = []
-        for _ in range(len(numbers)):
-            best = int(totals.argmax() if side == BEHIND_IT else totals.argmin())
-            new = int(numbers[best])
-            if not self._may_be_settled(new, side):
-                break
-            if self._is_settled(new, side):
-                self._open[new] = False
-                found.append(new)
-            totals[best] = self._never[side]
-        return found
-
-    def _may_be_settled(self, new: int, side: int) -> bool:
-        """A cheap test that members which are settled pass, and the better (worse) ones if any of them does."""
-        least = self._least[: self._scored]
-        waiting = self._waiting_collected[: self._missing]
-        if side == BEHIND_IT:
-            count = int(np.searchsorted(waiting, least[new] - self._unscored_most))
-            if count + self._scored - 1 < self._quota[side]:
-                return False
-            return count + int(np.count_nonzero(least <= least[new])) - 1 >= self._quota[side]
-        bound = least[new] + self._swing - self._unscored_least
-        count = self._missing - int(np.searchsorted(waiting, bound, side="right"))
-        if count + self._scored - 1 < self._quota[side]:
-            return False
-        return count + int(np.count_nonzero(least >= least[new])) - 1 >= self._quota[side]
-
-    def _is_settled(self, new: int, side: int) -> bool:
-        """Whether so many others are surely behind (ahead of) the member; if not, note when to look at it again."""
-        self.looks += 1
-        scored, missing = self._scored, self._missing
-        margin = self._margin
-        least, own = self._least[:scored], self._least[new]
-        waiting = self._waiting_collected[:missing]
-        better = np.greater if side == BEHIND_IT else np.less
-        if side == BEHIND_IT:
-            np.subtract(own, least, out=margin[:scored])
-            np.subtract(own - self._unscored_most - 1, waiting, out=margin[scored:])
-        else:
-            np.subtract(least, own, out=margin[:scored])
-            np.subtract(waiting, own + self._swing - self._unscored_least + 1, out=margin[scored:])
-        for column, gain in zip(self._columns, self._gains, strict=True):
-            margin[:scored] -= np.multiply(better(column[:scored], column[new]), missing * gain, dtype=margin.dtype)
-        level = np.flatnonzero(margin[:scored] == 0)
-        margin[level] -= self._precedes(new, level) != (side == BEHIND_IT)
-        steps = np.minimum(-(margin // self._step), missing + 1)
-        np.maximum(steps, 0, out=steps)
-        steps[new] = missing + 1
-        reach = np.cumsum(np.bincount(steps.astype(np.int64), minlength=missing + 2)[: missing + 1])
-        if reach[0] >= self._quota[side]:
-            return True
-        reach += self._range[: missing + 1]
-        first = int(np.searchsorted(reach, self._quota[side]))
-        self._next_look[side, new] = missing - first
-        return False
-
-    def _precedes(self, new: int, others: npt.NDArray[np.int64]) -> Flags:
-        """Whom the member precedes at equal totals."""
-        mean, order = self._means[new], self._order[new]
-        means = self._means[others]
-        result: Flags = (mean > means) | ((mean == means) & (order < self._order[others]))
-        return result
-
-    @property
-    def _swing(self) -> int:
-        """The most that missing scores can still add to the total of a scored member."""
-        return self._step * self._missing
-
     def _find_safe(self) -> list[int]:
-        values = self._waiting_collected[: self._missing]
-        found = []
+        """Members without a score that stay: those that have collected most."""
+        waiting, least = self._waiting_collected[: self._missing], self._least[: self._scored]
+        safe = []
         while self._lost + self._safe < self._missing:
             place = self._missing - 1 - self._safe
-            low = values[place] + self._unscored_least
-            if low < self._average:
+            own = waiting[place] + self._waiting_least
+            behind = int(waiting.searchsorted(own - self._waiting_most))
+            if own < self._scale.average or behind + self._scored < self._quota[BEHIND]:
                 break
-            behind = int(np.searchsorted(values, low - self._unscored_most))
-            if behind + self._scored < self._quota[BEHIND_IT]:
+            if behind + int(np.count_nonzero(least < own - self._swing)) < self._quota[BEHIND]:
                 break
-            behind += int(np.count_nonzero(self._least[: self._scored] < low - self._swing))
-            if behind < self._quota[BEHIND_IT]:
-                break
-            found.append(int(self._waiting[place]))
+            safe.append(int(self._waiting[place]))
             self._safe += 1
-        return found
+        return safe
 
     def _find_lost(self) -> list[int]:
-        values = self._waiting_collected[: self._missing]
-        found = []
+        """Members without a score that go: those that have collected least."""
+        waiting, least = self._waiting_collected[: self._missing], self._least[: self._scored]
+        lost = []
         while self._lost + self._safe < self._missing:
-            high = values[self._lost] + self._unscored_most
-            if high >= self._average:
-                ahead = self._missing - int(np.searchsorted(values, high - self._unscored_least, side="right"))
-                if ahead + self._scored < self._quota[AHEAD_OF_IT]:
+            most = waiting[self._lost] + self._waiting_most
+            if most >= self._scale.average:
+                ahead = self._missing - int(waiting.searchsorted(most - self._waiting_least, side="right"))
+                if ahead + self._scored < self._quota[AHEAD]:
                     break
-                ahead += int(np.count_nonzero(self._least[: self._scored] > high))
-                if ahead < self._quota[AHEAD_OF_IT]:
+                if ahead + int(np.count_nonzero(least > most)) < self._quota[AHEAD]:
                     break
-            found.append(int(self._waiting[self._lost]))
+            lost.append(int(self._waiting[self._lost]))
             self._lost += 1
+        return lost
+
+    def _find_settled(self, side: int) -> list[int]:
+        """Undecided scored members with enough others surely behind them to stay, or ahead of them to go."""
+        least = self._least[: self._scored]
+        due = self._open[: self._scored] & (self._next_look[side, : self._scored] >= self._missing)
+        if side == BEHIND:
+            due &= least >= self._scale.average
+        candidates = np.flatnonzero(due)
+        keys = -least[candidates] if side == BEHIND else least[candidates]  # the most promising first
+        found: list[int] = []
+        while len(candidates) and self._may_be_settled(candidates[keys.argmin()], side):
+            parts = np.argpartition(keys, CHUNK) if len(keys) > CHUNK else keys.argsort()
+            chunk = candidates[parts[:CHUNK]][keys[parts[:CHUNK]].argsort()]
+            passing = bisect_left(chunk, True, key=lambda member: not self._may_be_settled(member, side))
+            found += chunk[:passing][self._look(chunk[:passing], side)].tolist()
+            if passing < len(chunk):
+                break
+            candidates, keys = candidates[parts[CHUNK:]], keys[parts[CHUNK:]]
+        self._open[found] = False
         return found
 
+    def _may_be_settled(self, member: int, side: int) -> bool:
+        """A quick test that every settled member passes, and with it all that are more promising.
 
-UNDECIDED, KEPT, DROPPED = 0, 1, 2
-BEHIND_IT, AHEAD_OF_IT = 0, 1
-NO_CHANGE = Change()
+        A member cannot be surely ahead of one that has more points now, nor surely behind one that has fewer.
+        """
+        own, least, waiting = self._least[member], self._least[: self._scored], self._waiting_collected[: self._missing]
+        if side == BEHIND:
+            sure = int(waiting.searchsorted(own - self._waiting_most))
+            possible = least <= own
+        else:
+            sure = self._missing - int(waiting.searchsorted(own + self._swing - self._waiting_least, side="right"))
+            possible = least >= own
+        needed = self._quota[side] - sure
+        return needed < self._scored and int(np.count_nonzero(possible)) - 1 >= needed
+
+    def _look(self, members: Integers, side: int) -> npt.NDArray[np.bool_]:
+        """Compare these members with all others: which are settled? Note for the rest when to look again.
+
+        A pair's margin, the lead that outlasts the worst case, never shrinks, and one more score widens it by at most
+        ``gain`` (2W points). So a margin of -x is no certainty before ceil(x / gain) more scores. A member without a
+        score may change more when it is scored, but each score does that to one member only. A member that needs
+        ``quota`` sure others is therefore not settled after d more scores unless
+
+            (others whose margins can be made up by d scores, the sure ones included) + d >= quota,
+
+        and need not be looked at before the smallest such d. Example: 3 of 10 needed are sure, the margins of others
+        are short by 1, 1, 2, 3, 5, 8, .. scores. After 2 scores at most 3 + 3 + 2 = 8, after 3 at most 3 + 4 + 3 = 10
+        can be sure: the next look is 3 scores from now. As the answer comes near, the intervals shrink
+        geometrically, so that a member is looked at about a logarithmic number of times.
+        """
+        scored, missing, never = self._scored, self._missing, self._missing + 1
+        steps = self._steps_until_sure(members, side)
+        rows = self._range[: len(members)]
+        steps[rows, members] = never  # nobody is ahead of itself
+        offsets = rows[:, None] * (never + 1)
+        counts = np.bincount((steps + offsets).ravel(), minlength=len(members) * (never + 1))
+        reach = counts.reshape(len(members), never + 1)[:, :never].cumsum(axis=1)
+        settled = reach[:, 0] >= self._quota[side]
+        reach += self._range[:never]
+        for member, row in zip(members.tolist(), reach, strict=True):
+            self._next_look[side, member] = missing - int(row.searchsorted(self._quota[side]))
+        return settled
+
+    def _steps_until_sure(self, members: Integers, side: int) -> Integers:
+        """The fewest scores until each other can be surely behind (ahead of) each member: 0 is sure now.
+
+        Shape (members, others), the scored others first, then as many of the waiting as may matter. Those out of reach
+        of the missing scores have self._missing + 1.
+        """
+        scored, least, waiting = self._scored, self._least[: self._scored], self._waiting_collected[: self._missing]
+        own = self._least[members][:, None]
+        if side == BEHIND:
+            bound = own - self._waiting_most - 1  # a lead of 0 decides nothing here: 1 less makes it negative
+            waiting = waiting[: waiting.searchsorted(bound.max() + self._swing, side="right")]
+        else:
+            bound = own + self._swing - self._waiting_least + 1
+            waiting = waiting[waiting.searchsorted(bound.min() - self._swing) :]
+        margins = np.empty((len(members), scored + len(waiting)), self._scale.dtype)
+        pairs = margins[:, :scored]
+        if side == BEHIND:
+            np.subtract(own, least, out=pairs)
+            np.subtract(bound, waiting, out=margins[:, scored:])
+        else:
+            np.subtract(least, own, out=pairs)
+            np.subtract(waiting, bound, out=margins[:, scored:])
+        for column, gain in zip(self._columns, self._gains, strict=True):
+            scores, score = column[:scored], column[members][:, None]
+            against = scores > score if side == BEHIND else scores < score
+            pairs -= np.multiply(against, gain * self._missing, dtype=margins.dtype)
+        rows, level = np.nonzero(pairs == 0)
+        pairs[rows, level] -= self._precedes(members[rows], level) == (side == AHEAD)  # tie-breaks that are lost
+        np.floor_divide(margins, self._gain, out=margins)
+        np.negative(margins, out=margins)
+        np.minimum(margins, self._missing + 1, out=margins)
+        np.maximum(margins, 0, out=margins)
+        return margins.astype(np.int64, copy=False)
+
+    def _precedes(self, ones: Integers, others: Integers) -> npt.NDArray[np.bool_]:
+        """Whether scored members come before others of the same total."""
+        means, other_means = self._means[ones], self._means[others]
+        earlier: npt.NDArray[np.bool_] = self._order[ones] < self._order[others]
+        return (means > other_means) | ((means == other_means) & earlier)
 
 
 class _Scale:
-    """Totals as whole numbers that compare as the exact totals do.
+    """Totals as whole numbers that compare as the exact ones do.
 
-    In points, of which 2 * count * weight make a rank of 1, a total is a whole number and what the path has collected.
+    In points, what a path has collected is seldom whole, and over rounds its denominators outgrow 64 bits. But only
+    whole points are ever added to it, so its fractional part matters in comparisons alone, and there any numbers in
+    the same order do. The fractions that occur, 0 among them, are numbered, and a point is worth as many units as there
+    are fractions. Example: 6 2/3 and 5 1/3 points collected, fractions 0, 1/3, 2/3 numbered 0, 1, 2, a point being
+    3 units: 6 * 3 + 2 = 20 and 5 * 3 + 1 = 16. One more point for the second makes 19: still behind, as 6 1/3 is.
+
+    Attributes: ``collected`` in units; ``average``, the smallest total in units that is not below the average total;
+    ``dtype``, of NumPy arrays of totals: Python integers where fine weights ask for more than 64 bits.
+    ``exact`` holds what is collected in points times ``denominator``, ``exact_sum`` its sum.
     """
 
     def __init__(self, before: Sequence[Fraction], weight: int) -> None:
         count = len(before)
+        one = 2 * count * weight
         self.weight = weight
-        full = 2 * count * weight
         self.denominator = math.lcm(*(value.denominator for value in before))
-        self.exact = [value.numerator * (self.denominator // value.denominator) * full for value in before]
-        rests = sorted({value % self.denominator for value in self.exact} | {0})
-        place = {rest: index for index, rest in enumerate(rests)}
-        self.point = len(rests)
-        self.collected = [
-            value // self.denominator * self.point + place[value % self.denominator] for value in self.exact
-        ]
-        average = Fraction(sum(self.exact), max(count, 1) * self.denominator) + count * weight
-        rest = (average % 1) * self.denominator
-        self.average = math.floor(average) * self.point + sum(value < rest for value in rests)
-        largest = max(self.collected, default=0) + 4 * full * self.point
-        self.dtype: type = np.int64 if _fits_int64(4 * largest) else object
+        exact = [value.numerator * (self.denominator // value.denominator) * one for value in before]
+        self.exact_sum = sum(exact)
+        fractions = sorted({0, *(value % self.denominator for value in exact)})
+        place = {fraction: index for index, fraction in enumerate(fractions)}
+        self.point = len(fractions)
+        wholes = [divmod(value, self.denominator) for value in exact]
+        self.collected = [whole * self.point + place[fraction] for whole, fraction in wholes]
+        average = Fraction(self.exact_sum, max(count, 1)) + count * weight * self.denominator
+        whole, rest = divmod(average, self.denominator)
+        self.average = whole * self.point + sum(fraction < rest for fraction in fractions)
+        # The largest number that occurs is a margin: collected, own points, and the worst case for two.
+        self.dtype = _smallest_dtype(max(self.collected, default=0) + 4 * one * self.point)
+        largest = max(exact, default=0) + one * self.denominator
+        self.exact = np.array(exact, _smallest_dtype(2 * count * count * largest))
 
 
-def _fits_int64(value: int) -> bool:
-    return value < 2**62
+def _smallest_dtype(largest: int) -> type:
+    """An integer type for numbers up to this, with a factor of 2 to spare."""
+    if largest < 2**30:
+        return np.int32
+    return np.int64 if largest < 2**62 else object
 
 
 def _whole_weights(names: Sequence[str], weights: Mapping[str, float]) -> list[int]:
