@@ -356,69 +356,72 @@ class Cohort:
         """Compare these members with all others: which are settled? Note for the rest when to look again.
 
         A pair's margin, the lead that outlasts the worst case, never shrinks, and one more score widens it by at most
-        ``gain`` (2W points). So a margin of -x is no certainty before ceil(x / gain) more scores. A member without a
+        ``gain`` (2W points): short by x, it is made up by ceil(x / gain) scores at the earliest. A member without a
         score may change more when it is scored, but each score does that to one member only. A member that needs
         ``quota`` sure others is therefore not settled after d more scores unless
 
-            (others whose margins can be made up by d scores, the sure ones included) + d >= quota,
+            (others that are sure now) + (margins that d scores can make up) + d >= quota,
 
-        and need not be looked at before the smallest such d. Example: 3 of 10 needed are sure, the margins of others
-        are short by 1, 1, 2, 3, 5, 8, .. scores. After 2 scores at most 3 + 3 + 2 = 8, after 3 at most 3 + 4 + 3 = 10
-        can be sure: the next look is 3 scores from now. As the answer comes near, the intervals shrink
-        geometrically, so that a member is looked at about a logarithmic number of times.
+        and need not be looked at before the smallest such d. Example: of 10 needed 3 are sure, and the margins of others
+        can be made up by 1, 1, 2, 3, 5, 8, .. scores. After 2 scores at most 3 + 3 + 2 = 8 are sure, after 3 at most
+        3 + 4 + 3 = 10: the next look is 3 scores from now. The intervals shrink geometrically as the answer comes near,
+        so that a member is looked at a logarithmic number of times.
         """
-        scored, missing, never = self._scored, self._missing, self._missing + 1
-        steps = self._steps_until_sure(members, side)
-        rows = self._range[: len(members)]
-        steps[rows, members] = never  # nobody is ahead of itself
-        offsets = rows[:, None] * (never + 1)
-        counts = np.bincount((steps + offsets).ravel(), minlength=len(members) * (never + 1))
-        reach = counts.reshape(len(members), never + 1)[:, :never].cumsum(axis=1)
-        settled = reach[:, 0] >= self._quota[side]
-        reach += self._range[:never]
+        quota, count = self._quota[side], len(members)
+        margins = self._margins(members, side)
+        positive = margins > 0
+        sure = np.count_nonzero(positive, axis=1)
+        limit = np.clip(quota - sure, 0, self._missing)  # each score brings one at least: no need to see further
+        near = (margins >= -self._gain * limit.astype(margins.dtype)[:, None]) ^ positive
+        rows, others = np.divmod(np.flatnonzero(near), margins.shape[1])
+        short = -margins[rows, others]
+        steps = np.maximum(-(-short // self._gain), 1).astype(np.int64)
+        level = np.flatnonzero((short == 0) & (others < self._scored))
+        steps[level[self._wins_tie(members[rows[level]], others[level], side)]] = 0
+        horizon = int(limit.max()) + 1
+        steps[others == members[rows]] = horizon  # nobody is ahead of itself
+        table = np.bincount(rows * (horizon + 1) + np.minimum(steps, horizon), minlength=count * (horizon + 1))
+        reach = table.reshape(count, horizon + 1)[:, :horizon].cumsum(axis=1) + sure[:, None]
+        settled = reach[:, 0] >= quota
+        reach += self._range[:horizon]
         for member, row in zip(members.tolist(), reach, strict=True):
-            self._next_look[side, member] = missing - int(row.searchsorted(self._quota[side]))
+            self._next_look[side, member] = self._missing - int(row.searchsorted(quota))
         return settled
 
-    def _steps_until_sure(self, members: Integers, side: int) -> Integers:
-        """The fewest scores until each other can be surely behind (ahead of) each member: 0 is sure now.
+    def _margins(self, members: Integers, side: int) -> Totals:
+        """How far each member's lead over (arrears to) every other outlasts the worst case, shape (members, others).
 
-        Shape (members, others), the scored others first, then as many of the waiting as may matter. Those out of reach
-        of the missing scores have self._missing + 1.
+        Above 0 is sure, below is not; 0 is for the tie-break between scored members, and otherwise not sure. The scored
+        others come first, then as many of the waiting as can be sure by the last score.
         """
         scored, least, waiting = self._scored, self._least[: self._scored], self._waiting_collected[: self._missing]
         own = self._least[members][:, None]
         if side == BEHIND:
-            bound = own - self._waiting_most - 1  # a lead of 0 decides nothing here: 1 less makes it negative
+            bound = own - self._waiting_most
             waiting = waiting[: waiting.searchsorted(bound.max() + self._swing, side="right")]
         else:
-            bound = own + self._swing - self._waiting_least + 1
+            bound = own + self._swing - self._waiting_least
             waiting = waiting[waiting.searchsorted(bound.min() - self._swing) :]
-        margins = np.empty((len(members), scored + len(waiting)), self._scale.dtype)
-        pairs = margins[:, :scored]
+        margins: Totals = np.empty((len(members), scored + len(waiting)), self._scale.dtype)
+        pairs, others = margins[:, :scored], margins[:, scored:]
         if side == BEHIND:
             np.subtract(own, least, out=pairs)
-            np.subtract(bound, waiting, out=margins[:, scored:])
+            np.subtract(bound, waiting, out=others)
         else:
             np.subtract(least, own, out=pairs)
-            np.subtract(waiting, bound, out=margins[:, scored:])
+            np.subtract(waiting, bound, out=others)
         for column, gain in zip(self._columns, self._gains, strict=True):
             scores, score = column[:scored], column[members][:, None]
             against = scores > score if side == BEHIND else scores < score
             pairs -= np.multiply(against, gain * self._missing, dtype=margins.dtype)
-        rows, level = np.nonzero(pairs == 0)
-        pairs[rows, level] -= self._precedes(members[rows], level) == (side == AHEAD)  # tie-breaks that are lost
-        np.floor_divide(margins, self._gain, out=margins)
-        np.negative(margins, out=margins)
-        np.minimum(margins, self._missing + 1, out=margins)
-        np.maximum(margins, 0, out=margins)
-        return margins.astype(np.int64, copy=False)
+        return margins
 
-    def _precedes(self, ones: Integers, others: Integers) -> npt.NDArray[np.bool_]:
-        """Whether scored members come before others of the same total."""
-        means, other_means = self._means[ones], self._means[others]
-        earlier: npt.NDArray[np.bool_] = self._order[ones] < self._order[others]
-        return (means > other_means) | ((means == other_means) & earlier)
+    def _wins_tie(self, members: Integers, others: Integers, side: int) -> npt.NDArray[np.bool_]:
+        """Whether scored members come before (after) others of the same total."""
+        means, other_means = self._means[members], self._means[others]
+        earlier = self._order[members] < self._order[others]
+        before: npt.NDArray[np.bool_] = (means > other_means) | ((means == other_means) & earlier)
+        return before if side == BEHIND else ~before
 
 
 class _Scale:
