@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
 )
 
 if TYPE_CHECKING:
+    from actors.conductor import SearchRunner
     from rich.table import Table
 
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.digits.world import DigitObject
@@ -60,18 +61,18 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.search import SearchConfig
 
         search = load(SearchConfig, None, set_ or ())
-        settings, engine = _settings(policies, budgets), engine_config(verifier)
+        settings, engine = _settings(policies, budgets), load_panel(verifier)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
+
         from actors.model_files import ModelFiles
         from framegrove.evaluation.results import Ledger
 

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
@@ -31,6 +32,7 @@ from jobs.console import (
 
 if TYPE_CHECKING:
     from actors.conductor import SearchRunner
+
     from actors.model_files import ModelFiles
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
@@ -65,20 +67,20 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.request import check_prompt
         from framegrove.config.search import SearchConfig, parse_budget
 
         search = load(SearchConfig, None, set_ or ())
-        engine = engine_config(verifier)
+        engine = load_panel(verifier)
         text, multiple = check_prompt(prompt), parse_budget(budget)
         display.begin("reading the model")
         from actors.conductor import SearchRunner
+
         from actors.model_files import ModelFiles
         from framegrove.types import GenerationRequest
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, PickleOption, one_line_errors
+from jobs.console import Display, LogLevelOption, PickleOption, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.media.video_reading import Listed
@@ -46,19 +46,21 @@ def main(
     clips: Annotated[int, typer.Option(min=1, help="Digits: how many clips.")] = 6000,
     pairs: Annotated[float, typer.Option(min=0, max=1, help="Digits: share of clips that show two.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Digits: which clips.")] = 0,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Encode clips with the VAE and write them as parquet shards."""
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.request import parse_size
 
         first, parts = _part(part)
         wanted = [parse_size(size) for size in sizes.split(",")]
         import torch
 
+        from framegrove.digits.clips import digits_clips
         from framegrove.media.video_reading import read_list
         from framegrove.models.pretrained import VAE, embedded_model
         from framegrove.models.vae_files import read_vae
-        from framegrove.training.encode import digits_clips, vae_digest, video_clips, write_clips
+        from framegrove.training.encode import vae_digest, video_clips, write_clips
 
         model = read_vae(vae or embedded_model() / VAE, allow_pickle=allow_pickle)
         digest = vae_digest(model)

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
     model_source,
     one_line_errors,
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
     from framegrove.config.model import ModelSource
     from framegrove.config.train import TrainConfig
-    from framegrove.config.verifier import EngineConfig
+    from framegrove.config.verifier import PanelConfig
 
 app = typer.Typer(add_completion=False)
 
@@ -82,12 +83,11 @@ def main(
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run one trial after the other, and compare."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
-        out, engine = out.absolute(), engine_config(verifier)
+    with one_line_errors(log_level), Display() as display:
+        out, engine = out.absolute(), load_panel(verifier)
         if what is What.BUDGET:
             space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)
         else:
@@ -150,7 +150,7 @@ def of_height(config: TrainConfig, stages: int) -> TrainConfig:
     return TrainConfig.model_validate(data)
 
 
-def _studio(generators: int, engine: EngineConfig, cluster: Cluster) -> Any:
+def _studio(generators: int, engine: PanelConfig, cluster: Cluster) -> Any:
     """The studio of all trials. Raises NoRoom where its actors find none."""
     import ray
 
@@ -224,7 +224,7 @@ def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
 class Studio:
     """Makes videos and measures them; an actor, so that generators and verifier stay up from trial to trial."""
 
-    def __init__(self, generators: int, verifier: EngineConfig) -> None:
+    def __init__(self, generators: int, verifier: PanelConfig) -> None:
         self._generators, self._verifier = generators, verifier
         self._source: ModelSource | None = None
         self._runner: Any = None
@@ -232,6 +232,7 @@ class Studio:
     async def measure(self, label: str, source: ModelSource, budget: float, prompts: int) -> dict[str, Any]:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
         from actors.conductor import SearchRunner
+
         from actors.model_files import ModelFiles
         from framegrove.digits import world as digits
         from framegrove.digits.oracle import DigitsOracle

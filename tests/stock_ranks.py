@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from framegrove.search.ranks import Standing
-from framegrove.search.tree import Panel
+from framegrove.search.tree import Scores
 from framegrove.types import Path
 
 
@@ -32,7 +32,7 @@ class StockCohort:
     def __init__(
         self,
         members: Sequence[Path],
-        panels: Mapping[Path, Panel],
+        panels: Mapping[Path, Scores],
         weights: Mapping[str, float],
         before: Mapping[Path, Fraction],
     ) -> None:

@@ -1,6 +1,6 @@
 """Text encoders from transformers: prompts to token and pooled embeddings.
 
-The digits world has a small CLIP text model over whole words, trained together with the transformer.
+Small models have a CLIP text model over whole words, which is trained together with the transformer.
 """
 
 from __future__ import annotations

@@ -42,16 +42,15 @@ average is 8. Three are scored, D is missing:
 
 A reaches the average, but needs n - width = 2 others surely behind it and has one. It is ahead of C (lead 6, and C is
 higher nowhere) but not of D (8 is not above 14), nor of B: the lead is 0, and one missing score between 0.6 and 0.7
-would give B two points on b, so 0 - 2 < 0. At a width of 3 one is enough: A and B would stay now. If D comes with 0.7 and
-0.1, the points are A 12, B 10, D 6, C 4, and A and B stay; had it come with 0.7 and 0.65, A, B and D would have 10 each,
-and the higher means would have kept A and D.
+would give B two points on b, so 0 - 2 < 0. At a width of 3 one is enough: A and B would stay now. If D comes with 0.7
+and 0.1, the points are A 12, B 10, D 6 and C 4: A and B stay. With 0.7 and 0.65, A, B and D have 10 each, and A and D
+stay because their mean scores are higher.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -59,12 +58,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.errors import UserError
-from framegrove.search.tree import Panel
+from framegrove.search.points import Scale, whole_weights
+from framegrove.search.tree import Scores
 from framegrove.types import Path
 
 Integers = npt.NDArray[np.int64]
-Totals = npt.NDArray[Any]  # whole numbers of the type that _Scale chooses
+Totals = npt.NDArray[Any]  # whole numbers of the type that the scale chooses
+Weigh = Callable[[str], float]
+"""The weight of a column of scores, by its name."""
+
+
+def equally(column: str) -> float:
+    """All columns count alike."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -94,20 +100,20 @@ CHUNK = 16  # members looked at together: enough to spread NumPy's overhead, few
 class Cohort:
     """A cut that takes its members' scores one after another and reports at once what each makes certain.
 
-    ``before`` is what each member's path has collected in earlier cohorts; ``weights`` gives each verifier's weight by
-    name, an empty mapping counts all alike; at most ``width`` members are kept. What is certain before any score is in
-    ``initial``: a lone member stays, and one too far behind the others goes.
+    ``weigh`` gives the weight of each column of scores; ``before`` is what each member's path has collected in earlier
+    cohorts; at most ``width`` members are kept. What is certain before any score is in ``initial``: a lone member
+    stays, and one too far behind the others goes.
 
-        cohort = Cohort(members, weights, before, width)
-        for path, panel in arriving:
-            change = cohort.add(path, panel)
+        cohort = Cohort(members, weigh, before, width)
+        for path, scores in arriving:
+            change = cohort.add(path, scores)
         cohort.standings()
     """
 
     def __init__(
         self,
         members: Sequence[Path],
-        weights: Mapping[str, float],
+        weigh: Weigh,
         before: Mapping[Path, Fraction],
         width: int,
     ) -> None:
@@ -117,11 +123,12 @@ class Cohort:
         count = len(self.members)
         if len(self._number) < count or width < 1:
             raise ValueError(f"a cohort has distinct members and a width of at least 1, not {width}")
-        self._weights_by_name = dict(weights)
+        self._weigh = weigh
         self._before = [before[path] for path in self.members]
         self._path_order = np.empty(count, np.int64)
         self._path_order[sorted(range(count), key=self.members.__getitem__)] = np.arange(count)
         self._fate = np.full(count, UNDECIDED, np.int8)
+        self._undecided_count, self._kept_count = count, 0
         self._with_fate: dict[int, tuple[Path, ...]] = {}
         self._names: tuple[str, ...] | None = None
         self._prepare([1])  # without scores, bounds are in proportion to the weights: any will do
@@ -147,25 +154,35 @@ class Cohort:
         """The members whose fate depends on missing scores, in member order."""
         return self._select(UNDECIDED)
 
-    def add(self, path: Path, panel: Panel) -> Change:
+    @property
+    def decided(self) -> bool:
+        """Whether no member is undecided; quicker than asking for ``undecided``."""
+        return self._undecided_count == 0
+
+    @property
+    def most_kept(self) -> int:
+        """The most members that can still be kept in the end."""
+        return min(self._kept_count + self._undecided_count, self.width)
+
+    def add(self, path: Path, scores: Scores) -> Change:
         """Take a member's scores and return what has become certain by them.
 
-        Raises UserError when a verifier has no weight or the weights of all these verifiers are 0, and ValueError for
-        a path that is no member or was scored before, and for other verifiers than the cohort's first.
+        Raises UserError when a column's weight is negative or all weights are 0, and ValueError for a path that is no
+        member or was scored before, and for other columns than those of the cohort's first scores.
         """
         number = self._number.get(path)
         if number is None or number in self._numbers[: self._scored]:
             raise ValueError(f"branch {path} is no member of this cohort, or was scored before")
-        scores = dict(panel)
-        names = tuple(sorted(scores))
+        by_name = dict(scores)
+        names = tuple(sorted(by_name))
         if self._names is None:
-            self._prepare(_whole_weights(names, self._weights_by_name))
+            self._prepare(whole_weights(names, [self._weigh(name) for name in names]))
             self._names = names
         if names != self._names:
             raise ValueError(
                 f"branch {path} was scored by {', '.join(names)} and others of its cohort by {', '.join(self._names)}"
             )
-        self._insert(number, [scores[name] for name in names])
+        self._insert(number, [by_name[name] for name in names])
         return self._settle()
 
     def likely(self) -> tuple[Path, ...]:
@@ -185,8 +202,7 @@ class Cohort:
         expected += np.where(points < 0, half, points * (count * scale.denominator))
         hopeful = np.flatnonzero(expected * count > scale.exact_sum * scored + count * half)
         order = np.lexsort((self._path_order[undecided[hopeful]], -expected[hopeful]))
-        room = self.width - int(np.count_nonzero(self._fate == KEPT))
-        return self._paths(undecided[hopeful[order[:room]]].tolist())
+        return self._paths(undecided[hopeful[order[: self.width - self._kept_count]]].tolist())
 
     def standings(self) -> tuple[Standing, ...]:
         """The members of a complete cohort, best first."""
@@ -213,7 +229,7 @@ class Cohort:
     def _prepare(self, weights: Sequence[int]) -> None:
         """Make ready for scores of verifiers with these weights; no member has been scored."""
         count = len(self.members)
-        self._scale = scale = _Scale(self._before, sum(weights))
+        self._scale = scale = Scale(self._before, sum(weights))
         self._gains = [2 * weight * scale.point for weight in weights]  # what one member below is worth
         self._gain = sum(self._gains)
         self._weights = weights
@@ -282,6 +298,8 @@ class Cohort:
             return NO_CHANGE
         self._fate[kept] = KEPT
         self._fate[dropped] = DROPPED
+        self._undecided_count -= len(kept) + len(dropped)
+        self._kept_count += len(kept)
         self._with_fate.clear()
         return Change(self._paths(sorted(kept)), self._paths(sorted(dropped)))
 
@@ -362,10 +380,10 @@ class Cohort:
 
             (others that are sure now) + (margins that d scores can make up) + d >= quota,
 
-        and need not be looked at before the smallest such d. Example: of 10 needed 3 are sure, and the margins of others
-        can be made up by 1, 1, 2, 3, 5, 8, .. scores. After 2 scores at most 3 + 3 + 2 = 8 are sure, after 3 at most
-        3 + 4 + 3 = 10: the next look is 3 scores from now. The intervals shrink geometrically as the answer comes near,
-        so that a member is looked at a logarithmic number of times.
+        and need not be looked at before the smallest such d. Example: 3 of 10 needed are sure, and the margins of the
+        others can be made up by 1, 1, 2, 3, 5, 8, .. scores. After 2 scores at most 3 + 3 + 2 = 8 are sure, after 3 at
+        most 3 + 4 + 3 = 10: the next look is due 3 scores from now. The intervals shrink geometrically as the answer
+        comes near, so that a member is looked at about log n times.
         """
         quota, count = self._quota[side], len(members)
         margins = self._margins(members, side)
@@ -422,64 +440,3 @@ class Cohort:
         earlier = self._order[members] < self._order[others]
         before: npt.NDArray[np.bool_] = (means > other_means) | ((means == other_means) & earlier)
         return before if side == BEHIND else ~before
-
-
-class _Scale:
-    """Totals as whole numbers that compare as the exact ones do.
-
-    In points, what a path has collected is seldom whole, and over rounds its denominators outgrow 64 bits. But only
-    whole points are ever added to it, so its fractional part matters in comparisons alone, and there any numbers in
-    the same order do. The fractions that occur, 0 among them, are numbered, and a point is worth as many units as there
-    are fractions. Example: 6 2/3 and 5 1/3 points collected, fractions 0, 1/3, 2/3 numbered 0, 1, 2, a point being
-    3 units: 6 * 3 + 2 = 20 and 5 * 3 + 1 = 16. One more point for the second makes 19: still behind, as 6 1/3 is.
-
-    Attributes: ``collected`` in units; ``average``, the smallest total in units that is not below the average total;
-    ``dtype``, of NumPy arrays of totals: Python integers where fine weights ask for more than 64 bits.
-    ``exact`` holds what is collected in points times ``denominator``, ``exact_sum`` its sum.
-    """
-
-    def __init__(self, before: Sequence[Fraction], weight: int) -> None:
-        count = len(before)
-        one = 2 * count * weight
-        self.weight = weight
-        self.denominator = math.lcm(*(value.denominator for value in before))
-        exact = [value.numerator * (self.denominator // value.denominator) * one for value in before]
-        self.exact_sum = sum(exact)
-        fractions = sorted({0, *(value % self.denominator for value in exact)})
-        place = {fraction: index for index, fraction in enumerate(fractions)}
-        self.point = len(fractions)
-        wholes = [divmod(value, self.denominator) for value in exact]
-        self.collected = [whole * self.point + place[fraction] for whole, fraction in wholes]
-        average = Fraction(self.exact_sum, max(count, 1)) + count * weight * self.denominator
-        whole, rest = divmod(average, self.denominator)
-        self.average = whole * self.point + sum(fraction < rest for fraction in fractions)
-        # The largest number that occurs is a margin: collected, own points, and the worst case for two.
-        self.dtype = _smallest_dtype(max(self.collected, default=0) + 4 * one * self.point)
-        largest = max(exact, default=0) + one * self.denominator
-        self.exact = np.array(exact, _smallest_dtype(2 * count * count * largest))
-
-
-def _smallest_dtype(largest: int) -> type:
-    """An integer type for numbers up to this, with a factor of 2 to spare."""
-    if largest < 2**30:
-        return np.int32
-    return np.int64 if largest < 2**62 else object
-
-
-def _whole_weights(names: Sequence[str], weights: Mapping[str, float]) -> list[int]:
-    """The weights of these verifiers as whole numbers in the same proportion; decimals are taken as written."""
-    if not names:
-        raise ValueError("a branch was scored by no verifier")
-    missing = [name for name in names if weights and name not in weights]
-    if missing:
-        raise UserError(
-            f"verifier {missing[0]!r} has no weight, the weights name {', '.join(weights)}: "
-            "add it, or leave the weights empty to count all verifiers alike"
-        )
-    exact = [Fraction(str(weights[name])) if weights else Fraction(1) for name in names]
-    if min(exact) < 0 or sum(exact) == 0:
-        raise UserError(
-            f"the weights of {', '.join(names)} are {', '.join(map(str, exact))}: they must not be negative nor all 0"
-        )
-    scale = math.lcm(*(value.denominator for value in exact))
-    return [int(value * scale) for value in exact]

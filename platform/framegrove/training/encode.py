@@ -1,4 +1,4 @@
-"""Encoding clips, of the digits world or a lab's own, into parquet shards of latents."""
+"""Encoding clips into parquet shards of latents."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
 from framegrove.data.ingest import DataError, Size
 from framegrove.data.schema import LatentClip, to_table
-from framegrove.digits import world as digits
 from framegrove.errors import UserError
 from framegrove.media.video_reading import Frames, Listed, read_frames
 from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_files import from_uint8
 from framegrove.models.vae_tiling import encode_unit
 
-_BATCH = 16
 _SHARD = 512
 
 
@@ -58,23 +56,6 @@ def write_clips(
     return [out / name for name in names]
 
 
-def digits_clips(
-    vae: CausalVideoVae, count: int, *, seed: int = 0, units: int = 4, pairs: float = 0.5
-) -> Iterator[LatentClip]:
-    """``count`` clips of the digits world, a share of ``pairs`` with two digits."""
-    for first in range(0, count, _BATCH):
-        indices = range(first, min(first + _BATCH, count))
-        # The golden ratio spreads the pairs evenly, whatever their share.
-        drawn = [
-            digits.clip(seed, index, digits=2 if (index * 0.6180339887) % 1 < pairs else 1, units=units)
-            for index in indices
-        ]
-        with torch.inference_mode():
-            latents_BCTHW = vae.encode(_video(np.stack([clip.frames for clip in drawn]))).mean
-        for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
-            yield LatentClip(index, clip.caption, digits.SIZE, digits.SIZE, float(digits.FPS), latents)
-
-
 def video_clips(
     vae: CausalVideoVae,
     listed: Iterable[Listed],
@@ -106,14 +87,9 @@ def _streamed(vae: CausalVideoVae, frames: Frames) -> torch.Tensor:
     step = vae.config.temporal_factor
     state, parts = None, []
     for clip in (frames[:1], *(frames[first : first + step] for first in range(1, len(frames), step))):
-        moments, state = encode_unit(vae, _video(clip[None]).to(device), state)
+        moments, state = encode_unit(vae, from_uint8(torch.from_numpy(clip[None])).to(device), state)
         parts.append(moments.mean[0].cpu())
     return torch.cat(parts, dim=1)
-
-
-def _video(frames_BTHWC: Frames) -> torch.Tensor:
-    """Pixels as the VAE takes them: BCTHW in [-1, 1]."""
-    return torch.from_numpy(frames_BTHWC).movedim(-1, 1).float() / 127.5 - 1
 
 
 def vae_digest(vae: CausalVideoVae) -> str:
