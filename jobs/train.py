@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, PoolConfig, TrainConfig
 from framegrove.errors import UserError
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.training.curve import Follower
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.5
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 
 class EngineName(StrEnum):
@@ -84,14 +84,16 @@ def main(
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads of each worker; more than one helps only on idle cores.")
     ] = 1,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train through all phases of a configuration, and write the model folder OUT/model and the curve OUT/loss.png."""
     from framegrove.config.base import load
 
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        make_folder(out.parent)
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)

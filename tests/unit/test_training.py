@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,9 +17,7 @@ from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
-from framegrove.models.vae_files import load_vae
 from framegrove.training import curve
-from framegrove.training.encode import digits_clips, write_clips
 from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Hooks
 from framegrove.training.run import Setup, run
@@ -194,23 +191,3 @@ def test_the_engine_trains_the_model_itself_and_the_folder_has_its_tables(world:
     assert torch.equal(saved.transformer.get_buffer("pos_embed.pos_embed"), expected)
     assert all((weight == 0.25).all() for part in (saved.transformer, saved.text) for weight in part.parameters())
     assert not all((weight == 0.25).all() for weight in engine.parameters)
-
-
-def test_prepared_clips_are_whole_or_not_there(world: Path, tmp_path: Path) -> None:
-    vae, _ = load_vae(world / "vae")
-    paths = write_clips(digits_clips(vae, 5, units=2, pairs=0.4), "a VAE", tmp_path / "clips")
-    rows = pq.read_table(paths[0]).to_pylist()
-    assert [row["shape"] for row in rows] == [[16, 2, 8, 8]] * 5
-    assert sum(" and a " in row["caption"] for row in rows) == 2
-    with pytest.raises(UserError, match="already exists"):
-        write_clips(digits_clips(vae, 5), "a VAE", tmp_path / "clips")
-
-    def break_off(done: int) -> None:
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        write_clips(digits_clips(vae, 5, units=2), "a VAE", tmp_path / "torn", break_off)
-    assert not (tmp_path / "torn").exists()
-    with pytest.raises(UserError, match="not one clip"):
-        write_clips([], "a VAE", tmp_path / "none")
-    assert list(tmp_path.iterdir()) == [tmp_path / "clips", tmp_path / ".torn.partial"]

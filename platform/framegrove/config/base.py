@@ -51,7 +51,7 @@ def load(model: type[ConfigT], path: str | Path | None = None, overrides: Iterab
 
     Raises ConfigError naming the file, the key, what was given and what is allowed.
     """
-    data = _read_yaml(Path(path)) if path is not None else {}
+    data = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(data, override)
     return validated(model, data, str(path) if path is not None else "the configuration")
@@ -157,7 +157,8 @@ def _shown(given: Any) -> str:
     return kinds.get(type(given), f"{text[:_LONGEST]}...")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, empty for an empty file. Raises ConfigError."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

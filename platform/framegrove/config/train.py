@@ -18,8 +18,6 @@ from framegrove.config.model import (
     Recipe,
     TextConfig,
     TransformerConfig,
-    digits_recipe,
-    digits_transformer_config,
 )
 
 SHIPPED = "shipped"
@@ -49,7 +47,7 @@ class ModelConfig(Config):
         None, description="of a new model: folder of the VAE that encoded the data; shipped: the embedded one"
     )
     transformer: TransformerConfig = Field(
-        default_factory=digits_transformer_config, description="of a new model: shape of its MM-DiT transformer"
+        default=TransformerConfig(), description="of a new model: shape of its MM-DiT transformer"
     )
     flux: FluxConfig | None = Field(
         None, description="of a new model: shape of a FLUX-style transformer, in place of transformer"
@@ -58,7 +56,7 @@ class ModelConfig(Config):
     phrases: tuple[str, ...] = Field(
         (), description="of a new model: phrases that its text encoder reads as a single token each"
     )
-    recipe: Recipe = Field(default_factory=digits_recipe, description="of a new model: how it is sampled")
+    recipe: Recipe = Field(default=Recipe(), description="of a new model: how it is sampled")
     train_text: bool = Field(
         True, description="train the text encoder as well; the encoders of public checkpoints must stay frozen (false)"
     )

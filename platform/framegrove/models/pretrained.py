@@ -62,7 +62,7 @@ class Pipeline:
 
 
 def embedded_model() -> Path:
-    """The folder of the model of the digits world that is shipped with the package."""
+    """The folder of the model that is shipped with the package."""
     return Path(str(resources.files("framegrove") / "assets" / "digits"))
 
 

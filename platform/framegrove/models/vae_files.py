@@ -86,6 +86,11 @@ def to_uint8(video_BCTHW: Tensor) -> Tensor:
     return video_BCTHW.float().mul(127.5).add(127.5).clamp(0, 255).byte().movedim(1, -1)
 
 
+def from_uint8(frames_BTHWC: Tensor) -> Tensor:
+    """The video BCTHW in [-1, 1] that the VAE encodes, of frames in 0..255."""
+    return frames_BTHWC.movedim(-1, 1).float() / 127.5 - 1
+
+
 def read_vae(folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> CausalVideoVae:
     """The VAE of a folder, in ``dtype`` and in evaluation mode. Raises as `load_vae` does."""
     folder = Path(folder)

@@ -23,7 +23,6 @@ from framegrove.flow.objective import StageSample
 from framegrove.models.flux import SingleBlock
 from framegrove.models.layers import Block
 from framegrove.models.mmdit import MMDiT
-from framegrove.training.muon import Muon
 from framegrove.training.step import Trainable
 
 _STATE, _TAG = "engine.pt", "engine"
@@ -56,7 +55,9 @@ class PlainEngine:
         self.updates = 0
         matrices = {id(p) for p in self.module.matrices()} if with_muon else set()
         self.adamw = torch.optim.AdamW([p for p in self.parameters if id(p) not in matrices], fused=True)
-        self.muon = Muon([p for p in self.parameters if id(p) in matrices]) if with_muon else None
+        self.muon = (
+            torch.optim.Muon([p for p in self.parameters if id(p) in matrices], weight_decay=0.0) if with_muon else None
+        )
 
     def update(
         self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
