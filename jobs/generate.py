@@ -109,7 +109,10 @@ def main(
         make_folder(out)
         runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
         record = generate(runner, request, out, display)
-        display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
+        display.say(
+            f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'slide.png'}\n"
+            f"{out / 'report.json'}"
+        )
         warn(record)
 
 
