@@ -24,12 +24,11 @@ import typer
 import framegrove
 from framegrove import logs
 from framegrove.errors import UserError
+from framegrove.search import policies
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
-    from framegrove.config.verifier import EngineConfig
 
-GENERAL_VERIFIER = Path(__file__).parent / "configs" / "verifier_gpu.yaml"
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
 _LONGEST_SILENCE = 60.0  # seconds: a step that says nothing is mentioned after 10, 20, 40 and then every 60
 _TICK = 0.5  # seconds between two looks at how long the task has been silent
@@ -62,8 +61,8 @@ VerifierOption = Annotated[
     str | None,
     typer.Option(
         "--verifier",
-        help="A YAML file, as jobs/configs/verifier_gpu.yaml, or a folder or hub id, which if it is no small model as "
-        "jobs.train_verifier makes them is served as that file says; the embedded one if absent.",
+        help="A YAML file that lists verifiers, as jobs/configs/verifiers_example.yaml, or the folder or hub id of a "
+        "vision-language model; the embedded one if absent.",
     ),
 ]
 PickleOption = Annotated[
@@ -80,34 +79,14 @@ LogLevelOption = Annotated[
 ]
 
 
+def policy_help() -> str:
+    """Every policy in the registry, in half a sentence each."""
+    return "; ".join(f"{name}: {summary}" for name, summary in policies.summaries().items())
+
+
 def application() -> typer.Typer:
     """A job's command line. Help is plain text: markup would swallow what stands in square brackets."""
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-def engine_config(verifier: str | None) -> EngineConfig:
-    """How the verifier that this option names is served. Raises UserError, in one sentence."""
-    from framegrove.config.base import absolute, load
-    from framegrove.config.verifier import EngineConfig
-
-    if verifier is not None and verifier.endswith((".yaml", ".yml")):
-        engine = load(EngineConfig, Path(verifier))
-        return engine.model_copy(update={"model": absolute(engine.model)})
-    name = absolute(verifier)
-    if name is None or _is_small(Path(name), EngineConfig().max_model_len):
-        return EngineConfig(model=name)
-    return load(EngineConfig, GENERAL_VERIFIER, [f"model={name}"])
-
-
-def _is_small(folder: Path, tokens: int) -> bool:
-    """Whether a verifier reads so few tokens at most, as those that jobs.train_verifier makes."""
-    import json
-
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(config["text_config"]["max_position_embeddings"]) <= tokens
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:

@@ -61,10 +61,10 @@ def main(
     with one_line_errors(log_level), Display() as display:
         from framegrove.config.request import check_prompt
         from framegrove.config.search import parse_budget
-        from framegrove.config.verifier import EngineConfig, model_folder
+        from framegrove.config.verifier import PanelConfig
 
         check_prompt(prompt)
-        model_folder(EngineConfig())
+        PanelConfig().check_files()
         multiple = parse_budget(budget)
         make_folder(out)
         display.begin("reading the model")
@@ -87,9 +87,10 @@ def main(
 
 def _clips(out: Path, display: Display) -> Path:
     """Encoded clips to train on: made once for the VAE that is shipped."""
+    from framegrove.digits.clips import digits_clips
     from framegrove.models.pretrained import VAE, embedded_model
     from framegrove.models.vae_files import load_vae
-    from framegrove.training.encode import digits_clips, vae_digest, write_clips
+    from framegrove.training.encode import vae_digest, write_clips
 
     vae, _ = load_vae(embedded_model() / VAE)
     digest = vae_digest(vae)
@@ -169,8 +170,8 @@ def _search(
     """The searched video, the single sample of the same seed, and the scores of both."""
     import asyncio
 
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from actors.searches import search_runner
     from framegrove.config.model import ModelSource
     from framegrove.types import GenerationRequest
 
@@ -181,14 +182,14 @@ def _search(
         return GenerationRequest(prompt, seed, recipe.units, recipe.height, recipe.width, policy, budget)
 
     async def search() -> tuple[SearchRecord, SearchRecord, dict[str, Any]]:
-        runner = SearchRunner(source)
+        runner = search_runner(source)
         try:
             display.begin("starting generators and verifier")
             await runner.start()
             display.begin("searching")
             searched = await runner.search(request("tof", budget), lambda p: display.show(p.done, p.note))
             display.begin("sampling once without a search")
-            single = await runner.search(request("none", 1.0), lambda p: display.show(p.done, p.note))
+            single = await runner.search(request("single", 1.0), lambda p: display.show(p.done, p.note))
             panels = [await runner.judge(record) for record in (searched, single)]
         finally:
             await runner.close()

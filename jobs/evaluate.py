@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.search import policies
 from jobs.console import (
     Display,
     DtypeOption,
@@ -25,17 +27,17 @@ from jobs.console import (
     VariantOption,
     VerifierOption,
     application,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
+    policy_help,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from actors.searches import SearchRunner
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
@@ -50,7 +52,9 @@ SEED = 90_000  # of the prompts; clips that models are trained on have small see
 @app.command()
 def main(
     out: Annotated[Path, typer.Option(help="Folder for results.parquet, curves.png and summary.json.")],
-    policies: Annotated[str, typer.Option(help="Comma-separated: linear, tof.")] = "linear,tof",
+    policy: Annotated[
+        str, typer.Option("--policies", help=f"Comma-separated names. {policy_help()}; or module:ENTRY.")
+    ] = "linear,tof",
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
     digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
@@ -70,24 +74,26 @@ def main(
         from framegrove.config.search import SearchConfig
 
         search = load(SearchConfig, None, set_ or ())
-        settings, engine = _settings(policies, budgets), engine_config(verifier)
+        settings, panel = _settings(policy, budgets), load_panel(verifier)
         display.begin("reading the model")
-        from actors.conductor import SearchRunner
+        import asyncio
+
         from actors.model_files import ModelFiles
+        from actors.searches import search_runner
         from framegrove.evaluation.results import Ledger
 
         source = model_source(model, variant, dtype, allow_pickle)
         files = ModelFiles.read(source)
         items = _items(files, settings, prompts, digits, seed)
         make_folder(out)
-        identity = {
-            "model": files.fingerprint(),
-            "verifier": engine.model_dump(mode="json"),
-            "search": search.model_dump(mode="json", exclude={"policy", "budget"}),
-            "prompts": [seed, digits],
+        runner = search_runner(source, panel, search, generators=generators)
+        for setting in settings:
+            policies.options_of(search, policies.find(setting.policy))
+        identity = asyncio.run(runner.identity())
+        identity["search"] = {
+            key: value for key, value in identity["search"].items() if key not in ("policy", "budget")
         }
-        ledger = Ledger(out / "results.jsonl", identity)
-        runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
+        ledger = Ledger(out / "results.jsonl", {**identity, "prompts": [seed, digits]})
         missing = [item for item in items if not ledger.has(item.index, item.setting)]
         if missing:
             _measure(runner, missing, ledger, display)
@@ -105,20 +111,18 @@ class Item:
     request: GenerationRequest
 
 
-def _settings(policies: str, budgets: str) -> list[Setting]:
+def _settings(names: str, budgets: str) -> list[Setting]:
     """The single sample for 1x, whatever the policy, and every policy at every larger budget."""
     from framegrove.config.search import parse_budget
     from framegrove.evaluation.results import Setting
 
-    names = [name.strip() for name in policies.split(",") if name.strip()]
-    for name in names:
-        if name not in ("linear", "tof"):
-            raise UserError(f"unknown policy {name!r} in --policies: allowed are linear and tof")
+    entries = [policies.find(name.strip()) for name in names.split(",") if name.strip()]
     multiples = [parse_budget(text) for text in budgets.split(",") if text.strip()]
-    if not names or not multiples:
+    if not entries or not multiples:
         raise UserError("nothing to evaluate: give at least one policy and one budget")
-    settings = [Setting("none", 1.0)] if 1.0 in multiples else []
-    return settings + [Setting(name, multiple) for multiple in multiples if multiple > 1 for name in names]
+    settings = [Setting("single", 1.0)] if 1.0 in multiples else []
+    searches = [entry for entry in entries if entry.judged]
+    return settings + [Setting(entry.name, multiple) for multiple in multiples if multiple > 1 for entry in searches]
 
 
 def _items(files: ModelFiles, settings: list[Setting], count: int, digits: int | None, seed: int) -> list[Item]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.search import policies
+from framegrove.search.policies import PolicyEntry
 from jobs.console import (
     Display,
     DtypeOption,
@@ -27,15 +29,15 @@ from jobs.console import (
     VariantOption,
     VerifierOption,
     application,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
+    policy_help,
 )
 
 if TYPE_CHECKING:
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from actors.searches import SearchRunner
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
 
@@ -43,20 +45,12 @@ app = application()
 log = logging.getLogger(__name__)
 
 
-class PolicyName(StrEnum):
-    """How to search."""
-
-    TOF = "tof"
-    LINEAR = "linear"
-    NONE = "none"
-
-
 @app.command()
 def main(
     prompt: Annotated[str, typer.Option(help="What the video should show.")],
     out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png and report.json.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
-    policy: Annotated[PolicyName, typer.Option(help="Tree-of-Frames, best of N, or no search.")] = PolicyName.TOF,
+    policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = "tof",
     budget: Annotated[
         str | None, typer.Option(help="What sampling may cost, in samples without a search; 4x if absent.")
     ] = None,
@@ -71,7 +65,9 @@ def main(
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8.")
+    ] = None,
     log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
@@ -82,11 +78,13 @@ def main(
 
         _refuse_twice_told(set_ or ())
         search = load(SearchConfig, None, set_ or ())
-        engine = engine_config(verifier)
-        text, multiple = check_prompt(prompt), _multiple(policy, budget)
+        entry = policies.find(policy)
+        policies.options_of(search, entry)
+        panel = load_panel(verifier)
+        text, multiple = check_prompt(prompt), _multiple(entry, budget)
         display.begin("reading the model")
-        from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
+        from actors.searches import search_runner
         from framegrove.types import GenerationRequest
 
         source = model_source(model, variant, dtype, allow_pickle)
@@ -98,7 +96,7 @@ def main(
             units=units if units is not None else files.recipe.units,
             height=height,
             width=width,
-            policy=policy.value,
+            policy=entry.name if entry.name in policies.summaries() else policy,
             budget=multiple,
             image=_bytes(image) if image else None,
         )
@@ -107,7 +105,7 @@ def main(
         if advice is not None:
             log.warning(advice)
         make_folder(out)
-        runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
+        runner = search_runner(source, panel, search, generators=generators)
         record = generate(runner, request, out, display)
         display.say(
             f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'slide.png'}\n"
@@ -128,8 +126,9 @@ def generate(runner: SearchRunner, request: GenerationRequest, out: Path, displa
             display.show(progress.done, progress.note)
 
         try:
-            display.begin("starting generators" + (" and verifier" if request.policy != "none" else ""))
-            await runner.start(judging=request.policy != "none")
+            judged = policies.find(request.policy).judged
+            display.begin("starting generators" + (" and verifiers" if judged else ""))
+            await runner.start(judging=judged)
             display.begin("searching")
             return await runner.search(request, show, journal=out / ".search")
         finally:
@@ -186,16 +185,16 @@ def warn(record: SearchRecord) -> None:
         log.warning(warning)
 
 
-def _multiple(policy: PolicyName, budget: str | None) -> float:
+def _multiple(entry: PolicyEntry, budget: str | None) -> float:
     """The budget as a number. Raises UserError where there is nothing to spend it on."""
     from framegrove.config.search import parse_budget
 
-    if policy is not PolicyName.NONE:
+    if entry.judged:
         return parse_budget(budget if budget is not None else "4x")
     if budget is not None and parse_budget(budget) != 1:
         raise UserError(
-            f"a budget of {budget} buys nothing with --policy none, which takes the first sample as it comes: leave "
-            "--budget out, or choose another policy"
+            f"a budget of {budget} buys nothing with --policy {entry.name}, which takes the first sample as it comes: "
+            "leave --budget out, or choose another policy"
         )
     return 1.0
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
@@ -29,7 +30,6 @@ from jobs.console import (
     VariantOption,
     VerifierOption,
     application,
-    engine_config,
     make_folder,
     model_source,
     one_line_errors,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
     from framegrove.config.model import ModelSource
     from framegrove.config.train import TrainConfig
-    from framegrove.config.verifier import EngineConfig
+    from framegrove.config.verifier import PanelConfig
 
 app = application()
 
@@ -90,7 +90,7 @@ def main(
 ) -> None:
     """Run one trial after the other, and compare."""
     with one_line_errors(log_level), Display() as display:
-        out, engine = out.absolute(), engine_config(verifier)
+        out, panel = out.absolute(), load_panel(verifier)
         if what is What.BUDGET and (data or set_):
             raise UserError("--data and --set are for --what stages, which trains: leave them out")
         if what is What.BUDGET:
@@ -103,7 +103,7 @@ def main(
         from framegrove.cluster.session import connect
 
         with connect() as cluster:
-            found = _tuned(what.value, space, trial, out, _studio(generators, engine, cluster), display)
+            found = _tuned(what.value, space, trial, out, _studio(generators, panel, cluster), display)
         _finish(what, found, prompts, out, display)
 
 
@@ -156,14 +156,15 @@ def of_height(config: TrainConfig, stages: int) -> TrainConfig:
     return TrainConfig.model_validate(data)
 
 
-def _studio(generators: int, engine: EngineConfig, cluster: Cluster) -> Any:
+def _studio(generators: int, panel: PanelConfig, cluster: Cluster) -> Any:
     """The studio of all trials. Raises NoRoom where its actors find none."""
     import ray
 
     from framegrove.cluster.placement import require
 
-    require(cluster, [{"CPU": 1.0}] * (generators + 1), purpose="a sweep")
-    return ray.remote(Studio).options(num_cpus=0).remote(generators, engine)
+    actors = generators + sum(verifier.actors for verifier in panel.verifiers)
+    require(cluster, [{"CPU": 1.0}] * actors, purpose="a sweep")
+    return ray.remote(Studio).options(num_cpus=0).remote(generators, panel)
 
 
 def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio: Any, display: Display) -> list[Trial]:
@@ -229,15 +230,15 @@ def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
 class Studio:
     """Makes videos and measures them; an actor, so that generators and verifier stay up from trial to trial."""
 
-    def __init__(self, generators: int, verifier: EngineConfig) -> None:
+    def __init__(self, generators: int, verifier: PanelConfig) -> None:
         self._generators, self._verifier = generators, verifier
         self._source: ModelSource | None = None
         self._runner: Any = None
 
     async def measure(self, label: str, source: ModelSource, budget: float, prompts: int) -> dict[str, Any]:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
-        from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
+        from actors.searches import search_runner
         from framegrove.digits import world as digits
         from framegrove.digits.oracle import DigitsOracle
         from framegrove.evaluation.curves import bootstrap
@@ -245,12 +246,12 @@ class Studio:
 
         if self._source != source:
             await self.close()
-            runner = SearchRunner(source, generators=self._generators, verifier=self._verifier)
+            runner = search_runner(source, self._verifier, generators=self._generators)
             self._source, self._runner = source, runner
         oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
         verdicts, flops, prices = [], [], []
         for index, objects in enumerate(digits.prompts(prompts, SEED)):
-            policy = "tof" if budget > 1 else "none"
+            policy = "tof" if budget > 1 else "single"
             size = (recipe.units, recipe.height, recipe.width)
             request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
             record = await self._runner.search(request)

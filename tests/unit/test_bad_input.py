@@ -85,7 +85,7 @@ def test_evaluate(given: list[str], message: str, tmp_path: Path) -> None:
     ("given", "message"),
     [
         (["--model", "nowhere"], "no model folder at nowhere"),
-        (["--dtype", "half"], "dtype: Input should be 'float32' or 'bfloat16'"),
+        (["--dtype", "half"], "dtype must be 'float32' or 'bfloat16', not 'half'"),
         (["--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
         (["--verifier", "nowhere"], "no verifier at nowhere"),
         (["--set", "wating=3"], "unknown key 'wating', did you mean 'waiting'?"),

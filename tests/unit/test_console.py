@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 import typer
 
 from framegrove.config.model import Recipe
-from framegrove.config.verifier import EngineConfig, model_folder
 from framegrove.digits import world as digits
 from framegrove.errors import UserError
 from framegrove.models.pretrained import embedded_model, read_shape
 from jobs import console
-from jobs.console import Display, engine_config, one_line_errors
-
-
-def test_a_verifier_is_served_as_its_kind_asks_for(tmp_path: Path) -> None:
-    shipped = model_folder(EngineConfig())
-    assert engine_config(None) == EngineConfig()
-    assert engine_config(shipped) == EngineConfig(model=shipped)
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 32768}}))
-    for general in (str(tmp_path), "Qwen/Qwen2.5-VL-3B-Instruct"):
-        served = engine_config(general)
-        assert (served.model, served.dtype, served.block_size) == (general, "bfloat16", None)
-        assert served.instruction
-    (tmp_path / "own.yaml").write_text("max_frames: 6")
-    assert engine_config(str(tmp_path / "own.yaml")) == EngineConfig(max_frames=6)
+from jobs.console import Display, one_line_errors
 
 
 def ended_by(error: BaseException) -> int:

@@ -178,7 +178,7 @@ class TextConfig(Config):
 class ModelSource(Config):
     """Which model is used, and how its files are read."""
 
-    name: str | None = Field(default=None, description="a folder or a hub id; absent: the embedded digits model")
+    name: str | None = Field(default=None, description="a folder or a hub id; absent: the shipped model")
     variant: str | None = Field(default=None, description="of a public model: 384p, 768p, image; absent: the largest")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of all weights but a small text encoder's"
@@ -226,30 +226,3 @@ class Recipe(Config):
         if len(self.steps.first) != self.pyramid.stages:
             raise ValueError(f"steps name {len(self.steps.first)} stages, the pyramid has {self.pyramid.stages}")
         return self
-
-
-def digits_transformer_config() -> TransformerConfig:
-    """A model for the digits world: 6 layers of 8 heads x 32, patches of an 8x8x8 VAE's 16 channels."""
-    return TransformerConfig(
-        num_layers=6,
-        num_attention_heads=8,
-        attention_head_dim=32,
-        caption_projection_dim=256,
-        pooled_projection_dim=128,
-        joint_attention_dim=128,
-        sample_size=16,
-        pos_embed_max_size=16,
-        max_num_frames=32,
-    )
-
-
-def digits_recipe() -> Recipe:
-    """Sampling of the digits world: 64x64 pixels, 8 frames a second, four units; guidance as it was found to work."""
-    return Recipe(
-        guidance=GuidanceConfig(first=3.0, others=1.5),
-        steps=StepsConfig(first=(10, 10, 10), others=(10, 10, 10)),
-        fps=8,
-        height=64,
-        width=64,
-        units=4,
-    )

@@ -24,7 +24,7 @@ class Setting:
     budget: float
 
     def __str__(self) -> str:
-        return "single" if self.policy == "none" else f"{self.policy} {self.budget:g}x"
+        return "single" if self.policy == "single" else f"{self.policy} {self.budget:g}x"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def comparisons(rows: Iterable[Row], metric: Metric) -> list[Comparison]:
     """Every search against the single sample, and Tree-of-Frames against linear search at the same budget."""
     groups = by_setting(rows)
     scores = {str(setting): {row.prompt_index: metric(row) for row in group} for setting, group in groups.items()}
-    single = Setting("none", 1.0)
+    single = Setting("single", 1.0)
     pairs = [(s, single) for s in groups if s != single and single in groups]
     pairs += [
         (s, Setting("linear", s.budget)) for s in groups if s.policy == "tof" and Setting("linear", s.budget) in groups
@@ -178,10 +178,10 @@ def findings(rows: Sequence[Row]) -> dict[str, Any]:
 def curves(rows: Iterable[Row], metric: Metric) -> dict[str, list[CurvePoint]]:
     """Score against price for each policy; the single sample is the first point of each."""
     groups = by_setting(rows)
-    single = groups.get(Setting("none", 1.0), [])
+    single = groups.get(Setting("single", 1.0), [])
     drawn: dict[str, list[CurvePoint]] = {}
     for setting, group in groups.items():
-        if setting.policy == "none":
+        if setting.policy == "single":
             continue
         if setting.policy not in drawn:
             drawn[setting.policy] = [_point("1x", single, metric)] if single else []
