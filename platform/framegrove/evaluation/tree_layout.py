@@ -67,7 +67,7 @@ def lay_out(record: SearchRecord, words: bool = True) -> dict[Path, Card]:
 
     def place(path: Path) -> None:
         nonlocal bottom
-        node, shown = nodes[path], record.shown[path]
+        node, shown = nodes[path], record.look(path)
         children = sorted(p for p in nodes if p[:-1] == path)
         verdicts = tuple(
             Verdict(asked, sum(score for _, score in panel) / len(panel), places.get((path, asked), ""))
