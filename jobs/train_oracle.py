@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
-app = typer.Typer(add_completion=False)
+app = application()
 _MEASURED = 200  # clips with one and with two digits each
 
 
@@ -24,9 +24,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors and metrics.json; older ones are replaced.")],
     seed: Annotated[int, typer.Option(help="Seed of clips and initial weights.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps, each on 128 crops of digits.", min=1)] = 2500,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train the oracle's digit network and measure it on true clips of held-out scans."""
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         make_folder(out)
         display.begin("drawing clips")
         from safetensors.torch import save_file

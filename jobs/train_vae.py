@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.training.vae import VaeStep
 
-app = typer.Typer(add_completion=False)
+app = application()
 _DEFAULT = Path("jobs/configs/digits_vae.yaml")
 
 
@@ -29,6 +29,7 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key, as in steps=100 (optimizer steps); repeatable.")
     ] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train the VAE on clips of the digits world, or go on from the checkpoint in OUT.
 
@@ -37,7 +38,7 @@ def main(
     from framegrove.config.base import load
     from framegrove.config.vae import VaeTrainingConfig
 
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         settings = load(VaeTrainingConfig, config, set_ or ())
         make_folder(out)
         display.begin("training the VAE")

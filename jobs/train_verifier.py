@@ -16,12 +16,12 @@ import typer
 
 from framegrove.config.base import load
 from framegrove.digits.config import VerifierTraining
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.digits.verifier_training import VerifierRun, VerifierStep
 
-app = typer.Typer(add_completion=False)
+app = application()
 _DEFAULT = Path("jobs/configs/digits_verifier.yaml")
 
 
@@ -33,12 +33,13 @@ def main(
         list[str] | None,
         typer.Option("--set", help="Override a key, as in joint.steps=100 (optimizer steps); repeatable."),
     ] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train the verifier of the digits world, or go on from the checkpoint in OUT, and evaluate it.
 
     The model goes to OUT/model.
     """
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         settings = load(VerifierTraining, config, set_ or ())
         make_folder(out)
         display.begin("training the verifier")

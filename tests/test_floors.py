@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[str, int] = {
     # The kit stands below the ground floor: everybody may use it.
-    "framegrove.errors": -1,
+    "framegrove.errors": -2,
     "framegrove.files": -1,
+    "framegrove.logs": -1,
     "framegrove.types": 0,
     "framegrove.config": 0,
     "framegrove.models": 1,
@@ -46,6 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 
 # Rooms on the left, and nothing they import themselves, may do without the packages on the right.
 LIGHT: dict[str, tuple[str, ...]] = {
+    "framegrove.logs": ("torch", "ray"),
     "framegrove.types": ("torch", "ray"),
     "framegrove.config": ("torch", "ray"),
     "framegrove.search": ("torch", "ray"),

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from actors.conductor import SearchRunner
 
 from actors.clients import RemoteGenerator
-from actors.conductor import SearchRunner
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.placement import Role
 from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
-from framegrove.config.verifier import EngineConfig
+from framegrove.config.verifier import load_panel
 from framegrove.evaluation.report import SearchRecord, report_json
 from framegrove.media.writing import decode_mp4, encode_mp4
 from framegrove.types import GenerationRequest, Progress, Sampled
@@ -38,9 +38,7 @@ class House:
 
     def __init__(self, model: Path, verifier: Path) -> None:
         self.loop = asyncio.Runner()
-        self.runner = SearchRunner(
-            ModelSource(name=str(model)), generators=2, verifier=EngineConfig(model=str(verifier))
-        )
+        self.runner = SearchRunner(ModelSource(name=str(model)), generators=2, verifier=load_panel(str(verifier)))
 
     def search(self, request: GenerationRequest = REQUEST, **more: Any) -> SearchRecord:
         return self.loop.run(self.runner.search(request, **more))

@@ -40,7 +40,7 @@ def test_what_breaks_off_has_no_name(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
-    with pytest.raises(UserError, match=r"another configuration \(seed differ\)"):
+    with pytest.raises(UserError, match=r"another configuration \(its seed is 0 and here it is 3\)"):
         checkpoint.step_of(path, make_config(Path("somewhere"), seed=3))
     assert checkpoint.step_of(path, make_config(Path("somewhere"), log_every=7)) == 5
     with pytest.raises(UserError, match="with --workers 1, not 2"):

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from framegrove.config.verifier import EngineConfig, model_folder
+from framegrove.config.verifier import own_settings, shipped_folder
 from framegrove.digits import world
 from framegrove.digits.config import VerifierArchitecture
+from framegrove.digits.questions import QUESTIONS
 from framegrove.digits.verifier_metrics import evaluate
 from framegrove.digits.verifier_model import (
     Packer,
@@ -21,8 +22,6 @@ from framegrove.digits.verifier_model import (
     save_folder,
 )
 from framegrove.types import Assessment
-from framegrove.verification.questions import questions
-from framegrove.verification.rewriting import staged
 
 TINY = VerifierArchitecture(
     vision_width=32, vision_layers=1, vision_heads=1, text_width=32, text_layers=2, text_heads=1
@@ -33,9 +32,9 @@ def test_every_question_is_in_the_vocabulary() -> None:
     tokenizer = build_tokenizer()
     packer = Packer(tokenizer, 16)
     for index in range(40):
-        prompt = staged(world.clip(0, index).caption)
+        prompt = world.clip(0, index).caption
         for assessment in Assessment:
-            for question in questions(assessment, prompt):
+            for question in QUESTIONS.questions(assessment, prompt):
                 assert tokenizer.unk_token_id not in packer.tokens(question.text), question.text
     assert tokenizer.unk_token_id not in (packer.yes, packer.no)
 
@@ -56,6 +55,7 @@ def test_packed_answers_equal_transformers_one_by_one(tmp_path: Path) -> None:
         cells = read_cells(model, pixels.flatten(0, 1) / 255).view(2, -1, TINY.text_width)
         packed, *_ = answer_logits(model, cells, packer.pack(3, texts, [[True] * 3] * 2))
     save_folder(model, tokenizer, TINY, tmp_path / "model")
+    assert own_settings(str(tmp_path / "model")) == own_settings(None)
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     for clip in range(2):
@@ -71,7 +71,7 @@ def test_packed_answers_equal_transformers_one_by_one(tmp_path: Path) -> None:
 def test_the_shipped_verifier_is_as_good_as_its_readme_says() -> None:
     from transformers import AutoModelForImageTextToText
 
-    folder = Path(model_folder(EngineConfig()))
+    folder = shipped_folder()
     noted = json.loads((folder / "metrics.json").read_text())["held-out"]["balanced_accuracy"]
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     measured = evaluate(model, Packer(build_tokenizer(), 16), clips=200)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from framegrove.digits import world
+from framegrove.digits.questions import Aspect
 from framegrove.digits.verifier_questions import ask_about
 from framegrove.digits.verifier_scenes import Fault, draw_scene
-from framegrove.verification.questions import Aspect
 
 
 @pytest.mark.parametrize("shown", [1, 2, 4])

@@ -62,7 +62,7 @@ def steps(
     for step in range(first, last):
         position = Position.of(CONFIG, step)
         samples = draw_samples(clips, position, schedule, PIPELINE.latent_norm, seed=0)
-        update = engine.update([samples[:2], samples[2:]], phase.batch, phase, pace=0.5)
+        update = engine.update([samples[:2], samples[2:]], phase.batch, phase, learning_rate_scale=0.5)
         found.append((float(torch.cat(update.losses).mean()), update.gradient_norm))
     return found
 

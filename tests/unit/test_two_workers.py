@@ -13,7 +13,8 @@ import torch.multiprocessing
 
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.packing import pack
-from framegrove.training.curriculum import Position, StageSample, draw_samples
+from framegrove.flow.objective import StageSample
+from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.loop import Hooks, Point, train
 from framegrove.training.run import Setup
@@ -34,7 +35,7 @@ def work(rank: int, folder: Path, config: TrainConfig) -> None:
     setup = Setup.of(config)
     engine = DeepSpeedEngine(setup.trainable(), config.precision, CPU, config.zero)
     points: list[Point] = []
-    hooks = Hooks(lambda done, loss: None, points.append, lambda step: None, lambda phase: None)
+    hooks = Hooks(on_point=points.append)
     train(config, engine, setup.pools(rank, WORKERS), setup.schedule, setup.pipeline.latent_norm, hooks)
     curve = [(point.losses["loss"], point.gradient_norm) for point in points]
     torch.save({"curve": curve, "weights": engine.averaged_weights()}, folder / f"{rank}.pt")
@@ -74,7 +75,7 @@ def test_two_workers_step_like_one_process_on_packs_of_their_own(tmp_path: Path)
     drawn = shares(setup, phase)
     assert any(passes(one, setup, phase) != passes(other, setup, phase) for one, other in drawn)
     for number, both in enumerate(drawn, start=1):
-        found = engine.update([[*both[0], *both[1]]], phase.batch, phase, pace=1.0)
+        found = engine.update([[*both[0], *both[1]]], phase.batch, phase, learning_rate_scale=1.0)
         curve.append((float(found.losses[0].mean()), found.gradient_norm))
         decay = min(phase.ema, number / (9 + number))
         averaged = [

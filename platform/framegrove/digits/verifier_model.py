@@ -27,10 +27,10 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from framegrove.digits import questions as ask
 from framegrove.digits.config import VerifierArchitecture
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS
 from framegrove.files import replacing
-from framegrove.verification import questions as ask
 
 PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END = (
     "<pad>",
@@ -172,6 +172,7 @@ def write_files(
     processor.save_pretrained(folder)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
+    ask.write_settings(folder)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framegrove.digits import questions as ask
+from framegrove.digits.questions import Aspect, static_scene
 from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS, DigitObject, caption
-from framegrove.verification import questions as ask
-from framegrove.verification.questions import Aspect
-from framegrove.verification.rewriting import static_scene
 
 
 @dataclass(frozen=True)

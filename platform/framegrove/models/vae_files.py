@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from framegrove.config.base import describe
 from framegrove.config.vae import VaeConfig
 from framegrove.errors import UserError
 from framegrove.models.files import CONFIG_FILE, check_keys, read_json, read_weights, save_weights, write_json
@@ -139,8 +140,7 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
     try:
         return public_vae_config(read_json(path))
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
+        raise UserError(f"{path}: {describe(error, VaeConfig)}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
