@@ -16,7 +16,7 @@ from PIL import Image
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles
 from framegrove.config.model import ModelSource
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.errors import UserError
 from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
@@ -153,7 +153,7 @@ def test_cancelled_on_the_way(tmp_path: Path) -> None:
 
 def test_a_given_image_is_unit_0(generator: Generator) -> None:
     encoded = io.BytesIO()
-    Image.fromarray(digits.clip(seed=1, index=0).frames[0]).resize((200, 120)).save(encoded, "PNG")
+    Image.fromarray(world.clip(seed=1, index=0).frames[0]).resize((200, 120)).save(encoded, "PNG")
     unit = generator.given(SCENE, encoded.getvalue())
     assert unit.latent.x.shape == (16, 1, 8, 8)
     assert unit.frames.shape == (1, 64, 64, 3)
