@@ -18,7 +18,7 @@ from PIL import Image
 
 from actors.verifier import Verifier
 from framegrove.config.verifier import EngineConfig, environment, model_folder
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.types import Assessment, ScoreWork
 from framegrove.verification.questions import questions, shown_frames
 from framegrove.verification.rewriting import staged
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
 
 CONFIG = EngineConfig()
-CLIP = digits.clip(5, 0, split="heldout", digits=2)
+CLIP = world.clip(5, 0, split="heldout", digits=2)
 ASKED = [question.text for question in questions(Assessment.FINAL, staged(CLIP.caption))]
 
 
@@ -79,7 +79,7 @@ async def examine(actor: ray.actor.ActorHandle[Verifier]) -> None:
         assert 1 / (1 + math.exp(-answer)) == pytest.approx(expected, abs=1e-4)
 
     # A question never asked before, on frames seen before; then a child's clip, which begins with its parent's frames.
-    other = digits.clip(5, 1, split="heldout", digits=1).frames
+    other = world.clip(5, 1, split="heldout", digits=1).frames
     assert (await actor.cached_tokens.remote(["Is there a 4 in every frame?"], other))[0] == 0
     assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], other))[0] == 64
     assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], np.flip(other, axis=2).copy()))[0] == 0

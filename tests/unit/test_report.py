@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.evaluation import report, tree_layout, tree_picture
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
@@ -29,7 +29,7 @@ def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None
 
 def search_record() -> SearchRecord:
     """A small finished search with every fate a branch can have."""
-    frames = digits.clip(seed=3, index=0).frames
+    frames = world.clip(seed=3, index=0).frames
     units = [frames[:1], *(frames[1 + 8 * i : 9 + 8 * i] for i in range(3))]
     nodes = (
         node((0,), Fate.DROPPED, Assessment.POTENTIAL, 0.2),
@@ -64,7 +64,7 @@ def search_record() -> SearchRecord:
 
 def test_winner_is_put_together_from_its_units() -> None:
     record = search_record()
-    assert np.array_equal(record.frames, digits.clip(seed=3, index=0).frames)
+    assert np.array_equal(record.frames, world.clip(seed=3, index=0).frames)
     assert record.scores == {"alignment": 0.6, "motion": 0.8}
 
 
