@@ -129,7 +129,7 @@ def _heights(
         raise UserError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
     checked = load(TrainConfig, config, overrides)
     if checked.model.start is not None:
-        raise UserError(f"{config}: a trained model knows one pyramid only; give model.start: null and model.vae")
+        raise UserError(f"{config}: an existing model has one pyramid for good; set model.start=null and give model.vae")
     from actors.trainer import at_absolute_paths
     from framegrove.training.run import Setup
 
@@ -141,7 +141,7 @@ def _heights(
 
 
 def of_height(config: TrainConfig, stages: int) -> TrainConfig:
-    """The same run for a pyramid of so many stages, with as many denoising steps in all and every stage alike."""
+    """The same run for a pyramid of ``stages`` stages, which share the same total of denoising steps evenly."""
     from framegrove.config.train import TrainConfig
 
     data = config.model_dump(mode="json")

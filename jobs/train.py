@@ -10,6 +10,7 @@ this process, without Ray.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -43,7 +44,7 @@ class EngineName(StrEnum):
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """A line for every key of a section: its name, its default and what it means."""
+    """Every key of a section: its name, its default and what it means, in lines that fit a terminal."""
     lines = []
     for name, field in section.model_fields.items():
         if field.is_required():
@@ -53,7 +54,8 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             given = list(field.default) if isinstance(field.default, tuple) else field.default
             default = f"default {'null' if given is None else str(given).lower()}"
-        lines.append(f"  {prefix}{name} ({default}): {field.description}")
+        line = f"{prefix}{name} ({default}): {field.description}"
+        lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
     return lines
 
 
@@ -65,8 +67,9 @@ def _keys_help() -> str:
         ("Of the model:", TrainedModelConfig, "model."),
         ("Of the pool of clips:", PoolConfig, "pool."),
     ]
-    paragraphs = ["\n".join([title, *_keys(section, prefix)]) for title, section, prefix in sections]
-    return "\n\n".join(paragraphs).replace("[", "\\[")  # brackets would be read as markup
+    as_it_is = "\b"  # before a paragraph: click leaves its lines alone
+    paragraphs = ["\n".join([as_it_is, title, *_keys(section, prefix)]) for title, section, prefix in sections]
+    return "\n\n".join(paragraphs)
 
 
 @app.command(epilog=_keys_help())
@@ -178,22 +181,21 @@ class _Progress:
         self.statuses = statuses
         self.display = display
         self.doing = ""
-        self.step = 0
 
     def show(self) -> None:
-        """Show the news, and that the run is still doing the same where there is none."""
+        """Show what is new; where nothing is, the display says by itself what is still being waited for."""
         status = self.statuses.news()
         if status is not None:
             if status.doing != self.doing:
                 self.doing = status.doing
                 self.display.begin(status.doing)
-            self.step = status.step or 0
+            if status.step is not None:
+                self.display.show(status.step / self.steps, f"step {status.step} of {self.steps}")
         back_to, lines = self.follower.news()
         if back_to is not None:
             self.display.say(f"resumed after step {back_to}")
         for line in lines:
             self.display.say(line_of(line))
-        self.display.show(self.step / self.steps, f"step {self.step} of {self.steps}" if self.step else "")
 
 
 def line_of(point: dict[str, Any]) -> str:

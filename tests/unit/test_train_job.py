@@ -49,6 +49,7 @@ def test_prepare(tmp_path: Path) -> None:
 def test_help_explains_every_key_with_its_default() -> None:
     shown = " ".join(CliRunner().invoke(train.app, ["--help"], env={"COLUMNS": "200"}).stdout.split())
     for line in (
+        "--set phases.0.learning_rate=1e-4",
         "phases.N.learning_rate (default 0.0001): peak learning rate of AdamW",
         "phases.N.sizes (required): [height, width] in pixels",
         "phases.N.betas (default [0.9, 0.95])",
