@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.evaluation.benches import Finding
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 
 class Bench(enum.StrEnum):
@@ -40,9 +40,10 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for torch.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="How often each implementation takes its turn.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.json; absent: only print.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run the benches and print what each found."""
-    with one_line_errors(), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         chosen = _chosen(only)
         if out is not None:
             make_folder(out)

@@ -29,5 +29,5 @@ def test_the_same_command_makes_the_same_video(cluster: Cluster, tmp_path: Path)
     assert made[0] == made[1]
     assert decode_mp4(made[0])[0].shape == (17, 64, 64, 3)
     report = json.loads((tmp_path / "two" / "report.json").read_text())
-    assert report["cost"]["total"]["in_single_samples"] == 1.0
+    assert report["price"]["search"] == report["price"]["single_sample"]
     assert report["cost"]["total"]["nfe"] == 12

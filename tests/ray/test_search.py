@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from actors.conductor import SearchRunner
 
 from actors.clients import RemoteGenerator
-from actors.conductor import SearchRunner
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.placement import Role
 from framegrove.cluster.session import Cluster

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from actors.conductor import scene_of
 from PIL import Image
 
-from actors.conductor import scene_of
 from actors.generator import Generator, Scene
 from actors.model_files import ModelFiles
 from framegrove.config.model import ModelSource
@@ -20,7 +20,7 @@ from framegrove.digits import world as digits
 from framegrove.errors import UserError
 from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
-from framegrove.media.writing import MediaError
+from framegrove.media.frames import MediaError
 from framegrove.models.pretrained import load_source
 from framegrove.types import GenerationRequest, SampleWork
 from tests.public_folder import write_public_folder
@@ -160,7 +160,7 @@ def test_a_given_image_is_unit_0(generator: Generator) -> None:
     made, _, frames, _ = generator.sample(1, whole((0, 3)), SCENE, 1, unit.state, unit.latent)
     assert made.whole
     assert frames.shape == (8, 64, 64, 3)
-    with pytest.raises(MediaError, match="image cannot be read"):
+    with pytest.raises(MediaError, match="the image is not a picture"):
         generator.given(SCENE, b"no image")
 
 

@@ -1,4 +1,4 @@
-"""Codes of cells: what they say can be read back, and they say where digits are without a step at a cell's border."""
+"""Codes of cells: they can be read back, state what was drawn, and do not jump as a digit crosses a border."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from framegrove.digits.verifier_batches import clip_batch, frame_batch
 from framegrove.digits.verifier_codes import COLOUR, DIGIT, FEATURES, PLACE, THERE, Codes, cell_of, scene_codes
 from framegrove.digits.verifier_heads import frame_loss
-from framegrove.digits.verifier_model import Packer, build_tokenizer, quickened
+from framegrove.digits.verifier_model import Packer, build_tokenizer, with_fast_norms
 from framegrove.digits.verifier_scenes import draw_scene
+from framegrove.errors import UserError
 
 
 def test_codes_are_read_back_from_their_embeddings() -> None:
@@ -19,7 +20,7 @@ def test_codes_are_read_back_from_their_embeddings() -> None:
     for width in (32, 192):
         table = Codes(width)
         torch.testing.assert_close(table.read(table.embed(codes)), codes, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="too narrow"):
+    with pytest.raises(UserError, match="too narrow"):
         Codes(16)
 
 
@@ -53,7 +54,7 @@ def test_a_batch_of_codes_asks_what_a_batch_of_pictures_asks() -> None:
     assert len(seen.shown.frames_N3HW) == len(said.shown.codes_NMF)
 
 
-def test_perfect_eyes_have_next_to_no_loss() -> None:
+def test_a_perfect_vision_tower_has_next_to_no_loss() -> None:
     batch, codes = frame_batch(0, 0, 32), Codes(192)
     perfect, figures = frame_loss(codes.embed(batch.codes_NMF), codes, batch)
     blind, _ = frame_loss(codes.embed(torch.zeros_like(batch.codes_NMF)), codes, batch)
@@ -61,9 +62,9 @@ def test_perfect_eyes_have_next_to_no_loss() -> None:
     assert perfect < 0.2 < blind
 
 
-def test_quick_norms_compute_what_the_usual_ones_do() -> None:
+def test_fast_norms_compute_what_the_usual_ones_do() -> None:
     usual = LlamaRMSNorm(32)
     usual.weight.data.uniform_(0.5, 2.0)
     states = torch.randn(2, 3, 32)
-    quick = quickened(torch.nn.Sequential(usual))  # type: ignore[arg-type]
-    torch.testing.assert_close(quick(states), usual(states))
+    fast = with_fast_norms(torch.nn.Sequential(usual))  # type: ignore[arg-type]
+    torch.testing.assert_close(fast(states), usual(states))

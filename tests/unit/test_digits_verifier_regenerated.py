@@ -1,4 +1,4 @@
-"""Scenes that went through the shipped generator: what is true of them stays, how they look changes a little."""
+"""Regenerated scenes: the truth about them stays, their looks change a little."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from framegrove.digits.verifier_regenerated import first_frame, redrawn_scenes
+from framegrove.digits.verifier_regenerated import first_frame, regenerated_scenes
 from framegrove.digits.verifier_scenes import Fault, Quality, draw_scene
 from framegrove.errors import UserError
 from framegrove.verification.questions import shown_frames
@@ -34,10 +34,10 @@ def test_a_whole_clip_shows_what_its_shown_frames_show(shown: int) -> None:
     assert len(moved) == (0 if shown == 1 else len(flawless.drawn))
 
 
-def test_redrawn_scenes_keep_their_truth_and_are_kept(tmp_path: Path) -> None:
+def test_regenerated_scenes_keep_their_truth_and_are_kept(tmp_path: Path) -> None:
     drawn: list[int] = []
-    scenes = redrawn_scenes(6, seed=3, kept_in=tmp_path / "redrawn.npz", report=drawn.append)
-    again = redrawn_scenes(6, seed=3, kept_in=tmp_path / "redrawn.npz", report=drawn.append)
+    scenes = regenerated_scenes(6, seed=3, kept_in=tmp_path / "regenerated.npz", on_scenes=drawn.append)
+    again = regenerated_scenes(6, seed=3, kept_in=tmp_path / "regenerated.npz", on_scenes=drawn.append)
     assert drawn == [6]
     for index, (one, two) in enumerate(zip(scenes, again, strict=True)):
         assert one.drawn == two.drawn
@@ -47,11 +47,11 @@ def test_redrawn_scenes_keep_their_truth_and_are_kept(tmp_path: Path) -> None:
         assert painted.drawn == one.drawn
         away = (painted.frames[list(shown_frames(25))] - one.frames).square().mean()
         assert 0 < float(away) < 0.02  # 17 dB: another hand, the same picture
-    with pytest.raises(UserError, match="6 clips of seed 3"):
-        redrawn_scenes(7, seed=3, kept_in=tmp_path / "redrawn.npz")
-    (tmp_path / "redrawn.npz").write_bytes(b"PK no zip")
+    with pytest.raises(UserError, match="6 clips of seed 3, not 7"):
+        regenerated_scenes(7, seed=3, kept_in=tmp_path / "regenerated.npz")
+    (tmp_path / "regenerated.npz").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match="remove it"):
-        redrawn_scenes(6, seed=3, kept_in=tmp_path / "redrawn.npz")
+        regenerated_scenes(6, seed=3, kept_in=tmp_path / "regenerated.npz")
 
 
 def test_in_a_first_frame_nothing_has_gone_wrong_later() -> None:

@@ -12,25 +12,26 @@ from hypothesis import strategies as st
 
 from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor, Tally
-from framegrove.search.dispatch import Attempt, Dispatcher, Start
+from framegrove.search.dispatcher import Attempt, Dispatcher, Start
 from framegrove.search.journal import Journal
-from framegrove.search.policies import Linear, make_policy
-from framegrove.search.pool import Kind, Pool
-from framegrove.search.protocols import SearchFailed, WorkFailed
+from framegrove.search.policies import make_policy
+from framegrove.search.policies.linear import Linear
+from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
 from framegrove.search.result import Ending, SearchResult
 from framegrove.search.tree import Layout
+from framegrove.search.workers import GENERATORS, Workers
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FakeGenerator, FakeVerifier, Handle, MemoryStore, World, fake_cost, run_virtual
 
-CONFIG = SearchConfig(budget="4x", roots_per_work=3, attempts=30)
+CONFIG = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}}, attempts=30)
 
 
 def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **options: Any) -> SearchResult:
     async def main() -> SearchResult:
         policy, _ = make_policy(config, 4, 3, fake_cost, given=len(options.get("given", ())))
         workers = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
-        verifiers = {"v0": FakeVerifier("v0", world)}
-        return await Conductor(policy, workers, verifiers, config, lost=world.lost_of, **options).run()
+        panel = {"verifier": PanelMember({"v0": FakeVerifier("v0", world)})}
+        return await Conductor(policy, workers, panel, config, lost=world.lost_of, **options).run()
 
     return run_virtual(main())
 
@@ -66,7 +67,7 @@ def test_whatever_is_lost_whenever_the_video_is_the_same(
     assert (wild.winner, wild.units) == (calm.winner, calm.units)
     assert wild.certain == calm.certain
     assert wild.sampling.certain == calm.sampling.certain
-    assert not any(handle.lost for handle in wild.handles.values())
+    assert not any(handle.lost for handle in wild.units)
     assert {node.path for node in calm.nodes} <= {node.path for node in wild.nodes}
     for bill, sampling in ((wild.sampling, True), (wild.scoring, False)):
         assert bill.at_stake == Cost()
@@ -137,6 +138,11 @@ def test_what_is_lost_before_it_is_kept_is_made_elsewhere(tmp_path: File) -> Non
     assert all(span.cost.flops > 0 for span in failed)
 
 
+def dispatcher(layout: Layout, **options: Any) -> Dispatcher:
+    workers = Workers(["g0"], {"verifier": ["v"]}, {"verifier": 1})
+    return Dispatcher(Linear(layout, roots=1), workers, {each: ["verifier"] for each in Assessment}, **options)
+
+
 def start(state: Dispatcher) -> list[Start]:
     return [command for command in state.decide(0.0) if isinstance(command, Start)]
 
@@ -148,14 +154,14 @@ def finish(state: Dispatcher, attempt: Attempt) -> None:
 
 
 def test_a_lost_unit_is_made_again_before_what_builds_on_it_and_its_worker_is_not_blamed() -> None:
-    state = Dispatcher(Linear(Layout(2, 1), roots=1), Pool(["g0"], ["v"], 1), attempts=2)
+    state = dispatcher(Layout(2, 1), attempts=2)
     (root,) = start(state)
     finish(state, root.attempt)
     (child,) = start(state)
     state.on_lost(child.attempt, Cost(0, 3), 2.0)
     (wasted,) = state.forget({(0,): child.inputs[(0,)]})
     assert wasted.work == root.attempt.work
-    assert state.bill(Kind.SAMPLING).wasted == Cost(1, 13)
+    assert state.costs(GENERATORS).wasted == Cost(1, 13)
     (again,) = start(state)
     assert again.attempt.work == root.attempt.work
     finish(state, again.attempt)
@@ -167,7 +173,7 @@ def test_a_lost_unit_is_made_again_before_what_builds_on_it_and_its_worker_is_no
 
 
 def test_a_score_whose_history_is_lost_waits_for_it() -> None:
-    state = Dispatcher(Linear(Layout(2, 1), roots=1), Pool(["g0"], ["v"], 1))
+    state = dispatcher(Layout(2, 1))
     for path in ((0,), (0, 0)):
         (command,) = start(state)
         assert command.attempt.work == SampleWork((path,), 0, 0)
@@ -186,7 +192,7 @@ def test_a_score_whose_history_is_lost_waits_for_it() -> None:
 
 def test_given_units_cannot_be_made_again() -> None:
     layout = replace(Layout(2, 1), given=1)
-    state = Dispatcher(Linear(layout, roots=1), Pool(["g0"], ["v"], 1), given=["the image"])
+    state = dispatcher(layout, given=["the image"])
     (command,) = start(state)
     with pytest.raises(SearchFailed, match="the given unit 0 was lost: start the search again"):
         state.forget(command.inputs)
