@@ -47,10 +47,12 @@ class Context:
 
 @dataclass(frozen=True)
 class TextRead:
-    """How a prompt was read: its tokens and those of the negative prompt."""
+    """How a prompt was read: its tokens and those of the negative prompt; how far, and the first words of the rest."""
 
     tokens: int
     negative_tokens: int
+    readable: str
+    unread: str | None
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,19 @@ class Generator:
         """The actor's process."""
         return os.getpid()
 
-    def read(self, context: Context) -> TextRead:
-        """Encode the prompts. Raises UserError where the model cannot read them."""
+    def read(self, context: Context, asked: str) -> TextRead:
+        """Encode the prompts, and tell how much the model reads of what the user ``asked`` for, its suffix aside.
+
+        Raises UserError where the model cannot read them.
+        """
         text, negative = self._encoded(context.prompt, context.negative)
-        return TextRead(len(text.tokens_LD), len(negative.tokens_LD))
+        encoder = self._pipeline.text
+        return TextRead(
+            tokens=len(text.tokens_LD),
+            negative_tokens=len(negative.tokens_LD),
+            readable=encoder.readable(asked),
+            unread=encoder.unread(asked),
+        )
 
     def sample(
         self, number: int, work: SampleWork, context: Context, history: int, state: State | None, *latents: StageLatent

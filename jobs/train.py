@@ -53,20 +53,20 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             given = list(field.default) if isinstance(field.default, tuple) else field.default
             default = f"default {'null' if given is None else str(given).lower()}"
-        lines.append(f"{prefix}{name} ({default}): {field.description}")
+        lines.append(f"  {prefix}{name} ({default}): {field.description}")
     return lines
 
 
 def _keys_help() -> str:
-    """What --help says about the keys of a configuration file, one paragraph a line."""
-    sections = [
+    """What --help says about the keys of a configuration file, one line a key."""
+    sections: list[tuple[str, type[BaseModel], str]] = [
         ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
         ("Of each phase:", PhaseConfig, "phases.N."),
         ("Of the model:", TrainedModelConfig, "model."),
         ("Of the pool of clips:", PoolConfig, "pool."),
     ]
-    lines = [line for title, section, prefix in sections for line in (title, *_keys(section, prefix))]
-    return "\n\n".join(lines).replace("[", "\\[")  # brackets would be read as markup
+    paragraphs = ["\n".join([title, *_keys(section, prefix)]) for title, section, prefix in sections]
+    return "\n\n".join(paragraphs).replace("[", "\\[")  # brackets would be read as markup
 
 
 @app.command(epilog=_keys_help())

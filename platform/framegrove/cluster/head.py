@@ -78,8 +78,8 @@ def _started(cpus: int) -> Node:
         dashboard_port=None,
         dashboard_agent_listen_port=None,
         no_monitor=True,
-        include_log_monitor=False,
-        _system_config={
+        include_log_monitor=False,  # type: ignore[arg-type]  # annotated wrongly: a flag
+        _system_config={  # type: ignore[dict-item]  # annotated wrongly: values of any type
             "prestart_worker_first_driver": False,
             "worker_maximum_startup_concurrency": max(cpus, _WORKERS_AT_ONCE),
         },

@@ -53,7 +53,8 @@ class Shown:
 class SearchRecord:
     """A finished search.
 
-    ``shown`` has every branch of its tree, ``single`` is the cost of one sample without a search.
+    ``shown`` has the branches of its tree, except for those that were cut and then lost with a machine; ``single`` is
+    the cost of one sample without a search. ``unread`` are the first words of the prompt that the model did not read.
     """
 
     request: GenerationRequest
@@ -61,6 +62,7 @@ class SearchRecord:
     outcome: SearchResult
     shown: Mapping[Path, Shown]
     single: Cost
+    unread: str | None = None
 
     @property
     def frames(self) -> Frames:
@@ -105,11 +107,19 @@ def price_of(sampling: CostBreakdown, scoring: CostBreakdown, single: Cost) -> P
 
 def warnings_of(record: SearchRecord) -> list[str]:
     """What a reader of the result should know, a sentence each."""
+    warnings = []
+    if record.unread is not None:
+        warnings.append(
+            f"the prompt is too long for this model's text encoder: what begins with {record.unread!r} had no influence "
+            "on the video, and was not judged"
+        )
     scores = record.scores
-    if not scores or max(scores.values()) >= DOUBTFUL:
-        return []
-    said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
-    return [f"the verifier finds nothing of the prompt in the winner ({said}, each out of 1): look before you use it"]
+    if scores and max(scores.values()) < DOUBTFUL:
+        said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+        warnings.append(
+            f"the verifier finds nothing of the prompt in the winner ({said}, each out of 1): look before you use it"
+        )
+    return warnings
 
 
 def was_needed(span: Span, outcome: SearchResult) -> bool:
