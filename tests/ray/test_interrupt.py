@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from framegrove.digits.clips import digits_clips
 from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.vae_files import load_vae
-from framegrove.training.encode import digits_clips, vae_digest, write_clips
+from framegrove.training.encode import vae_digest, write_clips
 from jobs.demo import CLIPS
 
 ROOT = Path(__file__).resolve().parents[2]

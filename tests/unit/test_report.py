@@ -40,10 +40,10 @@ def search_record() -> SearchRecord:
         node((2,), Fate.KEPT, Assessment.IMAGE, 0.4),
         node((2, 0), Fate.SPECULATIVE),
     )
-    sampled, bet, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
+    sampled, early, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
     spans = (
         Span(sampled, "generator 1", 0.0, 1.0, Ending.DONE, Cost(30, 1000, 1.0)),
-        Span(bet, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
+        Span(early, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
         Span(scored, "verifier", 0.8, 1.2, Ending.DONE, Cost(4, 30, 0.4)),
         Span(LAST, "verifier", 1.8, 3.0, Ending.DONE, Cost(4, 30, 0.4)),
     )
@@ -134,6 +134,12 @@ def test_a_verifier_that_answers_for_many_at_a_time_is_busy_once() -> None:
     spans = [Span(work, "verifier", start, end, Ending.DONE, Cost()) for start, end in stretches]
     assert report.busy_seconds(spans) == 4.0
     assert report.busy_seconds([*spans, Span(work, "another", 0.0, 1.0, Ending.DONE, Cost())]) == 5.0
+
+
+def test_a_branch_that_was_lost_after_its_cut_has_no_card() -> None:
+    record = search_record()
+    shown = {path: each for path, each in record.shown.items() if path != (0,)}
+    assert set(tree_layout.lay_out(dataclasses.replace(record, shown=shown))) == set(record.shown) - {(0,)}
 
 
 def test_picture_shows_every_fate(tmp_path: Path) -> None:

@@ -52,11 +52,12 @@ class Card:
 
 
 def lay_out(record: SearchRecord, words: bool = True) -> dict[Path, Card]:
-    """A card for every branch: columns are depths, leaves stand one below another, parents beside their children.
+    """A card for every branch that can be shown: columns are depths, leaves stand one below another.
 
+    Parents stand beside their children. Branches that were cut, and then lost with a machine, have no card.
     Without ``words`` cards are as small as their thumbnails.
     """
-    nodes = {node.path: node for node in record.outcome.nodes}
+    nodes = {node.path: node for node in record.outcome.nodes if node.path in record.shown}
     places = places_of(record.outcome.nodes)
     aspect = record.request.width / record.request.height
     thumbs = [1 if depth == 0 else STRIP for depth in range(record.request.units)]
