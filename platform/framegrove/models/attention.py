@@ -87,9 +87,7 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, places: Tensor, tables: tuple[Table, ...], current_only: bool
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, places: Tensor, tables: tuple[Table, ...], current_only: bool) -> Tensor:
         out = rows.new_empty(rows.shape[0], *rows.shape[2:])
         graphs = []
         with torch.autocast(rows.device.type, enabled=False):  # the caller has chosen the type
