@@ -34,6 +34,7 @@ class Bench(enum.StrEnum):
     PACKING = "packing"
     SAMPLING = "sampling"
     VAE = "vae"
+    CONDUCTOR = "conductor"
 
 
 @app.command()
@@ -51,7 +52,7 @@ def main(
             make_folder(out)
         import torch
 
-        from framegrove.evaluation import benches
+        from framegrove.evaluation import bench_conductor, benches
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,6 +62,7 @@ def main(
             Bench.PACKING: benches.packing,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: benches.vae,
+            Bench.CONDUCTOR: bench_conductor.conductor,
         }
         findings: list[Finding] = []
         for bench in chosen:

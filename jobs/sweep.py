@@ -129,9 +129,7 @@ def _heights(
         raise UserError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
     checked = load(TrainConfig, config, overrides)
     if checked.model.start is not None:
-        raise UserError(
-            f"{config}: an existing model has one pyramid for good; set model.start=null and give model.vae"
-        )
+        raise UserError(f"{config}: an existing model keeps its pyramid; set model.start=null and give model.vae")
     from actors.trainer import at_absolute_paths
     from framegrove.training.run import Setup
 

@@ -316,7 +316,7 @@ def _counted(
 
 
 class _Counter(TorchDispatchMode):
-    """Records in ``most`` the largest number of bytes alive at one time on the GPU, the weights of ``model`` excepted."""
+    """Records in ``most`` the most bytes alive at one time on the GPU, besides the weights of ``model``."""
 
     def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
         super().__init__()
