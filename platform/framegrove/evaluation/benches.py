@@ -273,8 +273,8 @@ def _vae_on_cpu(repeats: int) -> list[Finding]:
         (f"VAE encode of {_CLIP} units at 64x64, one clip (plain: PyTorch's choice)", ours(encode), plain(encode)),
         (f"VAE decode of {_SIBLINGS} siblings (plain: one by one)", ours(together), ours(one_by_one)),
     ):
-        times = _in_turns([quick, slow], repeats, cpu)
-        findings.append(Finding.timed(what, *times, "< plain", times[0].median < times[1].median, "ms"))
+        first, second = _in_turns([quick, slow], repeats, cpu)
+        findings.append(Finding.timed(what, first, second, "< plain", first.median < second.median, "ms"))
     return findings
 
 
