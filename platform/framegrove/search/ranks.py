@@ -236,7 +236,7 @@ class Cohort:
         self._scored, self._missing = 0, count
         # Members without a score, in ascending order of what they have collected, which alone decides their fate. The
         # first self._missing entries are in use; the first self._lost of those go, the last self._safe stay.
-        self._collected: Whole = np.array(scale.collected, scale.dtype)
+        self._collected: npt.NDArray[Any] = np.array(scale.collected, scale.dtype)
         self._waiting = np.argsort(self._collected, kind="stable")
         self._waiting_collected = self._collected[self._waiting]
         self._lost = int(np.count_nonzero(self._fate == DROPPED))
@@ -248,7 +248,7 @@ class Cohort:
         self._columns = np.zeros((len(weights), count), np.float64)
         self._means = np.zeros(count, np.float64)
         self._order = np.zeros(count, np.int64)
-        self._least: Whole = np.zeros(count, scale.dtype)
+        self._least: npt.NDArray[Any] = np.zeros(count, scale.dtype)
         self._open = np.zeros(count, np.bool_)
         self._quota = (count - self.width, self.width)
         self._next_look = np.full((2, count), count, np.int64)
