@@ -22,7 +22,7 @@ from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
-from framegrove.media.writing import read_image
+from framegrove.media.pictures import read_picture
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_unit
@@ -47,10 +47,12 @@ class Context:
 
 @dataclass(frozen=True)
 class TextRead:
-    """How a prompt was read: its tokens and those of the negative prompt."""
+    """How a prompt was read: its tokens and those of the negative prompt; how far, and the first words of the rest."""
 
     tokens: int
     negative_tokens: int
+    readable: str
+    unread: str | None
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,19 @@ class Generator:
         """The actor's process."""
         return os.getpid()
 
-    def read(self, context: Context) -> TextRead:
-        """Encode the prompts. Raises UserError where the model cannot read them."""
+    def read(self, context: Context, asked: str) -> TextRead:
+        """Encode the prompts, and tell how much the model reads of what the user ``asked`` for, its suffix aside.
+
+        Raises UserError where the model cannot read them.
+        """
         text, negative = self._encoded(context.prompt, context.negative)
-        return TextRead(len(text.tokens_LD), len(negative.tokens_LD))
+        encoder = self._pipeline.text
+        return TextRead(
+            tokens=len(text.tokens_LD),
+            negative_tokens=len(negative.tokens_LD),
+            readable=encoder.readable(asked),
+            unread=encoder.unread(asked),
+        )
 
     def sample(
         self, number: int, work: SampleWork, context: Context, history: int, state: State | None, *latents: StageLatent
@@ -140,7 +151,7 @@ class Generator:
 
     def given(self, context: Context, image: bytes) -> Unit:
         """A given first frame (an image file's bytes) as unit 0, fitted to the request's size."""
-        frame = read_image(image, (context.height, context.width))
+        frame = read_picture(image, (context.height, context.width))
         clean = encode_image(self._pipeline, frame, context.height, context.width)
         latent = StageLatent(self._last_stage, clean)
         return self._shown(latent, latent, 0, None)

@@ -8,24 +8,19 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
-from actors.conductor import SearchRunner
 from actors.model_files import ModelFiles
+from actors.searches import search_runner
 from framegrove import logs
 from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
 from framegrove.cluster.metrics import Metrics
 from framegrove.config.serve import ServeConfig
+from framegrove.search import policies
 from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 
 # What a cluster recovers from. An actor that keeps dying is given up as a CrashLoop, which is not among these.
 PASSING = (NoCluster, NoRoom, ActorLost, RayActorError, ObjectLostError)
-
-POLICIES = {
-    "tof": "Tree-of-Frames, which scores branches while they are sampled and prunes them",
-    "linear": "samples several videos and keeps the best one",
-    "none": "takes the first sample as it is",
-}
 
 
 class Ingress:
@@ -41,17 +36,18 @@ class Ingress:
             files.name,
             files.recipe,
             check=files.check,
-            policies=POLICIES,
-            judged=lambda policy: policy != "none",
+            policies=policies.summaries(),
+            judged=lambda policy: policies.find(policy).judged,
         )
-        runner = SearchRunner(config.model, generators=config.generators, verifier=config.verifier)
+        self._metrics = Metrics()
+        runner = search_runner(config.model, config.verifier, generators=config.generators, metrics=self._metrics)
         self._service = VideoService(
             VideoStore(config.folder),
             runner,
             model,
             config,
             passing=PASSING,
-            on_queue=Metrics().queue,
+            on_queue=self._metrics.queue,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

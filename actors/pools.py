@@ -32,7 +32,7 @@ from framegrove.types import Assessment, Cost, GenerationRequest
 
 Answer = TypeVar("Answer")
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
-"""Calls a method of some actor of the pool, again if the actor dies: ``await ask(lambda actor: actor.read.remote())``."""
+"""Calls a method of an actor of the pool, again if it dies: ``await ask(lambda actor: actor.read.remote())``."""
 
 _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and ask whether it is well
 
@@ -107,7 +107,8 @@ class PyramidPool:
         """A generator actor."""
         options = {**placed(self.role, num_gpus=gpus), "max_concurrency": _CALLS_AT_A_TIME}
         source = self._files.source if self._files else self._model
-        return ray.remote(self._worker).options(**options).remote(source, self._threads)
+        actor: Any = ray.remote(self._worker).options(**options).remote(source, self._threads)
+        return actor
 
     async def check(self, request: GenerationRequest) -> None:
         """Raise UserError, in one sentence, for what the model cannot make, or for a model that is missing."""
@@ -122,7 +123,7 @@ class PyramidPool:
         files = await self._read()
         context = context_of(files, request)
         size = files.check(request)
-        read = await ask(lambda actor: actor.read.remote(context))
+        read = await ask(lambda actor: actor.read.remote(context, request.prompt))
         decoding = decode_flops(files.vae, size)
         costs = SamplingCosts(files.transformer, files.recipe, size, read.tokens, read.negative_tokens, decoding)
         stages = files.recipe.pyramid.stages
@@ -142,7 +143,8 @@ class PyramidPool:
             single=costs.unsearched(request.units, len(given)),
             given=given,
             clients=clients,
-            prompt=request.prompt,
+            prompt=read.readable,
+            unread=read.unread,
         )
 
     async def _read(self) -> ModelFiles:
@@ -153,7 +155,7 @@ class PyramidPool:
 
 
 class VerifierPool:
-    """The actors of one verifier, which share its load. ``worker``, the class that becomes an actor, goes by its kind."""
+    """The actors of one verifier, which share its load. ``worker`` is the class that becomes an actor, by its kind."""
 
     role = Role.VERIFY
 
@@ -174,7 +176,8 @@ class VerifierPool:
         options = placed(self.role, num_gpus=gpus)
         if self.config.kind == "vllm":
             options["runtime_env"] = {"env_vars": environment(self.config)}
-        return ray.remote(self._worker).options(**options).remote(self.config)
+        actor: Any = ray.remote(self._worker).options(**options).remote(self.config)
+        return actor
 
     def clients(self, group: ActorGroup, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
         """Clients that judge videos made for this prompt, by the names of their workers."""

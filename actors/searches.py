@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path as File
 from typing import Any, TypeVar
 
 import ray
-from framegrove.cluster.metrics import Metrics
 from ray.exceptions import ObjectLostError
 
 from actors.clients import UnitRef, ask, lost_of, recovered
@@ -19,6 +19,7 @@ from actors.crew import Crew
 from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
+from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
@@ -31,7 +32,7 @@ from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
-from framegrove.search.result import Ending, SearchResult
+from framegrove.search.result import SearchResult
 from framegrove.search.tree import Layout
 from framegrove.types import Assessment, GenerationRequest, GenerationResult, Path, Progress, ScoreWork
 from framegrove.verification.identity import verifier_identity
@@ -52,15 +53,17 @@ def search_runner(
     threads: int = 1,
     metrics: Metrics | None = None,
 ) -> SearchRunner:
-    """A runner for a pyramidal model and a panel of verifiers; None is what comes embedded. ``metrics`` reports to Ray."""
+    """A runner for a pyramidal model and a panel of verifiers; what is None is what comes with the package.
+
+    With ``metrics``, what its searches do is reported through Ray.
+    """
     pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
-    observer = MetricsObserver(metrics) if metrics else None
     return SearchRunner(
         PyramidPool(model, generators, threads=threads),
         pools,
         search,
-        observer=observer,
-        on_replaced=metrics.actor_restarted if metrics else lambda pool: None,
+        observer=metrics,
+        on_replaced=metrics.replaced if metrics else lambda pool: None,
     )
 
 
@@ -88,8 +91,8 @@ class SearchRunner:
             verifier = name.rpartition("/")[0]
             if len(self._verifiers) > 1 and verifier not in self._verifiers:
                 raise UserError(
-                    f"the weight of {name} is of no verifier of the panel: name it verifier/score, where the verifier is "
-                    f"one of {', '.join(self._verifiers)}"
+                    f"the weight of {name} is of no verifier of the panel: write it verifier/score, where the verifier "
+                    f"is one of {', '.join(self._verifiers)}"
                 )
         self.crew = Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
@@ -131,7 +134,7 @@ class SearchRunner:
             opened = await self._generators.open(request, self._group, self._insist, config)
             layout, result = await self._searched(request, config, opened, journal, on_progress)
             shown = await _shown(result, layout)
-        return SearchRecord(request, opened.fps, result, shown, opened.single)
+        return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
 
     async def judge(self, record: SearchRecord) -> dict[str, float]:
         """What the panel says of a record's winner as a whole video, whether or not its search asked.
@@ -150,7 +153,7 @@ class SearchRunner:
                 if Assessment.FINAL in member.judges:
                     client = next(iter(member.clients.values()))
                     work = ScoreWork(winner, Assessment.FINAL, name)
-                    scored = await _until_it_works(lambda c=client, w=work: c.score(w, units), client.recover)
+                    scored = await _until_it_works(functools.partial(client.score, work, units), client.recover)
                     columns = (
                         f"{name}/{aspect}" if len(self._verifiers) > 1 else aspect for aspect, _ in scored.scores
                     )
@@ -181,7 +184,7 @@ class SearchRunner:
             journal = None
             if folder is not None:
                 store = UnitStore(folder)
-                identity = await self._identity(request, config)
+                identity = await self._whose(request, config)
                 journal = stack.enter_context(Journal(folder / "journal.jsonl", identity, store))
             conductor = Conductor(
                 policy,
@@ -211,9 +214,20 @@ class SearchRunner:
         pool = self._verifiers[verifier] if verifier else next(iter(self._verifiers.values()))
         return pool.config.weight_of(aspect)
 
-    async def _identity(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
-        """Everything that decides the outcome of a search."""
-        configs = {name: pool.config for name, pool in self._verifiers.items()}
+    async def identity(self, config: SearchConfig | None = None) -> dict[str, Any]:
+        """What decides the outcome of this runner's searches besides their requests, as JSON values."""
+        settings = config or self._search
+        options = {name: given for name, given in settings.options.items() if config is None or name == config.policy}
+        return {
+            "model": await self._generators.identity(),
+            "verifiers": {
+                name: await asyncio.to_thread(verifier_identity, pool.config) for name, pool in self._verifiers.items()
+            },
+            "search": settings.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY) | {"options": options},
+        }
+
+    async def _whose(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
+        """Everything that decides the outcome of one search, for its journal."""
         return {
             "prompt": request.prompt,
             "seed": request.seed,
@@ -221,14 +235,6 @@ class SearchRunner:
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
             **await self.identity(config),
-            "verifiers": {name: await asyncio.to_thread(verifier_identity, each) for name, each in configs.items()},
-        }
-
-    async def identity(self, config: SearchConfig | None = None) -> dict[str, Any]:
-        """What decides the outcome of every search of this runner: the model and the settings, as JSON values."""
-        return {
-            "model": await self._generators.identity(),
-            "search": (config or self._search).model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY),
         }
 
     @property
@@ -249,21 +255,6 @@ async def _until_it_works(attempt: Callable[[], Awaitable[Answer]], recover: Cal
             return await attempt()
         except WorkFailed:
             await recover()
-
-
-class MetricsObserver:
-    """What searches do, as metrics; failed attempts are logged, too."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def ended(self, pool: str, ending: Ending, seconds: float, reason: str) -> None:
-        """Count an attempt."""
-        self._metrics.work_ended(pool, seconds, wasted=ending is not Ending.DONE)
-
-    def load(self, pool: str, running: int, waiting: int) -> None:
-        """Set the gauges of a pool."""
-        self._metrics.works(pool, running=running, waiting=waiting)
 
 
 @contextlib.contextmanager

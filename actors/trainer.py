@@ -85,9 +85,12 @@ def fit(
         run_config=RunConfig(
             name=RAY_STATE,
             storage_path=str(out),
-            failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
+            failure_config=FailureConfig(
+                max_failures=failures,
+                controller_failure_limit=failures,  # type: ignore[call-arg]  # of Train V2
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[EndAtUserErrors(), *callbacks],
+            callbacks=[*callbacks, EndAtUserErrors()],  # type: ignore[list-item]  # of Train V2
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)

@@ -20,7 +20,7 @@ from framegrove.types import Path
 
 
 class UnitStore:
-    """Keeps latents and frames in a folder, a file for each unit. Decoder states are large and quickly computed again."""
+    """Keeps latents and frames in a folder, a file for each unit, without decoder states: they are large."""
 
     def __init__(self, folder: File) -> None:
         folder.mkdir(parents=True, exist_ok=True)

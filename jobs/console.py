@@ -7,6 +7,7 @@ failure, with its traceback; 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+import framegrove
 from framegrove import logs
 from framegrove.errors import UserError
+from framegrove.search import policies
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
@@ -32,9 +35,20 @@ _TICK = 0.5  # seconds between two looks at how long the task has been silent
 
 log = logging.getLogger(__name__)
 
+
+def _embedded_knows() -> str:
+    """What the embedded model was trained on, in its own words."""
+    recipe = Path(framegrove.__file__).parent / "assets" / "digits" / "framegrove.json"
+    return str(json.loads(recipe.read_text(encoding="utf-8"))["knows"])
+
+
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model folder, or a hub id as in owner/name; the embedded digits model if absent."),
+    typer.Option(
+        "--model",
+        help="Model folder, or a hub id as in owner/name; if absent the embedded model, which knows nothing but "
+        f"{_embedded_knows()}.",
+    ),
 ]
 VariantOption = Annotated[
     str | None,
@@ -63,6 +77,16 @@ LogLevelOption = Annotated[
         "the log has one JSON object per line.",
     ),
 ]
+
+
+def policy_help() -> str:
+    """Every policy in the registry, in half a sentence each."""
+    return "; ".join(f"{name}: {summary}" for name, summary in policies.summaries().items())
+
+
+def application() -> typer.Typer:
+    """A job's command line. Help is plain text: markup would swallow what stands in square brackets."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:

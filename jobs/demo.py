@@ -3,7 +3,8 @@
 It submits a short three-phase training run that continues from the shipped weights, then generates a video from what
 came out, by Tree-of-Frames and judged by the verifier, and holds it against a single sample of the same seed. Leaves:
 
-    runs/demo/video.mp4, tree.png, report.json   the search's winner, its tree, costs and scores
+    runs/demo/video.mp4                          the search's winner
+    runs/demo/tree.png, slide.png, report.json   its tree, in two shapes; costs and scores
     runs/demo/single.mp4                         the same seed without a search
     runs/demo/train/                             loss curve and the newly trained model
 
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
     from framegrove.evaluation.report import SearchRecord
 
-app = typer.Typer(add_completion=False)
+app = application()
+log = logging.getLogger(__name__)
 
 CONFIG = Path("jobs/configs/digits_demo.yaml")
 PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
@@ -51,7 +53,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
     prompt: Annotated[str, typer.Option(help="What the video should show.")] = PROMPT,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video.")] = 0,
-    budget: Annotated[str, typer.Option(help="FLOPs to spend, in samples without a search.")] = "4x",
+    budget: Annotated[str, typer.Option(help="What sampling may cost, in samples without a search.")] = "4x",
     log_level: LogLevelOption = None,
 ) -> None:
     """Train a little, search a lot, and leave a video."""
@@ -65,6 +67,13 @@ def main(
         PanelConfig().check_files()
         multiple = parse_budget(budget)
         make_folder(out)
+        display.begin("reading the model")
+        from actors.model_files import ModelFiles
+        from framegrove.config.model import ModelSource
+
+        advice = ModelFiles.read(ModelSource()).recipe.outside(prompt)
+        if advice is not None:
+            log.warning(advice)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 
@@ -121,7 +130,8 @@ def _run_job(url: str, command: str, display: Display) -> None:
     from framegrove.cluster.session import checkout
 
     client = JobSubmissionClient(url)
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it announces every upload
+    for chatty in ("dashboard_sdk", "job.sdk"):  # uploads, connections
+        logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
     name = f"framegrove-demo-{time.strftime('%Y%m%d-%H%M%S')}"
 
     async def follow() -> None:
@@ -160,9 +170,8 @@ def _search(
     """The searched video, the single sample of the same seed, and the scores of both."""
     import asyncio
 
-    from actors.conductor import SearchRunner
-
     from actors.model_files import ModelFiles
+    from actors.searches import search_runner
     from framegrove.config.model import ModelSource
     from framegrove.types import GenerationRequest
 
@@ -173,14 +182,14 @@ def _search(
         return GenerationRequest(prompt, seed, recipe.units, recipe.height, recipe.width, policy, budget)
 
     async def search() -> tuple[SearchRecord, SearchRecord, dict[str, Any]]:
-        runner = SearchRunner(source)
+        runner = search_runner(source)
         try:
             display.begin("starting generators and verifier")
             await runner.start()
             display.begin("searching")
             searched = await runner.search(request("tof", budget), lambda p: display.show(p.done, p.note))
             display.begin("sampling once without a search")
-            single = await runner.search(request("none", 1.0), lambda p: display.show(p.done, p.note))
+            single = await runner.search(request("single", 1.0), lambda p: display.show(p.done, p.note))
             panels = [await runner.judge(record) for record in (searched, single)]
         finally:
             await runner.close()
@@ -191,10 +200,10 @@ def _search(
 
 def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[str, float]]) -> dict[str, Any]:
     """Verifier and oracle on winner and single sample; the oracle reads captions of the digits world only."""
-    from framegrove.digits import world as digits
+    from framegrove.digits import world
     from framegrove.digits.oracle import DigitsOracle
 
-    objects = digits.parse(prompt)
+    objects = world.parse(prompt)
     oracle = DigitsOracle() if objects is not None else None
     scores: dict[str, Any] = {}
     for name, record, panel in zip(("winner", "single_sample"), records, panels, strict=True):
@@ -209,14 +218,14 @@ def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[st
 def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any], out: Path, display: Display) -> None:
     from rich.table import Table
 
+    from framegrove.files import replacing
     from framegrove.media.writing import encode_mp4
-    from jobs.generate import report_line, write
+    from jobs.generate import report_line, warn, write
 
     display.begin("drawing the tree")
-    write(searched, out, {"scores": scores})
-    partial = out / ".single.partial"
-    partial.write_bytes(encode_mp4(single.frames, single.fps))
-    partial.replace(out / "single.mp4")
+    write(searched, out, {"scores": scores}, single)
+    with replacing(out / "single.mp4") as partial:
+        partial.write_bytes(encode_mp4(single.frames, single.fps))
     table = Table(title=searched.request.prompt)
     for column in ("", "verifier", "oracle", "what the oracle sees"):
         table.add_column(column)
@@ -226,7 +235,10 @@ def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any],
         table.add_row(name.replace("_", " "), panel, f"{oracle['score']:.2f}", "; ".join(oracle["sees"]))
     display.console.print(table)
     display.say(report_line(searched))
-    display.say("\n".join(str(out / name) for name in ("video.mp4", "tree.png", "report.json", "single.mp4")))
+    warn(searched)
+    display.say(
+        "\n".join(str(out / name) for name in ("video.mp4", "tree.png", "slide.png", "report.json", "single.mp4"))
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    application,
     model_source,
     one_line_errors,
 )
@@ -36,7 +37,7 @@ from jobs.console import (
 if TYPE_CHECKING:
     from framegrove.config.serve import ServeConfig
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 NAME = "framegrove"  # the application's name in Ray Serve
 _SET = (

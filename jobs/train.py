@@ -10,6 +10,7 @@ this process, without Ray.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, PoolConfig, TrainConfig
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.training.curve import Follower
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.5
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 
 class EngineName(StrEnum):
@@ -43,7 +44,7 @@ class EngineName(StrEnum):
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """A line for every key of a section: its name, its default and what it means."""
+    """Every key of a section: its name, its default and what it means, in lines that fit a terminal."""
     lines = []
     for name, field in section.model_fields.items():
         if field.is_required():
@@ -53,20 +54,22 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             given = list(field.default) if isinstance(field.default, tuple) else field.default
             default = f"default {'null' if given is None else str(given).lower()}"
-        lines.append(f"{prefix}{name} ({default}): {field.description}")
+        line = f"{prefix}{name} ({default}): {field.description}"
+        lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
     return lines
 
 
 def _keys_help() -> str:
-    """What --help says about the keys of a configuration file, one paragraph a line."""
-    sections = [
+    """What --help says about the keys of a configuration file, one line a key."""
+    sections: list[tuple[str, type[BaseModel], str]] = [
         ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
         ("Of each phase:", PhaseConfig, "phases.N."),
         ("Of the model:", TrainedModelConfig, "model."),
         ("Of the pool of clips:", PoolConfig, "pool."),
     ]
-    lines = [line for title, section, prefix in sections for line in (title, *_keys(section, prefix))]
-    return "\n\n".join(lines).replace("[", "\\[")  # brackets would be read as markup
+    as_it_is = "\b"  # before a paragraph: click leaves its lines alone
+    paragraphs = ["\n".join([as_it_is, title, *_keys(section, prefix)]) for title, section, prefix in sections]
+    return "\n\n".join(paragraphs)
 
 
 @app.command(epilog=_keys_help())
@@ -93,6 +96,7 @@ def main(
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        make_folder(out.parent)
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
@@ -177,22 +181,21 @@ class _Progress:
         self.statuses = statuses
         self.display = display
         self.doing = ""
-        self.step = 0
 
     def show(self) -> None:
-        """Show the news, and that the run is still doing the same where there is none."""
+        """Show what is new; where nothing is, the display says by itself what is still being waited for."""
         status = self.statuses.news()
         if status is not None:
             if status.doing != self.doing:
                 self.doing = status.doing
                 self.display.begin(status.doing)
-            self.step = status.step or 0
+            if status.step is not None:
+                self.display.show(status.step / self.steps, f"step {status.step} of {self.steps}")
         back_to, lines = self.follower.news()
         if back_to is not None:
             self.display.say(f"resumed after step {back_to}")
         for line in lines:
             self.display.say(line_of(line))
-        self.display.show(self.step / self.steps, f"step {self.step} of {self.steps}" if self.step else "")
 
 
 def line_of(point: dict[str, Any]) -> str:

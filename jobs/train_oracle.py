@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import Display, LogLevelOption, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
-app = typer.Typer(add_completion=False)
+app = application()
 _MEASURED = 200  # clips with one and with two digits each
 
 
@@ -54,7 +54,7 @@ def main(
         oracle = DigitsOracle(weights)
         measured = {f"{n} digit": accuracy(oracle, seed=999, clips=_MEASURED, digits_shown=n) for n in (1, 2)}
         report = {
-            "command": f"python -m jobs.train_oracle --seed {seed} --steps {steps}",
+            "command": f"python -m jobs.train_oracle --seed {seed} --steps {steps} --out DIR",
             "held_out_accuracy": measured,
             "seconds": round(time.monotonic() - started),
             "clips": _MEASURED,

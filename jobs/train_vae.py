@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import Display, LogLevelOption, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.training.vae import VaeStep
 
-app = typer.Typer(add_completion=False)
+app = application()
 _DEFAULT = Path("jobs/configs/digits_vae.yaml")
 
 

@@ -16,12 +16,12 @@ import typer
 
 from framegrove.config.base import load
 from framegrove.digits.config import VerifierTraining
-from jobs.console import Display, LogLevelOption, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.digits.verifier_training import VerifierRun, VerifierStep
 
-app = typer.Typer(add_completion=False)
+app = application()
 _DEFAULT = Path("jobs/configs/digits_verifier.yaml")
 
 

@@ -192,7 +192,7 @@ def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
 
 
 def replayed(policy: Policy, scores: Mapping[PanelWork, Scores]) -> Plan:
-    """What a fresh policy has decided when it knows these scores; those that it has not asked for are kept for later."""
+    """What a fresh policy has decided when it knows these scores, as far as it asks for them."""
     plan = Plan()
     plan.add(policy.start())
     told: set[PanelWork] = set()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from framegrove.config.train import ModelConfig
-from framegrove.digits.clips import digits_clips
 from framegrove.errors import UserError
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
-from framegrove.models.vae_files import load_vae
 from framegrove.training import curve
-from framegrove.training.encode import write_clips
+from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Hooks
 from framegrove.training.run import Setup, run
 from tests.public_folder import write_public_folder
@@ -146,21 +144,50 @@ def test_packing_changes_the_passes_and_not_the_result(world: Path, tmp_path: Pa
         assert one == pytest.approx(many, rel=1e-4)
 
 
-def test_prepared_clips_are_whole_or_not_there(world: Path, tmp_path: Path) -> None:
-    vae, _ = load_vae(world / "vae")
-    paths = write_clips(digits_clips(vae, 5, units=2, pairs=0.4), "a VAE", tmp_path / "clips")
-    rows = pq.read_table(paths[0]).to_pylist()
-    assert [row["shape"] for row in rows] == [[16, 2, 8, 8]] * 5
-    assert sum(" and a " in row["caption"] for row in rows) == 2
-    with pytest.raises(UserError, match="already exists"):
-        write_clips(digits_clips(vae, 5), "a VAE", tmp_path / "clips")
+def test_a_worker_reads_the_shards_of_its_share_and_no_others(world: Path, tmp_path: Path) -> None:
+    """As it is sent to the workers, a setup needs neither the other shards nor the data's sizes again."""
+    shutil.copytree(world / "clips", tmp_path / "clips")
+    config = make_config(world, data=str(tmp_path / "clips"))
+    sent = pickle.dumps(Setup.of(config))
+    shares = []
+    for rank in range(3):
+        whole = Setup.of(make_config(world)).pools(rank, 3)(config.phases[0], 0).at(0)
+        mine = {clip.id // 8 for clip in whole}  # of which shard
+        for number in {0, 1, 2} - mine:
+            (tmp_path / "clips" / f"{number}.parquet").rename(tmp_path / f"{number}.hidden")
+        received: Setup = pickle.loads(sent)
+        pool = received.pools(rank, 3)(config.phases[0], 0).at(0)
+        assert [clip.id for clip in pool] == [clip.id for clip in whole]
+        shares.append(mine)
+        for hidden in tmp_path.glob("*.hidden"):
+            hidden.rename(tmp_path / "clips" / f"{hidden.stem}.parquet")
+    assert sorted(number for share in shares for number in share) == [0, 1, 2]
 
-    def break_off(done: int) -> None:
+
+def test_clips_that_are_held_for_good_are_not_read_ahead(world: Path) -> None:
+    def read(*_: Any) -> Any:
         raise Stopped
 
+    held = Setup.of(make_config(world, pool={"clips": 24, "refresh": 1}))
+    assert len(held.pools(read=read)(held.config.phases[0], 0).at(0)) == 24
+    moving = Setup.of(make_config(world, pool={"clips": 23, "refresh": 1}))
     with pytest.raises(Stopped):
-        write_clips(digits_clips(vae, 5, units=2), "a VAE", tmp_path / "torn", break_off)
-    assert not (tmp_path / "torn").exists()
-    with pytest.raises(UserError, match="not one clip"):
-        write_clips([], "a VAE", tmp_path / "none")
-    assert list(tmp_path.iterdir()) == [tmp_path / "clips", tmp_path / ".torn.partial"]
+        moving.pools(read=read)(moving.config.phases[0], 0)
+
+
+def test_the_engine_trains_the_model_itself_and_the_folder_has_its_tables(world: Path, tmp_path: Path) -> None:
+    """No second copy of the transformer is kept, and what an engine rounds does not reach the model folder."""
+    setup = Setup.of(make_config(world))
+    engine = PlainEngine(setup.trainable(), "fp32", torch.device("cpu"))
+    assert engine.module.transformer is setup.pipeline.transformer
+    table = engine.module.transformer.get_buffer("pos_embed.pos_embed")
+    expected = table.clone()
+    table.data = table.data.bfloat16()
+    with torch.no_grad():
+        for average in engine.averaged:
+            average.fill_(0.25)
+    setup.save_model(engine, tmp_path)
+    saved = load_pipeline(tmp_path / "model")
+    assert torch.equal(saved.transformer.get_buffer("pos_embed.pos_embed"), expected)
+    assert all((weight == 0.25).all() for part in (saved.transformer, saved.text) for weight in part.parameters())
+    assert not all((weight == 0.25).all() for weight in engine.parameters)

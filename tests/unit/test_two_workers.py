@@ -84,9 +84,10 @@ def test_two_workers_step_like_one_process_on_packs_of_their_own(tmp_path: Path)
     assert min(norm for _, norm in curve) > phase.clip
     while not workers.join(timeout=60):  # what a worker raises is raised here
         pass
-    for rank in range(WORKERS):
-        left = torch.load(tmp_path / f"{rank}.pt")
-        for ours, theirs in zip(curve, left["curve"], strict=True):
+    left = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
+    for of_rank in left:
+        for ours, theirs in zip(curve, of_rank["curve"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
-        for weight, (name, theirs) in zip(averaged, left["weights"].items(), strict=True):
-            torch.testing.assert_close(theirs, weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    for weight, (name, theirs) in zip(averaged, left[0]["weights"].items(), strict=True):
+        torch.testing.assert_close(theirs, weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert left[1]["weights"] == {}  # only the worker that writes the model holds all of it

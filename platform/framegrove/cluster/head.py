@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 _PR_SET_CHILD_SUBREAPER = 36  # from <linux/prctl.h>
+_WORKERS_AT_ONCE = 8  # workers that may start side by side; from three times as many on Ray warns on every driver
 _LOOK_EVERY = 2.0  # seconds
 _ORPHANS_LIMIT = 5.0  # seconds for what is left to vanish once it has been killed
 
@@ -39,6 +41,9 @@ def main(cpus: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    started = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(requests, started), daemon=True)
+    watcher.start()
     try:
         head = _started(cpus)
     except Exception as error:  # Ray raises that very class when a process does not come up in time
@@ -46,8 +51,9 @@ def main(cpus: int) -> None:
         _end_children()
         raise SystemExit(1) from error
     try:
+        started.set()
         _answer(answers, {"address": head.gcs_address})
-        _wait_for_the_end(requests)
+        watcher.join()
     finally:
         # The raylet first, and gently, so that it ends its workers; then the others, all at once.
         head.kill_raylet(check_alive=False)
@@ -73,7 +79,10 @@ def _started(cpus: int) -> Node:
         dashboard_agent_listen_port=None,
         no_monitor=True,
         include_log_monitor=False,
-        _system_config={"prestart_worker_first_driver": False},
+        _system_config={
+            "prestart_worker_first_driver": False,
+            "worker_maximum_startup_concurrency": max(cpus, _WORKERS_AT_ONCE),
+        },
     )
     return Node(wanted, head=True, shutdown_at_exit=False, spawn_reaper=True)
 
@@ -83,16 +92,24 @@ def _answer(descriptor: int, said: dict[str, str]) -> None:
         answers.write(json.dumps(said) + "\n")
 
 
-def _wait_for_the_end(descriptor: int) -> None:
-    """Return once the other end of ``descriptor`` is closed, or whoever started this process is gone."""
-    job, own = os.getppid(), set(_children())
+def _watch(requests: int, started: threading.Event) -> None:
+    """Return once the other end of ``requests`` is closed, or whoever started this process is gone.
+
+    While the cluster is still starting, nobody waits for that: the process ends here and now, with its children.
+    """
+    job, own = os.getppid(), set[int]()
     while os.getppid() == job:
-        readable, _, _ = select.select([descriptor], [], [], _LOOK_EVERY)
-        if readable and not os.read(descriptor, 1024):
-            return
-        for orphan in set(_children()) - own:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(orphan, os.WNOHANG)
+        readable, _, _ = select.select([requests], [], [], _LOOK_EVERY)
+        if readable and not os.read(requests, 1024):
+            break
+        if started.is_set():
+            own = own or set(_children())  # those that main waits for itself
+            for orphan in set(_children()) - own:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(orphan, os.WNOHANG)
+    if not started.is_set():
+        _end_children()
+        os._exit(1)
 
 
 def _end_children() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config
 from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
@@ -197,6 +198,28 @@ class Recipe(Config):
     units: int = Field(default=16, ge=1, description="units of a native clip")
     prompt_suffix: str = Field(default="", description="what every prompt ends with")
     negative_prompt: str = Field(default="", description="what guidance leads away from")
+    knows: str = Field(default="", description="which prompts it was trained on, in a sentence for the user")
+    known_prompts: str = Field(
+        default="", description="regular expression of the prompts it was trained on, in any case; empty: any prompt"
+    )
+
+    def outside(self, prompt: str) -> str | None:
+        """A sentence for the user where this model was not trained on prompts like ``prompt``; else None."""
+        text = " ".join(prompt.split()).rstrip(".")
+        if not self.known_prompts or re.fullmatch(self.known_prompts, text, re.IGNORECASE):
+            return None
+        return (
+            f"the prompt is unlike anything this model was trained on, and the video will hardly show it: {self.knows}"
+        )
+
+    @field_validator("known_prompts")
+    @classmethod
+    def _is_an_expression(cls, given: str) -> str:
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return given
 
     @model_validator(mode="after")
     def _steps_per_stage(self) -> Recipe:

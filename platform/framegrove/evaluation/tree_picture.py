@@ -33,10 +33,10 @@ FATE_MEANS = {
 PARTS = {"sampling": "#2f6fde", "wasted": "#c3c8d0", "decoding": "#6aa84f", "judging": "#d9822b"}  # of a price
 ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final": "video"}
 READING = (
-    "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged (preview: "
-    "unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a middle unit; "
-    "video: the whole), the verifiers' mean score from 0 to 1, and its place among the branches judged together, such "
-    "as 2/8. Cuts go by places, and places of different rounds cannot be compared."
+    "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged "
+    "(preview: unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a "
+    "middle unit; video: the whole), the verifiers' mean score from 0 to 1, and its place among the branches judged "
+    "together, such as 2/8. Cuts go by places, and places of different rounds cannot be compared."
 )
 _INCH = 0.62  # a thumbnail's height
 _MARGIN = 0.3  # inches around the picture
@@ -70,8 +70,8 @@ def draw(record: SearchRecord, path: File, single: Frames | None = None) -> None
 
 
 def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -> None:
-    """Write winner, sample without a search, tree and price as a PNG of 1920 x 1080 pixels at ``path``."""
-    width, height, margin = 12.8, 7.2, 0.4
+    """Write winner, sample without a search, price and tree as a PNG of 1920 x 1080 pixels at ``path``."""
+    width, height, margin, half = 12.8, 7.2, 0.4, 5.6
     figure = _figure(width, height)
 
     def area(left: float, top: float, wide: float, high: float) -> Axes:
@@ -79,13 +79,12 @@ def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -
 
     _draw_title(area(margin, 0.3, width - 2 * margin, 0.7), record, 0.7, 18, 10)
     videos = _videos(record, single)
-    strip = min(1.9, _strip_height(record, videos, width - 2 * margin))
-    _draw_videos(area(margin, 1.1, width - 2 * margin, strip), videos)
-    tree_top = 1.1 + strip + 0.15
-    tree = area(margin, tree_top, width - 2 * margin, height - tree_top - 1.65)
+    _draw_videos(area(margin, 1.25, half, _strip_height(record, videos, half)), videos)
+    _draw_fates(area(margin, 3.2, half, 1.0), record, ncols=1)
+    _draw_price(area(margin + 0.8, 5.1, half - 0.8, 0.8), record, narrow=True)
+    left = margin + half + 0.5
+    tree = area(left, 1.15, width - left - margin, height - 1.15 - margin)
     _draw_tree(tree, lay_out(record, words=False), record.request.units, words=False)
-    _draw_fates(area(margin, height - 1.6, width - 2 * margin, 0.25), record)
-    _draw_price(area(margin + 0.85, height - 0.95, width - 2 * margin - 0.85, 0.6), record)
     figure.savefig(path)
 
 
@@ -132,11 +131,11 @@ def _draw_title(axes: Axes, record: SearchRecord, inches: float, large: int, sma
     axes.text(0, below, said, fontsize=small, color=MUTED, va="top", transform=axes.transAxes)
 
 
-def _draw_fates(axes: Axes, record: SearchRecord, y: float = 0.0) -> None:
+def _draw_fates(axes: Axes, record: SearchRecord, y: float = 0.0, ncols: int = 4) -> None:
     axes.axis("off")
     fates = {node.fate for node in record.outcome.nodes}
     handles = [Patch(facecolor=FATE_COLOUR[fate], label=FATE_MEANS[fate]) for fate in Fate if fate in fates]
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.004, y), ncols=4, frameon=False, fontsize=8.5,
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.004, y), ncols=ncols, frameon=False, fontsize=8.5,
                 handlelength=1, handleheight=1, borderpad=0, columnspacing=1.6, labelcolor=INK)  # fmt: skip
 
 
@@ -184,7 +183,8 @@ def _draw_tree(axes: Axes, cards: Mapping[Path, Card], units: int, words: bool =
     for depth in range(units):
         column = [card for path, card in cards.items() if len(path) == depth + 1]
         if column:
-            axes.text(column[0].x, -0.25, f"unit {depth}", fontsize=9.5, fontweight="bold", color=INK)
+            size = 9.5 if words else 8
+            axes.text(column[0].x, -0.25, f"unit {depth}", fontsize=size, fontweight="bold", color=INK)
     for path, card in cards.items():
         if path[:-1] in cards:
             _draw_edge(axes, cards[path[:-1]], card)
@@ -233,7 +233,7 @@ def _draw_verdicts(axes: Axes, card: Card, x: float, top: float, colour: str) ->
         axes.text(x + 0.45, y + 0.155, verdict.place, fontsize=6, color=INK, va="top", zorder=6)
 
 
-def _draw_price(axes: Axes, record: SearchRecord) -> None:
+def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
     """What was spent, in samples, above one sample without a search; the budget bounds the sampling alone."""
     searched, single = record.price, record.single_price
     searching = len(record.outcome.nodes) > len(record.outcome.winner)
@@ -249,10 +249,17 @@ def _draw_price(axes: Axes, record: SearchRecord) -> None:
         axes.plot([record.request.budget] * 2, [-0.45, 0.45], color=INK, lw=1.4)
     parts = {name: value for name, value in asdict(searched).items() if value}
     handles = [Patch(facecolor=PARTS[name], label=f"{name} {value:.2f}x") for name, value in parts.items()]
-    limit = f"; the line is the budget for sampling, {record.request.budget:g}x" if searching else ""
-    axes.set_title(f"price, 1x = sampling this video once without a search{limit}", fontsize=8.5, color=INK, loc="left")
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1.0), ncols=4, frameon=False, fontsize=8,
-                handlelength=1, handleheight=1, borderpad=0, columnspacing=1.2, labelcolor=INK)  # fmt: skip
+    said = ["price, 1x = sampling this video once without a search"]
+    if searching:
+        said.append(f"the line is the budget for sampling, {record.request.budget:g}x")
+    axes.set_title(("\n" if narrow else "; ").join(said), fontsize=8.5, color=INK, loc="left")
+    place = (
+        {"loc": "upper left", "bbox_to_anchor": (0, -0.3)}
+        if narrow
+        else {"loc": "lower right", "bbox_to_anchor": (1, 1)}
+    )
+    axes.legend(handles=handles, **place, ncols=4, frameon=False, fontsize=8, handlelength=1, handleheight=1,
+                borderpad=0, columnspacing=1.2, labelcolor=INK)  # fmt: skip
     axes.set_xlim(0, end * 1.06)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), rows)

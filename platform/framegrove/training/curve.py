@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from framegrove.files import replacing
 from framegrove.flow.objective import StageSample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LINES, PICTURE = "loss.jsonl", "loss.png"
 
@@ -132,15 +135,18 @@ def _parsed(text: bytes) -> list[dict[str, Any]]:
 
 
 def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a picture of the losses over steps."""
+    with replacing(path) as partial:
+        figure_of(lines).savefig(partial, format="png", dpi=110)
+
+
+def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
     """Losses over steps, one panel by stage and one by kind of unit, every phase a named band."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here, because workers that draw nothing need not wait for it
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
-    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in lines:
-        for name, value in line["losses"].items():
-            series[name].append((line["step"], value))
+    series = _series(lines)
     by_stage = ["loss", *sorted(name for name in series if name.startswith("stage"))]
     for panel, names in zip(panels, (by_stage, ["image", "video"]), strict=True):
         for name in names:
@@ -149,8 +155,19 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
         _mark_phases(panel, lines)
         panel.set(xlabel="step", ylabel="flow matching loss", yscale="log")
         panel.legend()
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    return figure
+
+
+def _series(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, loss) of every name; a phase that does not train it is a gap, not a line across."""
+    names = dict.fromkeys(name for line in lines for name in line["losses"])
+    series: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    for _, its_lines in groupby(lines, key=lambda line: line["phase"]):
+        phase = list(its_lines)
+        for name in names:
+            trained = [(line["step"], line["losses"][name]) for line in phase if name in line["losses"]]
+            series[name] += trained or [(phase[0]["step"], math.nan)]
+    return series
 
 
 def _mark_phases(panel: Any, lines: Sequence[dict[str, Any]]) -> None:

@@ -12,7 +12,15 @@ from framegrove.files import fingerprint
 from framegrove.verification.questions import load_question_set
 
 # Memory and how many questions are answered at a time, not what the answers are; the model is told by its files.
-_FOR_THE_TIME_ONLY = {"model", "gpu_memory", "cache_gib", "max_questions", "block_size", "tensor_parallel"}
+_FOR_THE_TIME_ONLY = {
+    "model",
+    "gpu_memory",
+    "cache_gib",
+    "frame_cache_gib",
+    "max_questions",
+    "block_size",
+    "tensor_parallel",
+}
 
 
 def verifier_identity(config: VerifierConfig) -> dict[str, Any]:
