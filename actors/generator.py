@@ -25,7 +25,7 @@ from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
 from framegrove.media.pictures import read_picture
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
-from framegrove.models.vae_tiling import decode_unit
+from framegrove.models.vae_tiling import decode_units
 from framegrove.types import SampleWork
 
 Frames = npt.NDArray[np.uint8]
@@ -47,10 +47,12 @@ class Context:
 
 @dataclass(frozen=True)
 class TextRead:
-    """How a prompt was read: its tokens and those of the negative prompt."""
+    """How a prompt was read: its tokens and those of the negative prompt; how far, and the first words of the rest."""
 
     tokens: int
     negative_tokens: int
+    readable: str
+    unread: str | None
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,19 @@ class Generator:
         """The actor's process."""
         return os.getpid()
 
-    def read(self, context: Context) -> TextRead:
-        """Encode the prompts. Raises UserError where the model cannot read them."""
+    def read(self, context: Context, asked: str) -> TextRead:
+        """Encode the prompts, and tell how much the model reads of what the user ``asked`` for, its suffix aside.
+
+        Raises UserError where the model cannot read them.
+        """
         text, negative = self._encoded(context.prompt, context.negative)
-        return TextRead(len(text.tokens_LD), len(negative.tokens_LD))
+        encoder = self._pipeline.text
+        return TextRead(
+            tokens=len(text.tokens_LD),
+            negative_tokens=len(negative.tokens_LD),
+            readable=encoder.readable(asked),
+            unread=encoder.unread(asked),
+        )
 
     def sample(
         self, number: int, work: SampleWork, context: Context, history: int, state: State | None, *latents: StageLatent
@@ -135,7 +146,7 @@ class Generator:
         if history and state is None:
             state = self._state_after(latents[:history])
         go_on = history + 1 < context.units
-        units = [self._shown(*pair, history, state, go_on) for pair in zip(sampled, finished, strict=True)]
+        units = self._shown(sampled, finished, history, state, go_on)
         return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
 
     def given(self, context: Context, image: bytes) -> Unit:
@@ -143,7 +154,7 @@ class Generator:
         frame = read_picture(image, (context.height, context.width))
         clean = encode_image(self._pipeline, frame, context.height, context.width)
         latent = StageLatent(self._last_stage, clean)
-        return self._shown(latent, latent, 0, None)
+        return self._shown([latent], [latent], 0, None)[0]
 
     def cancel(self, number: int) -> None:
         """Give up the work of this number at its next denoising step, or as soon as it is started."""
@@ -177,19 +188,28 @@ class Generator:
 
     @torch.no_grad()
     def _shown(
-        self, latent: StageLatent, finished: StageLatent, unit: int, before: State | None, go_on: bool = True
-    ) -> Unit:
-        """Decode a unit, a draft as it was ``finished`` in a hurry, from where its parent's decoder stood."""
-        raw = self._pipeline.latent_norm.denormalise(finished.x.to(self._sampler.device), unit)
-        video, after = decode_unit(self._pipeline.vae, raw[None], before)
-        go_on = go_on and latent.stage == self._last_stage
-        kept = StageLatent(latent.stage, latent.x.cpu())
-        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if go_on else None)
+        self,
+        latents: Sequence[StageLatent],
+        finished: Sequence[StageLatent],
+        unit: int,
+        before: State | None,
+        go_on: bool = True,
+    ) -> list[Unit]:
+        """Decode siblings' units, drafts as ``finished`` in a few steps, from the decoder's state after their parent."""
+        norm, device = self._pipeline.latent_norm, self._sampler.device
+        raw = [norm.denormalise(latent.x.to(device), unit)[None] for latent in finished]
+        decoded = decode_units(self._pipeline.vae, raw, [before] * len(raw))
+        units = []
+        for latent, (video, after) in zip(latents, decoded, strict=True):
+            kept = StageLatent(latent.stage, latent.x.cpu())
+            goes_on = go_on and latent.stage == self._last_stage
+            units.append(Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if goes_on else None))
+        return units
 
     def _state_after(self, history: Sequence[StageLatent]) -> State | None:
         state = None
         for unit, latent in enumerate(history):
-            state = self._shown(latent, latent, unit, state).state
+            state = self._shown([latent], [latent], unit, state)[0].state
         return state
 
     @property

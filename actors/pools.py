@@ -107,7 +107,8 @@ class PyramidPool:
         """A generator actor."""
         options = {**placed(self.role, num_gpus=gpus), "max_concurrency": _CALLS_AT_A_TIME}
         source = self._files.source if self._files else self._model
-        return ray.remote(self._worker).options(**options).remote(source, self._threads)
+        actor: Any = ray.remote(self._worker).options(**options).remote(source, self._threads)
+        return actor
 
     async def check(self, request: GenerationRequest) -> None:
         """Raise UserError, in one sentence, for what the model cannot make, or for a model that is missing."""
@@ -122,7 +123,7 @@ class PyramidPool:
         files = await self._read()
         context = context_of(files, request)
         size = files.check(request)
-        read = await ask(lambda actor: actor.read.remote(context))
+        read = await ask(lambda actor: actor.read.remote(context, request.prompt))
         decoding = decode_flops(files.vae, size)
         costs = SamplingCosts(files.transformer, files.recipe, size, read.tokens, read.negative_tokens, decoding)
         stages = files.recipe.pyramid.stages
@@ -142,7 +143,8 @@ class PyramidPool:
             single=costs.unsearched(request.units, len(given)),
             given=given,
             clients=clients,
-            prompt=request.prompt,
+            prompt=read.readable,
+            unread=read.unread,
         )
 
     async def _read(self) -> ModelFiles:
@@ -174,7 +176,8 @@ class VerifierPool:
         options = placed(self.role, num_gpus=gpus)
         if self.config.kind == "vllm":
             options["runtime_env"] = {"env_vars": environment(self.config)}
-        return ray.remote(self._worker).options(**options).remote(self.config)
+        actor: Any = ray.remote(self._worker).options(**options).remote(self.config)
+        return actor
 
     def clients(self, group: ActorGroup, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
         """Clients that judge videos made for this prompt, by the names of their workers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -133,7 +134,7 @@ class SearchRunner:
             opened = await self._generators.open(request, self._group, self._insist, config)
             layout, result = await self._searched(request, config, opened, journal, on_progress)
             shown = await _shown(result, layout)
-        return SearchRecord(request, opened.fps, result, shown, opened.single)
+        return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
 
     async def judge(self, record: SearchRecord) -> dict[str, float]:
         """What the panel says of a record's winner as a whole video, whether or not its search asked.
@@ -152,7 +153,7 @@ class SearchRunner:
                 if Assessment.FINAL in member.judges:
                     client = next(iter(member.clients.values()))
                     work = ScoreWork(winner, Assessment.FINAL, name)
-                    scored = await _until_it_works(lambda c=client, w=work: c.score(w, units), client.recover)
+                    scored = await _until_it_works(functools.partial(client.score, work, units), client.recover)
                     columns = (
                         f"{name}/{aspect}" if len(self._verifiers) > 1 else aspect for aspect, _ in scored.scores
                     )

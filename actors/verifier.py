@@ -201,6 +201,7 @@ class VllmVerifier:
                 tensor_parallel_size=config.tensor_parallel,
                 limit_mm_per_prompt={"image": config.max_frames},
                 enable_prefix_caching=True,
+                mm_processor_cache_gb=config.frame_cache_gib,
                 enforce_eager=True,  # single-token answers: nothing to gain from captured graphs
                 seed=0,
                 **given,

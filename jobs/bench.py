@@ -3,8 +3,9 @@
     python -m jobs.bench                                  # everything, some minutes on two CPU threads
     python -m jobs.bench --only jump,transformer --out runs/bench
 
-Machines differ and are noisy: what counts is the ratio of two implementations that took turns. Prints a table; with
---out also leaves bench.json there.
+Machines differ and are noisy, so what counts is the ratio of two implementations that took turns. Times are CPU time
+on a CPU and CUDA events on a GPU, medians with the least and the largest in parentheses. Prints a table; with --out it
+also writes bench.json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.errors import UserError
+from framegrove.files import write_json
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
@@ -32,24 +34,25 @@ class Bench(enum.StrEnum):
     PACKING = "packing"
     SAMPLING = "sampling"
     VAE = "vae"
+    CONDUCTOR = "conductor"
 
 
 @app.command()
 def main(
     only: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(Bench)}.")] = ",".join(Bench),
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for torch.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each implementation takes its turn.")] = 5,
+    repeats: Annotated[int, typer.Option(min=5, help="How many times each implementation is measured.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.json; absent: only print.")] = None,
     log_level: LogLevelOption = None,
 ) -> None:
-    """Run the benches and print what each found."""
+    """Run the benches and print their results."""
     with one_line_errors(log_level), Display() as display:
         chosen = _chosen(only)
         if out is not None:
             make_folder(out)
         import torch
 
-        from framegrove.evaluation import benches
+        from framegrove.evaluation import bench_conductor, benches
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,6 +62,7 @@ def main(
             Bench.PACKING: benches.packing,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: benches.vae,
+            Bench.CONDUCTOR: bench_conductor.conductor,
         }
         findings: list[Finding] = []
         for bench in chosen:
@@ -85,20 +89,16 @@ def _print(findings: list[Finding], where: str, display: Display) -> None:
         table.add_column(column, justify="left" if column == "what" else "right", overflow="fold")
     for finding in findings:
         ratio = "" if finding.plain is None else f"{finding.ours / finding.plain:.3f}"
-        plain = "" if finding.plain is None else finding.shown(finding.plain)
+        plain = "" if finding.plain is None else finding.shown(finding.plain, finding.plain_range)
         met = "" if finding.met is None else ("met" if finding.met else "missed")
-        table.add_row(finding.what, finding.shown(finding.ours), plain, ratio, finding.aim, met)
+        table.add_row(finding.what, finding.shown(finding.ours, finding.ours_range), plain, ratio, finding.aim, met)
     display.console.print(table)
 
 
 def _write(findings: list[Finding], path: Path, display: Display) -> None:
     import dataclasses
-    import json
 
-    partial = path.with_name(f".{path.name}.partial")
-    rows = [dataclasses.asdict(finding) for finding in findings]
-    partial.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, [dataclasses.asdict(finding) for finding in findings])
     display.say(str(path))
 
 

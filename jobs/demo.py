@@ -200,10 +200,10 @@ def _search(
 
 def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[str, float]]) -> dict[str, Any]:
     """Verifier and oracle on winner and single sample; the oracle reads captions of the digits world only."""
-    from framegrove.digits import world as digits
+    from framegrove.digits import world
     from framegrove.digits.oracle import DigitsOracle
 
-    objects = digits.parse(prompt)
+    objects = world.parse(prompt)
     oracle = DigitsOracle() if objects is not None else None
     scores: dict[str, Any] = {}
     for name, record, panel in zip(("winner", "single_sample"), records, panels, strict=True):

@@ -107,7 +107,10 @@ def main(
         make_folder(out)
         runner = search_runner(source, panel, search, generators=generators)
         record = generate(runner, request, out, display)
-        display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
+        display.say(
+            f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'slide.png'}\n"
+            f"{out / 'report.json'}"
+        )
         warn(record)
 
 

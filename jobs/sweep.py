@@ -129,7 +129,7 @@ def _heights(
         raise UserError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
     checked = load(TrainConfig, config, overrides)
     if checked.model.start is not None:
-        raise UserError(f"{config}: an existing model has one pyramid for good; set model.start=null and give model.vae")
+        raise UserError(f"{config}: an existing model keeps its pyramid; set model.start=null and give model.vae")
     from actors.trainer import at_absolute_paths
     from framegrove.training.run import Setup
 
@@ -239,7 +239,7 @@ class Studio:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
         from actors.model_files import ModelFiles
         from actors.searches import search_runner
-        from framegrove.digits import world as digits
+        from framegrove.digits import world
         from framegrove.digits.oracle import DigitsOracle
         from framegrove.evaluation.curves import bootstrap
         from framegrove.types import GenerationRequest
@@ -250,10 +250,10 @@ class Studio:
             self._source, self._runner = source, runner
         oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
         verdicts, flops, prices = [], [], []
-        for index, objects in enumerate(digits.prompts(prompts, SEED)):
+        for index, objects in enumerate(world.prompts(prompts, SEED)):
             policy = "tof" if budget > 1 else "single"
             size = (recipe.units, recipe.height, recipe.width)
-            request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
+            request = GenerationRequest(world.caption(objects), SEED + index, *size, policy, budget)
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
             prices.append(record.price.total)

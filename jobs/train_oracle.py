@@ -54,7 +54,7 @@ def main(
         oracle = DigitsOracle(weights)
         measured = {f"{n} digit": accuracy(oracle, seed=999, clips=_MEASURED, digits_shown=n) for n in (1, 2)}
         report = {
-            "command": f"python -m jobs.train_oracle --seed {seed} --steps {steps}",
+            "command": f"python -m jobs.train_oracle --seed {seed} --steps {steps} --out DIR",
             "held_out_accuracy": measured,
             "seconds": round(time.monotonic() - started),
             "clips": _MEASURED,

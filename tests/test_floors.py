@@ -193,7 +193,7 @@ def test_platform_is_not_a_package() -> None:
         ("framegrove.models.vae", "ray", "ray may be imported only in"),
         ("actors.generator", "vllm.sampling_params", "vllm may be imported only in actors.verifier"),
         ("framegrove.training.loop", "deepspeed", "deepspeed may be imported only in"),
-        ("actors.conductor", "jobs.demo", "higher floor"),
+        ("actors.searches", "jobs.demo", "higher floor"),
         ("actors.verifier", "framegrove.digits.world", "framegrove.digits may be imported only in"),
         ("framegrove.training.vae", "framegrove.digits.clips", "framegrove.digits may be imported only in"),
     ],

@@ -37,7 +37,7 @@ class Worker:
 
     def report(self) -> None:
         metrics = self._metrics
-        metrics.load(running=2, waiting=5)
+        metrics.load("generators", running=2, waiting=5)
         metrics.ended("generators", "done", 2.0, "")
         metrics.ended("generators", "cancelled", 20.0, "")
         metrics.replaced("generators")

@@ -18,6 +18,7 @@ import pytest
 
 from framegrove.cluster.session import Cluster
 from tests import readme
+from tests.ray.test_interrupt import take_interrupts
 from tests.readme import ROOT, Block
 
 ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64")
@@ -89,6 +90,7 @@ def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None
         env=environment(checkout, cluster),
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=take_interrupts,
     ) as serving:
         try:
             assert serving.stdout is not None

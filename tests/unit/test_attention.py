@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from framegrove.models import attention
-from framegrove.models.attention import AttentionPlan, Piece, mask_rule
+from framegrove.models import attention, attention_cpu, attention_flex
+from framegrove.models.attention import AttentionPlan
+from framegrove.models.attention_layout import Piece, Tokens, mask_rule
 
 CPU = torch.device("cpu")
 HEADS, SIZE = 2, 8
@@ -77,7 +78,7 @@ def test_cpu_attention_equals_a_dense_mask(
     monkeypatch: pytest.MonkeyPatch, sequences: list[list[Piece]], causal: bool, short: int
 ) -> None:
     """Run by run (0), whole under small masks (10,000) and mixed, outputs and gradients."""
-    monkeypatch.setattr(attention, "_SHORT", short)
+    monkeypatch.setattr(attention_cpu, "_SHORT", short)
     _compare_with_a_dense_mask(AttentionPlan.build(sequences, causal, CPU), sequences, causal, SIZE)
 
 
@@ -106,7 +107,7 @@ def _current(sequences: list[list[Piece]]) -> Tensor:
 
 @pytest.mark.parametrize(("sequences", "causal"), [(CAUSAL, True), (BIDIRECTIONAL, False)])
 def test_the_flex_rule_is_the_dense_mask(sequences: list[list[Piece]], causal: bool) -> None:
-    tokens = attention.Tokens.of(sequences)
+    tokens = Tokens.of(sequences)
     rule = mask_rule(*map(torch.from_numpy, (tokens.sequence, tokens.member, tokens.time)), causal)
     at = torch.arange(len(tokens.joint))
     joint = torch.from_numpy(tokens.joint)
@@ -121,20 +122,20 @@ def test_flex_attention_equals_a_dense_mask(
 ) -> None:
     """The GPU's way, run uncompiled on the CPU, outputs and gradients."""
     monkeypatch.setattr(
-        attention, "_cpu_tables", lambda tokens, sequences, causal: attention._flex_tables(tokens, causal, CPU)
+        attention, "cpu_tables", lambda tokens, sequences, causal: attention_flex.flex_tables(tokens, causal, CPU)
     )
     # PyTorch has no compiled backward pass for a CPU and therefore refuses the uncompiled one, too, which it has.
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda query, key, value: None)
     plan = AttentionPlan.build(sequences, causal, CPU)
-    assert [type(table) for table in plan.tables] == [attention._Flex]
+    assert [type(table) for table in plan.tables] == [attention_flex.Flex]
     _compare_with_a_dense_mask(plan, sequences, causal, 16)
 
 
 def test_on_a_gpu_flex_attention_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uncompiled it would give the same, with every score in memory at once. Seen without a GPU, on shapes alone."""
-    assert attention._compiled_flex()._torchdynamo_orig_callable is attention.flex_attention  # type: ignore[attr-defined]
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: lambda query, key, value, block_mask: value)
-    (table,), _ = attention._flex_tables(attention.Tokens.of(CAUSAL[:1]), True, CPU)
+    assert attention_flex._compiled_flex()._torchdynamo_orig_callable is attention_flex.flex_attention  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention_flex, "_compiled_flex", lambda: lambda query, key, value, block_mask: value)
+    (table,), _ = attention_flex.flex_tables(Tokens.of(CAUSAL[:1]), True, CPU)
     with FakeTensorMode():
         query, key, value = (torch.empty(1, HEADS, table.length, SIZE, device="cuda") for _ in range(3))
     assert table(query, key, value, False) is value

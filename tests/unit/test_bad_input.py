@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PROMPT, "--budget", "lots"], "a budget is a number of unsearched samples"),
         ([*PROMPT, "--budget", "0.5x"], "the smallest is 1x"),
         ([*PROMPT, "--image", "nowhere.png"], "the image nowhere.png cannot be read"),
-        ([*PROMPT, "--set", "width=[2]"], "unknown key 'width', did you mean 'widths'?"),
+        ([*PROMPT, "--set", "options.tof.width=[2]"], "unknown key 'width', did you mean 'widths'?"),
         ([*PROMPT, "--model", "nowhere"], "no model folder at nowhere"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--policies", "linear,beam"], "unknown policy 'beam'"),
+        (["--policies", "linear,beam"], "there is no policy 'beam'"),
         (["--policies", ","], "nothing to evaluate"),
         (["--budgets", "1x,many"], "a budget is a number"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,11 +50,32 @@ def test_memory_of_a_streamed_decode_does_not_grow() -> None:
 
 
 def test_figures_are_printed_and_written(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["--only", "jump", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
+    result = CliRunner().invoke(app, ["--only", "jump", "--repeats", "5", "--threads", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     (finding,) = json.loads((tmp_path / "bench.json").read_text())
     assert finding["unit"] == "ms"
     assert 0 < finding["ours"] < finding["plain"]
+    least, most = finding["ours_range"]
+    assert least <= finding["ours"] <= most
+
+
+def test_times_are_cpu_time_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benches, "_TURN", 0.0)  # one call per turn
+    turns: list[str] = []
+
+    def sleep() -> None:
+        turns.append("sleep")
+        time.sleep(0.1)
+
+    def work() -> None:
+        turns.append("work")
+        began = time.process_time()
+        while time.process_time() - began < 0.06:
+            pass
+
+    idle, busy = benches._in_turns([sleep, work], 1, CPU)
+    assert turns[:4] == ["sleep", "work", "sleep", "work"]
+    assert idle.median < 0.05 < busy.median
 
 
 def test_an_unknown_bench_is_named() -> None:

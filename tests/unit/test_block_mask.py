@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from framegrove.models.attention import block_mask, mask_rule
+from framegrove.models.attention_flex import block_mask
+from framegrove.models.attention_layout import mask_rule
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from framegrove.config.model import Recipe
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.errors import UserError
 from framegrove.models.pretrained import embedded_model, read_shape
 from jobs import console
@@ -65,7 +65,7 @@ def test_a_silent_task_is_mentioned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_prompt_that_a_model_does_not_know_is_told() -> None:
     _, _, recipe = read_shape(embedded_model(), None)
-    drawn = [digits.caption(objects) for objects in digits.prompts(200, seed=3)]
+    drawn = [world.caption(objects) for objects in world.prompts(200, seed=3)]
     assert [prompt for prompt in drawn if recipe.outside(prompt)] == []
     assert recipe.outside("A red 3  moves left and right. ") is None
     for strange in ("a dog runs on the beach", "a red 3 moves", "a red 3 moves left and right on the beach"):

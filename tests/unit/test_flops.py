@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from framegrove.config.model import AnyTransformerConfig, FluxConfig, TransformerConfig
-from framegrove.models.attention import mask_rule
+from framegrove.models.attention_layout import mask_rule
 from framegrove.models.flops import Shape, layout_flops, layout_tokens
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.transformers import build_transformer

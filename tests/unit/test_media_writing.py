@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.media import writing as media
 from framegrove.media.frames import MediaError
 
 
 def test_mp4_keeps_frames_and_rate() -> None:
-    frames = digits.clip(seed=1, index=0).frames
+    frames = world.clip(seed=1, index=0).frames
     shown, rate = media.decode_mp4(media.encode_mp4(frames, fps=8))
     assert shown.shape == frames.shape
     assert rate == 8
@@ -22,7 +22,7 @@ def test_mp4_keeps_frames_and_rate() -> None:
 
 
 def test_equal_frames_give_equal_bytes() -> None:
-    frames = digits.clip(seed=1, index=3).frames
+    frames = world.clip(seed=1, index=3).frames
     assert media.encode_mp4(frames, fps=8) == media.encode_mp4(frames.copy(), fps=8)
 
 
@@ -56,7 +56,7 @@ def test_contact_sheet_shows_every_frame() -> None:
 
 def test_equal_frames_give_equal_bytes_whatever_lay_in_memory_before() -> None:
     rng = np.random.default_rng(0)
-    clip = digits.clip(5, 3).frames
+    clip = world.clip(5, 3).frames
     frames = np.clip(clip + rng.integers(-4, 5, clip.shape), 0, 255).astype(np.uint8)
     seen = set()
     for _ in range(30):

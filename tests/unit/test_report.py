@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.evaluation import report, tree_layout, tree_picture
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
-from framegrove.search.tree import Judgement, Panel
+from framegrove.search.tree import Judgement, Scores
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, ScoreWork
 from jobs.generate import report_line
 
 REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64)
-PANEL: Panel = (("alignment", 0.6), ("motion", 0.8))
+PANEL: Scores = (("alignment", 0.6), ("motion", 0.8))
 LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 
 
@@ -29,7 +29,7 @@ def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None
 
 def search_record() -> SearchRecord:
     """A small finished search with every fate a branch can have."""
-    frames = digits.clip(seed=3, index=0).frames
+    frames = world.clip(seed=3, index=0).frames
     units = [frames[:1], *(frames[1 + 8 * i : 9 + 8 * i] for i in range(3))]
     nodes = (
         node((0,), Fate.DROPPED, Assessment.POTENTIAL, 0.2),
@@ -38,12 +38,12 @@ def search_record() -> SearchRecord:
         node((1, 0, 0), Fate.WON, Assessment.MOTION, 1.9),
         node((1, 0, 0, 0), Fate.WON, Assessment.FINAL, 2.6),
         node((2,), Fate.KEPT, Assessment.IMAGE, 0.4),
-        node((2, 0), Fate.BET),
+        node((2, 0), Fate.SPECULATIVE),
     )
-    sampled, bet, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
+    sampled, early, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
     spans = (
         Span(sampled, "generator 1", 0.0, 1.0, Ending.DONE, Cost(30, 1000, 1.0)),
-        Span(bet, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
+        Span(early, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
         Span(scored, "verifier", 0.8, 1.2, Ending.DONE, Cost(4, 30, 0.4)),
         Span(LAST, "verifier", 1.8, 3.0, Ending.DONE, Cost(4, 30, 0.4)),
     )
@@ -52,7 +52,7 @@ def search_record() -> SearchRecord:
         nodes=nodes,
         certain=frozenset({sampled, scored, LAST}),
         sampling=CostBreakdown(certain=Cost(100, 3000, 2.0), at_stake=Cost(), wasted=Cost(10, 300, 0.2)),
-        scoring=CostBreakdown(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost()),
+        verifiers={"verifier": CostBreakdown(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost())},
         spans=spans,
         handles={},
         seconds=3.0,
@@ -64,7 +64,7 @@ def search_record() -> SearchRecord:
 
 def test_winner_is_put_together_from_its_units() -> None:
     record = search_record()
-    assert np.array_equal(record.frames, digits.clip(seed=3, index=0).frames)
+    assert np.array_equal(record.frames, world.clip(seed=3, index=0).frames)
     assert record.scores == {"alignment": 0.6, "motion": 0.8}
 
 
@@ -134,6 +134,12 @@ def test_a_verifier_that_answers_for_many_at_a_time_is_busy_once() -> None:
     spans = [Span(work, "verifier", start, end, Ending.DONE, Cost()) for start, end in stretches]
     assert report.busy_seconds(spans) == 4.0
     assert report.busy_seconds([*spans, Span(work, "another", 0.0, 1.0, Ending.DONE, Cost())]) == 5.0
+
+
+def test_a_branch_that_was_lost_after_its_cut_has_no_card() -> None:
+    record = search_record()
+    shown = {path: each for path, each in record.shown.items() if path != (0,)}
+    assert set(tree_layout.lay_out(dataclasses.replace(record, shown=shown))) == set(record.shown) - {(0,)}
 
 
 def test_picture_shows_every_fate(tmp_path: Path) -> None:

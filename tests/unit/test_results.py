@@ -10,7 +10,7 @@ from framegrove.errors import UserError
 from framegrove.evaluation import results
 from framegrove.evaluation.results import Ledger, Row, Setting
 
-SINGLE, LINEAR, TOF = Setting("none", 1.0), Setting("linear", 4.0), Setting("tof", 4.0)
+SINGLE, LINEAR, TOF = Setting("single", 1.0), Setting("linear", 4.0), Setting("tof", 4.0)
 
 
 def row(index: int, setting: Setting, right: bool) -> Row:

@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_refused(transformer: MMDiT) -> None:
     sampler = sampler_of(transformer)
     with pytest.raises(ValueError, match="multiples of 4"):
         sampler.sample([replace(task_of((0,)), shape=(1, 8, 10))])
-    with pytest.raises(ValueError, match="is not begun, it cannot go on at stage 1"):
+    with pytest.raises(ValueError, match="has not been started, so it cannot continue at stage 1"):
         sampler.sample([task_of((0,))], range(1, 3))
     with pytest.raises(ValueError, match="rising range inside 0 to 2"):
         sampler.sample([task_of((0,))], range(4))

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from framegrove.config.model import TextConfig
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.errors import UserError
 from framegrove.models.text import TextEncoder, first_words, split_prompt, vocabulary
 
 CONFIG = TextConfig(layers=1, width=16, heads=2)
-CAPTIONS = [digits.caption(digits.draw_objects(np.random.default_rng(i), split="train")) for i in range(1500)]
+CAPTIONS = [world.caption(world.draw_objects(np.random.default_rng(i), split="train")) for i in range(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_spelling_does_not_matter_and_unknown_words_do(encoder: TextEncoder) -> 
 
 
 def test_every_caption_is_in_the_vocabulary(encoder: TextEncoder) -> None:
-    held_out = [digits.caption(objects) for objects in digits.prompts(200, seed=5)]
+    held_out = [world.caption(objects) for objects in world.prompts(200, seed=5)]
     unknown = encoder.tokenizer.unk_token_id
     assert not any(unknown in row for row in encoder.tokenizer(held_out)["input_ids"])
 

@@ -163,7 +163,9 @@ def test_an_identity_holds_what_decides_the_scores_and_nothing_else(tmp_path: Pa
     one = VerifierConfig(engine=engine)
     told = verifier_identity(one)
     assert json.loads(json.dumps(told)) == told
-    roomier = engine.model_copy(update={"gpu_memory": 0.5, "cache_gib": 4, "max_questions": 8, "block_size": None})
+    roomier = engine.model_copy(
+        update={"gpu_memory": 0.5, "cache_gib": 4, "frame_cache_gib": 1.0, "max_questions": 8, "block_size": None}
+    )
     assert verifier_identity(VerifierConfig(engine=roomier, actors=3)) == told
     for other in [
         VerifierConfig(engine=engine.model_copy(update={"max_frames": 3})),

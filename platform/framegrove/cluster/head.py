@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._private.node import Node
@@ -72,17 +73,20 @@ def _started(cpus: int) -> Node:
     """
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    settings: dict[str, Any] = {  # Ray annotates these as text
+        "include_log_monitor": False,
+        "_system_config": {
+            "prestart_worker_first_driver": False,
+            "worker_maximum_startup_concurrency": max(cpus, _WORKERS_AT_ONCE),
+        },
+    }
     wanted = RayParams(
         num_cpus=cpus,
         include_dashboard=True,
         dashboard_port=None,
         dashboard_agent_listen_port=None,
         no_monitor=True,
-        include_log_monitor=False,
-        _system_config={
-            "prestart_worker_first_driver": False,
-            "worker_maximum_startup_concurrency": max(cpus, _WORKERS_AT_ONCE),
-        },
+        **settings,
     )
     return Node(wanted, head=True, shutdown_at_exit=False, spawn_reaper=True)
 

@@ -4,7 +4,7 @@ An exported name begins with ``ray_``, and a counter's ends with ``_total``; Ray
 process. Searches, the service and training know nothing of Ray: they take callables and are given these methods.
 
     ray_framegrove_queue_depth                    gauge      videos that wait at the endpoint
-    ray_framegrove_works{state}                   gauge      works of a search, by state: running or waiting
+    ray_framegrove_works{pool,state}              gauge      works of a search, by state: running or waiting
     ray_framegrove_works_ended_total{pool,ending} counter    attempts at works; all but ending="done" were wasted
     ray_framegrove_work_seconds{pool,ending}      histogram  time that an attempt took, in seconds
     ray_framegrove_actor_restarts_total{pool}     counter    actors that died and were replaced
@@ -40,7 +40,7 @@ class Metrics:
         weakref.finalize(self, ended.set)
         threading.Thread(target=_repeat, args=(self._levels, ended), name="metrics", daemon=True).start()
         self._queue = Gauge("framegrove_queue_depth", "Videos that wait at the endpoint.")
-        self._works = Gauge("framegrove_works", "Works of a search, by state.", ("state",))
+        self._works = Gauge("framegrove_works", "Works of a search, by pool and state.", ("pool", "state"))
         self._ended = Counter("framegrove_works_ended", "Attempts at works, by how they ended.", ("pool", "ending"))
         self._seconds = Histogram(
             "framegrove_work_seconds", "Time that an attempt at a work took.", _WORK_SECONDS, ("pool", "ending")
@@ -53,10 +53,10 @@ class Metrics:
         """How many videos wait at the endpoint now."""
         self._set(self._queue, waiting)
 
-    def load(self, running: int, waiting: int) -> None:
-        """How many works of a search run and wait now."""
-        self._set(self._works, running, state="running")
-        self._set(self._works, waiting, state="waiting")
+    def load(self, pool: str, running: int, waiting: int) -> None:
+        """How many works of a pool run and wait now."""
+        self._set(self._works, running, pool=pool, state="running")
+        self._set(self._works, waiting, pool=pool, state="waiting")
 
     def ended(self, pool: str, ending: str, seconds: float, reason: str) -> None:
         """An attempt at a work has ended. The ``reason`` of a failure is for logs: as a label it would be unbounded."""

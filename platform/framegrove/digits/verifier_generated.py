@@ -5,7 +5,7 @@ The oracle is an independent judge, which no training ever sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -54,7 +54,8 @@ def scene_as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: Digits
     if {reading.colour for reading in readings} != set(meant):
         return None
     units = [frames[:1], *(frames[at : at + FRAMES_PER_UNIT] for at in range(1, len(frames), FRAMES_PER_UNIT))]
-    by_unit = [(part.colour, part.digit) for unit in units for part in oracle.read(unit) if part.digit is not None]
+    parts = [part for unit in units for part in oracle.read(unit)]
+    by_unit = [(part.colour, part.digit) for part in parts if part.digit is not None]
     if not all(_is_certain(reading, by_unit) for reading in readings):
         return None
     drawn = tuple(_drawn(reading, meant[reading.colour], len(times)) for reading in readings)
@@ -62,7 +63,7 @@ def scene_as_read(frames: Pixels, asked: tuple[DigitObject, ...], oracle: Digits
     return Scene(shown, drawn, Quality.FAIR)
 
 
-def _is_certain(reading: ObjectReading, by_unit: list[tuple[str, int | None]]) -> bool:
+def _is_certain(reading: ObjectReading, by_unit: Sequence[tuple[str, int | None]]) -> bool:
     """Whether the whole clip and each of its units agree on the digit, or the clip clearly shows none."""
     if reading.digit is None:
         return reading.confidence <= _NO_DIGIT

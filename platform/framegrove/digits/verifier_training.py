@@ -301,7 +301,8 @@ def _settled(config: Mapping[str, Any], begun: tuple[str, ...]) -> dict[str, Any
 
 def _optimizers(modules: list[nn.Module], learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers; AdamW for vectors, embeddings and the heads that losses read."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, weight in (named for module in modules for named in module.named_parameters()):
         inner = weight.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "head_"))
         (matrices if inner else others).append(weight)

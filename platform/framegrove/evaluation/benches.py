@@ -1,7 +1,9 @@
 """Speed and memory beside plain implementations: what ``jobs.bench`` runs.
 
-Two implementations of one thing take turns, so that a machine's moods meet both; the figure of each is the median.
-Memory is counted tensor by tensor on a GPU that need not be there, and measured on one tile.
+The implementations of one thing take turns (A B A B ..), so that changes in the machine's speed affect them alike, and
+the figure of each is the median of its turns. On a CPU the time is the process's CPU time over all threads, to which
+other processes add little; on a GPU it is the time between two CUDA events. GPU memory is counted tensor by tensor, so
+that no GPU is needed; on the device at hand it is measured for one tile.
 """
 
 from __future__ import annotations
@@ -34,15 +36,18 @@ from framegrove.flow.sampler import Sampler, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.attention import AttentionPlan
 from framegrove.models.packed import Packed, Prefix, Sample, TextEmbedding
+from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.transformers import Transformer, fresh_transformer
-from framegrove.models.vae import CausalVideoVae
-from framegrove.models.vae_tiling import decode_unit_tiled
+from framegrove.models.vae import CausalVideoVae, State
+from framegrove.models.vae_files import load_vae
+from framegrove.models.vae_tiling import decode_unit, decode_unit_tiled, decode_units, encode_unit
 
 _STAGES = 3
 _LATENT = (48, 80)  # a 384p unit
 _LARGE = (96, 160)  # a 768p unit
 _SMALL = (16, 16)  # a unit of 128x128 pixels
 _CLIP = 4  # units whose decoding is counted
+_SIBLINGS = 5  # clips that are decoded together
 _TURN = 0.05  # s that a turn lasts at least
 _TEXT = 128  # tokens
 _HISTORY = 8  # units
@@ -50,7 +55,11 @@ _HISTORY = 8  # units
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure in ``unit``, beside a plain implementation's where there is one; ``met``: whether the aim is reached."""
+    """A figure in ``unit``, beside that of a plain implementation where there is one.
+
+    ``ours_range`` and ``plain_range`` are the least and the largest of several measurements, where there were several;
+    ``met`` says whether the aim is reached, where there is one.
+    """
 
     what: str
     ours: float
@@ -58,10 +67,40 @@ class Finding:
     plain: float | None = None
     aim: str = ""
     met: bool | None = None
+    ours_range: tuple[float, float] | None = None
+    plain_range: tuple[float, float] | None = None
 
-    def shown(self, value: float) -> str:
-        """A value with its unit."""
-        return f"{value:,.{0 if value >= 1000 else 2}f} {self.unit}".rstrip()
+    @classmethod
+    def timed(cls, what: str, ours: Times, plain: Times, aim: str, met: bool, unit: str = "s") -> Finding:
+        """Two implementations' times, shown in ``unit``: s or ms."""
+        factor = {"s": 1, "ms": 1000}[unit]
+        ours, plain = ours.scaled(factor), plain.scaled(factor)
+        return cls(what, ours.median, unit, plain.median, aim, met, ours.range, plain.range)
+
+    def shown(self, value: float, span: tuple[float, float] | None = None) -> str:
+        """A value with its range and unit."""
+        digits = 0 if value >= 1000 else 2
+        between = "" if span is None else f" ({span[0]:,.{digits}f}-{span[1]:,.{digits}f})"
+        return f"{value:,.{digits}f}{between} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that one piece of work took in each of its turns."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return min(self.seconds), max(self.seconds)
+
+    def scaled(self, factor: float) -> Times:
+        """The same times in another unit."""
+        return Times(tuple(factor * each for each in self.seconds))
 
 
 def jump(device: torch.device, repeats: int) -> list[Finding]:
@@ -90,7 +129,7 @@ def jump(device: torch.device, repeats: int) -> list[Finding]:
     cpu = torch.device("cpu")  # noise is drawn there, on any machine
     quick, slow = _in_turns([ours, plain], repeats, cpu)
     what = f"jump to 1x16x1x{height}x{width} (plain: block by block)"
-    return [Finding(what, 1000 * quick, "ms", 1000 * slow, "<= 2 ms", quick <= 0.002)]
+    return [Finding.timed(what, quick, slow, "<= 2 ms", quick.median <= 0.002, "ms")]
 
 
 @torch.no_grad()
@@ -104,7 +143,7 @@ def transformer(device: torch.device, repeats: int) -> list[Finding]:
         ours, plain = _in_turns([partial(model, packed), partial(model, dense)], repeats, device)
         tokens = len(packed.attention.tokens.joint) // 2
         what = f"MM-DiT forward, stage {stage}, batch 2, {tokens:,} tokens each (plain: dense mask)"
-        findings.append(Finding(what, ours, "s", plain, "<= 1 of plain", ours <= plain))
+        findings.append(Finding.timed(what, ours, plain, "<= plain", ours.median <= plain.median))
     return findings
 
 
@@ -125,59 +164,62 @@ def packing(device: torch.device, repeats: int) -> list[Finding]:
         tokens = [len(packed.attention.tokens.joint) for packed in (left, right)]
         ours, plain = _in_turns([partial(model, left), partial(model, right)], repeats, device)
         findings.append(Finding(f"{what}: tokens", tokens[0], "", tokens[1], "< plain", tokens[0] < tokens[1]))
-        findings.append(Finding(f"{what}: forward", ours, "s", plain, "< plain", ours < plain))
+        findings.append(Finding.timed(f"{what}: forward", ours, plain, "< plain", ours.median < plain.median))
     return findings
 
 
 @torch.no_grad()
 def sampling(device: torch.device, repeats: int) -> list[Finding]:
-    """The share of a unit's sampling that is spent in the transformer."""
+    """The share of a unit's sampling time that is spent in the transformer."""
     model = _model(device)
-    spent = 0.0
-    begun = 0.0
+    spent: list[_Stopwatch] = []
 
     def before(*_: object) -> None:
-        nonlocal begun
-        _wait(device)
-        begun = time.perf_counter()
+        spent.append(_Stopwatch(device))
 
     def after(*_: object) -> None:
-        nonlocal spent
-        _wait(device)
-        spent += time.perf_counter() - begun
+        spent[-1].stop()
 
     hooks = (model.register_forward_pre_hook(before), model.register_forward_hook(after))
     steps = StepsConfig(first=(2,) * _STAGES, others=(2,) * _STAGES)
     sampler = Sampler(model, PyramidSchedule(_STAGES), GuidanceConfig(), steps, HashNoise())
     task = UnitTask(_text(_TEXT, device), _text(8, device), _history(device), (1, *_LATENT), seed=0, path=(0,) * 9)
-    began = time.perf_counter()
-    for _ in range(max(1, repeats // 2)):
+    shares = []
+    for turn in range(repeats + 1):
+        spent.clear()
+        whole = _Stopwatch(device)
         sampler.sample([task])
-    whole = time.perf_counter() - began
+        whole.stop()
+        if turn > 0:  # the first warms up
+            shares.append(100 * sum(watch.seconds() for watch in spent) / whole.seconds())
     for hook in hooks:
         hook.remove()
-    share = 100 * spent / whole
-    return [Finding("sampling a guided 384p unit: time in the transformer", share, "%", None, ">= 95 %", share >= 95)]
+    share = statistics.median(shares)
+    what = "sampling a guided 384p unit: time in the transformer"
+    between = (min(shares), max(shares))
+    return [Finding(what, share, "%", None, ">= 95 %", share >= 95, between)]
 
 
 def vae(device: torch.device, repeats: int) -> list[Finding]:
-    """Peak memory of decoding 768p with the public VAE's shape, beyond its weights.
+    """Time of the shipped VAE on a CPU, and peak memory of decoding 768p with the public VAE's architecture.
 
-    Counted for a GPU in bfloat16: tile by tile and unit by unit, beside the whole clip at once. Measured on this
-    device, beside what is counted for it: a 768p unit on a GPU, a small one in float32 on a CPU.
+    Memory is without the weights. It is counted for a GPU in bfloat16, tile by tile and unit by unit, beside the whole
+    clip at once; and measured on this device, beside what is counted for it: for a 768p unit on a GPU, for a small one
+    in float32 on a CPU.
     """
     gpu = (torch.bfloat16, _LARGE)
     one, held = _counted(*gpu, units=2)
     all_units, _ = _counted(*gpu, units=_CLIP)
     whole, _ = _counted(*gpu, units=_CLIP, at_once=True)
     here = gpu if device.type == "cuda" else (torch.float32, _SMALL)
-    # A process of its own: what one once held at most is never forgotten.
+    # In a new process, because a process's peak memory never falls.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         measured, seconds = fresh.submit(_measured, device.type, *here, torch.get_num_threads()).result()
     counted, _ = _counted(*here, units=2, with_host=device.type == "cpu")
     large, small = (f"{8 * width}x{8 * height}" for height, width in (_LARGE, here[1]))
     streamed = f"VAE decode of {_CLIP} units at {large} by tiles, bfloat16: GPU memory, counted"
     return [
+        *_vae_on_cpu(repeats),
         Finding(f"{streamed} (plain: the whole clip at once)", all_units, "GiB", whole, "< plain", all_units < whole),
         Finding(f"{streamed} (plain: of 2 units)", all_units, "GiB", one, "= plain", all_units == one),
         Finding(f"what a branch keeps in host memory to go on decoding at {large}, bfloat16", held, "GiB"),
@@ -186,34 +228,83 @@ def vae(device: torch.device, repeats: int) -> list[Finding]:
     ]
 
 
+def _vae_on_cpu(repeats: int) -> list[Finding]:
+    """Decoding and encoding a clip with the shipped VAE, beside the convolutions that PyTorch chooses by itself."""
+    cpu = torch.device("cpu")
+    model, norm = load_vae(embedded_model() / VAE)
+    size = 64 // model.config.spatial_factor
+    shape = (_SIBLINGS, model.config.decoder_in_channels, _CLIP, size, size)
+    siblings = norm.denormalise(torch.randn(shape, generator=torch.Generator().manual_seed(0))).split(1)
+
+    def decode() -> Tensor:
+        state, frames = None, []
+        for unit in siblings[0].split(1, dim=2):
+            part, state = decode_unit(model, unit, state)
+            frames.append(part)
+        return torch.cat(frames, 2)
+
+    with torch.no_grad():
+        video = decode()
+
+    def encode() -> None:
+        state = None
+        for part in video.split([1] + [model.config.temporal_factor] * (_CLIP - 1), dim=2):
+            _, state = encode_unit(model, part, state)
+
+    def one_by_one() -> None:
+        state: list[State | None] = [None] * _SIBLINGS
+        for units in zip(*(clip.split(1, dim=2) for clip in siblings), strict=True):
+            state = [decode_unit(model, unit, held)[1] for unit, held in zip(units, state, strict=True)]
+
+    def together() -> None:
+        state: list[State | None] = [None] * _SIBLINGS
+        for units in zip(*(clip.split(1, dim=2) for clip in siblings), strict=True):
+            state = [after for _, after in decode_units(model, units, state)]
+
+    def ours(work: Callable[[], object]) -> Callable[[], object]:
+        return torch.no_grad()(work)
+
+    def plain(work: Callable[[], object]) -> Callable[[], object]:
+        return torch.enable_grad()(work)  # weights are frozen: no graph is built, only PyTorch's own choice returns
+
+    findings = []
+    for what, quick, slow in (
+        (f"VAE decode of {_CLIP} units at 64x64, one clip (plain: PyTorch's choice)", ours(decode), plain(decode)),
+        (f"VAE encode of {_CLIP} units at 64x64, one clip (plain: PyTorch's choice)", ours(encode), plain(encode)),
+        (f"VAE decode of {_SIBLINGS} siblings (plain: one by one)", ours(together), ours(one_by_one)),
+    ):
+        first, second = _in_turns([quick, slow], repeats, cpu)
+        findings.append(Finding.timed(what, first, second, "< plain", first.median < second.median, "ms"))
+    return findings
+
+
 @torch.no_grad()
 def _measured(kind: str, dtype: torch.dtype, size: tuple[int, int], threads: int) -> tuple[float, float]:
-    """Peak GiB and seconds of decoding a unit that has one before it."""
+    """Peak GiB and seconds (see `_Stopwatch`) of decoding the second unit of a clip."""
     torch.set_num_threads(threads)
     device = torch.device(kind)
     model = CausalVideoVae(VaeConfig()).to(device, dtype).eval()
     latent = torch.randn(1, model.config.decoder_in_channels, 1, *size, device=device)
     before = _memory(device)
     _, state = decode_unit_tiled(model, latent)
-    began = time.perf_counter()
+    watch = _Stopwatch(device)
     decode_unit_tiled(model, latent, state)
-    _wait(device)
-    seconds = time.perf_counter() - began
-    return (_memory(device) - before) / 2**30, seconds
+    watch.stop()
+    return (_memory(device) - before) / 2**30, watch.seconds()
 
 
 @torch.no_grad()
 def _counted(
     dtype: torch.dtype, size: tuple[int, int], units: int, *, at_once: bool = False, with_host: bool = False
 ) -> tuple[float, float]:
-    """Peak GiB on a GPU that need not be there, and GiB of the decoder's state, which rests in host memory.
+    """Peak GiB on an imagined GPU, and GiB of the decoder's state, which is kept in host memory.
 
-    ``with_host`` counts that, too: on a CPU both are one.
+    With ``with_host`` the peak includes host memory, which on a CPU is the same memory.
     """
     state: list[Tensor] = []
     with torch.device("meta"):
         model = CausalVideoVae(VaeConfig()).to(dtype).eval()
-    # "meta" stands for the GPU: tensors of a fake "cuda" can hardly be worked on where torch was built without it.
+    # The device "meta" stands for the GPU: where torch was built without CUDA, fake CUDA tensors support few operators.
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter(model, with_host) as counter:
         channels = model.config.decoder_in_channels
         if at_once:
@@ -225,7 +316,7 @@ def _counted(
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at a time on the GPU; the weights of ``model`` excepted."""
+    """Records in ``most`` the most bytes alive at one time on the GPU, besides the weights of ``model``."""
 
     def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
         super().__init__()
@@ -255,7 +346,7 @@ class _Counter(TorchDispatchMode):
 
 @dataclass(frozen=True, eq=False)
 class _Dense:
-    """All sequences, padded to the longest, under a dense mask: what a plain implementation does."""
+    """All sequences, padded to the longest, under a dense mask, as a plain implementation would have it."""
 
     count: int
     length: int
@@ -279,7 +370,7 @@ def _dense(packed: Packed, device: torch.device) -> AttentionPlan:
     taken = torch.zeros(count * length, dtype=torch.bool).index_fill_(0, place, True)
     padding = (~taken).nonzero().flatten()
     table = _Dense(count, length, mask[:, None].to(device))
-    return AttentionPlan(place.to(device), padding.to(device), count * length, tokens, (table,))  # type: ignore[arg-type]
+    return AttentionPlan(place.to(device), padding.to(device), count * length, tokens, (table,))
 
 
 def _model(device: torch.device) -> Transformer:
@@ -324,31 +415,55 @@ def _siblings(stage: int, count: int, device: torch.device, *, together: bool) -
     return [Sample(prefix, _current(stage, device), 500.0) for prefix in prefixes]
 
 
-def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each work. The first turn warms up, and finds how often the work fits into a turn."""
+def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Times]:
+    """The times of each work in ``repeats`` turns.
+
+    Two more turns come first: one warms up, the next finds how often a quick work must be repeated to fill a turn.
+    """
     seconds: list[list[float]] = [[] for _ in works]
     calls = [1] * len(works)
     for turn in range(repeats + 2):
         for index, work in enumerate(works):
-            began = time.perf_counter()
+            watch = _Stopwatch(device)
             for _ in range(calls[index]):
                 work()
-            _wait(device)
-            each = (time.perf_counter() - began) / calls[index]
+            watch.stop()
+            each = watch.seconds() / calls[index]
             if turn == 1:
-                calls[index] = max(1, round(_TURN / each))
+                calls[index] = max(1, round(_TURN / max(each, 1e-6)))
             elif turn > 1:
                 seconds[index].append(each)
-    return [statistics.median(times) for times in seconds]
+    return [Times(tuple(times)) for times in seconds]
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+class _Stopwatch:
+    """Runs from its construction to ``stop``: CPU time of all threads, or time between two CUDA events on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._began = self._now()
+        self._ended = self._began
+
+    def stop(self) -> None:
+        self._ended = self._now()
+
+    def seconds(self) -> float:
+        """How long it ran; on a GPU this waits until that work is done."""
+        if not self._on_gpu:
+            return float(self._ended - self._began)
+        self._ended.synchronize()
+        return float(self._began.elapsed_time(self._ended)) / 1000
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.process_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def _memory(device: torch.device) -> int:
-    """The most bytes that were ever held: by this process, or on the GPU."""
+    """The most bytes ever held, by this process or on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
-from framegrove.types import Cost, GenerationRequest, Path, SampleWork
+from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork
 
 Frames = npt.NDArray[np.uint8]
 
@@ -53,7 +54,8 @@ class Shown:
 class SearchRecord:
     """A finished search.
 
-    ``shown`` has every branch of its tree, ``single`` is the cost of one sample without a search.
+    ``shown`` has the branches of its tree, except for those that were cut and then lost with a machine; ``single`` is
+    the cost of one sample without a search. ``unread`` are the first words of the prompt that the model did not read.
     """
 
     request: GenerationRequest
@@ -61,12 +63,18 @@ class SearchRecord:
     outcome: SearchResult
     shown: Mapping[Path, Shown]
     single: Cost
+    unread: str | None = None
 
     @property
     def frames(self) -> Frames:
         """The winner's video, uint8 (T, H, W, 3)."""
         winner = self.outcome.winner
         return np.concatenate([self.shown[winner[: length + 1]].frames for length in range(len(winner))])
+
+    def look(self, path: Path) -> Shown:
+        """What a branch looks like: white, where its frames were lost with a machine after it was cut."""
+        size = (1 if len(path) == 1 else FRAMES_PER_UNIT, self.request.height, self.request.width, 3)
+        return self.shown.get(path) or Shown(np.full(size, 255, np.uint8))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -105,11 +113,19 @@ def price_of(sampling: CostBreakdown, scoring: CostBreakdown, single: Cost) -> P
 
 def warnings_of(record: SearchRecord) -> list[str]:
     """What a reader of the result should know, a sentence each."""
+    warnings = []
+    if record.unread is not None:
+        warnings.append(
+            f"the prompt is too long for this model's text encoder: what begins with {record.unread!r} had no "
+            "influence on the video, and was not judged"
+        )
     scores = record.scores
-    if not scores or max(scores.values()) >= DOUBTFUL:
-        return []
-    said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
-    return [f"the verifier finds nothing of the prompt in the winner ({said}, each out of 1): look before you use it"]
+    if scores and max(scores.values()) < DOUBTFUL:
+        said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+        warnings.append(
+            f"the verifier finds nothing of the prompt in the winner ({said}, each out of 1): look before you use it"
+        )
+    return warnings
 
 
 def was_needed(span: Span, outcome: SearchResult) -> bool:
@@ -151,27 +167,37 @@ def _price(price: Price) -> dict[str, float]:
 
 def _costs(record: SearchRecord) -> dict[str, Any]:
     """nfe: transformer evaluations; flops: from exact token counts, decoding apart; seconds: of an actor's time."""
-    sampling, scoring = record.outcome.sampling, _busy(record.outcome)
+    outcome = record.outcome
+    busy = {name: _busy(outcome, name) for name in outcome.verifiers}
+    scoring = sum(busy.values(), CostBreakdown(Cost(), Cost(), Cost()))
     parts = {
-        "generator_certain": sampling.certain,
-        "generator_wasted": lost(sampling),
+        "generator_certain": outcome.sampling.certain,
+        "generator_wasted": lost(outcome.sampling),
         "verifier_certain": scoring.certain,
         "verifier_wasted": lost(scoring),
-        "total": sampling.spent + scoring.spent,
+        "total": outcome.sampling.spent + scoring.spent,
         "single_sample": record.single,
     }
-    return {name: _cost(cost) for name, cost in parts.items()}
+    verifiers = {
+        name: {
+            "certain": _cost(costs.certain),
+            "wasted": _cost(lost(costs)),
+            "least_probability_of_yes_or_no": outcome.mass.get(name),
+        }
+        for name, costs in busy.items()
+    }
+    return {**{name: _cost(cost) for name, cost in parts.items()}, "verifiers": verifiers}
 
 
-def _busy(outcome: SearchResult) -> CostBreakdown:
-    """The costs of scoring, with the seconds in which a verifier was busy: it answers for many branches at a time."""
-    spans = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
+def _busy(outcome: SearchResult, name: str) -> CostBreakdown:
+    """A verifier's costs, with the seconds in which it was busy: it answers for many branches at a time."""
+    spans = [span for span in outcome.spans if isinstance(span.work, ScoreWork) and span.work.verifier == name]
     needed = busy_seconds([span for span in spans if was_needed(span, outcome)])
-    certain, wasted = outcome.scoring.certain, lost(outcome.scoring)
+    costs = outcome.verifiers[name]
     return CostBreakdown(
-        certain=replace(certain, seconds=needed),
+        certain=replace(costs.certain, seconds=needed),
         at_stake=Cost(),
-        wasted=replace(wasted, seconds=busy_seconds(spans) - needed),
+        wasted=replace(lost(costs), seconds=busy_seconds(spans) - needed),
     )
 
 

@@ -12,7 +12,7 @@ from framegrove.evaluation.report import Frames, SearchRecord, Shown
 from framegrove.search.result import Fate, Node
 from framegrove.types import Assessment, Path
 
-UNUSED = Fate.BET  # sampled on speculation only
+UNUSED = Fate.SPECULATIVE  # sampled on speculation only
 STRIP = 4  # thumbnails of a unit of several frames
 PAD = 0.09  # inside a card
 SIDE = 0.8  # margin beside the thumbnails, where the verdicts stand
@@ -52,11 +52,12 @@ class Card:
 
 
 def lay_out(record: SearchRecord, words: bool = True) -> dict[Path, Card]:
-    """A card for every branch: columns are depths, leaves stand one below another, parents beside their children.
+    """A card for every branch that can be shown: columns are depths, leaves stand one below another.
 
+    Parents stand beside their children. Branches that were cut, and then lost with a machine, have no card.
     Without ``words`` cards are as small as their thumbnails.
     """
-    nodes = {node.path: node for node in record.outcome.nodes}
+    nodes = {node.path: node for node in record.outcome.nodes if node.path in record.shown}
     places = places_of(record.outcome.nodes)
     aspect = record.request.width / record.request.height
     thumbs = [1 if depth == 0 else STRIP for depth in range(record.request.units)]
@@ -67,7 +68,7 @@ def lay_out(record: SearchRecord, words: bool = True) -> dict[Path, Card]:
 
     def place(path: Path) -> None:
         nonlocal bottom
-        node, shown = nodes[path], record.shown[path]
+        node, shown = nodes[path], record.look(path)
         children = sorted(p for p in nodes if p[:-1] == path)
         verdicts = tuple(
             Verdict(asked, sum(score for _, score in panel) / len(panel), places.get((path, asked), ""))

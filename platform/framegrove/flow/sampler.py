@@ -1,7 +1,18 @@
-"""Sampling units of video: stage by stage up the pyramid, many branches in one packed forward per step.
+"""Sampling units of video: stage by stage up the pyramid, many branches in one packed forward pass per step.
 
-A task is one unit of one branch. Its result is a function of the task alone: the noise comes from (seed, path), the
-state is float32, and what else shares the forward pass changes rounding at most.
+A task is one unit of one branch. Its result is a function of the task alone: its noise comes from (seed, path), its
+state is float32, and the tasks that share its forward passes affect it by rounding at most.
+
+How a unit is made (PFM section 3.2):
+
+1. Before the coarsest stage, draw noise at full resolution and average it down to that stage's size.
+2. Build the conditioning: the history at this stage's resolutions, behind the prompt and the negative prompt.
+3. For each timestep of the stage: predict velocities in one packed forward pass, combine the guided pairs, and take
+   one Euler step.
+4. Jump to the next stage: double height and width, rescale, and add block noise, which makes the distribution equal to
+   the one that the next stage was trained to start from (PFM eq. 15). Go on with 2.
+
+The state after the last stage is the finished unit.
 """
 
 from __future__ import annotations
@@ -21,11 +32,11 @@ from framegrove.models.transformers import Transformer
 from framegrove.types import Path
 
 ShouldStop = Callable[[], bool]
-OnStep = Callable[[int, int], None]  # forwards done, forwards in all
+OnStep = Callable[[int, int], None]  # forward passes done, forward passes in total
 
 
 class CancelledSampling(Exception):
-    """Sampling was given up between two steps because its result is no longer wanted; ``steps`` forwards were spent."""
+    """Sampling stopped between two steps because its result is no longer wanted, after ``steps`` forward passes."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(f"sampling was cancelled after {steps} steps")
@@ -36,7 +47,7 @@ class CancelledSampling(Exception):
 class StageLatent:
     """A unit at the end of ``stage``: the state ``x``, (C, t, h, w) at the stage's resolution, float32, normalised.
 
-    At the last stage it is the finished unit; before, it is what the next stage starts from.
+    At the last stage it is the finished unit; at an earlier one, the next stage starts from it.
     """
 
     stage: int
@@ -45,11 +56,11 @@ class StageLatent:
 
 @dataclass(frozen=True, eq=False)
 class UnitTask:
-    """The newest unit of branch ``path``, to be sampled for ``text`` (against ``negative``) after its ``history``.
+    """The newest unit of branch ``path``, to be sampled for prompt ``text``, guided away from ``negative``.
 
-    ``history`` are all earlier units (C, t, h, w), clean, normalised, at full resolution, oldest first; ``shape`` is
+    ``history`` holds all earlier units (C, t, h, w), clean, normalised, at full resolution, oldest first; ``shape`` is
     (t, h, w) of the unit itself. Tasks that hold the same text and history objects share them in the forward pass.
-    ``start`` continues from the end of an earlier stage; ``from_image``: unit 0 was given, not sampled.
+    ``start``, if given, is the state to continue from; ``from_image`` says that unit 0 was given, not sampled.
     """
 
     text: TextEmbedding
@@ -68,7 +79,7 @@ class UnitTask:
 
 
 class Sampler:
-    """Integrates the flow with Euler steps (released sampler), guided, from noise or from an earlier stage."""
+    """Integrates the flow by guided Euler steps, as the released sampler does, from noise or from an earlier stage."""
 
     def __init__(
         self,
@@ -94,10 +105,10 @@ class Sampler:
         should_stop: ShouldStop | None = None,
         on_step: OnStep | None = None,
     ) -> list[StageLatent]:
-        """Take every task through ``stages`` (all of them when absent), in step; results in the order of the tasks.
+        """Take all tasks through ``stages`` (absent: all stages) side by side; results are in the order of the tasks.
 
-        Raises CancelledSampling as soon as ``should_stop`` says so between steps, and ValueError for a task that
-        does not stand where ``stages`` begins.
+        Raises CancelledSampling when ``should_stop`` returns true between two steps, and ValueError for a task whose
+        ``start`` is not the end of the stage before ``stages``.
         """
         stages = stages if stages is not None else range(self.schedule.stages)
         _check(tasks, stages, self.schedule)
@@ -118,10 +129,11 @@ class Sampler:
 
         latents = [task.start for task in tasks]
         for stage in stages:
-            runs = self._enter(tasks, latents, stage)
+            runs = self._enter(tasks, latents, stage)  # steps 1 or 4, and 2, of the module docstring
             for step in range(max(len(run.timesteps) for run in runs)):
                 before_step()
-                self._step([run for run in runs if step < len(run.timesteps)], step)
+                # A first unit may take more steps than later ones; tasks that are through with the stage drop out.
+                self._step([run for run in runs if step < len(run.timesteps)], step)  # step 3
                 after_step()
             latents = [StageLatent(stage, run.x) for run in runs]
         return [latent for latent in latents if latent is not None]
@@ -129,9 +141,9 @@ class Sampler:
     def preview(
         self, tasks: Sequence[UnitTask], should_stop: ShouldStop | None = None, on_step: OnStep | None = None
     ) -> list[StageLatent]:
-        """What becomes of drafts, about: each finished from its ``start`` in ``steps.preview`` large steps a stage.
+        """Roughly what drafts will become: each is finished from its ``start`` in ``steps.preview`` steps per stage.
 
-        The drafts themselves are not touched: refined, they go on from where they stand. Raises as `sample` does.
+        The drafts are left as they are, so that refining them later continues from ``start``. Raises as `sample` does.
         """
         stages = self.schedule.stages
         few = StepsConfig(first=(self.steps.preview,) * stages, others=(self.steps.preview,) * stages)
@@ -141,10 +153,11 @@ class Sampler:
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is, and therefore the states."""
+        """The transformer's device, where states are kept too."""
         return next(self.transformer.parameters()).device
 
     def _enter(self, tasks: Sequence[UnitTask], latents: Sequence[StageLatent | None], stage: int) -> list[_Run]:
+        """Set up every task at the start of ``stage``: state, conditioning and steps."""
         runs = []
         prefixes = self._prefixes(tasks, stage)
         for task, latent, (negative, positive) in zip(tasks, latents, prefixes, strict=True):
@@ -155,7 +168,7 @@ class Sampler:
         return runs
 
     def _state(self, task: UnitTask, stage: int, before: StageLatent | None) -> Tensor:
-        """The state at the start of ``stage``: noise, or the jump from the stage before (PFM eq. 15)."""
+        """The state at the start of ``stage``: noise (1), or the jump from the stage ``before`` (4)."""
         if before is None:
             shape = (self.transformer.config.in_channels, *task.shape)
             noise = self.noise.initial(task.seed, task.path, shape).float()
@@ -166,7 +179,10 @@ class Sampler:
         return larger.mul_(alpha).add_(noise.to(larger), alpha=beta)
 
     def _prefixes(self, tasks: Sequence[UnitTask], stage: int) -> list[tuple[Prefix, Prefix]]:
-        """(negative, positive) prefix of each task; the same objects for tasks with the same text and history."""
+        """The (negative, positive) prefixes of each task (2).
+
+        Tasks with the same text and history objects get the same prefix objects, by which `pack` knows what to share.
+        """
         histories: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
         prefixes: dict[tuple[int, tuple[int, ...]], Prefix] = {}
 
@@ -180,8 +196,9 @@ class Sampler:
         return [(prefix(task.negative, task), prefix(task.text, task)) for task in tasks]
 
     def _step(self, runs: Sequence[_Run], step: int) -> None:
-        """One packed forward for all runs, guidance included (negative before positive), and one Euler step of each."""
+        """One packed forward pass for all runs and one Euler step of each (3)."""
         samples = []
+        # A guided run needs two velocities, negative before positive; both are in the same forward pass.
         for run in runs:
             prefixes = (run.positive,) if run.scale is None else (run.negative, run.positive)
             samples += [Sample(prefix, run.x, run.timesteps[step]) for prefix in prefixes]
@@ -190,18 +207,19 @@ class Sampler:
             velocity = next(answers).float()
             if run.scale is not None:
                 velocity = velocity + run.scale * (next(answers).float() - velocity)
+            # The velocity is the stage's start minus its end, and ratios fall from 1 to 0: the step is towards the end.
             run.x = run.x + (run.ratios[step + 1] - run.ratios[step]) * velocity
 
 
 @dataclass
 class _Run:
-    """A task on its way through one stage."""
+    """A task during one stage."""
 
     negative: Prefix
     positive: Prefix
-    scale: float | None
-    timesteps: tuple[float, ...]
-    ratios: tuple[float, ...]
+    scale: float | None  # of guidance; None: not guided
+    timesteps: tuple[float, ...]  # where the model is evaluated
+    ratios: tuple[float, ...]  # one more than timesteps: the interpolation ratios between which each step moves
     x: Tensor
 
 
@@ -211,8 +229,8 @@ def _check(tasks: Sequence[UnitTask], stages: range, schedule: PyramidSchedule) 
     for task in tasks:
         stage = -1 if task.start is None else task.start.stage
         if stage != stages.start - 1:
-            stands = "is not begun" if task.start is None else f"stands at the end of stage {stage}"
-            raise ValueError(f"branch {task.path} {stands}, it cannot go on at stage {stages.start}")
+            stands = "has not been started" if task.start is None else f"is at the end of stage {stage}"
+            raise ValueError(f"branch {task.path} {stands}, so it cannot continue at stage {stages.start}")
         if min(task.shape[1:]) < 1 or any(side % 2 ** (schedule.stages - 1) for side in task.shape[1:]):
             raise ValueError(
                 f"a latent of {task.shape[1]}x{task.shape[2]} does not fit a pyramid of {schedule.stages} stages: "

@@ -1,18 +1,25 @@
 """The packed sequence: tokens of many samples side by side, and prefixes that siblings carry once.
 
-A *sample* is one current clip (the unit being denoised) that hangs on a *prefix*: its text and its history. Attention
-is causal over units, so when there is history nothing in the prefix depends on the current clip, and all samples with
-the same prefix and timestep share it exactly. Without history the text attends to the current clip, so each sample
-carries its own text.
+A *sample* is one current clip (the unit being denoised) and its *prefix*: text and history. Attention is causal over
+units, so where there is history nothing in the prefix depends on the current clip, and samples with the same prefix
+and timestep share it exactly. Without history, text attends to the current clip, so each sample carries its own text.
+A *sequence* is one prefix with all samples that share it.
 
-Two streams of tokens, no padding in either:
+There are two streams of tokens, neither with padding:
 
 - text: sequence by sequence, each as long as its prompt;
-- visual: *blocks* of clips of equal shape, all history blocks first, then all current ones. Clips of a block lie one
-  after the other, each unit by unit, row by row; so per-clip work is a view, and the tokens that are predicted are the
-  tail of the stream.
+- visual: *blocks* of clips of equal shape, all history blocks first, then all current ones. The clips of a block follow
+  each other, each unit by unit, row by row. So work per clip needs only a view, and the tokens whose velocity is
+  predicted are the tail of the stream.
 
-A *sequence* is one prefix with the samples that hang on it; what attends to what is worked out in attention.py.
+For example, sequence 1 has text ``t``, one unit of history ``0`` and the samples ``a`` and ``b``; sequence 2, at the
+same size, has text ``T``, history ``O`` and the sample ``A``:
+
+    text     t t T T T
+    visual   0 0 0 0 O O O O | a a a a b b b b A A A A
+             history block     current block, from ``current_start`` on
+
+What attends to what, with a picture of the mask, is in attention_layout.py.
 """
 
 from __future__ import annotations
@@ -25,13 +32,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from framegrove.models.attention import AttentionPlan, Piece
+from framegrove.models.attention import AttentionPlan
+from framegrove.models.attention_layout import Piece
 from framegrove.models.modulation import Rows, Span
 
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedding:
-    """An encoded prompt: ``tokens_LD`` (valid tokens only, never padding) and ``pooled_P``."""
+    """An encoded prompt: ``tokens_LD`` (no padding tokens) and the pooled vector ``pooled_P``."""
 
     tokens_LD: Tensor
     pooled_P: Tensor
@@ -39,7 +47,7 @@ class TextEmbedding:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """What samples are conditioned on: a text, and clean earlier clips (C, t, h, w), oldest first, each at its size."""
+    """What samples are conditioned on: text, and clean earlier clips (C, t, h, w), oldest first, of any sizes."""
 
     text: TextEmbedding
     history: tuple[Tensor, ...] = ()
@@ -47,7 +55,7 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A noisy clip (C, t, h, w) at a timestep (0 to 1000), hanging on a prefix."""
+    """A noisy clip (C, t, h, w) at a timestep (0 to 1000), conditioned on a prefix."""
 
     prefix: Prefix
     current: Tensor
@@ -56,9 +64,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class ClipBlock:
-    """``count`` clips of ``units`` x ``height`` x ``width`` tokens in the visual stream, from token ``start`` on.
+    """``count`` clips of ``units`` x ``height`` x ``width`` tokens each in the visual stream, from token ``start`` on.
 
-    ``base`` is the (height, width) in tokens of the current clips they belong to: positions are counted on that grid.
+    ``base`` is the (height, width) in tokens of the current clips in their sequences: history at a lower resolution
+    gets its positions on that grid.
     """
 
     start: int
@@ -89,15 +98,15 @@ class Packed:
     times_L: Tensor  # time index of each visual token
     blocks: tuple[ClipBlock, ...]
     current_start: int  # visual tokens from here on belong to current clips
-    text_rows: Rows  # one row a sequence
-    visual_rows: Rows  # one row a clip
-    current_rows: Rows  # of the part from current_start on
+    text_rows: Rows  # one row per sequence
+    visual_rows: Rows  # one row per clip
+    current_rows: Rows  # one row per current clip, counted from current_start
     attention: AttentionPlan
-    sample_clips: tuple[int, ...]  # for each current clip of the stream, the sample it is
+    sample_clips: tuple[int, ...]  # for each current clip in stream order, the index of its sample
     patch: int
 
     def unpatchify(self, current_LP: Tensor) -> list[Tensor]:
-        """Predicted patches (row, column, channel) of all current tokens -> a (C, t, h, w) tensor per sample."""
+        """Predicted patches of all current tokens, each (row, column, channel) -> a (C, t, h, w) tensor per sample."""
         patch, clips = self.patch, []
         blocks = [block for block in self.blocks if block.current]
         parts = current_LP.split([block.stop - block.start for block in blocks])
@@ -113,8 +122,8 @@ class Packed:
 def pack(samples: Sequence[Sample], patch: int, causal: bool = True) -> Packed:
     """Lay samples out as one packed sequence for a transformer with this patch size.
 
-    Samples whose prefix is the same object, with history, at the same timestep and size, share it. Raises ValueError
-    for an empty batch or a clip that the patch size does not divide.
+    Samples share a prefix if it is the same object, has history, and their timesteps and sizes agree. Raises ValueError
+    for an empty batch or a clip whose sides the patch size does not divide.
     """
     if not samples:
         raise ValueError("nothing to pack: at least one sample is needed")
@@ -144,7 +153,7 @@ def pack(samples: Sequence[Sample], patch: int, causal: bool = True) -> Packed:
 
 @dataclass
 class _Clip:
-    """A clip on its way into the visual stream; ``sample`` is None for history."""
+    """A clip that is being laid out in the visual stream; ``sample`` is None for history."""
 
     latent: Tensor
     sequence: int
@@ -168,7 +177,10 @@ class _Stream:
 
 
 def _sequences(samples: Sequence[Sample], causal: bool) -> list[list[int]]:
-    """Which samples share a prefix, as lists of sample indices; by length of text, so that it can lie in rows."""
+    """Which samples share a prefix, as lists of sample indices, ordered by length of text.
+
+    Neighbours with equally long text then form one span of rows (see modulation.py).
+    """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         key: tuple[object, ...] = (index,)
@@ -193,7 +205,7 @@ def _lay_out(samples: Sequence[Sample], sequences: list[list[int]], patch: int) 
             latent = samples[member].current
             clip = _Clip(latent, number, time, member, _grid(latent, patch), base)
             classes.setdefault((True, clip.grid, base), []).append(clip)
-    # Neighbouring blocks with equally long clips make one span of rows.
+    # History before current; then by length, because neighbouring blocks of equally long clips form one span of rows.
     ordered = sorted(classes.values(), key=lambda clips: (clips[0].sample is not None, clips[0].tokens))
     blocks: list[ClipBlock] = []
     patches, times = [], []
@@ -231,7 +243,7 @@ def _clip_rows(clips: Sequence[_Clip], device: torch.device) -> Rows:
 
 
 def _rows(lengths: Sequence[int], owners: Sequence[int], device: torch.device) -> Rows:
-    """Rows of these lengths, one after the other, neighbours of equal length in one span."""
+    """Consecutive rows of these lengths; neighbours of equal length form one span."""
     spans = []
     token = row = 0
     for length, group in itertools.groupby(lengths):
@@ -242,7 +254,7 @@ def _rows(lengths: Sequence[int], owners: Sequence[int], device: torch.device) -
 
 
 def _pieces(clips: Sequence[_Clip], text_lengths: Sequence[int]) -> list[list[Piece]]:
-    """Per sequence its runs of tokens in time order, indexed in the joint stream (text first, then visual)."""
+    """For each sequence its runs of tokens in time order, indexed in the joint stream (text first, then visual)."""
     offset = sum(text_lengths)
     starts = itertools.accumulate(text_lengths, initial=0)
     pieces = [[Piece(start, length, 0, 0, False)] for start, length in zip(starts, text_lengths, strict=False)]
@@ -250,7 +262,7 @@ def _pieces(clips: Sequence[_Clip], text_lengths: Sequence[int]) -> list[list[Pi
     member: Counter[int] = Counter()
     for clip in sorted(clips, key=lambda clip: clip.time):
         if clip.sample is not None and siblings[clip.sequence] > 1:
-            member[clip.sequence] += 1  # an only sample counts as part of the prefix: text may see it
+            member[clip.sequence] += 1  # a single sample stays part of the prefix: for unit 0, text sees it
         units, height, width = clip.grid
         for unit in range(units):
             first = offset + clip.start + unit * height * width

@@ -1,9 +1,9 @@
-"""The causal video VAE: 8x8x8 compression, 16 latent channels, any clip length, streamed unit by unit.
+"""The causal video VAE: 8x8x8 compression, 16 latent channels, clips of any length, streamed unit by unit.
 
-Layer for layer the one of the public Pyramid Flow checkpoints (MAGVIT-v2-like; PFM section 3.4): every convolution
-looks at the current and at earlier frames only, with zeros before the first; group norm and the middle attention
-act on each frame alone. Unit 0 is therefore an ordinary image, and the frames of a unit depend on that unit and the
-ones before it, through a few cached frames at each convolution. `CausalVideoVae.decode_unit` uses that.
+It equals the VAE of the public Pyramid Flow checkpoints layer for layer (MAGVIT-v2-like; PFM section 3.4). Every
+convolution sees the current and earlier frames only, with zeros before the first; group norm and the middle attention
+act on each frame alone. Unit 0 is therefore an ordinary image, and a unit's frames depend on that unit and on earlier
+ones, the latter only through a few cached frames at each convolution. `CausalVideoVae.decode_unit` relies on this.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ _EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Diagonal Gaussian over latents, as the encoder gives it; both of shape BCTHW."""
+    """The encoder's diagonal Gaussian over latents; both tensors are BCTHW."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A random draw; the noise is drawn on the CPU."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Divergence from the unit Gaussian, in nats, elementwise."""
+        """Elementwise KL divergence from the standard normal distribution, in nats."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
 
 
 class CausalVideoVae(nn.Module):
     """Encodes videos of 1 + 8n frames into 1 + n latent frames (units) and back.
 
-    Videos are BCTHW in [-1, 1], in and out float32 whatever the weights' type. State-dict names are the public
-    checkpoints'.
+    Videos are BCTHW in [-1, 1], float32 on the way in and out whatever the weights' type. State-dict names are those of
+    the public checkpoints.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -53,7 +54,7 @@ class CausalVideoVae(nn.Module):
         self.post_quant_conv = CausalConv3d(latent, latent, (1, 1, 1))
 
     def encode(self, video_BCTHW: Tensor) -> Moments:
-        """The distribution of a whole clip's latents. Raises ValueError for sizes it cannot encode."""
+        """The distribution of a whole clip's latents. Raises ValueError for a size that cannot be encoded."""
         self._check_video(video_BCTHW, first=True)
         return self._moments(video_BCTHW, None)
 
@@ -62,10 +63,10 @@ class CausalVideoVae(nn.Module):
         return self._frames(latent_BCTHW, None)
 
     def encode_unit(self, video_BCTHW: Tensor, state: State | None = None) -> tuple[Moments, State]:
-        """Latents of the next unit, or units, of a clip whose earlier frames are summed up in ``state``.
+        """Latents of the next unit or units of a clip, given the ``state`` after its earlier frames.
 
-        ``state`` is None at the start: then 1 + 8n frames are taken, later 8n. Give the returned state to the next
-        call; it is a flat list of tensors of fixed size, whatever the length of the clip.
+        At the start ``state`` is None and the video has 1 + 8n frames; later it has 8n. Pass the returned state to the
+        next call. It is a flat list of tensors whose sizes do not depend on the length of the clip.
         """
         self._check_video(video_BCTHW, first=state is None)
         past = Past(state)
@@ -73,10 +74,11 @@ class CausalVideoVae(nn.Module):
         return moments, past.present
 
     def decode_unit(self, latent_BCTHW: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Frames of the next unit, or units, given the state after the units before; equal to decoding all at once.
+        """Frames of the next unit or units of a clip, given the ``state`` after its earlier units.
 
-        ``state`` is None at the start, where the first unit gives 1 frame; every later one gives 8. The state is
-        never modified, so that several continuations of one branch can start from it, and may lie on another device.
+        The result equals decoding the whole clip at once. At the start ``state`` is None and the first unit gives 1
+        frame; every later unit gives 8. The state is never modified, so several continuations of a branch can start
+        from the same one, and it may be on another device.
         """
         past = Past(state)
         return self._frames(latent_BCTHW, past), past.present
@@ -99,9 +101,9 @@ class CausalVideoVae(nn.Module):
             raise ValueError(f"a video must be (batch, {channels}, frames, height, width), not {tuple(video.shape)}")
         frames, height, width = video.shape[2:]
         if height % side or width % side or not height or not width:
-            raise ValueError(f"video is {height}x{width}: both must be multiples of {side}, pad or resize it")
+            raise ValueError(f"video is {height}x{width}: both must be multiples of {side}; pad or resize it")
         if first and frames % step != 1 % step:
-            raise ValueError(f"video has {frames} frames: the VAE takes 1 + {step} x n, drop or repeat some")
+            raise ValueError(f"video has {frames} frames: the VAE takes 1 + {step} x n; drop or repeat some")
         if not first and (not frames or frames % step):
             raise ValueError(f"{frames} frames cannot continue a clip: the VAE takes {step} x n after the first unit")
 
@@ -112,7 +114,10 @@ class CausalVideoVae(nn.Module):
 
 
 class Past:
-    """Earlier frames at every convolution with an extent in time, in the order in which they run."""
+    """Cached frames for every convolution that spans several frames, in the order in which the convolutions run.
+
+    ``present`` is the state after this call: every convolution appends to it.
+    """
 
     def __init__(self, state: State | None) -> None:
         self.first = state is None
@@ -120,15 +125,15 @@ class Past:
         self._cached = iter(state or ())
 
     def extend(self, x: Tensor, needed: int, kept: int) -> Tensor:
-        """``x`` behind the ``needed`` frames before it (zeros at the start); keeps its last ``kept`` frames."""
+        """``x`` after the ``needed`` frames before it (zeros at the start); stores the last ``kept`` of the result."""
         if self.first:
             x = _zeros_before(x, needed)
         else:
             cached = next(self._cached)
             if cached.shape[0] != x.shape[0] or cached.shape[3:] != x.shape[3:]:
                 raise ValueError(
-                    f"the state is of another clip: it holds batch {cached.shape[0]} at {tuple(cached.shape[3:])}, "
-                    f"given batch {x.shape[0]} at {tuple(x.shape[3:])}"
+                    f"the state is of another clip: it has batch {cached.shape[0]} at {tuple(cached.shape[3:])}, "
+                    f"the input batch {x.shape[0]} at {tuple(x.shape[3:])}"
                 )
             x = torch.cat([cached.to(x.device), x], dim=2)
         self.present.append(x[:, :, -kept:].clone())  # a view would keep the whole activation alive
@@ -140,7 +145,7 @@ def _zeros_before(x: Tensor, frames: int) -> Tensor:
 
 
 class CausalConv3d(nn.Module):
-    """Convolution whose output at a frame depends on that frame and earlier ones."""
+    """Convolution whose output at a frame depends on that frame and earlier ones only."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
@@ -154,11 +159,38 @@ class CausalConv3d(nn.Module):
             x = _zeros_before(x, self.extent - 1)
         elif self.extent > 1 and past is not None:
             x = past.extend(x, needed=self.extent - 1, kept=self.extent - self.step)
-        return self.conv(x)
+        return _convolve(self.conv, x)
+
+
+def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """``conv(x)``, for inference on a CPU always by oneDNN.
+
+    PyTorch chooses oneDNN for larger batches, but at batch size 1 it runs a small float32 convolution through
+    ``slow_conv3d``, which takes several times as long. So the operator that it chooses otherwise is called directly.
+    """
+    if not cpu_inference(x) or not torch.backends.mkldnn.is_available():
+        return conv(x)
+    # oneDNN picks its kernel by memory format, and kernels round differently: one format gives the same bits always.
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    padding = [int(side) for side in conv.padding]
+    return torch.mkldnn_convolution(x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups)
+
+
+def cpu_inference(x: Tensor) -> bool:
+    """Whether ``x`` is float32 on a CPU and no gradients are recorded.
+
+    Then every clip's result is the same, bit for bit, however many clips share the call.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class FrameNorm(nn.GroupNorm):
-    """Group norm of each frame alone, so that nothing leaks between frames."""
+    """Group norm of each frame by itself, so that no frame depends on a later one."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(groups, channels, eps=_EPS)
@@ -198,10 +230,20 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, frames, height, width = x.shape
-        pixels = self.group_norm(x.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)  # (BT, HW, C)
-        q, k, v = self.to_q(pixels), self.to_k(pixels), self.to_v(pixels)
-        mixed = self.to_out[0](F.scaled_dot_product_attention(q, k, v))
-        return x + mixed.transpose(1, 2).reshape(batch, frames, -1, height, width).transpose(1, 2)
+        each_NCHW = x.transpose(1, 2).flatten(0, 1)
+        if cpu_inference(x):
+            # Group norm rounds differently in different memory formats, and matrix products by their number of rows:
+            # frame by frame, the result of one clip does not depend on how many share the call.
+            mixed_NLC = torch.cat([self._mixed(frame.contiguous()) for frame in each_NCHW.split(1)])
+        else:
+            mixed_NLC = self._mixed(each_NCHW)
+        return x + mixed_NLC.transpose(1, 2).reshape(batch, frames, -1, height, width).transpose(1, 2)
+
+    def _mixed(self, frames_NCHW: Tensor) -> Tensor:
+        pixels_NLC = self.group_norm(frames_NCHW).flatten(2).transpose(1, 2)
+        q, k, v = self.to_q(pixels_NLC), self.to_k(pixels_NLC), self.to_v(pixels_NLC)
+        mixed_NLC: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v))
+        return mixed_NLC
 
 
 class MiddleBlock(nn.Module):
@@ -224,7 +266,7 @@ class HalveSpace(nn.Module):
 
 
 class HalveTime(nn.Module):
-    """1 + 2n frames to 1 + n (the first one alone), or, further on in a stream, 2n to n."""
+    """1 + 2n frames to 1 + n (the first frame alone makes one); later in a stream, 2n to n."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -244,7 +286,7 @@ class DoubleSpace(nn.Module):
 
 
 class DoubleTime(nn.Module):
-    """1 + n frames to 1 + 2n (of the first one's two, the earlier is dropped), or, further on, n to 2n."""
+    """1 + n frames to 1 + 2n (of the two made from the first, the earlier is dropped); later in a stream, n to 2n."""
 
     def __init__(self, channels: int, extent: int) -> None:
         super().__init__()
@@ -272,7 +314,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """``finer`` is the extent in time at the next level, which the upsamplers already work at."""
+    """``extent`` and ``finer`` are the temporal kernel sizes of this level and of the next, for its upsamplers."""
 
     def __init__(
         self, inputs: int, outputs: int, layers: int, groups: int, extent: int, finer: int, space: bool, time: bool

@@ -1,16 +1,17 @@
-"""Large pictures through the VAE in overlapping tiles, so that memory depends on neither size nor length.
+"""The VAE on large pictures, in overlapping tiles: memory depends on neither the size nor the length of a video.
 
-The states of all tiles together are far larger than what one tile needs at work, so they rest in host memory.
+All tiles' states together are far larger than what one tile needs while it is computed, so they are kept in host
+memory.
 
-A tile's result is least reliable at its own border, where context is missing, so tiles are spread evenly (no narrow
-last tile), and each pixel is an average weighted by how far inside its tiles it lies. The weights sum to one and
-change smoothly: there is no seam.
+A tile's result is least reliable near its own border, where context is missing. Therefore tiles are spread evenly (so
+that the last is no narrower), and each pixel is an average over the tiles that cover it, weighted by how far inside
+each tile it lies. The weights sum to one and change smoothly, so there is no seam.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
 
@@ -19,33 +20,69 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from framegrove.config.vae import VaeConfig
-from framegrove.models.vae import CausalVideoVae, Moments, State
+from framegrove.models.vae import CausalVideoVae, Moments, State, cpu_inference
 
-TILE = 40  # latent cells along a side, 320 pixels: at 768p 15 tiles that hold half as much again as the picture
-_WHOLE = 64 * 64  # latent cells of the largest picture that is taken whole: 384p is, 768p is not
+TILE = 40  # latent cells along a side, 320 pixels: 768p takes 15 tiles with 1.5 times the cells of the picture
+_WHOLE = 64 * 64  # latent cells of the largest picture that is decoded whole: 384p is, 768p is not
 
 
 def decode_unit(vae: CausalVideoVae, latent_BCTHW: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-    """`CausalVideoVae.decode_unit`, by tiles where the picture is large. All units of a video have one size."""
-    large = latent_BCTHW.shape[-2] * latent_BCTHW.shape[-1] > _WHOLE
+    """`CausalVideoVae.decode_unit`, in tiles if the picture is large. All units of a video must have the same size."""
+    large = _cells(latent_BCTHW) > _WHOLE
     return decode_unit_tiled(vae, latent_BCTHW, state) if large else vae.decode_unit(latent_BCTHW, state)
 
 
+def decode_units(
+    vae: CausalVideoVae, latents_1CTHW: Sequence[Tensor], states: Sequence[State | None]
+) -> list[tuple[Tensor, State]]:
+    """`decode_unit` for several clips: frames and state of each, in order.
+
+    Clips share a call if they have the same shape and are both at the start or both beyond it, but only where sharing
+    leaves every bit as it is: for float32 on a CPU without gradients. Elsewhere they are decoded one by one.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, (latent, state) in enumerate(zip(latents_1CTHW, states, strict=True)):
+        groups.setdefault((latent.shape, state is None), []).append(index)
+    results: list[tuple[Tensor, State] | None] = [None] * len(latents_1CTHW)
+    together = cpu_inference(vae.post_quant_conv.conv.weight)
+    for members in groups.values():
+        # At most as many cells per call as the largest picture that is decoded whole, which bounds memory.
+        share = max(1, _WHOLE // _cells(latents_1CTHW[members[0]])) if together else 1
+        for first in range(0, len(members), share):
+            some = members[first : first + share]
+            decoded = _decode_together(vae, [latents_1CTHW[index] for index in some], [states[index] for index in some])
+            for index, result in zip(some, decoded, strict=True):
+                results[index] = result
+    return [result for result in results if result is not None]
+
+
+def _decode_together(
+    vae: CausalVideoVae, latents: Sequence[Tensor], states: Sequence[State | None]
+) -> list[tuple[Tensor, State]]:
+    if len(latents) == 1:
+        return [decode_unit(vae, latents[0], states[0])]
+    begun = [state for state in states if state is not None]
+    state = [torch.cat(parts) for parts in zip(*begun, strict=True)] if begun else None
+    frames, after = vae.decode_unit(torch.cat(list(latents)), state)
+    # Copies, because a view would keep the state of all clips alive as long as one of them is.
+    each = zip(*(part.split(1) for part in after), strict=True)
+    return [(one, [part.clone() for part in parts]) for one, parts in zip(frames.split(1), each, strict=True)]
+
+
 def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = None) -> tuple[Moments, State]:
-    """`CausalVideoVae.encode_unit`, by tiles where the picture is large. All units of a video have one size."""
-    side = vae.config.spatial_factor
-    large = video_BCTHW.shape[-2] * video_BCTHW.shape[-1] > _WHOLE * side**2
+    """`CausalVideoVae.encode_unit`, in tiles if the picture is large. All units of a video must have the same size."""
+    large = _cells(video_BCTHW) > _WHOLE * vae.config.spatial_factor**2
     return encode_unit_tiled(vae, video_BCTHW, state) if large else vae.encode_unit(video_BCTHW, state)
 
 
 @cache
 def decode_flops(config: VaeConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """FLOPs of `decode_unit` for the first unit of a video and for a later one; ``size`` is (h, w) of the latents."""
+    """FLOPs of `decode_unit` for the first unit of a video and for any later one; ``size`` is (h, w) of the latents."""
     tiles = 1
     if size[0] * size[1] > _WHOLE:
         tiles = math.prod(len(list(_spans(side, TILE))) for side in size)
         size = (min(size[0], TILE), min(size[1], TILE))
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes matter
         vae = CausalVideoVae(config)
         latent = torch.empty(1, config.decoder_in_channels, 1, *size)
     with torch.no_grad():
@@ -59,14 +96,14 @@ def decode_flops(config: VaeConfig, size: tuple[int, int]) -> tuple[int, int]:
 def decode_unit_tiled(
     vae: CausalVideoVae, latent_BCTHW: Tensor, state: State | None = None, tile: int = TILE
 ) -> tuple[Tensor, State]:
-    """`CausalVideoVae.decode_unit` by tiles of ``tile`` latent cells; the state is a flat list of tensors as there."""
+    """`CausalVideoVae.decode_unit` in tiles of ``tile`` x ``tile`` latent cells; the state is a flat list, too."""
     return _by_tiles(vae.decode_unit, latent_BCTHW, state, tile, cell=1, factor=vae.config.spatial_factor)
 
 
 def encode_unit_tiled(
     vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = None, tile: int = TILE
 ) -> tuple[Moments, State]:
-    """`CausalVideoVae.encode_unit` by tiles of ``tile`` latent cells; the state is a flat list of tensors as there."""
+    """`CausalVideoVae.encode_unit` in tiles of ``tile`` x ``tile`` latent cells; the state is a flat list, too."""
 
     def encode(part: Tensor, held: State | None) -> tuple[Tensor, State]:
         moments, later = vae.encode_unit(part, held)
@@ -86,7 +123,10 @@ def _by_tiles(
     cell: int,
     factor: int,
 ) -> tuple[Tensor, State]:
-    """Run ``step`` on tiles of ``x``, whose latent cells are ``cell`` wide; blend results, ``factor`` wide a cell."""
+    """Run ``step`` on each tile of ``x`` and blend the results.
+
+    A latent cell is ``cell`` positions wide in ``x`` and ``factor`` positions wide in the result.
+    """
     if tile < 2:
         raise ValueError(f"a tile must be at least 2 latent cells wide, not {tile}")
     height, width = x.shape[3] // cell, x.shape[4] // cell
@@ -109,7 +149,7 @@ def _by_tiles(
 
 
 def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
-    """Even tiles over ``size`` cells, overlapping by a quarter of a tile at least, small ones by three cells."""
+    """(start, end) of evenly spread tiles over ``size`` cells, which overlap by a quarter, at least by three cells."""
     stride = tile - max(min(3, tile - 1), tile // 4)
     count = max(1, -(-(size - tile) // stride) + 1)
     for index in range(count):
@@ -118,7 +158,10 @@ def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
 
 
 def _ramp(start: int, end: int, size: int, tile: int, factor: int) -> Tensor:
-    """Weight of each output position of a tile: from its inner borders rising over a quarter of a tile, smoothly."""
+    """Weight of each output position along one side of a tile; it rises smoothly over a quarter of the tile.
+
+    At the picture's own border it does not fall: no other tile is there.
+    """
     position = torch.arange((end - start) * factor) + 0.5
     rise = max(1, tile // 4) * factor
     weight = torch.ones(len(position))
@@ -127,6 +170,10 @@ def _ramp(start: int, end: int, size: int, tile: int, factor: int) -> Tensor:
             share = (distance / rise).clamp(max=1.0)
             weight = weight * share.square() * (3 - 2 * share)
     return weight
+
+
+def _cells(x: Tensor) -> int:
+    return x.shape[-2] * x.shape[-1]
 
 
 def _split(state: State, tiles: int) -> list[State]:

@@ -277,7 +277,7 @@ class Dispatcher:
             return []
         ready = (work for _, work in self._ready[GENERATORS] if work not in self.done and work not in self._busy)
         waiting = sum(1 for _ in islice(ready, len(self._speculating) + len(self._cancelling)))
-        place = {work: index for index, work in enumerate(self._policy.speculative())}
+        place: dict[Work | PanelWork, int] = {work: n for n, work in enumerate(self._policy.speculative())}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
         return running[: max(waiting - len(self._cancelling), 0)]
 

@@ -75,16 +75,18 @@ class Layout:
 
     def inputs(self, work: Work | PanelWork) -> tuple[Latent, ...]:
         """What must be there before the work can start: the history, oldest first, then what it continues or judges."""
-        sampling = isinstance(work, SampleWork)
-        parent = work.paths[0][:-1] if sampling else work.path[:-1]
-        history = tuple(Latent(parent[: n + 1], self.last_stage) for n in range(len(parent)))
-        if not sampling:
-            drafted = work.assessment is Assessment.POTENTIAL and self.draft_stage is not None
-            stage = self.draft_stage if drafted and self.draft_stage is not None else self.last_stage
-            return (*history, Latent(work.path, stage))
-        if work.first_stage == 0:
-            return history
-        return history + tuple(Latent(path, work.first_stage - 1) for path in work.paths)
+        if isinstance(work, SampleWork):
+            history = self._history(work.paths[0])
+            if work.first_stage == 0:
+                return history
+            return history + tuple(Latent(path, work.first_stage - 1) for path in work.paths)
+        drafted = work.assessment is Assessment.POTENTIAL and self.draft_stage is not None
+        stage = self.draft_stage if drafted and self.draft_stage is not None else self.last_stage
+        return (*self._history(work.path), Latent(work.path, stage))
+
+    def _history(self, path: Path) -> tuple[Latent, ...]:
+        """The units before the branch's newest one."""
+        return tuple(Latent(path[:length], self.last_stage) for length in range(1, len(path)))
 
     def finished(self, path: Path) -> Latent:
         """A branch's newest unit at full resolution."""

@@ -23,6 +23,7 @@ from framegrove.flow.objective import StageSample
 from framegrove.models.flux import SingleBlock
 from framegrove.models.layers import Block
 from framegrove.models.mmdit import MMDiT
+from framegrove.models.trainer_state import update_average
 from framegrove.training.step import Trainable
 
 _STATE, _TAG = "engine.pt", "engine"
@@ -78,7 +79,7 @@ class PlainEngine:
             self.muon.step()
         self.module.zero_grad(set_to_none=True)
         self.updates += 1
-        _average(self.averaged, self.parameters, phase.ema, self.updates)
+        update_average(self.averaged, self.parameters, phase.ema, self.updates)
         return Update(losses, float(norm))
 
     def most(self, count: int) -> int:
@@ -187,7 +188,7 @@ class DeepSpeedEngine:
             losses.append(each.detach())
         self.engine.step()
         self.updates += 1
-        _average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
+        update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
         return Update(losses, float(self.engine.get_global_grad_norm() or 0.0))
 
     def most(self, count: int) -> int:
@@ -251,16 +252,6 @@ def _set_rates(optimizer: Any, phase: PhaseConfig, scale: float) -> None:
     rate = scale * phase.learning_rate
     for group in optimizer.param_groups:
         group.update(lr=rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay)
-
-
-def _average(averaged: list[Tensor], weights: Sequence[Tensor], decay: float, updates: int) -> None:
-    """Move the exponential average of the weights towards the present ones, after update number ``updates``.
-
-    In the first updates the average is shorter than ``decay`` says, so that the initial weights do not linger in it.
-    """
-    decay = min(decay, updates / (9 + updates))
-    with torch.no_grad():
-        torch._foreach_lerp_(averaged, [weight.detach() for weight in weights], 1 - decay)
 
 
 # What follows relies on DeepSpeed 0.19 beyond its public interface, which offers none of it. Should another version

@@ -7,6 +7,7 @@ norm meets the statistics it will see in use.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -116,7 +117,7 @@ def measure_latent_norm(vae: CausalVideoVae, source: ClipSource, clips: int) -> 
     """A mean per channel and a scale for first and for later units, over ``clips`` clips, as many of each kind."""
     units: list[Tensor] = []
     for kind in source.kinds:
-        drawn = _videos(vae, clips // len(source.kinds), lambda index, kind=kind: source.statistics(kind, index))
+        drawn = _videos(vae, clips // len(source.kinds), functools.partial(source.statistics, kind))
         units += [vae.encode(video).mean.double() for video in drawn]
     latents_BCTHW = torch.cat(units)
     return LatentNorm.measured(image=latents_BCTHW[:, :, :1], video=latents_BCTHW[:, :, 1:])
@@ -226,7 +227,8 @@ def _narrow_posterior(vae: CausalVideoVae) -> None:
 def _optimizers(vae: CausalVideoVae, config: VaeTrainingConfig) -> tuple[torch.optim.AdamW, KernelMuon]:
     """AdamW for vectors and for the layers at which pixels enter and leave, Muon for the weights in between."""
     outer = ("encoder.conv_in.", "decoder.conv_out.")
-    kernels, others = [], []
+    kernels: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, weight in vae.named_parameters():
         (kernels if weight.ndim > 1 and not name.startswith(outer) else others).append(weight)
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)

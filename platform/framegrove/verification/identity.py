@@ -11,8 +11,9 @@ from framegrove.config.verifier import VerifierConfig, model_folder, question_so
 from framegrove.files import fingerprint
 from framegrove.verification.questions import load_question_set
 
-# Memory and how many questions are answered at a time, not what the answers are; the model is told by its files.
-_FOR_THE_TIME_ONLY = {"model", "gpu_memory", "cache_gib", "max_questions", "block_size", "tensor_parallel"}
+# Settings that change how fast and in how much memory a verifier answers, not what. The model is told by its files.
+_MEMORY = {"gpu_memory", "cache_gib", "frame_cache_gib"}
+_NOT_THE_ANSWERS = {"model", "max_questions", "block_size", "tensor_parallel", *_MEMORY}
 
 
 def verifier_identity(config: VerifierConfig) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def verifier_identity(config: VerifierConfig) -> dict[str, Any]:
         model = model_folder(config.engine)
         facts["model"] = fingerprint(Path(model)) if Path(model).is_dir() else model
         facts["questions"] = load_question_set(question_source(config)).fingerprint
-        facts["engine"] = config.engine.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY)
+        facts["engine"] = config.engine.model_dump(mode="json", exclude=_NOT_THE_ANSWERS)
     if config.function is not None:
         facts["function"] = config.function
         facts["code"] = _code(config.function.partition(":")[0])

@@ -152,7 +152,7 @@ class TreeOfFrames:
         """Open the next round once it is known who enters it, and what their paths have collected."""
         cohort = self._cohorts[index]
         frontier = index == len(self._cohorts) - 1
-        if not frontier or index == len(self.rounds) - 1 or cohort.undecided:
+        if not frontier or index == len(self.rounds) - 1 or not cohort.decided:
             return
         if cohort.complete or not self._summed(self.rounds[index]):
             self._open(cohort.kept)
@@ -170,9 +170,7 @@ class TreeOfFrames:
 
     def _most_works(self) -> int:
         """The works of the rounds that are open, and the most that the others can come to."""
-        frontier = self._cohorts[-1]
-        width = self.rounds[len(self._cohorts) - 1].width
-        entrants = min(len(frontier.kept) + len(frontier.undecided), width)
+        entrants = self._cohorts[-1].most_kept
         total = self._planned
         for step in self.rounds[len(self._cohorts) :]:
             total += step.count(entrants)
