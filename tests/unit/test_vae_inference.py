@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,11 +27,11 @@ def latents(shipped: tuple[CausalVideoVae, LatentNorm]) -> Tensor:
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> int:
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    request.addfinalizer(lambda: torch.set_num_threads(before))
-    return int(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def _decode(vae: CausalVideoVae, latent: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ from framegrove.flow.sampler import Sampler, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.attention import AttentionPlan
 from framegrove.models.packed import Packed, Prefix, Sample, TextEmbedding
+from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.transformers import Transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae, State
-from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.vae_files import load_vae
 from framegrove.models.vae_tiling import decode_unit, decode_unit_tiled, decode_units, encode_unit
 
@@ -316,7 +316,7 @@ def _counted(
 
 
 class _Counter(TorchDispatchMode):
-    """Records in ``most`` the largest number of bytes alive at one time on the GPU, the weights of ``model`` excepted."""
+    """Records in ``most`` the peak of bytes alive on the GPU, not counting the weights of ``model``."""
 
     def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
         super().__init__()

@@ -66,8 +66,8 @@ class Sample:
 class ClipBlock:
     """``count`` clips of ``units`` x ``height`` x ``width`` tokens each in the visual stream, from token ``start`` on.
 
-    ``base`` is the (height, width) in tokens of the current clips in their sequences: history at a lower resolution gets
-    its positions on that grid.
+    ``base`` is the (height, width) in tokens of the current clips in their sequences: history at a lower resolution
+    gets its positions on that grid.
     """
 
     start: int
