@@ -1,4 +1,4 @@
-"""What sampling costs, from shapes alone: the unit of every search budget."""
+"""The cost of sampling, computed from shapes alone; search budgets are counted in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from framegrove.types import Cost
 class SamplingCosts:
     """Costs of sampling one prompt at one size: ``size`` is (height, width) of the latents, texts count their tokens.
 
-    ``nfe`` counts denoising steps of branches, as VT1 does; that guidance evaluates each twice shows in ``flops``.
+    ``nfe`` counts denoising steps of branches, as VT1 does; ``flops`` includes both evaluations of a guided step.
     ``decoding`` are the FLOPs of decoding a first unit and a later one (models.vae_tiling.decode_flops).
     """
 
@@ -28,8 +28,8 @@ class SamplingCosts:
     def unit(self, unit: int, stages: range | None = None, siblings: int = 1, most_steps: int | None = None) -> Cost:
         """The newest unit of ``siblings`` children of one branch, denoised in step through ``stages`` (absent: all).
 
-        Stages that stop before the last make drafts, which are previewed, too. With ``most_steps`` the work is given up
-        after so many, and nothing is decoded.
+        If ``stages`` end before the last, the results are drafts, and the cost includes their previews. With
+        ``most_steps``, sampling is cancelled after that many steps, and unless it was complete nothing is decoded.
         """
         steps = self.recipe.steps
         last = self.recipe.pyramid.stages - 1
@@ -46,7 +46,7 @@ class SamplingCosts:
         return total + Cost(decoding=siblings * self.decoding[min(unit, 1)] if whole else 0)
 
     def unsearched(self, units: int, given: int = 0) -> Cost:
-        """One whole video of ``units`` units sampled without a search, of which ``given`` are there already."""
+        """One whole video of ``units`` units sampled without a search, the first ``given`` of which already exist."""
         return sum((self.unit(unit) for unit in range(given, units)), Cost())
 
     def table(self, depth: int, first_stage: int, last_stage: int, siblings: int) -> int:

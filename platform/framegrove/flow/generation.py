@@ -1,7 +1,7 @@
-"""A video without a search: unit after unit, many prompts side by side, in one process.
+"""Videos without a search: unit by unit, many prompts side by side, in one process.
 
-It is what a search improves on, and what one unit of budget means: a video of seed s is branch (0, 0, ..) of every
-search with seed s.
+Such a video is the baseline that a search improves on, and its cost is one unit of budget: the video of seed s is
+branch (0, 0, ..) of every search with seed s.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Generated:
 
 
 def sampler_of(pipeline: Pipeline) -> Sampler:
-    """The sampler of a model as its recipe describes it."""
+    """The sampler that a model's recipe describes."""
     recipe = pipeline.recipe
     return Sampler(pipeline.transformer, PyramidSchedule.of(recipe.pyramid), recipe.guidance, recipe.steps)
 
@@ -52,13 +52,13 @@ def generate(
     should_stop: ShouldStop | None = None,
     on_unit: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
-    """One video per prompt and seed, of ``units`` units at ``size`` (height, width) pixels, both native when absent.
+    """One video per prompt and seed, of ``units`` units at ``size`` (height, width) pixels, both the recipe's by default.
 
-    Prompts are given the recipe's suffix; ``negative`` absent is the recipe's.
+    The recipe's suffix is appended to prompts; without ``negative``, the recipe's negative prompt is used.
 
     With ``images``, uint8 (H, W, 3), each video starts from its image. At most ``batch`` videos share a forward pass;
-    ``on_unit(done, total)`` hears of progress. Raises ValueError for sizes or counts that do not fit together, and
-    CancelledSampling once ``should_stop`` says so.
+    ``on_unit(done, total)`` is called after every unit. Raises ValueError for sizes or counts that do not fit together, and
+    CancelledSampling when ``should_stop`` returns true between two steps.
     """
     recipe = pipeline.recipe
     against = recipe.negative_prompt if negative is None else negative
@@ -104,7 +104,7 @@ def generate(
 
 @torch.no_grad()
 def encode_image(pipeline: Pipeline, image: Pixels, height: int, width: int) -> Tensor:
-    """The normalised latent (C, 1, h, w) of an image uint8 (height, width, 3), the mean of what the VAE says of it."""
+    """The normalised latent (C, 1, h, w) of an image uint8 (height, width, 3), the mean of the VAE's distribution."""
     if image.dtype != np.uint8 or image.shape != (height, width, 3):
         raise ValueError(
             f"a first frame must be uint8 of shape ({height}, {width}, 3), not {image.dtype} of {image.shape}: "

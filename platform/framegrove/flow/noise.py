@@ -15,7 +15,7 @@ from framegrove.types import Path
 
 
 class NoiseSource(Protocol):
-    """Where a sampler takes its noise from; a recorded source replays somebody else's draws."""
+    """Where a sampler takes its noise from; a recorded source replays another implementation's draws."""
 
     def initial(self, seed: int, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise (C, t, h, w) at full resolution for the newest unit of branch ``path``."""

@@ -1,4 +1,4 @@
-"""Layers that the MM-DiT and the FLUX-style transformer have in common, state-dict names as in public checkpoints."""
+"""Layers shared by the MM-DiT and the FLUX-style transformer; state-dict names are those of public checkpoints."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ROPE_THETA = 10000.0
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What an attention layer is made of; the released models differ in how they norm queries and keys."""
+    """Sizes of an attention layer; released models differ in how they normalise queries and keys."""
 
     heads: int
     head_size: int
     norm_eps: float
-    text_norm: str  # stem of the state-dict names of the text's norms
+    text_norm: str  # prefix of the state-dict names of the text's query and key norms
 
     @property
     def width(self) -> int:
@@ -34,7 +34,7 @@ class AttentionSpec:
 
 
 def initialise(transformer: nn.Module) -> None:
-    """Weights of an untrained transformer: every block starts as the identity and the output at zero (adaLN-zero)."""
+    """Initialise a transformer for training: every block starts as the identity and the output as zero (adaLN-zero)."""
     modules = list(transformer.modules())
     for layer in [m for kind in (nn.Linear, nn.Conv2d) for m in modules if isinstance(m, kind)]:
         nn.init.xavier_uniform_(layer.weight.flatten(1))
@@ -51,14 +51,14 @@ def initialise(transformer: nn.Module) -> None:
 
 
 def rotations(positions_N: Tensor, size: int) -> Tensor:
-    """(N, size / 2) complex rotations of the pairs of ``size`` head channels at rotary positions."""
+    """(N, size / 2) complex rotary embeddings of N positions, one for each pair of ``size`` head channels."""
     omega = _ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device) / size)
     angles = positions_N[:, None] * omega
     return torch.complex(angles.cos().float(), angles.sin().float())
 
 
 class TimeTextEmbedding(nn.Module):
-    """Timestep (0 to 1000, kept in float32) and pooled text to one condition vector per sequence."""
+    """Turns timestep (0 to 1000, kept in float32) and pooled text into one condition vector per sequence."""
 
     def __init__(self, width: int, pooled: int) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class TimeTextEmbedding(nn.Module):
 
     def forward(self, timesteps_S: Tensor, pooled_SP: Tensor) -> Tensor:
         exponents = -math.log(10000.0) * torch.arange(128, dtype=torch.float32, device=timesteps_S.device) / 128
-        # Rounded once: float32's own exp is off by a last digit here and there, otherwise on each kind of processor,
-        # and times a thousand that is more than all other layers' rounding.
+        # Computed in float64 and rounded once: float32's exp errs in the last digit, differently on each processor, and
+        # multiplied by a timestep of up to 1000 that error would exceed the rounding of all other layers.
         angle = timesteps_S.float()[:, None] * exponents.double().exp().float()
         waves = torch.cat([angle.cos(), angle.sin()], dim=-1)
         dtype = self.text_embedder.linear_1.weight.dtype
@@ -88,7 +88,7 @@ class TwoLayers(nn.Module):
 
 
 class Modulation(nn.Module):
-    """``parts`` vectors of shift, scale or gate for each row of a stream, from the (activated) condition."""
+    """``parts`` vectors (shifts, scales, gates) for each row of a stream, from the activated condition vector."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
@@ -101,9 +101,9 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Joint attention of two streams with their own weights.
+    """A transformer block: joint attention of two streams, each with its own weights.
 
-    A ``last`` block gives back no text, and of the visual tokens the current ones alone: nothing reads the others.
+    A ``last`` block computes current visual tokens only, since no later layer reads the text or the history.
     """
 
     def __init__(self, spec: AttentionSpec, last: bool = False) -> None:
@@ -145,9 +145,9 @@ class Block(nn.Module):
 
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
-    """Run a block; with ``recompute`` its activations are not kept for the backward pass but made again there."""
+    """Run a block; with ``recompute`` its activations are recomputed in the backward pass instead of kept."""
     if recompute and torch.is_grad_enabled():
-        # Reentrant, so that the forward pass runs without gradients: attention keeps its own graph where it has them.
+        # Reentrant, so that the forward pass runs without gradients; otherwise attention would keep its own graphs.
         return checkpoint(block, *inputs, use_reentrant=True)
     return block(*inputs)
 
@@ -155,13 +155,13 @@ def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
 def _residual(
     x: Tensor, attended: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, ff_gate: Tensor, ff: nn.Module, rows: Rows
 ) -> Tensor:
-    """Add what attention found, then what the feed-forward makes of it, each through its gate."""
+    """Add the attention result and then the feed-forward result, each multiplied by its gate."""
     x = gated_add(x, attended, gate, rows)
     return gated_add(x, ff(modulate(x, shift, scale, rows)), ff_gate, rows)
 
 
 class JointAttention(nn.Module):
-    """Queries, keys and values of both streams, RMS-normed, rotated in time, attended block-causally."""
+    """Block-causal attention over both streams, with RMS-normed and rotated queries and keys."""
 
     def __init__(self, spec: AttentionSpec, last: bool) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class JointAttention(nn.Module):
             self.to_add_out = nn.Linear(width, width)
 
     def forward(self, text: Tensor, visual: Tensor, packed: Packed, rotation: Tensor | None) -> tuple[Tensor, ...]:
-        """Text and visual outputs; a last block's: those of the current tokens alone."""
+        """The text and visual outputs; for a last block, the current tokens' output only."""
         text_qkv = projected(text, self.spec, self.add_q_proj, self.add_k_proj, self.add_v_proj)
         visual_qkv = projected(visual, self.spec, self.to_q, self.to_k, self.to_v)
         text_norms = torch.stack([getattr(self, f"{self.spec.text_norm}_{name}").weight for name in ("q", "k")])
@@ -192,7 +192,7 @@ class JointAttention(nn.Module):
 
 
 def projected(x_LD: Tensor, spec: AttentionSpec, *layers: nn.Linear) -> Tensor:
-    """(L, 3, heads, head size) queries, keys and values, from three layers in one product."""
+    """(L, 3, heads, head size) queries, keys and values; one matrix product computes all three layers."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, -1)
@@ -207,8 +207,8 @@ def filled_table(
     rotation: Tensor | None,
     spec: AttentionSpec,
 ) -> Tensor:
-    """The attention plan's table of both streams, normed; visual tokens turned, text stands at position 0."""
-    # Half-precision attention is slow backwards on a CPU, and no faster forwards for short sequences.
+    """The attention plan's table, filled from both streams. Visual tokens are rotated; text is at position 0."""
+    # On a CPU the backward pass of half-precision attention is slow, and its forward pass gains nothing.
     dtype = torch.float32 if text_qkv.device.type == "cpu" else text_qkv.dtype
     plan = packed.attention
     text_place, visual_place = plan.place_L.split([len(text_qkv), len(visual_qkv)])
@@ -218,7 +218,7 @@ def filled_table(
 
 
 def current_places(packed: Packed) -> Tensor:
-    """Places of the current tokens in the attention plan's tables."""
+    """Places of the current tokens in the attention plan's tables, in stream order."""
     return packed.attention.place_L[len(packed.text_LD) + packed.current_start :]
 
 
@@ -231,7 +231,7 @@ class HeadNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """linear to four times the width, tanh-GELU, linear back; names as diffusers has them."""
+    """linear to four times the width, tanh-GELU, linear back; named as in diffusers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -252,8 +252,9 @@ class _Projection(nn.Module):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh form, as released; on a CPU in bfloat16 the exact form, which differs by about what bfloat16 rounds off
-    and costs a third.
+    """GELU in its tanh form, as released; in bfloat16 on a CPU in its exact form.
+
+    There the exact form costs a third and differs by about the rounding of bfloat16.
     """
     exact = x.dtype is torch.bfloat16 and x.device.type == "cpu"
     return F.gelu(x, approximate="none" if exact else "tanh")

@@ -1,4 +1,4 @@
-"""A VAE folder on disk, as in public checkpoints, and the normalisation of its latents that lies beside it."""
+"""A VAE folder as in public checkpoints, with the normalisation of its latents in one more file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from framegrove.models.vae import CausalVideoVae
 
 NORM_FILE = "latent_norm.json"
 
-# What public configurations could vary but never do; other values would give another network under the same names.
+# Keys that no public configuration sets otherwise. Another value would mean another network under the same names.
 _ONLY = {"encoder_act_fn": "silu", "decoder_act_fn": "silu", "interpolate": False}
 
 
@@ -42,7 +42,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class LatentNorm:
-    """What the transformer sees is the VAE's latents shifted and scaled: unit 0 as images, later units as video."""
+    """Turns the VAE's latents into what the transformer sees: unit 0 is scaled as an image, later units as video."""
 
     image: Affine
     video: Affine
@@ -95,7 +95,7 @@ def read_vae(folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pi
     """The VAE of a folder, in ``dtype`` and in evaluation mode. Raises as `load_vae` does."""
     folder = Path(folder)
     _check_there(folder, CONFIG_FILE)
-    with torch.device("meta"):  # no time for initial values that are overwritten at once
+    with torch.device("meta"):  # initial values would be overwritten at once
         vae = CausalVideoVae(read_vae_config(folder))
     weights = read_weights(folder, dtype, allow_pickle=allow_pickle)
     check_keys(vae, weights, str(folder))
@@ -112,8 +112,8 @@ def load_vae(
 ) -> tuple[CausalVideoVae, LatentNorm]:
     """The VAE of a folder, in ``dtype`` and in evaluation mode, and its latents' normalisation.
 
-    ``norm`` is what holds where the folder has none of its own, as public ones have not. Raises UserError, in one
-    line, when a file is missing, damaged or does not fit.
+    ``norm`` is used if the folder has none of its own, as public folders do. Raises UserError when a file is missing,
+    damaged, or does not fit.
     """
     folder = Path(folder)
     _check_there(folder, CONFIG_FILE)
@@ -124,7 +124,7 @@ def load_vae(
 
 
 def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: torch.dtype | None = None) -> None:
-    """Write a folder that `load_vae` reads, weights as they are or rounded to ``dtype``."""
+    """Write a folder that `load_vae` reads; weights are stored as they are, or rounded to ``dtype`` if it is given."""
     folder = Path(folder)
     save_weights(vae, folder, dtype)
     write_json(folder / CONFIG_FILE, {"_class_name": "CausalVideoVAE", **vae.config.model_dump(mode="json")})
@@ -132,9 +132,9 @@ def save_vae(folder: str | Path, vae: CausalVideoVae, norm: LatentNorm, dtype: t
 
 
 def read_vae_config(folder: str | Path) -> VaeConfig:
-    """The architecture out of a folder's ``config.json``; keys that do not shape the network are passed over.
+    """The architecture described in a folder's ``config.json``; keys that do not affect it are ignored.
 
-    Raises UserError, in one line, when it is damaged or asks for what this implementation has not.
+    Raises UserError when the file is damaged or describes something this implementation does not support.
     """
     path = Path(folder) / CONFIG_FILE
     try:
@@ -146,10 +146,10 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
 
 
 def public_vae_config(keys: Mapping[str, Any]) -> VaeConfig:
-    """The architecture out of a public config.json's keys. Raises UserError for what this implementation has not."""
+    """The architecture described by a public config.json's keys. Raises UserError for an unsupported value."""
     for key, value in _ONLY.items():
         if keys.get(key, value) != value:
-            raise UserError(f"{key} is {keys[key]!r}, only {value!r} can be loaded")
+            raise UserError(f"{key} is {keys[key]!r}, only {value!r} is supported")
     return VaeConfig.model_validate({key: value for key, value in keys.items() if key in VaeConfig.model_fields})
 
 
