@@ -30,11 +30,7 @@ def latents(shipped: tuple[CausalVideoVae, LatentNorm]) -> Tensor:
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-<<<<<<< HEAD
     yield int(request.param)
-=======
-    yield request.param
->>>>>>> hC
     torch.set_num_threads(before)
 
 
