@@ -18,9 +18,14 @@ def test_a_file_or_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) 
         with replacing(folder) as partial:
             (partial / "inside").mkdir(parents=True)
             (partial / "inside" / content).write_text(content)
-    with pytest.raises(RuntimeError), replacing(file) as partial:
-        partial.write_text("three")
-        raise RuntimeError
+
+    def fail() -> None:
+        with replacing(file) as partial:
+            partial.write_text("three")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert file.read_text() == "two"
     assert [path.name for path in sorted(folder.rglob("*"))] == ["inside", "two"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
