@@ -81,6 +81,8 @@ def main(
         entry = policies.find(policy)
         policies.options_of(search, entry)
         panel = load_panel(verifier)
+        if entry.judged:
+            panel.check_files()
         text, multiple = check_prompt(prompt), _multiple(entry, budget)
         display.begin("reading the model")
         from actors.model_files import ModelFiles
@@ -98,7 +100,7 @@ def main(
             width=width,
             policy=entry.name if entry.name in policies.summaries() else policy,
             budget=multiple,
-            image=_bytes(image) if image else None,
+            image=_picture(image) if image else None,
         )
         files.check(request)
         advice = files.recipe.outside(text)
@@ -212,11 +214,15 @@ def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:
     return parse_size(text) if text is not None else (files.recipe.height, files.recipe.width)
 
 
-def _bytes(path: Path) -> bytes:
+def _picture(path: Path) -> bytes:
+    from framegrove.media.pictures import check_picture
+
     try:
-        return path.read_bytes()
+        encoded = path.read_bytes()
     except OSError as error:
         raise UserError(f"the image {path} cannot be read: {error.strerror}") from None
+    check_picture(encoded, str(path))
+    return encoded
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,16 +22,26 @@ from actors.searches import SearchRunner, search_runner
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.session import Cluster
 from framegrove.cluster.supervise import ActorGroup
+from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
+from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import VerifierConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, report_json
 from framegrove.media.writing import decode_mp4, encode_mp4
+from framegrove.models.pretrained import embedded_model, read_shape
+from framegrove.search import policies
+from framegrove.search.policies import Allotment, PolicyEntry, Task
 from framegrove.search.protocols import GeneratorClient
+from framegrove.search.tree import Decision, Layout, PanelWork, Scores
 from framegrove.search.workers import GENERATORS
-from framegrove.types import GenerationRequest, Progress, Sampled, SampleWork, ScoreWork
+from framegrove.serving.service import ServedModel, VideoService
+from framegrove.serving.store import VideoStore
+from framegrove.serving.web import build_app
+from framegrove.types import Assessment, GenerationRequest, Progress, Sampled, SampleWork, ScoreWork
 from framegrove.types import Path as Path_
+from jobs.console import policy_help
 from jobs.generate import write
 from tests.tiny import save_tiny, save_tiny_verifier
 
@@ -234,6 +245,60 @@ def test_a_panel_of_three_kinds(house: House, undisturbed: SearchRecord) -> None
     assert record.outcome.verifiers["verifier"].spent.flops > record.outcome.verifiers["own"].spent.flops == 0
     assert 0 < record.outcome.mass["verifier"] <= 1
     assert set(report_json(record)["cost"]["verifiers"]) == {"verifier", "signals", "own"}
+
+
+class Impatient:
+    """A policy of one's own: the last of a few first units is continued, whatever the scores."""
+
+    def __init__(self, layout: Layout, roots: int) -> None:
+        self.layout = layout
+        self._roots = [(root,) for root in range(roots)]
+
+    def start(self) -> Decision:
+        path = self._roots[-1]
+        later = [(*path, *(0,) * more) for more in range(1, self.layout.units)]
+        samples = [SampleWork((each,), 0, self.layout.last_stage) for each in (*self._roots, *later)]
+        works = (*samples, *(PanelWork(root, Assessment.IMAGE) for root in self._roots))
+        return Decision(len(works), works, winner=later[-1])
+
+    def judged(self, work: PanelWork, scores: Scores) -> Decision:
+        return Decision(len(self._roots) + self.layout.units - 1 + len(self._roots))
+
+    def speculative(self) -> tuple[()]:
+        return ()
+
+
+class ImpatientOptions(Config):
+    roots: int = 2
+
+
+def plan_impatiently(task: Task, options: ImpatientOptions) -> tuple[Impatient, Allotment]:
+    layout = Layout(task.units, task.stages, given=task.given)
+    return Impatient(layout, options.roots), Allotment(1, 1, 1)
+
+
+IMPATIENT = PolicyEntry("impatient", "continues the last of a few first units", ImpatientOptions, plan_impatiently)
+
+
+def test_a_policy_of_ones_own_needs_no_other_file(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered here, it is known to the command line, the endpoint's schema and the search."""
+    monkeypatch.setattr(policies, "_POLICIES", dict(policies._POLICIES))
+    policies.register(IMPATIENT)
+    house.runner._search = SearchConfig(options={"impatient": {"roots": 3}})
+    request = dataclasses.replace(REQUEST, policy="impatient")
+    try:
+        record = house.loop.run(house.runner.search(request))
+    finally:
+        house.runner._search = SearchConfig()
+    assert record.outcome.winner == (2, 0, 0)
+    assert "impatient: continues" in policy_help()
+    recipe = read_shape(embedded_model(), None)[2]
+    model = ServedModel("digits", recipe, lambda asked: None, policies.summaries(), lambda name: True)
+    with contextlib.closing(VideoStore(tmp_path)) as store:
+        service = VideoService(store, house.runner, model, ServeConfig(folder=tmp_path))
+        assert "impatient" in json.dumps(build_app(service).openapi())
 
 
 def test_what_cannot_stand_together_is_told_at_once(cluster: Cluster) -> None:

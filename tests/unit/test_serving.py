@@ -95,6 +95,15 @@ def serving(folder: Path, scene: Callable[[Endpoint], Awaitable[None]], **option
     asyncio.run(play())
 
 
+def test_the_model_says_what_it_knows(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        (model,) = (await running.client.get("/v1/models")).json()["data"]
+        assert model["object"] == "model"
+        assert model["knows"] == digits_recipe().knows
+
+    serving(tmp_path, scene)
+
+
 def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         running.runner.gate.clear()

@@ -119,6 +119,23 @@ class VideoRequest(BaseModel):
     input_reference: ImageReference | None = None
 
 
+class Model(BaseModel):
+    """A model on offer. ``knows`` says which prompts it was trained on; empty where any prompt is worth trying."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "framegrove"
+    knows: str = ""
+
+
+class ModelList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
 class VideoError(BaseModel):
     """Why a video failed: ``invalid_request`` or ``server_error``, and a sentence."""
 

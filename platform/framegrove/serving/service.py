@@ -20,7 +20,7 @@ from framegrove.config.request import frames_of, parse_size, units_for
 from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
-from framegrove.serving.api import LARGEST_SEED, ApiError, Search, Video, VideoError, VideoRequest
+from framegrove.serving.api import LARGEST_SEED, ApiError, Model, ModelList, Search, Video, VideoError, VideoRequest
 from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoRecord, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult, Progress
 
@@ -157,6 +157,10 @@ class VideoService:
         self._arrival.set()
         await self._report_queue()
         return self._described(record)
+
+    def models(self) -> ModelList:
+        """What the endpoint offers: one model."""
+        return ModelList(data=[Model(id=self._model.name, knows=self._model.recipe.knows)])
 
     async def find(self, video_id: str) -> Video:
         """The video's current state. Raises ApiError for an unknown id."""

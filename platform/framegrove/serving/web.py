@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError, Video, parse_request
+from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError, ModelList, Video, parse_request
 from framegrove.serving.openapi import VIDEO_REQUEST_BODY, document_requests
 from framegrove.serving.service import VideoService
 
@@ -38,6 +38,11 @@ def build_app(service: VideoService) -> FastAPI:
         body, image = await _read(request)
         return await service.submit(parse_request(body), image)
 
+    @app.get("/v1/models")
+    async def models() -> ModelList:
+        """The model on offer, and what it was trained on."""
+        return service.models()
+
     @app.get("/v1/videos/{video_id}")
     async def retrieve(video_id: str) -> Video:
         """The status and progress of a video."""
@@ -57,7 +62,7 @@ def build_app(service: VideoService) -> FastAPI:
     async def not_understood(request: Request, error: HTTPException) -> JSONResponse:
         message = f"the request could not be read: {error.detail}"
         if error.status_code in (404, 405):
-            known = "POST /v1/videos, GET /v1/videos/{id} and GET /v1/videos/{id}/content"
+            known = "GET /v1/models, POST /v1/videos, GET /v1/videos/{id} and GET /v1/videos/{id}/content"
             message = f"{request.method} {request.url.path[:80]} is not served here, only {known} are"
         return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, error.headers)
 
