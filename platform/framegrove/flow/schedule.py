@@ -76,7 +76,7 @@ class PyramidSchedule:
         return tuple(np.linspace(grid[0], grid[-1], _positive(steps)).tolist())
 
     def ratios(self, stage: int, steps: int) -> tuple[float, ...]:
-        """The steps + 1 interpolation ratios between which that sampler moves, the last 0; the same for every ``stage``."""
+        """The steps + 1 interpolation ratios between which that sampler moves, to 0; the same for every ``stage``."""
         self._check(stage)
         grid = self.training_ratios()
         return (*np.linspace(grid[0], grid[-1], _positive(steps)).tolist(), 0.0)
