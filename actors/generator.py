@@ -1,12 +1,13 @@
 """The generator: samples the newest units of branches and decodes them. A plain class, made an actor by ``ray.remote``.
 
-It keeps nothing that a search could miss: what a branch is made from comes in as arguments, what it makes goes out as
-returned values, and the same call gives the same bits on any generator. So one that dies is replaced by an empty one.
+It keeps nothing that a search depends on: what a branch is made from comes in as arguments, what it makes goes out as
+returned values, and the same call gives the same bits on any generator. So one that dies is replaced by a new one.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +22,10 @@ from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
-from framegrove.media.writing import read_image
+from framegrove.media.pictures import read_picture
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
-from framegrove.models.vae_tiling import decode_unit
+from framegrove.models.vae_tiling import decode_units
 from framegrove.types import SampleWork
 
 Frames = npt.NDArray[np.uint8]
@@ -32,7 +33,7 @@ State = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Scene:
+class Context:
     """What a generator must know of a request: the same for all its branches. Sides in pixels."""
 
     prompt: str
@@ -42,6 +43,16 @@ class Scene:
     width: int
     units: int
     from_image: bool = False  # unit 0 is given
+
+
+@dataclass(frozen=True)
+class TextRead:
+    """How a prompt was read: its tokens and those of the negative prompt; how far, and the first words of the rest."""
+
+    tokens: int
+    negative_tokens: int
+    readable: str
+    unread: str | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Generator:
         self._pipeline = load_source(model or ModelSource()).to(device)
         self._sampler = sampler_of(self._pipeline)
         self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
-        self._cancelled: set[int] = set()
+        self._cancellations = _Cancellations()
 
     def ready(self) -> bool:
         """Answers as soon as the model is loaded."""
@@ -86,13 +97,22 @@ class Generator:
         """The actor's process."""
         return os.getpid()
 
-    def read(self, scene: Scene) -> tuple[int, int]:
-        """Tokens of the prompt and of the negative prompt. Raises UserError where the model cannot read them."""
-        text, negative = self._encoded(scene.prompt, scene.negative)
-        return len(text.tokens_LD), len(negative.tokens_LD)
+    def read(self, context: Context, asked: str) -> TextRead:
+        """Encode the prompts, and tell how much the model reads of what the user ``asked`` for, its suffix aside.
+
+        Raises UserError where the model cannot read them.
+        """
+        text, negative = self._encoded(context.prompt, context.negative)
+        encoder = self._pipeline.text
+        return TextRead(
+            tokens=len(text.tokens_LD),
+            negative_tokens=len(negative.tokens_LD),
+            readable=encoder.readable(asked),
+            unread=encoder.unread(asked),
+        )
 
     def sample(
-        self, number: int, work: SampleWork, scene: Scene, history: int, state: State | None, *latents: StageLatent
+        self, number: int, work: SampleWork, context: Context, history: int, state: State | None, *latents: StageLatent
     ) -> tuple[Any, ...]:
         """Do one piece of work, which ``cancel`` knows by its ``number``.
 
@@ -103,10 +123,10 @@ class Generator:
         """
         torch.set_num_threads(self._threads)  # a setting of the thread, and an actor may run each call in another one
         started, steps = time.time(), 0
-        tasks = self._tasks(work, scene, latents[:history], latents[history:])
+        tasks = self._tasks(work, context, latents[:history], latents[history:])
 
         def cancelled() -> bool:
-            return number in self._cancelled
+            return number in self._cancellations
 
         def count(done: int, total: int) -> None:
             nonlocal steps
@@ -122,35 +142,38 @@ class Generator:
         except CancelledSampling:
             return (Made(steps, started, time.time(), whole=False), *[None] * (3 * len(tasks)))
         finally:
-            self._cancelled.discard(number)
+            self._cancellations.ended(number)
         if history and state is None:
             state = self._state_after(latents[:history])
-        go_on = history + 1 < scene.units
-        units = [self._shown(*pair, history, state, go_on) for pair in zip(sampled, finished, strict=True)]
+        go_on = history + 1 < context.units
+        units = self._shown(sampled, finished, history, state, go_on)
         return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
 
-    def given(self, scene: Scene, image: bytes) -> Unit:
-        """A given first frame (an image file's bytes) as unit 0, fitted to the scene's size."""
-        frame = read_image(image, (scene.height, scene.width))
-        clean = encode_image(self._pipeline, frame, scene.height, scene.width)
+    def given(self, context: Context, image: bytes) -> Unit:
+        """A given first frame (an image file's bytes) as unit 0, fitted to the request's size."""
+        frame = read_picture(image, (context.height, context.width))
+        clean = encode_image(self._pipeline, frame, context.height, context.width)
         latent = StageLatent(self._last_stage, clean)
-        return self._shown(latent, latent, 0, None)
+        return self._shown([latent], [latent], 0, None)[0]
 
     def cancel(self, number: int) -> None:
-        """Give up the work of this number at its next denoising step, or as soon as it comes up."""
-        self._cancelled.add(number)
+        """Give up the work of this number at its next denoising step, or as soon as it is started."""
+        self._cancellations.add(number)
 
     def _tasks(
-        self, work: SampleWork, scene: Scene, history: Sequence[StageLatent], starts: Sequence[StageLatent]
+        self, work: SampleWork, context: Context, history: Sequence[StageLatent], starts: Sequence[StageLatent]
     ) -> list[UnitTask]:
-        text, negative = self._encoded(scene.prompt, scene.negative)
+        text, negative = self._encoded(context.prompt, context.negative)
         past = tuple(latent.x for latent in history)
         recipe, patch = self._pipeline.recipe, self._pipeline.transformer.config.patch_size
         factor = self._pipeline.vae.config.spatial_factor
-        shape = (1, *latent_size(scene.height, scene.width, stages=recipe.pyramid.stages, patch=patch, factor=factor))
+        shape = (
+            1,
+            *latent_size(context.height, context.width, stages=recipe.pyramid.stages, patch=patch, factor=factor),
+        )
         continued: Sequence[StageLatent | None] = starts or [None] * len(work.paths)
         return [
-            UnitTask(text, negative, past, shape, scene.seed, path, start, scene.from_image)
+            UnitTask(text, negative, past, shape, context.seed, path, start, context.from_image)
             for path, start in zip(work.paths, continued, strict=True)
         ]
 
@@ -165,21 +188,56 @@ class Generator:
 
     @torch.no_grad()
     def _shown(
-        self, latent: StageLatent, finished: StageLatent, unit: int, before: State | None, go_on: bool = True
-    ) -> Unit:
-        """Decode a unit, a draft as it was ``finished`` in a hurry, from where its parent's decoder stood."""
-        raw = self._pipeline.latent_norm.denormalise(finished.x.to(self._sampler.device), unit)
-        video, after = decode_unit(self._pipeline.vae, raw[None], before)
-        go_on = go_on and latent.stage == self._last_stage
-        kept = StageLatent(latent.stage, latent.x.cpu())
-        return Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if go_on else None)
+        self,
+        latents: Sequence[StageLatent],
+        finished: Sequence[StageLatent],
+        unit: int,
+        before: State | None,
+        go_on: bool = True,
+    ) -> list[Unit]:
+        """Decode siblings' units, drafts as ``finished`` in a few steps, from the decoder's state after their parent."""
+        norm, device = self._pipeline.latent_norm, self._sampler.device
+        raw = [norm.denormalise(latent.x.to(device), unit)[None] for latent in finished]
+        decoded = decode_units(self._pipeline.vae, raw, [before] * len(raw))
+        units = []
+        for latent, (video, after) in zip(latents, decoded, strict=True):
+            kept = StageLatent(latent.stage, latent.x.cpu())
+            goes_on = go_on and latent.stage == self._last_stage
+            units.append(Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if goes_on else None))
+        return units
 
     def _state_after(self, history: Sequence[StageLatent]) -> State | None:
         state = None
         for unit, latent in enumerate(history):
-            state = self._shown(latent, latent, unit, state).state
+            state = self._shown([latent], [latent], unit, state)[0].state
         return state
 
     @property
     def _last_stage(self) -> int:
         return self._pipeline.recipe.pyramid.stages - 1
+
+
+class _Cancellations:
+    """Numbers of works that are to be given up, from several threads. Numbers rise from work to work.
+
+    A cancellation may come before its work is started, or after it has ended; the latter is of no use and forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers: set[int] = set()
+        self._last_ended = 0
+
+    def __contains__(self, number: int) -> bool:
+        with self._lock:
+            return number in self._numbers
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            if number > self._last_ended:
+                self._numbers.add(number)
+
+    def ended(self, number: int) -> None:
+        with self._lock:
+            self._last_ended = max(self._last_ended, number)
+            self._numbers = {each for each in self._numbers if each > self._last_ended}

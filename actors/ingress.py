@@ -1,42 +1,68 @@
-"""The endpoint's replica in Ray Serve: a service with a search behind it. Its routes are framegrove.serving.web's."""
+"""The endpoint's replica in Ray Serve: the video service with a search behind it (routes: framegrove.serving.web)."""
 
 from __future__ import annotations
 
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
-from actors.conductor import SearchRunner
 from actors.model_files import ModelFiles
+from actors.searches import search_runner
+from framegrove import logs
+from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
+from framegrove.cluster.metrics import Metrics
 from framegrove.config.serve import ServeConfig
+from framegrove.search import policies
 from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 
+# What a cluster recovers from. An actor that keeps dying is given up as a CrashLoop, which is not among these.
+PASSING = (NoCluster, NoRoom, ActorLost, RayActorError, ObjectLostError)
+
 
 class Ingress:
-    """One replica: it alone keeps the folder of videos. Another one that takes its place goes on where it was."""
+    """The only replica of the endpoint: the folder of videos belongs to it.
+
+    A replica that takes its place goes on with the videos that it left unfinished.
+    """
 
     def __init__(self, config: ServeConfig) -> None:
+        logs.set_up()
         files = ModelFiles.read(config.model)
-        model = ServedModel(files.name, files.recipe, files.check)
-        runner = SearchRunner(config.model, generators=config.generators, verifier=config.verifier)
-        self._service = VideoService(VideoStore(config.folder), runner, model, config)
+        model = ServedModel(
+            files.name,
+            files.recipe,
+            check=files.check,
+            policies=policies.summaries(),
+            judged=lambda policy: policies.find(policy).judged,
+        )
+        self._metrics = Metrics()
+        runner = search_runner(config.model, config.verifier, generators=config.generators, metrics=self._metrics)
+        self._service = VideoService(
+            VideoStore(config.folder),
+            runner,
+            model,
+            config,
+            passing=PASSING,
+            on_queue=self._metrics.queue,
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._service)
 
     async def check_health(self) -> None:
-        """What Ray Serve asks now and then; a replica that raises here is replaced."""
+        """Called by Ray Serve at intervals: it replaces a replica that raises here."""
         self._service.check_health()
 
 
 def application(config: ServeConfig) -> serve.Application:
-    """What ``ray.serve.run`` takes. Paths in ``config`` must be absolute: a replica has a working folder of its own.
+    """What ``ray.serve.run`` takes. Paths in ``config`` must be absolute: a replica has its own working directory.
 
-    The replica, and any that takes its place, stands on this process's machine, where the folder of videos is.
+    The replica, and any that takes its place, runs on this process's machine, where the folder of videos is.
     """
     here = {NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}
-    options = {"num_cpus": 0, "label_selector": here}  # a head may have no CPUs to give, as that of cluster.yaml
+    options = {"num_cpus": 0, "label_selector": here}  # a head node may offer no CPUs, as that of cluster.yaml
     return serve.deployment(max_ongoing_requests=256, ray_actor_options=options)(serve.ingress()(Ingress)).bind(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,6 +11,7 @@ from framegrove.config.model import AnyTransformerConfig, ModelSource, Recipe
 from framegrove.config.request import check_prompt
 from framegrove.config.vae import VaeConfig
 from framegrove.errors import UserError
+from framegrove.files import fingerprint
 from framegrove.models.pretrained import VAE, model_folder, read_shape
 from framegrove.models.vae_files import read_vae_config
 from framegrove.types import GenerationRequest
@@ -65,10 +65,3 @@ class ModelFiles:
     def fingerprint(self) -> str:
         """Changes whenever a file of the folder does, or how it is read."""
         return fingerprint(self.folder, self.source.variant, self.source.dtype)
-
-
-def fingerprint(folder: Path, *read: object) -> str:
-    """Changes whenever a file of the folder does, or what else is given."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.blake2b(repr((facts, read)).encode(), digest_size=12).hexdigest()

@@ -1,13 +1,16 @@
-"""Training on a cluster: workers of Ray Train, each with a DeepSpeed engine, fed by Ray Data.
+"""Training on a cluster: workers of Ray Train, each with a DeepSpeed engine.
 
-Every worker runs the same loop as a run in one process does, on its own share of each batch. What makes a worker's
-step is a function of (seed, phase, step, rank) and of its checkpoint, so a run whose worker was killed goes on from
+Every worker runs the same loop as a run in one process does, on its own share of each batch. What happens in a worker's
+step is a function of (seed, phase, step, rank) and of its checkpoint, so a run whose worker was killed continues from
 the newest checkpoint along the curve of an undisturbed one. Worker 0 writes the loss curve and the model folder.
+
+A worker's UserError ends the run at once with its sentence. Anything else, a lost worker or a defect of the code, has
+all workers started again from the newest checkpoint, a limited number of times.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
 import os
 import tempfile
@@ -20,7 +23,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 
 from framegrove.cluster.placement import Role, bundle, require
 from framegrove.cluster.session import Cluster
@@ -30,14 +33,16 @@ from framegrove.data.ingest import DataError, Shard, Size
 from framegrove.data.schema import LatentClip, from_table
 from framegrove.errors import UserError
 from framegrove.training import checkpoint
-from framegrove.training.curve import Curve
 from framegrove.training.engine import DeepSpeedEngine
-from framegrove.training.loop import Hooks, Point, TrainingDiverged, train
-from framegrove.training.run import Setup
+from framegrove.training.loop import Hooks, Point
+from framegrove.training.run import Setup, train_to_the_end
+from framegrove.training.status import StatusFile
+
+_log = logging.getLogger(__name__)
 
 
-class TrainingFailed(UserError):
-    """The workers could not finish the run; the message is one sentence for the user."""
+class TrainingFailed(Exception):
+    """The workers failed again and again: machines, or this code. No UserError, so the cause's traceback is shown."""
 
 
 def fit(
@@ -52,9 +57,11 @@ def fit(
 ) -> Path:
     """Train on ``workers`` workers of ``threads`` CPU threads each; the model folder is ``out/model``.
 
-    Goes on where an earlier run in ``out`` stopped; ``failures`` times a run whose worker died is taken up again.
-    ``out`` and the data must be in the same place on every machine. Raises UserError, before anything is written, for
-    what does not fit together, NoRoom where the cluster has no place, TrainingFailed and TrainingDiverged.
+    Continues where an earlier run in ``out`` stopped. After a worker has failed, all are started again, ``failures``
+    times at most. ``out`` and the data must be at the same path on every machine.
+
+    Raises UserError, before anything is written, for what does not fit together, NoRoom where the cluster has no room,
+    UserError and its kin (DataError, TrainingDiverged) as soon as a worker does, and TrainingFailed.
     """
     config, out = at_absolute_paths(config), out.absolute()
     if any(phase.matrix_learning_rate for phase in config.phases):
@@ -62,35 +69,52 @@ def fit(
             "matrix_learning_rate is for the plain engine, ZeRO cuts matrices to pieces: remove it from the phases, or "
             "train with --engine plain"
         )
-    Setup.of(config).check_workers(workers)
-    for held in sorted((out / RAY_STATE).glob(f"checkpoint_*/{checkpoint.RUN}"))[-1:]:
-        checkpoint.step_of(held.parent, config, workers)
+    setup = Setup.of(config)
+    setup.check_workers(workers)
+    _check_resumable(out, config, workers)
     gpu = 1 if ray.cluster_resources().get("GPU") else 0
     worker = bundle(Role.TRAIN, num_gpus=gpu)
     spare = {"CPU": 1.0}  # Ray Data reads on it, and waits for ever where there is none
     require(cluster, [*[worker] * workers, spare], purpose=f"training with {workers} workers and reading beside them")
     out.mkdir(parents=True, exist_ok=True)
+    StatusFile(out).say(f"waiting for {workers} worker{'s' if workers > 1 else ''} to start")
     trainer = ray.train.torch.TorchTrainer(
-        work,  # type: ignore[arg-type]  # what it returns comes back in the result
-        train_loop_config={"config": config.model_dump(mode="json"), "out": str(out), "threads": threads},
+        work,
+        train_loop_config={"setup": setup, "out": str(out), "threads": threads},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpu), resources_per_worker=worker),
         run_config=RunConfig(
             name=RAY_STATE,
             storage_path=str(out),
-            failure_config=FailureConfig(max_failures=failures),
+            failure_config=FailureConfig(
+                max_failures=failures,
+                controller_failure_limit=failures,  # type: ignore[call-arg]  # of Train V2
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EndAtUserErrors()],  # type: ignore[list-item]  # of Train V2
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a busy machine imports for a minute
     try:
-        diverged = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2, not of Tune
+        trainer.fit()
     except ray.train.TrainingFailedError as error:
+        if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
+            raise error.controller_failure from None
         raise TrainingFailed(_reason(error)) from error
-    if diverged is not None:
-        raise TrainingDiverged(diverged)
     return out / MODEL
+
+
+class EndAtUserErrors(ray.train.UserCallback):
+    """Ends the run as soon as a worker raises a UserError, which starting the workers again would not mend.
+
+    Ray Train starts workers again whatever they raised, but a ControllerError of a callback ends the run.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for rank, error in worker_exceptions.items():
+            if isinstance(error, UserError):
+                raise ControllerError(error)
+            _log.warning("worker %d failed (%s: %s)", rank, type(error).__name__, _last_line(error))
 
 
 def at_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -100,41 +124,44 @@ def at_absolute_paths(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"data": str(Path(config.data).absolute()), "model": model})
 
 
-def work(given: dict[str, Any]) -> str | None:
-    """What every worker does, from the newest checkpoint on. Returns how training diverged, where it did."""
+def work(given: dict[str, Any]) -> None:
+    """What every worker does, from the newest checkpoint on. Raises UserError for what `fit` could not foresee."""
     torch.set_num_threads(given["threads"])
-    config, out = TrainConfig.model_validate(given["config"]), Path(given["out"])
-    setup = Setup.of(config)
-    device = ray.train.torch.get_device()
-    engine = DeepSpeedEngine(setup.trainable(), config.precision, device, config.zero)
-    first_step = _resume(engine, config)
-    curve = Curve(out, first_step) if engine.rank == 0 else None
-    newest: dict[str, float] = {}
+    setup: Setup = given["setup"]
+    out = Path(given["out"])
+    status = StatusFile(out) if ray.train.get_context().get_world_rank() == 0 else None
 
-    def add_point(point: Point) -> None:
-        newest.update(point.losses)
-        if curve:
-            curve.add(dataclasses.asdict(point))
+    def say(doing: str) -> None:
+        if status:
+            status.say(doing)
+
+    say("loading the model")
+    trainable = setup.trainable()
+    say("building DeepSpeed's engine")
+    device = ray.train.torch.get_device()
+    engine = DeepSpeedEngine(trainable, setup.config.precision, device, setup.config.zero)
+    first_step = _resume(engine, setup.config)
+    say("reading the first clips")
+    latest_losses: dict[str, float] = {}
+
+    def on_step(done: int, loss: float) -> None:
+        if status:
+            status.step(done)
+
+    def on_point(point: Point) -> None:
+        latest_losses.update(point.losses)
 
     def report(step: int) -> None:
+        # Every worker reports its own part; Ray Train copies them into one folder and counts it once all are there.
         with tempfile.TemporaryDirectory(prefix="framegrove-") as folder:
             engine.save(Path(folder))
             if engine.rank == 0:
-                checkpoint.describe(Path(folder), step, config, engine.world)
-            ray.train.report({"step": step, **newest}, checkpoint=Checkpoint.from_directory(folder))
-        if curve:
-            curve.draw()
+                checkpoint.describe(Path(folder), step, setup.config, engine.world)
+            ray.train.report({"step": step, **latest_losses}, checkpoint=Checkpoint.from_directory(folder))
 
-    pools = setup.pools(engine.rank, engine.world, read)
-    hooks = Hooks(lambda done, loss: None, add_point, report, lambda phase: setup.save_model(engine, out))
-    seconds = curve.seconds if curve else 0.0
-    try:
-        train(config, engine, pools, setup.schedule, setup.pipeline.latent_norm, hooks, first_step, seconds)
-    except TrainingDiverged as error:  # on all workers at once, by the norm of the gradient: trying again is no use
-        return str(error)
-    if first_step >= config.steps:
-        setup.save_model(engine, out)
-    return None
+    hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=report)
+    train_to_the_end(setup, engine, out, first_step, hooks, read)
+    say("finished")
 
 
 def read(shards: Sequence[Shard], sizes: Collection[Size]) -> Iterator[LatentClip]:
@@ -155,6 +182,20 @@ def read(shards: Sequence[Shard], sizes: Collection[Size]) -> Iterator[LatentCli
         raise DataError(f"the clips in {shards[0].path.parent} cannot be read ({reason}): prepare them anew") from error
 
 
+def _check_resumable(out: Path, config: TrainConfig, workers: int) -> None:
+    """Raise UserError where ``out`` holds checkpoints of another run.
+
+    A folder that Ray Train was still copying when the run was killed is not among its checkpoints and has no say here.
+    """
+    for held in sorted((out / RAY_STATE).glob(f"checkpoint_*/{checkpoint.RUN}"), reverse=True):
+        try:
+            json.loads(held.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        checkpoint.step_of(held.parent, config, workers)
+        return
+
+
 def _resume(engine: DeepSpeedEngine, config: TrainConfig) -> int:
     """Load the newest checkpoint if there is one; returns the steps it has done."""
     newest = ray.train.get_checkpoint()
@@ -166,12 +207,14 @@ def _resume(engine: DeepSpeedEngine, config: TrainConfig) -> int:
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:
-    """What went wrong first, in one sentence."""
-    failures = getattr(error, "worker_failures", {})
-    causes = [getattr(failure, "cause", failure) for failure in failures.values()]
-    told = next((cause for cause in causes if isinstance(cause, UserError)), None)
-    if told is not None:
-        return str(told)
-    last = [line for line in str(error).splitlines() if line.strip()][-1:]
-    which = f"worker {min(failures)}" if failures else "the controller"
-    return f"training failed in {which}, again and again: {' '.join(last).strip()}"
+    """What ended the run, in one sentence; the traceback of the worker is in the message of ``error`` itself."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return f"training failed in Ray Train's controller: {_last_line(error)}"
+    rank = min(failures)
+    return f"worker {rank} failed again after every restart, the last time with: {_last_line(failures[rank])}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

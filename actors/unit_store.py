@@ -1,9 +1,8 @@
-"""Finished units on disk, so that a search goes on where it was when its process died (search.journal.LatentStore)."""
+"""Finished units on disk, so that a search resumes when its process has died (search.journal.LatentStore)."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path as File
 from typing import Any
 
@@ -14,13 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from actors.clients import UnitRef
+from framegrove.files import replacing
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import WorkFailed
 from framegrove.types import Path
 
 
 class UnitStore:
-    """Keeps latents and frames in a folder, a file per unit; decoder states are large and quickly made again."""
+    """Keeps latents and frames in a folder, a file for each unit, without decoder states: they are large."""
 
     def __init__(self, folder: File) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,11 +49,8 @@ class UnitStore:
 
 
 def _write(tensors: dict[str, torch.Tensor], file: File) -> None:
-    partial = file.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def _parse(name: str) -> tuple[Path, int]:

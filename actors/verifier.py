@@ -1,9 +1,9 @@
-"""The verifier actor: a vision-language model in vLLM that answers yes/no questions about (partial) videos.
+"""The verifier that asks a vision-language model, hosted by vLLM, yes/no questions about (partial) videos.
 
 All questions about a clip are sent at once: they share the frames before them, which the engine's prefix cache holds
 once, and a branch's clip begins with its parent's frames. One token is generated a question; the score is read from
-the log-probabilities of yes and no. A plain class: ``ray.remote(Verifier)`` makes it an actor, whose runtime_env must
-carry ``framegrove.config.verifier.environment(config)``.
+the log-probabilities of yes and no. A plain class: ``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env
+must carry ``framegrove.config.verifier.environment(config)``. Also here: which class a verifier of another kind is.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from framegrove.config.verifier import EngineConfig, model_folder
+from framegrove.config.verifier import Kind, VerifierConfig, model_folder, question_source
 from framegrove.errors import UserError
 from framegrove.types import Cost, Scored, ScoreWork
 from framegrove.verification import scoring
-from framegrove.verification.questions import questions, shown_frames
-from framegrove.verification.rewriting import StagedPrompt
+from framegrove.verification.callables import CallableVerifier
+from framegrove.verification.clips import Frames, clip_of
+from framegrove.verification.encoding import QuestionEncoder
+from framegrove.verification.questions import QuestionSet, load_question_set, shown_frames
+from framegrove.verification.signals import SignalsVerifier
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -36,47 +38,53 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Frames = npt.NDArray[np.uint8]
 
-
-class VerifierStartError(RuntimeError):
+class VerifierStartError(UserError):
     """The engine could not be started; the message is one sentence."""
 
 
-class Verifier:
+class VllmVerifier:
     """Scores clips. Any number of ``score`` calls may run at a time; the engine batches their questions."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        """Start the engine (20 to 40 s on a CPU). Raises VerifierStartError."""
-        self._config = config
-        self._model = model_folder(config)
+    def __init__(self, config: VerifierConfig) -> None:
+        """Nothing is read or started yet, so that what goes wrong comes out of ``ready`` as it is."""
+        self._config, self._engine_config = config, config.engine
         self._numbers = itertools.count()
-        self._restarting = asyncio.Lock()
-        self._engine = self._start()
-        self._processor = _processor(self._model)
-        self._yes, self._no = (_token_ids(self._processor.tokenizer, w) for w in (config.yes_words, config.no_words))
-        self._work = _Workload(Path(_local(self._model)))
+        self._starting = asyncio.Lock()
+        self._engine: AsyncLLM | None = None
+        self._model: _Model | None = None
 
     async def ready(self) -> str:
-        """The model's name, once the engine answers; for health checks. Raises when the engine is dead."""
-        await self._engine.check_health()
-        return Path(self._model).name
+        """The model's name, once the engine answers; for health checks. The first call starts it (20 to 40 s on a CPU).
 
-    async def score(self, work: ScoreWork, prompt: StagedPrompt, frames_THWC: Frames) -> Scored:
-        """Ask everything that ``work``'s assessment asks about these frames (all of the branch so far, uint8 RGB).
+        Raises UserError, which names the verifier, for a model that cannot be served or does not answer yes or no.
+        """
+        engine = await self._running()
+        await engine.check_health()
+        return self._loaded.name
 
-        Raises UserError for frames of another shape or type.
+    async def score(self, work: ScoreWork, prompt: str, *units: Frames) -> Scored:
+        """Ask everything that ``work``'s assessment asks about the clip that ``units``, uint8 (T, H, W, 3), make up.
+
+        Raises UserError, which names the verifier and the question, where the model's answer is neither yes nor no.
         """
         began = time.monotonic()
-        asked = questions(work.assessment, prompt)
-        odds, flops = await self._answers([q.text for q in asked], frames_THWC)
-        scores = scoring.panel_scores(work.assessment, asked, [scoring.on_grid(odd) for odd in odds])
-        return Scored(work, scores, Cost(flops=flops, seconds=time.monotonic() - began))
+        await self._running()
+        asked = self._loaded.questions.questions(work.assessment, prompt)
+        if not asked:
+            raise UserError(
+                f"verifier {self._config.name} judges {work.assessment.value}, and its questions "
+                f"({question_source(self._config)}) ask nothing there: leave it out of what it judges"
+            )
+        answers, flops = await self._answers([question.text for question in asked], clip_of(*units))
+        scores = scoring.scores_of(work.assessment, asked, [scoring.on_grid(answer.odds) for answer in answers])
+        cost = Cost(flops=flops, seconds=time.monotonic() - began)
+        return Scored(work, scores, cost, mass=min(answer.mass for answer in answers))
 
     async def answers(self, texts: Sequence[str], frames_THWC: Frames) -> list[float]:
         """Log-odds of "yes" for each question, as exact as the engine gives them."""
-        odds, _ = await self._answers(texts, frames_THWC)
-        return odds
+        found, _ = await self._answers(texts, clip_of(frames_THWC))
+        return [answer.odds for answer in found]
 
     async def cached_tokens(self, texts: Sequence[str], frames_THWC: Frames) -> list[int]:
         """How many tokens of each question's prompt the engine found in its cache (asks the questions to find out)."""
@@ -88,43 +96,88 @@ class Verifier:
 
     def close(self) -> None:
         """Stop the engine and its process."""
-        self._engine.shutdown()
+        if self._engine is not None:
+            self._engine.shutdown()
 
-    async def _answers(self, texts: Sequence[str], frames: Frames) -> tuple[list[float], int]:
+    @property
+    def _loaded(self) -> _Model:
+        assert self._model is not None, "the engine has been started"
+        return self._model
+
+    async def _running(self) -> AsyncLLM:
+        """The engine; started, once for all calls that wait for it, where there is none (yet, or any more)."""
+        async with self._starting:
+            if self._engine is None:
+                if self._model is None:
+                    self._model = await asyncio.to_thread(_Model, self._config)
+                engine = await asyncio.to_thread(self._start)
+                try:
+                    await self._probe(engine)
+                except BaseException:
+                    engine.shutdown()
+                    raise
+                self._engine = engine
+            return self._engine
+
+    async def _probe(self, engine: AsyncLLM) -> None:
+        """Ask one question about a grey picture. Raises UserError where what the model says is neither yes nor no."""
+        question = self._loaded.questions.questions(self._config.assessments[0], _PROBING_PROMPT)[0].text
+        output = await self._one(engine, question, [Image.new("RGB", (64, 64), (128, 128, 128))])
+        try:
+            self._read(output)
+        except UserError as error:
+            raise UserError(
+                f"verifier {self._config.name} ({self._loaded.folder}) does not answer yes or no, it writes something "
+                f"else first, as thinking models do ({error}): use another model, or set engine.instruction, "
+                "engine.yes_words and engine.no_words to suit it"
+            ) from error
+
+    async def _answers(self, texts: Sequence[str], frames: Frames) -> tuple[list[scoring.Answer], int]:
         outputs = await self._ask(texts, frames)
-        odds = []
-        for output in outputs:
-            logprobs = output.outputs[0].logprobs
-            found = {token: entry.logprob for token, entry in logprobs[0].items()} if logprobs else {}
-            odds.append(scoring.log_odds(found, self._yes, self._no))
-        return odds, self._work.flops([output.prompt_token_ids or [] for output in outputs])
+        answers = []
+        for text, output in zip(texts, outputs, strict=True):
+            try:
+                answers.append(self._read(output))
+            except UserError as error:
+                raise UserError(f"verifier {self._config.name} did not answer {text!r}: {error}") from error
+        return answers, self._loaded.work.flops([output.prompt_token_ids or [] for output in outputs])
+
+    def _read(self, output: RequestOutput) -> scoring.Answer:
+        logprobs = output.outputs[0].logprobs
+        found = {token: entry.logprob for token, entry in logprobs[0].items()} if logprobs else {}
+        return scoring.read_answer(found, self._loaded.yes, self._loaded.no)
 
     async def _ask(self, texts: Sequence[str], frames: Frames) -> list[RequestOutput]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        images = self._images(frames)
-        engine = self._engine
+        images = [Image.fromarray(frames[at]) for at in shown_frames(len(frames), self._engine_config.max_frames)]
+        engine = await self._running()
         try:
             return await asyncio.gather(*(self._one(engine, text, images) for text in texts))
         except EngineDeadError:
-            await self._restart(engine)
-            return await asyncio.gather(*(self._one(self._engine, text, images) for text in texts))
+            if self._engine is engine:  # the first of the calls that saw it die
+                logger.warning("the engine of verifier %s died and is started again", self._config.name)
+                self._engine = None
+                engine.shutdown()
+            engine = await self._running()
+            return await asyncio.gather(*(self._one(engine, text, images) for text in texts))
 
     async def _one(self, engine: AsyncLLM, text: str, images: list[Image.Image]) -> RequestOutput:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        model = self._loaded
         sampling = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            logprob_token_ids=[*self._yes, *self._no],
+            logprob_token_ids=[*model.yes, *model.no],
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=False,
         )
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text + self._config.instruction}]
-        message = [{"role": "user", "content": content}]
-        prompt = self._processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        request: Any = {"prompt": prompt, "multi_modal_data": {"image": images}}
+        request: Any = {
+            "prompt_token_ids": model.encoder(len(images)).encode(text),
+            "multi_modal_data": {"image": images},
+        }
         last: RequestOutput | None = None
         async for output in engine.generate(request, sampling, request_id=f"question-{next(self._numbers)}"):
             last = output
@@ -132,30 +185,15 @@ class Verifier:
             raise RuntimeError("the engine ended a question without an answer")
         return last
 
-    def _images(self, frames: Frames) -> list[Image.Image]:
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-            raise UserError(
-                f"frames must be uint8 of shape (frames, height, width, 3), not {frames.dtype} {frames.shape}"
-            )
-        return [Image.fromarray(frames[at]) for at in shown_frames(len(frames), self._config.max_frames)]
-
-    async def _restart(self, dead: AsyncLLM) -> None:
-        """Start the engine anew, once for all the calls that saw it die."""
-        async with self._restarting:
-            if self._engine is dead:
-                logger.warning("the verifier's engine died and is started again")
-                dead.shutdown()
-                self._engine = await asyncio.to_thread(self._start)
-
     def _start(self) -> AsyncLLM:
-        config = self._config
+        config = self._engine_config
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
             given: dict[str, Any] = {} if config.block_size is None else {"block_size": config.block_size}
             arguments = AsyncEngineArgs(
-                model=self._model,
+                model=self._loaded.folder,
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_questions,
@@ -163,6 +201,7 @@ class Verifier:
                 tensor_parallel_size=config.tensor_parallel,
                 limit_mm_per_prompt={"image": config.max_frames},
                 enable_prefix_caching=True,
+                mm_processor_cache_gb=config.frame_cache_gib,
                 enforce_eager=True,  # single-token answers: nothing to gain from captured graphs
                 seed=0,
                 **given,
@@ -170,7 +209,60 @@ class Verifier:
             return AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise VerifierStartError(f"the verifier {self._model} could not be started: {reason[:300]}") from error
+            raise VerifierStartError(
+                f"verifier {self._config.name} ({self._loaded.folder}) could not be started: {reason[:300]}"
+            ) from error
+
+
+_PROBING_PROMPT = "a ball rolls over the floor"
+
+
+class _Model:
+    """What is known of the model besides its weights: how it is asked, and what it is asked."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        """Read it. Raises UserError, in one sentence."""
+        from transformers import AutoProcessor
+
+        self.folder = model_folder(config.engine)
+        self.name = Path(self.folder).name
+        self.questions = _questions(config)
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise VerifierStartError(f"verifier {config.name} cannot be read from {self.folder}: {reason}") from error
+        self._instruction = config.engine.instruction
+        words = (config.engine.yes_words, config.engine.no_words)
+        self.yes, self.no = (_token_ids(config.name, self._processor.tokenizer, each) for each in words)
+        self.work = _Workload(Path(_local(self.folder)))
+        self._encoders: dict[int, QuestionEncoder] = {}
+
+    def encoder(self, pictures: int) -> QuestionEncoder:
+        """Encodes questions about so many pictures, which come first."""
+        if pictures not in self._encoders:
+            self._encoders[pictures] = QuestionEncoder(self._processor.tokenizer, lambda q: self._render(pictures, q))
+        return self._encoders[pictures]
+
+    def _render(self, pictures: int, question: str) -> str:
+        content = [{"type": "image"} for _ in range(pictures)] + [
+            {"type": "text", "text": question + self._instruction}
+        ]
+        message = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+
+def _questions(config: VerifierConfig) -> QuestionSet:
+    """The verifier's question set. Raises UserError where it has nothing to ask at something the verifier judges."""
+    source = question_source(config)
+    found = load_question_set(source)
+    silent = [each.value for each in config.assessments if not found.questions(each, _PROBING_PROMPT)]
+    if silent:
+        raise UserError(
+            f"verifier {config.name} judges {', '.join(silent)}, but the questions {source} ask nothing there: "
+            "leave it out of what the verifier judges"
+        )
+    return found
 
 
 class _Workload:
@@ -210,19 +302,29 @@ def _local(model: str) -> str:
         return model
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(model, local_files_only=True)
+    return snapshot_download(model, local_files_only=True, allow_patterns=["config.json", "*.safetensors"])
 
 
-def _processor(model: str) -> Any:
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(model)
-
-
-def _token_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
+def _token_ids(verifier: str, tokenizer: Any, words: Sequence[str]) -> list[int]:
     """Ids of the words that are one token. Raises VerifierStartError when none is."""
     encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     ids = [ids[0] for ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id]
     if not ids:
-        raise VerifierStartError(f"none of the words {', '.join(words)} is a single token of the verifier's vocabulary")
+        raise VerifierStartError(
+            f"verifier {verifier}: none of the words {', '.join(words)} is a single token of its vocabulary"
+        )
     return ids
+
+
+VerifierClass = type[VllmVerifier] | type[SignalsVerifier] | type[CallableVerifier]
+
+_CLASSES: dict[Kind, VerifierClass] = {
+    "vllm": VllmVerifier,
+    "signals": SignalsVerifier,
+    "callable": CallableVerifier,
+}
+
+
+def verifier_class(kind: Kind) -> VerifierClass:
+    """The class whose instances score as a verifier of this kind; all are made from a VerifierConfig alone."""
+    return _CLASSES[kind]

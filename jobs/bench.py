@@ -18,12 +18,12 @@ import typer
 
 from framegrove.errors import UserError
 from framegrove.files import write_json
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
     from framegrove.evaluation.benches import Finding
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 
 class Bench(enum.StrEnum):
@@ -34,6 +34,7 @@ class Bench(enum.StrEnum):
     PACKING = "packing"
     SAMPLING = "sampling"
     VAE = "vae"
+    CONDUCTOR = "conductor"
 
 
 @app.command()
@@ -42,15 +43,16 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for torch.")] = 2,
     repeats: Annotated[int, typer.Option(min=5, help="How many times each implementation is measured.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.json; absent: only print.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run the benches and print their results."""
-    with one_line_errors(), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         chosen = _chosen(only)
         if out is not None:
             make_folder(out)
         import torch
 
-        from framegrove.evaluation import benches
+        from framegrove.evaluation import bench_conductor, benches
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,6 +62,7 @@ def main(
             Bench.PACKING: benches.packing,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: benches.vae,
+            Bench.CONDUCTOR: bench_conductor.conductor,
         }
         findings: list[Finding] = []
         for bench in chosen:

@@ -1,11 +1,18 @@
-"""What jobs do at a terminal: errors in one line; progress as a bar on a terminal, as lines anywhere else."""
+"""What every job does at a terminal: shared options, one line for an error, and progress.
+
+Exit statuses: 0 done; 1 a mistake in what was asked for, said in one line; 2 an unknown or malformed option; 70 a
+failure, with its traceback; 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +21,34 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+import framegrove
+from framegrove import logs
 from framegrove.errors import UserError
+from framegrove.search import policies
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
-    from framegrove.config.verifier import EngineConfig
 
-GENERAL_VERIFIER = Path(__file__).parent / "configs" / "verifier_gpu.yaml"
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
+_LONGEST_SILENCE = 60.0  # seconds: a step that says nothing is mentioned after 10, 20, 40 and then every 60
+_TICK = 0.5  # seconds between two looks at how long the task has been silent
+
+log = logging.getLogger(__name__)
+
+
+def _embedded_knows() -> str:
+    """What the embedded model was trained on, in its own words."""
+    recipe = Path(framegrove.__file__).parent / "assets" / "digits" / "framegrove.json"
+    return str(json.loads(recipe.read_text(encoding="utf-8"))["knows"])
+
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model folder, or a hub id as in owner/name; the embedded digits model if absent."),
+    typer.Option(
+        "--model",
+        help="Model folder, or a hub id as in owner/name; if absent the embedded model, which knows nothing but "
+        f"{_embedded_knows()}.",
+    ),
 ]
 VariantOption = Annotated[
     str | None,
@@ -38,39 +61,32 @@ VerifierOption = Annotated[
     str | None,
     typer.Option(
         "--verifier",
-        help="A YAML file, as jobs/configs/verifier_gpu.yaml, or a folder or hub id, which if it is no small model as "
-        "jobs.train_verifier makes them is served as that file says; the embedded one if absent.",
+        help="A YAML file that lists verifiers, as jobs/configs/verifiers_example.yaml, or the folder or hub id of a "
+        "vision-language model; the embedded one if absent.",
     ),
 ]
 PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),
 ]
+LogLevelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--log-level",
+        help="debug, info, warning or error; FRAMEGROVE_LOG_LEVEL if absent, or else warning. With FRAMEGROVE_LOG=json "
+        "the log has one JSON object per line.",
+    ),
+]
 
 
-def engine_config(verifier: str | None) -> EngineConfig:
-    """How the verifier that this option names is served. Raises UserError, in one sentence."""
-    from framegrove.config.base import absolute, load
-    from framegrove.config.verifier import EngineConfig
-
-    if verifier is not None and verifier.endswith((".yaml", ".yml")):
-        engine = load(EngineConfig, Path(verifier))
-        return engine.model_copy(update={"model": absolute(engine.model)})
-    name = absolute(verifier)
-    if name is None or _is_small(Path(name), EngineConfig().max_model_len):
-        return EngineConfig(model=name)
-    return load(EngineConfig, GENERAL_VERIFIER, [f"model={name}"])
+def policy_help() -> str:
+    """Every policy in the registry, in half a sentence each."""
+    return "; ".join(f"{name}: {summary}" for name, summary in policies.summaries().items())
 
 
-def _is_small(folder: Path, tokens: int) -> bool:
-    """Whether a verifier reads so few tokens at most, as those that jobs.train_verifier makes."""
-    import json
-
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(config["text_config"]["max_position_embeddings"]) <= tokens
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def application() -> typer.Typer:
+    """A job's command line. Help is plain text: markup would swallow what stands in square brackets."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
@@ -83,21 +99,28 @@ def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle
 
 
 @contextlib.contextmanager
-def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
-    """End the job with one line and exit status 1 for UserError and ``expected``, with 130 when it is interrupted.
+def one_line_errors(log_level: str | None = None) -> Iterator[None]:
+    """Run a job: set up logging, and end with an exit status that tells a mistake from a failure.
 
-    SIGTERM, which is how a submitted job is stopped, counts as an interruption, so that everything is cleaned up.
+    A UserError becomes one line and exit status 1. An interruption becomes status 130; SIGTERM, by which a submitted
+    job is stopped, counts as one, so that everything is cleaned up. Anything else is a defect in this code or a
+    failure of the machines: it is logged with its traceback, and the status is 70.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    caught: tuple[type[Exception], ...] = (UserError, *expected)
     try:
+        logs.set_up(log_level)
         yield
-    except caught as error:
+    except UserError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        log.critical("unexpected %s: this is no mistake in what was asked for", type(error).__name__, exc_info=error)
+        raise typer.Exit(70) from None
 
 
 def make_folder(path: Path) -> None:
@@ -109,7 +132,11 @@ def make_folder(path: Path) -> None:
 
 
 class Display:
-    """One task's progress at a time. ``show`` may be called as often as there is news."""
+    """One task's progress at a time: a bar on a terminal, lines anywhere else.
+
+    ``show`` may be called as often as there is news. A task without news is mentioned now and then by itself, with
+    how long it has been going on: a bar shows that anyway.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -123,36 +150,61 @@ class Display:
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
         self._task: Any = None
+        self._what = ""
+        self._state = ""  # how far the task is, in words
         self._began = self._said = time.monotonic()
+        self._patience = self._silence = _LINE_EVERY  # at first, and until the task is mentioned next
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self._bar.start()
+        if not self.console.is_terminal:
+            threading.Thread(target=self._mention, name="display", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         self._bar.stop()
 
-    def begin(self, what: str) -> None:
-        """A new task, which takes the place of the one before."""
+    def begin(self, what: str, patience: float = _LINE_EVERY) -> None:
+        """Start a new task, which takes the place of the one before; it may be silent for ``patience`` seconds."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(what, total=1.0, note="")
-        self._what, self._began = what, time.monotonic()
+        self._what, self._state = what, ""
+        self._began, self._patience = time.monotonic(), patience
         self._line(f"{what} ...")
 
     def show(self, done: float, note: str = "") -> None:
-        """The task is ``done`` in [0, 1]."""
+        """Show that the task is ``done`` in [0, 1]."""
         self._bar.update(self._task, completed=done, note=note)
+        self._state = f"{done:.0%} {note}".rstrip()
         if time.monotonic() - self._said >= _LINE_EVERY:
-            self._line(f"{self._what}: {done:.0%} {note} ({time.monotonic() - self._began:.0f} s)")
+            self._line(f"{self._what}: {self._state} ({self._seconds()})")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
+        self._heard()
         self.console.print(line, markup=False)
 
     def _line(self, text: str) -> None:
-        self._said = time.monotonic()
+        self._heard()
         if not self.console.is_terminal:
-            self.say(text)
+            self.console.print(text, markup=False)
+
+    def _heard(self) -> None:
+        self._said, self._silence = time.monotonic(), self._patience
+
+    def _seconds(self) -> str:
+        return f"{time.monotonic() - self._began:.0f} s"
+
+    def _mention(self) -> None:
+        """Until the display ends, say what is waited for whenever nothing has been said for a while."""
+        while not self._ended.wait(_TICK):
+            if self._what and time.monotonic() - self._said >= self._silence:
+                state = f", {self._state}" if self._state else ""
+                self.console.print(f"still {self._what} after {self._seconds()}{state}", markup=False)
+                self._said = time.monotonic()
+                self._silence = max(self._patience, min(2 * self._silence, _LONGEST_SILENCE))

@@ -3,7 +3,8 @@
 It submits a short three-phase training run that continues from the shipped weights, then generates a video from what
 came out, by Tree-of-Frames and judged by the verifier, and holds it against a single sample of the same seed. Leaves:
 
-    runs/demo/video.mp4, tree.png, report.json   the search's winner, its tree, costs and scores
+    runs/demo/video.mp4                          the search's winner
+    runs/demo/tree.png, slide.png, report.json   its tree, in two shapes; costs and scores
     runs/demo/single.mp4                         the same seed without a search
     runs/demo/train/                             loss curve and the newly trained model
 
@@ -13,30 +14,38 @@ Uses the Ray cluster at RAY_ADDRESS, or starts its own and stops just that one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+import shlex
 import shutil
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
     from framegrove.cluster.session import Cluster
     from framegrove.evaluation.report import SearchRecord
 
-app = typer.Typer(add_completion=False)
+app = application()
+log = logging.getLogger(__name__)
 
 CONFIG = Path("jobs/configs/digits_demo.yaml")
 PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
 CLIPS = 600
-_CHATTER = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+(INFO|WARNING|SUCC|ERR) \w+\.py:\d+ -- |\(raylet\)")  # Ray's own lines
+_JOBS_PATIENCE = 90.0  # seconds: the job itself says what it waits for
+_STOP_LIMIT = 5.0  # seconds for a cluster to take the order to stop a job
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# Ray's own lines: its log, how it starts a job, and its remarks about the number of workers, which are as they must be.
+_OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+[A-Z]+ |Running entrypoint for job |\(raylet\)|\(autoscaler")
 
 
 @app.command()
@@ -44,21 +53,27 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
     prompt: Annotated[str, typer.Option(help="What the video should show.")] = PROMPT,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video.")] = 0,
-    budget: Annotated[str, typer.Option(help="FLOPs to spend, in samples without a search.")] = "4x",
+    budget: Annotated[str, typer.Option(help="What sampling may cost, in samples without a search.")] = "4x",
+    log_level: LogLevelOption = None,
 ) -> None:
     """Train a little, search a lot, and leave a video."""
-    from framegrove.search.protocols import SearchFailed
-
     began = time.monotonic()
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.request import check_prompt
         from framegrove.config.search import parse_budget
-        from framegrove.config.verifier import EngineConfig, model_folder
+        from framegrove.config.verifier import PanelConfig
 
         check_prompt(prompt)
-        model_folder(EngineConfig())
+        PanelConfig().check_files()
         multiple = parse_budget(budget)
         make_folder(out)
+        display.begin("reading the model")
+        from actors.model_files import ModelFiles
+        from framegrove.config.model import ModelSource
+
+        advice = ModelFiles.read(ModelSource()).recipe.outside(prompt)
+        if advice is not None:
+            log.warning(advice)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 
@@ -72,9 +87,10 @@ def main(
 
 def _clips(out: Path, display: Display) -> Path:
     """Encoded clips to train on: made once for the VAE that is shipped."""
+    from framegrove.digits.clips import digits_clips
     from framegrove.models.pretrained import VAE, embedded_model
     from framegrove.models.vae_files import load_vae
-    from framegrove.training.encode import digits_clips, vae_digest, write_clips
+    from framegrove.training.encode import vae_digest, write_clips
 
     vae, _ = load_vae(embedded_model() / VAE)
     digest = vae_digest(vae)
@@ -93,53 +109,59 @@ def _train(cluster: Cluster, clips: Path, out: Path, display: Display) -> Path:
     shutil.rmtree(out, ignore_errors=True)  # a finished run in there would be taken for this one
     if cluster.dashboard_url is None:
         raise UserError(f"the cluster at {cluster.address} takes no jobs: it was started without its dashboard")
+    training = ["-m", "jobs.train", "--config", str(CONFIG), "--out", str(out.absolute())]
+    training += ["--set", f"data={clips.absolute()}"]
     # With several clusters on a machine Ray may tell a job the address of another one than it was submitted to.
-    python = ["env", f"RAY_ADDRESS={cluster.address}", sys.executable if cluster.own else "python"]
-    training = [
-        "-m",
-        "jobs.train",
-        "--config",
-        str(CONFIG),
-        "--out",
-        str(out.absolute()),
-        "--set",
-        f"data={clips.absolute()}",
-    ]
-    display.begin("training")
-    with _submitted(cluster.dashboard_url, [*python, *training]) as lines:
-        for line in lines:
-            display.say(f"  {line}")
+    command = ["env", f"RAY_ADDRESS={cluster.address}", sys.executable if cluster.own else "python", *training]
+    display.begin("submitting the training as a job of the cluster")
+    _run_job(cluster.dashboard_url, shlex.join(command), display)
     return out / MODEL
 
 
-@contextlib.contextmanager
-def _submitted(url: str, command: list[str]) -> Iterator[Iterator[str]]:
-    """Run a command by ``ray job submit``; gives the lines it prints. Stops the job when the block is left early.
+def _run_job(url: str, command: str, display: Display) -> None:
+    """Do what ``ray job submit`` does, and show what the job prints. Stops the job when it is interrupted.
 
     Raises UserError when the job fails.
     """
-    from ray.job_submission import JobSubmissionClient
+    import asyncio
 
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    from framegrove.cluster.session import checkout
+
+    client = JobSubmissionClient(url)
+    for chatty in ("dashboard_sdk", "job.sdk"):  # uploads, connections
+        logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
     name = f"framegrove-demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    submit = ["job", "submit", "--address", url, "--submission-id", name]
-    shipped = ["--runtime-env", "jobs/runtime_env.yaml", "--working-dir", "."]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", *submit, *shipped, "--", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
+
+    async def follow() -> None:
+        display.begin("training", patience=_JOBS_PATIENCE)
+        async for text in client.tail_job_logs(name):
+            for line in text.splitlines():
+                plain = _COLOURS.sub("", line).rstrip()
+                if plain and not _OF_RAY.match(plain):
+                    display.say(f"  {plain}")
+
     try:
-        yield (line.rstrip() for line in process.stdout if line.strip() and not _CHATTER.search(line))
-        if process.wait() != 0:
+        client.submit_job(entrypoint=command, submission_id=name, runtime_env=checkout())
+        asyncio.run(follow())
+        if client.get_job_status(name) != JobStatus.SUCCEEDED:
             raise UserError("the training job failed: its last lines above say why")
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(RuntimeError, OSError):  # it may not have been submitted yet
-                JobSubmissionClient(url).stop_job(name)
-            process.terminate()
-            process.wait()
+    except BaseException:
+        _stop_job(client, name)
+        raise
+
+
+def _stop_job(client: JobSubmissionClient, name: str) -> None:
+    """Stop a job if it runs; a cluster that does not answer is not waited for."""
+
+    def stop() -> None:
+        with contextlib.suppress(RuntimeError, OSError):  # it may not have been submitted yet, or have ended
+            client.stop_job(name)
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    stopping.join(_STOP_LIMIT)
 
 
 def _search(
@@ -148,8 +170,8 @@ def _search(
     """The searched video, the single sample of the same seed, and the scores of both."""
     import asyncio
 
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from actors.searches import search_runner
     from framegrove.config.model import ModelSource
     from framegrove.types import GenerationRequest
 
@@ -160,14 +182,14 @@ def _search(
         return GenerationRequest(prompt, seed, recipe.units, recipe.height, recipe.width, policy, budget)
 
     async def search() -> tuple[SearchRecord, SearchRecord, dict[str, Any]]:
-        runner = SearchRunner(source)
+        runner = search_runner(source)
         try:
             display.begin("starting generators and verifier")
             await runner.start()
             display.begin("searching")
             searched = await runner.search(request("tof", budget), lambda p: display.show(p.done, p.note))
             display.begin("sampling once without a search")
-            single = await runner.search(request("none", 1.0), lambda p: display.show(p.done, p.note))
+            single = await runner.search(request("single", 1.0), lambda p: display.show(p.done, p.note))
             panels = [await runner.judge(record) for record in (searched, single)]
         finally:
             await runner.close()
@@ -178,10 +200,10 @@ def _search(
 
 def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[str, float]]) -> dict[str, Any]:
     """Verifier and oracle on winner and single sample; the oracle reads captions of the digits world only."""
-    from framegrove.digits import world as digits
+    from framegrove.digits import world
     from framegrove.digits.oracle import DigitsOracle
 
-    objects = digits.parse(prompt)
+    objects = world.parse(prompt)
     oracle = DigitsOracle() if objects is not None else None
     scores: dict[str, Any] = {}
     for name, record, panel in zip(("winner", "single_sample"), records, panels, strict=True):
@@ -196,14 +218,14 @@ def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[st
 def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any], out: Path, display: Display) -> None:
     from rich.table import Table
 
+    from framegrove.files import replacing
     from framegrove.media.writing import encode_mp4
-    from jobs.generate import report_line, write
+    from jobs.generate import report_line, warn, write
 
     display.begin("drawing the tree")
-    write(searched, out, {"scores": scores})
-    partial = out / ".single.partial"
-    partial.write_bytes(encode_mp4(single.frames, single.fps))
-    partial.replace(out / "single.mp4")
+    write(searched, out, {"scores": scores}, single)
+    with replacing(out / "single.mp4") as partial:
+        partial.write_bytes(encode_mp4(single.frames, single.fps))
     table = Table(title=searched.request.prompt)
     for column in ("", "verifier", "oracle", "what the oracle sees"):
         table.add_column(column)
@@ -213,7 +235,10 @@ def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any],
         table.add_row(name.replace("_", " "), panel, f"{oracle['score']:.2f}", "; ".join(oracle["sees"]))
     display.console.print(table)
     display.say(report_line(searched))
-    display.say("\n".join(str(out / name) for name in ("video.mp4", "tree.png", "report.json", "single.mp4")))
+    warn(searched)
+    display.say(
+        "\n".join(str(out / name) for name in ("video.mp4", "tree.png", "slide.png", "report.json", "single.mp4"))
+    )
 
 
 if __name__ == "__main__":

@@ -15,32 +15,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.search import policies
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
+    application,
     make_folder,
     model_source,
     one_line_errors,
+    policy_help,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from actors.searches import SearchRunner
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
     from framegrove.evaluation.results import Ledger, Row, Setting
     from framegrove.types import GenerationRequest
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 SEED = 90_000  # of the prompts; clips that models are trained on have small seeds, and another split
 
@@ -48,10 +52,12 @@ SEED = 90_000  # of the prompts; clips that models are trained on have small see
 @app.command()
 def main(
     out: Annotated[Path, typer.Option(help="Folder for results.parquet, curves.png and summary.json.")],
-    policies: Annotated[str, typer.Option(help="Comma-separated: linear, tof.")] = "linear,tof",
+    policy: Annotated[
+        str, typer.Option("--policies", help=f"Comma-separated names. {policy_help()}; or module:ENTRY.")
+    ] = "linear,tof",
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
-    digits: Annotated[int | None, typer.Option(help="Only prompts of so many digits, 1 or 2.")] = None,
+    digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = SEED,
     model: ModelOption = None,
     variant: VariantOption = None,
@@ -60,33 +66,34 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.search import SearchConfig
 
         search = load(SearchConfig, None, set_ or ())
-        settings, engine = _settings(policies, budgets), engine_config(verifier)
+        settings, panel = _settings(policy, budgets), load_panel(verifier)
         display.begin("reading the model")
-        from actors.conductor import SearchRunner
+        import asyncio
+
         from actors.model_files import ModelFiles
+        from actors.searches import search_runner
         from framegrove.evaluation.results import Ledger
 
         source = model_source(model, variant, dtype, allow_pickle)
         files = ModelFiles.read(source)
         items = _items(files, settings, prompts, digits, seed)
         make_folder(out)
-        identity = {
-            "model": files.fingerprint(),
-            "verifier": engine.model_dump(mode="json"),
-            "search": search.model_dump(mode="json", exclude={"policy", "budget"}),
-            "prompts": [seed, digits],
+        runner = search_runner(source, panel, search, generators=generators)
+        for setting in settings:
+            policies.options_of(search, policies.find(setting.policy))
+        identity = asyncio.run(runner.identity())
+        identity["search"] = {
+            key: value for key, value in identity["search"].items() if key not in ("policy", "budget")
         }
-        ledger = Ledger(out / "results.jsonl", identity)
-        runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
+        ledger = Ledger(out / "results.jsonl", {**identity, "prompts": [seed, digits]})
         missing = [item for item in items if not ledger.has(item.index, item.setting)]
         if missing:
             _measure(runner, missing, ledger, display)
@@ -104,20 +111,18 @@ class Item:
     request: GenerationRequest
 
 
-def _settings(policies: str, budgets: str) -> list[Setting]:
+def _settings(names: str, budgets: str) -> list[Setting]:
     """The single sample for 1x, whatever the policy, and every policy at every larger budget."""
     from framegrove.config.search import parse_budget
     from framegrove.evaluation.results import Setting
 
-    names = [name.strip() for name in policies.split(",") if name.strip()]
-    for name in names:
-        if name not in ("linear", "tof"):
-            raise UserError(f"unknown policy {name!r} in --policies: allowed are linear and tof")
+    entries = [policies.find(name.strip()) for name in names.split(",") if name.strip()]
     multiples = [parse_budget(text) for text in budgets.split(",") if text.strip()]
-    if not names or not multiples:
+    if not entries or not multiples:
         raise UserError("nothing to evaluate: give at least one policy and one budget")
-    settings = [Setting("none", 1.0)] if 1.0 in multiples else []
-    return settings + [Setting(name, multiple) for multiple in multiples if multiple > 1 for name in names]
+    settings = [Setting("single", 1.0)] if 1.0 in multiples else []
+    searches = [entry for entry in entries if entry.judged]
+    return settings + [Setting(entry.name, multiple) for multiple in multiples if multiple > 1 for entry in searches]
 
 
 def _items(files: ModelFiles, settings: list[Setting], count: int, digits: int | None, seed: int) -> list[Item]:
@@ -220,18 +225,23 @@ def _finish(rows: list[Row], out: Path, display: Display) -> None:
 
 
 def _settings_table(rows: list[Row]) -> Table:
+    from dataclasses import fields
+
     from rich.table import Table
 
     from framegrove.evaluation import results
+    from framegrove.evaluation.report import Price
 
-    table = Table(title="Means with 95% bootstrap intervals; cost in samplings of one video")
-    for column in ("setting", *results.METRICS, "generator", "bets lost", "decoding", "verifier", "seconds"):
+    parts = [part.name for part in fields(Price)]
+    table = Table(title="Means with 95% bootstrap intervals; prices: 1x = sampling a video once without a search")
+    for column in ("setting", *results.METRICS, *parts, "total", "seconds"):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     for setting, group in results.by_setting(rows).items():
+        price = results.mean_price(group)
         table.add_row(
             str(setting),
             *(str(results.summary(group, metric)) for metric in results.METRICS.values()),
-            *(f"{results.relative(group, part):.2f}x" for part in ("generator", "wasted", "decoding", "verifier")),
+            *(f"{value:.2f}x" for value in (*(getattr(price, part) for part in parts), price.total)),
             f"{sum(row.seconds for row in group) / len(group):.1f}",
         )
     return table

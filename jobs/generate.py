@@ -9,41 +9,40 @@ it was interrupted, and it goes on where it was.
 
 from __future__ import annotations
 
-from enum import StrEnum
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.search import policies
+from framegrove.search.policies import PolicyEntry
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
+    application,
     make_folder,
     model_source,
     one_line_errors,
+    policy_help,
 )
 
 if TYPE_CHECKING:
-    from actors.conductor import SearchRunner
     from actors.model_files import ModelFiles
+    from actors.searches import SearchRunner
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
 
-app = typer.Typer(add_completion=False)
-
-
-class PolicyName(StrEnum):
-    """How to search."""
-
-    TOF = "tof"
-    LINEAR = "linear"
-    NONE = "none"
+app = application()
+log = logging.getLogger(__name__)
 
 
 @app.command()
@@ -51,8 +50,10 @@ def main(
     prompt: Annotated[str, typer.Option(help="What the video should show.")],
     out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png and report.json.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
-    policy: Annotated[PolicyName, typer.Option(help="Tree-of-Frames, best of N, or no search.")] = PolicyName.TOF,
-    budget: Annotated[str, typer.Option(help="FLOPs to spend, in samples without a search.")] = "4x",
+    policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = "tof",
+    budget: Annotated[
+        str | None, typer.Option(help="What sampling may cost, in samples without a search; 4x if absent.")
+    ] = None,
     units: Annotated[
         int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")
     ] = None,
@@ -64,22 +65,26 @@ def main(
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in widths=[4,2,2,2].")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8.")
+    ] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.base import load
         from framegrove.config.request import check_prompt
-        from framegrove.config.search import SearchConfig, parse_budget
+        from framegrove.config.search import SearchConfig
 
+        _refuse_twice_told(set_ or ())
         search = load(SearchConfig, None, set_ or ())
-        engine = engine_config(verifier)
-        text, multiple = check_prompt(prompt), parse_budget(budget)
+        entry = policies.find(policy)
+        policies.options_of(search, entry)
+        panel = load_panel(verifier)
+        text, multiple = check_prompt(prompt), _multiple(entry, budget)
         display.begin("reading the model")
-        from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
+        from actors.searches import search_runner
         from framegrove.types import GenerationRequest
 
         source = model_source(model, variant, dtype, allow_pickle)
@@ -88,18 +93,25 @@ def main(
         request = GenerationRequest(
             prompt=text,
             seed=seed,
-            units=units or files.recipe.units,
+            units=units if units is not None else files.recipe.units,
             height=height,
             width=width,
-            policy=policy.value,
-            budget=multiple if policy is not PolicyName.NONE else 1.0,
+            policy=entry.name if entry.name in policies.summaries() else policy,
+            budget=multiple,
             image=_bytes(image) if image else None,
         )
         files.check(request)
+        advice = files.recipe.outside(text)
+        if advice is not None:
+            log.warning(advice)
         make_folder(out)
-        runner = SearchRunner(source, generators=generators, verifier=engine, search=search)
+        runner = search_runner(source, panel, search, generators=generators)
         record = generate(runner, request, out, display)
-        display.say(f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'report.json'}")
+        display.say(
+            f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'slide.png'}\n"
+            f"{out / 'report.json'}"
+        )
+        warn(record)
 
 
 def generate(runner: SearchRunner, request: GenerationRequest, out: Path, display: Display) -> SearchRecord:
@@ -114,8 +126,9 @@ def generate(runner: SearchRunner, request: GenerationRequest, out: Path, displa
             display.show(progress.done, progress.note)
 
         try:
-            display.begin("starting generators" + (" and verifier" if request.policy != "none" else ""))
-            await runner.start(judging=request.policy != "none")
+            judged = policies.find(request.policy).judged
+            display.begin("starting generators" + (" and verifiers" if judged else ""))
+            await runner.start(judging=judged)
             display.begin("searching")
             return await runner.search(request, show, journal=out / ".search")
         finally:
@@ -129,8 +142,13 @@ def generate(runner: SearchRunner, request: GenerationRequest, out: Path, displa
     return record
 
 
-def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None) -> None:
-    """Write video, picture and report (with ``more`` in it) into a folder; no name ever stands for half a file."""
+def write(
+    record: SearchRecord, out: Path, more: dict[str, object] | None = None, single: SearchRecord | None = None
+) -> None:
+    """Write video, pictures and report (with ``more`` in it) into a folder; no name ever stands for half a file.
+
+    ``single`` is the sample without a search, where it was made too.
+    """
     import json
     import shutil
 
@@ -141,7 +159,9 @@ def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None
     partial = out / ".partial"
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "video.mp4").write_bytes(encode_mp4(record.frames, record.fps))
-    tree_picture.draw(record, partial / "tree.png")
+    beside = single.frames if single is not None else None
+    tree_picture.draw(record, partial / "tree.png", beside)
+    tree_picture.draw_slide(record, partial / "slide.png", beside)
     report = {**report_json(record), **(more or {})}
     (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for file in sorted(partial.iterdir()):
@@ -151,11 +171,39 @@ def write(record: SearchRecord, out: Path, more: dict[str, object] | None = None
 
 
 def report_line(record: SearchRecord) -> str:
-    """What was spent, in one sentence."""
-    outcome, spent = record.outcome, record.outcome.sampling.spent + record.outcome.scoring.spent
-    ratio = (spent.flops + spent.decoding) / (record.single.flops + record.single.decoding)
-    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s for {ratio:.2f}x the FLOPs of one sample"
+    """What was done and what it cost, in a sentence; the price is the one on the pictures and in the report."""
+    outcome = record.outcome
+    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s at a price of {record.price}"
     return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
+
+
+def warn(record: SearchRecord) -> None:
+    """Log what a reader of the result should know."""
+    from framegrove.evaluation.report import warnings_of
+
+    for warning in warnings_of(record):
+        log.warning(warning)
+
+
+def _multiple(entry: PolicyEntry, budget: str | None) -> float:
+    """The budget as a number. Raises UserError where there is nothing to spend it on."""
+    from framegrove.config.search import parse_budget
+
+    if entry.judged:
+        return parse_budget(budget if budget is not None else "4x")
+    if budget is not None and parse_budget(budget) != 1:
+        raise UserError(
+            f"a budget of {budget} buys nothing with --policy {entry.name}, which takes the first sample as it comes: "
+            "leave --budget out, or choose another policy"
+        )
+    return 1.0
+
+
+def _refuse_twice_told(settings: Iterable[str]) -> None:
+    """Raise UserError for a setting that has an option of its own, whose value would win."""
+    for name in (setting.partition("=")[0].strip() for setting in settings):
+        if name in ("policy", "budget"):
+            raise UserError(f"--set {name} has no effect here: give --{name}")
 
 
 def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:

@@ -4,89 +4,150 @@
     python -m jobs.prepare --videos clips.csv --vae pyramid-flow-sd3/causal_video_vae --allow-pickle \\
         --sizes 640x384 --units 16 --part 3/8 --out /shared/clips/part-3
 
-Without --videos clips of the digits world are drawn. A list of videos is a .csv, .jsonl or .parquet file with the
-columns video (a file, as seen from the list's folder; an image is a clip of one frame) and caption. Parts can be
-encoded by as many jobs; jobs.train reads a folder with all that lie in it.
+Without --videos, clips of the digits world are drawn. Parts of a list can be encoded by several jobs at once:
+jobs.train reads every shard below the folder that it is given.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from framegrove.errors import UserError
-from jobs.console import Display, PickleOption, one_line_errors
+from jobs.console import Display, LogLevelOption, PickleOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
-    from framegrove.media.video_reading import Listed
+    from framegrove.data.schema import LatentClip
+    from framegrove.models.vae import CausalVideoVae
+    from framegrove.training.encode import VideoCounts
 
-app = typer.Typer(add_completion=False)
-PYRAMID = {"stages": 3, "patch": 2}  # of the released models: sizes that training could not use are refused
+app = application()
+PYRAMID = {"stages": 3, "patch": 2}  # of the released models; sizes that they could not be trained on are refused
 
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist yet.")],
-    videos: Annotated[Path | None, typer.Option(help="List of videos; clips of the digits world if absent.")] = None,
-    vae: Annotated[Path | None, typer.Option(help="Folder of the VAE; the shipped one if absent.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="List of videos: a .csv, .jsonl or .parquet file in UTF-8 with the columns video (a file, relative to "
+            "the list's folder; a picture is a clip of one frame) and caption. Without it, digits are drawn."
+        ),
+    ] = None,
+    vae: Annotated[Path | None, typer.Option(help="Folder of the VAE. Without it, the shipped one.")] = None,
     allow_pickle: PickleOption = False,
-    units: Annotated[int, typer.Option(min=1, help="Units of a clip; of a short video as many as it has.")] = 4,
+    units: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Longest clip to keep, in units: the first unit is one frame, each later one 8 frames, so that 4 "
+            "units are 25 frames. Of a shorter video all whole units are kept.",
+        ),
+    ] = 4,
     sizes: Annotated[
         str,
         typer.Option(
-            help="Videos: comma-separated WIDTHxHEIGHT (configurations have [height, width]), multiples of 64 with the "
-            "released VAE; each video takes the one most like its shape."
+            help="With --videos: WIDTHxHEIGHT in pixels, several separated by commas; each video is scaled to the one "
+            "with the closest aspect ratio and cut to its middle. Multiples of 64 for the released VAE. "
+            "(Training configurations write height first.)"
         ),
     ] = "640x384",
-    fps: Annotated[float, typer.Option(min=1, help="Videos: frames a second.")] = 24,
-    part: Annotated[str, typer.Option(help="Videos: K/N encodes the K-th of N parts of the list.")] = "1/1",
-    clips: Annotated[int, typer.Option(min=1, help="Digits: how many clips.")] = 6000,
+    fps: Annotated[
+        float, typer.Option(min=1, help="With --videos: frames a second of the clips; the videos' own may differ.")
+    ] = 24,
+    part: Annotated[
+        str, typer.Option(help="With --videos: K/N encodes every N-th line, from the K-th on; 1/1 is the whole list.")
+    ] = "1/1",
+    clips: Annotated[int, typer.Option(min=1, help="Digits: number of clips.")] = 6000,
     pairs: Annotated[float, typer.Option(min=0, max=1, help="Digits: share of clips that show two.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="Digits: which clips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Digits: seed of the clips.")] = 0,
+    log_level: LogLevelOption = None,
 ) -> None:
-    """Encode clips with the VAE and write them as parquet shards."""
-    with one_line_errors(OSError), Display() as display:
+    """Encode clips with the VAE and write them as parquet shards.
+
+    Files that cannot be read are skipped and counted. A clip ends where two frames are more than a second apart.
+    """
+    with one_line_errors(log_level), Display() as display:
         from framegrove.config.request import parse_size
 
         first, parts = _part(part)
+        make_folder(out.parent)
         wanted = [parse_size(size) for size in sizes.split(",")]
-        import torch
-
-        from framegrove.media.video_reading import read_list
         from framegrove.models.pretrained import VAE, embedded_model
         from framegrove.models.vae_files import read_vae
-        from framegrove.training.encode import digits_clips, vae_digest, video_clips, write_clips
+        from framegrove.training.encode import vae_digest
 
         model = read_vae(vae or embedded_model() / VAE, allow_pickle=allow_pickle)
-        digest = vae_digest(model)
-        unreadable: list[str] = []
-
-        def pass_over(line: Listed, reason: str) -> None:
-            unreadable.append(reason)
-
+        digest = vae_digest(model)  # before the weights change their type
         if videos is None:
-            torch.set_num_threads(1)  # small pictures: two are slower
-            drawn, total = digits_clips(model, clips, seed=seed, units=units, pairs=pairs), clips
-        else:
-            _check(wanted, model.config.spatial_factor)
-            listed = read_list(videos)[first::parts]
-            if torch.cuda.is_available():
-                model = model.to("cuda", torch.bfloat16)
-            drawn, total = video_clips(model, listed, wanted, units, fps, pass_over), len(listed)
-        display.begin(f"encoding {total} clips")
+            _write(display, _digits(model, clips, seed, units, pairs), digest, out, clips)
+            return
+        from framegrove.data.lists import read_list
+        from framegrove.training.encode import NoClips, VideoCounts, video_clips
 
-        def show(done: int) -> None:
-            display.show((done + len(unreadable)) / total, f"{done} of {total}")
-
+        _check(wanted, model.config.spatial_factor)
+        listed = read_list(videos)[first::parts]
+        if not listed:
+            raise UserError(f"part {part} of {videos} is empty: the list has fewer lines than parts")
+        counts = VideoCounts()
+        encoded = video_clips(_on_gpu(model), listed, wanted, units, fps, counts)
         try:
-            paths = write_clips(drawn, digest, out, show)
+            _write(display, encoded, digest, out, len(listed), counts)
+        except NoClips:
+            raise UserError(
+                f"not one of the {counts.read} files in {videos} could be read, the first: {counts.first_problem}"
+            ) from None
         finally:
-            if unreadable:
-                display.say(f"{len(unreadable)} of {total} videos were passed over, the first: {unreadable[0]}")
-        display.say(f"{total - len(unreadable)} clips in {len(paths)} shards: {out}")
+            if counts.read:
+                display.say(_summary(counts))
+
+
+def _digits(model: CausalVideoVae, clips: int, seed: int, units: int, pairs: float) -> Iterator[LatentClip]:
+    import torch
+
+    from framegrove.digits.clips import digits_clips
+
+    torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
+    return digits_clips(model, clips, seed=seed, units=units, pairs=pairs)
+
+
+def _on_gpu(model: CausalVideoVae) -> CausalVideoVae:
+    import torch
+
+    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
+
+
+def _write(
+    display: Display,
+    encoded: Iterator[LatentClip],
+    digest: str,
+    out: Path,
+    total: int,
+    counts: VideoCounts | None = None,
+) -> None:
+    """Write the clips and show progress: by the files read so far, some of which may have given no clip."""
+    from framegrove.training.encode import write_clips
+
+    def show(done: int) -> None:
+        read = counts.read if counts else done
+        display.show(read / total, f"{read} of {total}")
+
+    display.begin(f"encoding {total} clips")
+    paths = write_clips(encoded, digest, out, show)
+    display.say(f"{counts.encoded if counts else total} clips in {len(paths)} shards: {out}")
+
+
+def _summary(counts: VideoCounts) -> str:
+    """What became of the files, in one line."""
+    line = f"{counts.read} files read: {counts.encoded} encoded, {counts.unreadable} unreadable"
+    if counts.unreadable:
+        line += f" (the first: {counts.first_problem})"
+    return line + f"; {counts.ended_by_gap} clips ended at a gap in time"
 
 
 def _check(sizes: list[tuple[int, int]], factor: int) -> None:

@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from jobs.console import (
     Display,
     DtypeOption,
+    LogLevelOption,
     ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
-    engine_config,
+    application,
+    make_folder,
     model_source,
     one_line_errors,
 )
@@ -36,9 +39,9 @@ if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
     from framegrove.config.model import ModelSource
     from framegrove.config.train import TrainConfig
-    from framegrove.config.verifier import EngineConfig
+    from framegrove.config.verifier import PanelConfig
 
-app = typer.Typer(add_completion=False)
+app = application()
 
 CONFIG = Path(__file__).parent / "configs" / "digits_sweep.yaml"
 SEED = 95_000  # of the prompts; held out, and not those of jobs.evaluate
@@ -61,6 +64,7 @@ class Trial:
     high: float
     fully_right: float
     flops: float
+    price: float  # all parts, in samples without a search of the trial's own model
     seconds: float
     training_seconds: float = 0.0
     loss: float | None = None
@@ -82,22 +86,24 @@ def main(
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run one trial after the other, and compare."""
-    from framegrove.search.protocols import SearchFailed
-
-    with one_line_errors(SearchFailed, OSError), Display() as display:
-        out, engine = out.absolute(), engine_config(verifier)
+    with one_line_errors(log_level), Display() as display:
+        out, panel = out.absolute(), load_panel(verifier)
+        if what is What.BUDGET and (data or set_):
+            raise UserError("--data and --set are for --what stages, which trains: leave them out")
         if what is What.BUDGET:
             space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)
         else:
             overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
             space, trial = _heights(stages, config, overrides, prompts, out)
+        make_folder(out)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 
         with connect() as cluster:
-            found = _tuned(what.value, space, trial, out, _studio(generators, engine, cluster), display)
+            found = _tuned(what.value, space, trial, out, _studio(generators, panel, cluster), display)
         _finish(what, found, prompts, out, display)
 
 
@@ -123,7 +129,7 @@ def _heights(
         raise UserError(f"--stages must be numbers from 1 to 6, as in 1,2,3, not {text!r}")
     checked = load(TrainConfig, config, overrides)
     if checked.model.start is not None:
-        raise UserError(f"{config}: a trained model knows one pyramid only; give model.start: null and model.vae")
+        raise UserError(f"{config}: an existing model keeps its pyramid; set model.start=null and give model.vae")
     from actors.trainer import at_absolute_paths
     from framegrove.training.run import Setup
 
@@ -135,7 +141,7 @@ def _heights(
 
 
 def of_height(config: TrainConfig, stages: int) -> TrainConfig:
-    """The same run for a pyramid of so many stages, with as many denoising steps in all and every stage alike."""
+    """The same run for a pyramid of ``stages`` stages, which share the same total of denoising steps evenly."""
     from framegrove.config.train import TrainConfig
 
     data = config.model_dump(mode="json")
@@ -150,14 +156,15 @@ def of_height(config: TrainConfig, stages: int) -> TrainConfig:
     return TrainConfig.model_validate(data)
 
 
-def _studio(generators: int, engine: EngineConfig, cluster: Cluster) -> Any:
+def _studio(generators: int, panel: PanelConfig, cluster: Cluster) -> Any:
     """The studio of all trials. Raises NoRoom where its actors find none."""
     import ray
 
     from framegrove.cluster.placement import require
 
-    require(cluster, [{"CPU": 1.0}] * (generators + 1), purpose="a sweep")
-    return ray.remote(Studio).options(num_cpus=0).remote(generators, engine)
+    actors = generators + sum(verifier.actors for verifier in panel.verifiers)
+    require(cluster, [{"CPU": 1.0}] * actors, purpose="a sweep")
+    return ray.remote(Studio).options(num_cpus=0).remote(generators, panel)
 
 
 def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio: Any, display: Display) -> list[Trial]:
@@ -165,7 +172,6 @@ def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio
     import ray
     from ray import tune
 
-    out.mkdir(parents=True, exist_ok=True)
     display.begin(f"{len(space)} trials over {what}")
     function = {"budget": try_budget, "stages": try_stages}[what]
     # A trial only waits for actors and workers that have CPUs of their own.
@@ -224,37 +230,39 @@ def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
 class Studio:
     """Makes videos and measures them; an actor, so that generators and verifier stay up from trial to trial."""
 
-    def __init__(self, generators: int, verifier: EngineConfig) -> None:
+    def __init__(self, generators: int, verifier: PanelConfig) -> None:
         self._generators, self._verifier = generators, verifier
         self._source: ModelSource | None = None
         self._runner: Any = None
 
     async def measure(self, label: str, source: ModelSource, budget: float, prompts: int) -> dict[str, Any]:
         """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
-        from actors.conductor import SearchRunner
         from actors.model_files import ModelFiles
-        from framegrove.digits import world as digits
+        from actors.searches import search_runner
+        from framegrove.digits import world
         from framegrove.digits.oracle import DigitsOracle
         from framegrove.evaluation.curves import bootstrap
         from framegrove.types import GenerationRequest
 
         if self._source != source:
             await self.close()
-            runner = SearchRunner(source, generators=self._generators, verifier=self._verifier)
+            runner = search_runner(source, self._verifier, generators=self._generators)
             self._source, self._runner = source, runner
         oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
-        verdicts, flops = [], []
-        for index, objects in enumerate(digits.prompts(prompts, SEED)):
-            policy = "tof" if budget > 1 else "none"
+        verdicts, flops, prices = [], [], []
+        for index, objects in enumerate(world.prompts(prompts, SEED)):
+            policy = "tof" if budget > 1 else "single"
             size = (recipe.units, recipe.height, recipe.width)
-            request = GenerationRequest(digits.caption(objects), SEED + index, *size, policy, budget)
+            request = GenerationRequest(world.caption(objects), SEED + index, *size, policy, budget)
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
-            flops.append(record.outcome.sampling.spent.flops + record.outcome.scoring.spent.flops)
+            prices.append(record.price.total)
+            flops.append(prices[-1] * record.single.flops)
         score = bootstrap([verdict.score for verdict in verdicts])
         right = sum(verdict.fully_right for verdict in verdicts) / prompts
         seconds = (time.monotonic() - began) / prompts
-        return asdict(Trial(label, score.mean, score.low, score.high, right, sum(flops) / prompts, seconds))
+        cost = (sum(flops) / prompts, sum(prices) / prompts)
+        return asdict(Trial(label, score.mean, score.low, score.high, right, *cost, seconds))
 
     async def close(self) -> None:
         """End generators and verifier."""
@@ -301,26 +309,30 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
 
     from rich.table import Table
 
-    from framegrove.evaluation.curves import CurvePoint, Interval, draw_curves, pareto
+    from framegrove.evaluation.curves import PRICE, CurvePoint, Interval, draw_curves, pareto
 
+    # Models of different pyramids have no sample in common, so that only FLOPs compare them.
+    axis, shown = (PRICE, "price") if what is What.BUDGET else ("FLOPs of a video, all parts", "flops")
     points = {
-        each.label: CurvePoint(each.label, each.flops, Interval(each.score, each.low, each.high)) for each in found
+        each.label: CurvePoint(each.label, getattr(each, shown), Interval(each.score, each.low, each.high))
+        for each in found
     }
     best = {point.label for point in pareto(list(points.values()))}
     table = Table(title=f"Sweep over {what}, {prompts} held-out prompts, oracle scores with 95% bootstrap intervals")
-    columns = ["score", "fully right", "FLOPs a video", "seconds", "Pareto"]
+    columns = ["score", "fully right", "price", "FLOPs a video", "seconds", "Pareto"]
     if what is What.STAGES:
         columns += ["training s", "loss"]
     for column in (what.value, *columns):
         table.add_column(column, justify="left" if column == what.value else "right", overflow="fold")
     for each in found:
-        cells = [str(points[each.label].score), f"{each.fully_right:.2f}", f"{each.flops:.3g}", f"{each.seconds:.1f}"]
+        cells = [str(points[each.label].score), f"{each.fully_right:.2f}", f"{each.price:.2f}x"]
+        cells += [f"{each.flops:.3g}", f"{each.seconds:.1f}"]
         cells.append("yes" if each.label in best else "")
         if what is What.STAGES:
             cells += [f"{each.training_seconds:.0f}", f"{each.loss:.4f}" if each.loss is not None else ""]
         table.add_row(each.label, *cells)
     title = f"What {what} costs and is worth, {prompts} held-out prompts"
-    draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score")
+    draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score", cost=axis)
     (out / "sweep.json").write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
     display.console.print(table)
     display.say("\n".join(str(out / name) for name in ("sweep.json", "sweep.png")))

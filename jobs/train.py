@@ -2,56 +2,101 @@
 
     python -m jobs.train --config jobs/configs/digits_demo.yaml --set data=runs/digits-clips --out runs/train
 
-On the Ray cluster at RAY_ADDRESS, on the one this was submitted to (ray job submit), or on an own local one. Run it
-again with the same --out to go on from the newest checkpoint. --engine plain trains in this process, without Ray.
+Trains on the Ray cluster at RAY_ADDRESS, on the one that this was submitted to (ray job submit), or on a local one
+started for the run. Run it again with the same --out to continue from the newest checkpoint. --engine plain trains in
+this process, without Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
+from framegrove.config.train import ModelConfig as TrainedModelConfig
+from framegrove.config.train import PhaseConfig, PoolConfig, TrainConfig
 from framegrove.errors import UserError
-from jobs.console import Display, one_line_errors
+from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
-    from framegrove.config.train import TrainConfig
+    from framegrove.training.curve import Follower
+    from framegrove.training.loop import Point
+    from framegrove.training.status import StatusReader
 
-app = typer.Typer(add_completion=False)
+_POLL_SECONDS = 0.5
+
+app = application()
 
 
 class EngineName(StrEnum):
-    """Who trains."""
+    """Which engine trains."""
 
     PLAIN = "plain"
     DEEPSPEED = "deepspeed"
 
 
-@app.command()
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of a section: its name, its default and what it means, in lines that fit a terminal."""
+    lines = []
+    for name, field in section.model_fields.items():
+        if field.is_required():
+            default = "required"
+        elif field.default_factory is not None or isinstance(field.default, BaseModel):
+            default = "a section"
+        else:
+            given = list(field.default) if isinstance(field.default, tuple) else field.default
+            default = f"default {'null' if given is None else str(given).lower()}"
+        line = f"{prefix}{name} ({default}): {field.description}"
+        lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
+    return lines
+
+
+def _keys_help() -> str:
+    """What --help says about the keys of a configuration file, one line a key."""
+    sections: list[tuple[str, type[BaseModel], str]] = [
+        ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
+        ("Of each phase:", PhaseConfig, "phases.N."),
+        ("Of the model:", TrainedModelConfig, "model."),
+        ("Of the pool of clips:", PoolConfig, "pool."),
+    ]
+    as_it_is = "\b"  # before a paragraph: click leaves its lines alone
+    paragraphs = ["\n".join([as_it_is, title, *_keys(section, prefix)]) for title, section, prefix in sections]
+    return "\n\n".join(paragraphs)
+
+
+@app.command(epilog=_keys_help())
 def main(
-    config: Annotated[Path, typer.Option(help="YAML file, see jobs/configs.")],
+    config: Annotated[Path, typer.Option(help="YAML file, see jobs/configs; its keys are listed below.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, as in seed=1 (repeatable).")] = None,
     engine: Annotated[
         EngineName, typer.Option(help="deepspeed: ZeRO over workers on a Ray cluster; plain: in this process.")
     ] = EngineName.DEEPSPEED,
-    workers: Annotated[int, typer.Option(min=1, help="Workers of the deepspeed engine; a GPU each, if any.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker; more help only on idle cores.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Workers of the deepspeed engine, each with a GPU of its own if there are any."),
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads of each worker; more than one helps only on idle cores.")
+    ] = 1,
+    log_level: LogLevelOption = None,
 ) -> None:
-    """Train through all phases of a configuration."""
+    """Train through all phases of a configuration, and write the model folder OUT/model and the curve OUT/loss.png."""
     from framegrove.config.base import load
-    from framegrove.config.train import TrainConfig
 
-    with one_line_errors(OSError), Display() as display:
+    with one_line_errors(log_level), Display() as display:
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        make_folder(out.parent)
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
@@ -61,7 +106,7 @@ def main(
 
 
 def _check_unused(out: Path, engine: EngineName) -> None:
-    """Raise UserError where the other engine has begun a run."""
+    """Raise UserError where ``out`` holds a run of the other engine, whose checkpoints this one cannot read."""
     from framegrove.config.train import CHECKPOINTS, RAY_STATE
 
     other = out / (RAY_STATE if engine is EngineName.PLAIN else CHECKPOINTS)
@@ -70,27 +115,26 @@ def _check_unused(out: Path, engine: EngineName) -> None:
 
 
 def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:
-    display.begin("training")
+    display.begin("loading the model and the data")
     import torch
 
-    from framegrove.training.loop import Point
-    from framegrove.training.run import Watch, run
+    from framegrove.training.loop import Hooks
+    from framegrove.training.run import run
 
     torch.set_num_threads(threads)
 
     def on_start(done: int) -> None:
         if done:
             display.say(f"resumed after step {done}")
+        display.begin("training")
 
     def on_step(done: int, loss: float) -> None:
         display.show(done / config.steps, f"step {done} of {config.steps}")
 
     def on_point(point: Point) -> None:
-        from dataclasses import asdict
-
         display.say(line_of(asdict(point)))
 
-    return run(config, out, Watch(on_start, on_step, on_point))
+    return run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
 
 
 def _on_a_cluster(config: TrainConfig, out: Path, workers: int, threads: int, display: Display) -> Path:
@@ -100,29 +144,23 @@ def _on_a_cluster(config: TrainConfig, out: Path, workers: int, threads: int, di
     with connect(num_cpus=workers + 1) as cluster:
         from actors.trainer import fit
 
-        display.begin(f"training with {workers} worker{'s' if workers > 1 else ''}")
+        display.begin("checking the data and the model")
         with _shown(config, out, display):
             return fit(config, out, cluster, workers=workers, threads=threads)
 
 
 @contextlib.contextmanager
 def _shown(config: TrainConfig, out: Path, display: Display) -> Iterator[None]:
-    """Show the loss curve while it grows on disk, from the thread beside the one that waits for the workers."""
+    """Show, while the caller waits for the workers, what they are doing and the loss curve that they write."""
     from framegrove.training.curve import Follower
+    from framegrove.training.status import StatusReader
 
-    follower, finished = Follower(out), threading.Event()
-
-    def show() -> None:
-        back_to, lines = follower.news()
-        if back_to is not None:
-            display.say(f"resumed after step {back_to}")
-        for line in lines:
-            display.show(line["step"] / config.steps, f"step {line['step']} of {config.steps}")
-            display.say(line_of(line))
+    progress = _Progress(config.steps, Follower(out), StatusReader(out), display)
+    finished = threading.Event()
 
     def watch() -> None:
-        while not finished.wait(0.5):
-            show()
+        while not finished.wait(_POLL_SECONDS):
+            progress.show()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -131,13 +169,39 @@ def _shown(config: TrainConfig, out: Path, display: Display) -> Iterator[None]:
     finally:
         finished.set()
         watcher.join()
-        show()
+        progress.show()
+
+
+class _Progress:
+    """Turns what a run writes to its folder into what a terminal shows."""
+
+    def __init__(self, steps: int, follower: Follower, statuses: StatusReader, display: Display) -> None:
+        self.steps = steps
+        self.follower = follower
+        self.statuses = statuses
+        self.display = display
+        self.doing = ""
+
+    def show(self) -> None:
+        """Show what is new; where nothing is, the display says by itself what is still being waited for."""
+        status = self.statuses.news()
+        if status is not None:
+            if status.doing != self.doing:
+                self.doing = status.doing
+                self.display.begin(status.doing)
+            if status.step is not None:
+                self.display.show(status.step / self.steps, f"step {status.step} of {self.steps}")
+        back_to, lines = self.follower.news()
+        if back_to is not None:
+            self.display.say(f"resumed after step {back_to}")
+        for line in lines:
+            self.display.say(line_of(line))
 
 
 def line_of(point: dict[str, Any]) -> str:
-    """A point of the loss curve in words."""
+    """A point of the loss curve as one line of text."""
     losses = "  ".join(f"{name} {value:.4f}" for name, value in point["losses"].items())
-    speed = f"rate {point['learning_rate']:.2e}  {point['samples_per_second']:.0f} samples/s"
+    speed = f"learning rate {point['learning_rate']:.2e}  {point['samples_per_second']:.0f} samples/s"
     return f"{point['phase']} {point['step']}: {losses}  {speed}"
 
 

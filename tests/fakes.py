@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import selectors
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
+from framegrove.search.tree import PanelWork, Plan, Policy, Scores
 from framegrove.types import (
     Assessment,
     Cost,
@@ -28,7 +29,7 @@ from framegrove.types import (
     ScoreWork,
 )
 
-T = TypeVar("T")
+__all__ = ["run_virtual"]  # for tests that use the fakes
 
 STEPS = 4  # denoising steps of a stage
 STAGE_FLOPS = (1, 4, 16)
@@ -45,34 +46,6 @@ def step_flops(depth: int, stage: int, siblings: int) -> int:
     return STAGE_FLOPS[stage] * (10 * siblings + 3 * depth)
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a clock that jumps to the next timer: seconds of waiting in no time, always the same."""
-    loop = _VirtualLoop()
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        loop.close()
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("deadlock: every task waits and no timer is set")
-        self.now += timeout
-        return super().select(0)
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
 @dataclass
 class World:
     """What the fakes of one search share: how branches score, how long things take, who dies when.
@@ -84,7 +57,7 @@ class World:
     """
 
     seed: int = 0
-    verifiers: tuple[str, ...] = ("left", "right")
+    aspects: tuple[str, ...] = ("left", "right")
     grid: int = 1000
     timing: int = 0
     step_s: float = 1.0
@@ -97,9 +70,14 @@ class World:
     called: int = 0
     made: list[tuple[str, Handle]] = field(default_factory=list)
 
-    def score(self, handle: str, assessment: Assessment, verifier: str) -> float:
-        digest = hashlib.blake2b(f"{self.seed} {handle} {assessment} {verifier}".encode()).digest()
+    def score(self, handle: str, assessment: Assessment, aspect: str) -> float:
+        digest = hashlib.blake2b(f"{self.seed} {handle} {assessment} {aspect}".encode()).digest()
         return int.from_bytes(digest[:4]) % (self.grid + 1) / self.grid
+
+    def panel(self, handle: str, work: ScoreWork) -> tuple[tuple[str, float], ...]:
+        """What a verifier says: its name decides too, so that the verifiers of a panel differ."""
+        about = f"{handle} {work.verifier}"
+        return tuple((aspect, self.score(about, work.assessment, aspect)) for aspect in self.aspects)
 
     def lose(self, maker: str | None = None) -> None:
         """Lose one of the handles, or all that one worker made."""
@@ -202,8 +180,7 @@ class FakeVerifier(FakeWorker):
         handle = units[work.path]
         assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
         self.world.scored += 1
-        panel = tuple((name, self.world.score(handle, work.assessment, name)) for name in self.world.verifiers)
-        return Scored(work, panel, Cost(1, 7, 1.0))
+        return Scored(work, self.world.panel(handle, work), Cost(1, 7, 1.0))
 
 
 def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
@@ -212,6 +189,29 @@ def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
     assert set(parents) == wanted, f"{work} builds on {wanted}, it was given {set(parents)}"
     text = f"{work} {path} {sorted(parents.items())}"
     return f"{path} {work.last_stage} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def replayed(policy: Policy, scores: Mapping[PanelWork, Scores]) -> Plan:
+    """What a fresh policy has decided when it knows these scores, as far as it asks for them."""
+    plan = Plan()
+    plan.add(policy.start())
+    told: set[PanelWork] = set()
+    while news := [work for work in scores if work in plan.certain and work not in told]:
+        told.add(news[0])
+        plan.add(policy.judged(news[0], scores[news[0]]))
+    return plan
+
+
+def played(policy: Policy, world: World) -> Plan:
+    """What a policy has decided at the end, when it gets whatever scores it asks for."""
+    plan = Plan()
+    plan.add(policy.start())
+    told: set[PanelWork] = set()
+    while open_ := [work for work in plan.certain if isinstance(work, PanelWork) and work not in told]:
+        told.add(open_[0])
+        scores = ((aspect, world.score(str(open_[0].path), open_[0].assessment, aspect)) for aspect in world.aspects)
+        plan.add(policy.judged(open_[0], tuple(scores)))
+    return plan
 
 
 class MemoryStore:
@@ -241,10 +241,11 @@ class FakeRunner:
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: list[GenerationRequest] = []
-        self.started, self.closed = 0, 0
+        self.judging: list[bool] = []  # of every start
+        self.closed = 0
 
     async def start(self, *, judging: bool = True) -> None:
-        self.started += 1
+        self.judging.append(judging)
         if self.no_start is not None:
             raise self.no_start
 

@@ -69,7 +69,7 @@ def tiny_vae() -> CausalVideoVae:
 
 def save_tiny_verifier(folder: Path) -> Path:
     """Write a verifier that vLLM serves and whose opinions are random."""
-    from framegrove.config.verifier import VerifierArchitecture
+    from framegrove.digits.config import VerifierArchitecture
     from framegrove.digits.verifier_model import build_model, build_tokenizer, save_folder
 
     shape = VerifierArchitecture(
@@ -86,3 +86,30 @@ def save_tiny(folder: Path, seed: int = 0, steps: int = 2) -> Path:
     """Write a tiny pipeline as a model folder."""
     save_pipeline(tiny_pipeline(seed, steps), folder)
     return folder
+
+
+def digits_transformer_config() -> TransformerConfig:
+    """A transformer about as large as the shipped one: 6 layers, 8 heads of 32, an 8x8x8 VAE's 16 channels."""
+    return TransformerConfig(
+        num_layers=6,
+        num_attention_heads=8,
+        attention_head_dim=32,
+        caption_projection_dim=256,
+        pooled_projection_dim=128,
+        joint_attention_dim=128,
+        sample_size=16,
+        pos_embed_max_size=16,
+        max_num_frames=32,
+    )
+
+
+def digits_recipe() -> Recipe:
+    """How the shipped model is sampled: 64x64 pixels, 8 frames a second, four units."""
+    return Recipe(
+        guidance=GuidanceConfig(first=3.0, others=1.5),
+        steps=StepsConfig(first=(10, 10, 10), others=(10, 10, 10)),
+        fps=8,
+        height=64,
+        width=64,
+        units=4,
+    )

@@ -12,11 +12,12 @@ import torch
 from framegrove.config.train import TrainConfig
 from framegrove.config.vae import VaeConfig
 from framegrove.data.schema import LatentClip, to_table
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import Affine, LatentNorm, save_vae
 from framegrove.training import curve
 from framegrove.training.encode import vae_digest
+from tests.tiny import digits_recipe
 
 TRANSFORMER = {
     "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16,
@@ -44,7 +45,7 @@ def make_world(folder: Path) -> Path:
     for index in range(24):
         rng = np.random.default_rng(index)
         latents = np.repeat(rng.standard_normal((16, 3, 1, 1)), 64, axis=2).reshape(16, 3, 8, 8).astype(np.float16)
-        caption = digits.caption(digits.draw_objects(rng, split="train"))
+        caption = world.caption(world.draw_objects(rng, split="train"))
         clips.append(LatentClip(index, caption, 64, 64, 8.0, latents))
     for number in range(3):
         table = to_table(clips[8 * number : 8 * number + 8], vae_digest(vae))
@@ -54,7 +55,13 @@ def make_world(folder: Path) -> Path:
 
 def make_config(world: Path, **changes: Any) -> TrainConfig:
     """Three phases of 4, 4 and 6 steps, a checkpoint every 3 and a point every 2 steps."""
-    model = {"start": None, "vae": str(world / "vae"), "transformer": TRANSFORMER, "text": {"layers": 1, "width": 16}}
+    model = {
+        "start": None,
+        "vae": str(world / "vae"),
+        "transformer": TRANSFORMER,
+        "text": {"layers": 1, "width": 16},
+        "recipe": digits_recipe().model_dump(mode="json"),
+    }
     phases = [
         PHASE | {"name": "image", "steps": 4},
         PHASE | {"name": "low", "units": 3, "steps": 4, "objective": {"stage_weights": [1, 2, 0]}},

@@ -23,7 +23,6 @@ from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
 from framegrove.search.protocols import UnitsLost, WorkFailed
 from framegrove.types import Assessment, Cost, Scored, ScoreWork
-from framegrove.verification.rewriting import staged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +52,7 @@ class Worker:
     def put(self, size: int) -> list[Any]:
         return [ray.put(np.zeros(size, np.uint8))]  # a reference that dies with this actor
 
-    def score_units(self, work: ScoreWork, prompt: Any, *units: Any) -> Scored:
+    def score(self, work: ScoreWork, prompt: Any, *units: Any) -> Scored:
         return Scored(work, (("size", float(len(units))),), Cost())
 
     async def long(self) -> int:
@@ -183,7 +182,7 @@ def alive(pid: int) -> bool:
 def test_a_unit_that_is_lost_is_told_by_its_branch(cluster: Cluster) -> None:
     group, mortal = ActorGroup(create, 1), create(0)
     work = ScoreWork((0, 1), Assessment.FINAL)
-    verifier = RemoteVerifier(group, 0, staged("a red 3 moves left and right"))
+    verifier = RemoteVerifier(group, 0, "a red 3 moves left and right")
 
     async def scene() -> None:
         ours = [ray.put(np.zeros(10**6, np.uint8)) for _ in range(3)]

@@ -19,7 +19,7 @@ from actors.ingress import application
 from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
-from framegrove.config.verifier import EngineConfig
+from framegrove.config.verifier import load_panel
 from framegrove.media.writing import decode_mp4
 from tests.tiny import save_tiny, save_tiny_verifier
 
@@ -38,7 +38,7 @@ def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     config = ServeConfig(
         port=port,
         model=ModelSource(name=str(save_tiny(folder / "tiny"))),
-        verifier=EngineConfig(model=str(save_tiny_verifier(folder / "verifier"))),
+        verifier=load_panel(str(save_tiny_verifier(folder / "verifier"))),
         generators=1,
         folder=folder / "videos",
     )

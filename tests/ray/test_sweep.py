@@ -55,7 +55,7 @@ def test_budgets_are_tried_with_the_model_that_is_named(cluster: Cluster, tmp_pa
         (["--what", "budget", "--budgets", "lots"], "a budget is a number"),
         (["--what", "budget", "--model", "nowhere"], "no model folder at nowhere"),
         (["--what", "budget", "--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
-        (["--what", "budget", "--dtype", "half"], "dtype: Input should be 'float32' or 'bfloat16'"),
+        (["--what", "budget", "--dtype", "half"], "dtype must be 'float32' or 'bfloat16', not 'half'"),
     ],
 )
 def test_bad_input_is_one_line(config: Path, given: list[str], message: str, tmp_path: Path) -> None:

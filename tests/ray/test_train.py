@@ -1,4 +1,4 @@
-"""Training on a cluster: two workers, one of them killed, or the driver; and no room."""
+"""Training on a cluster: two workers, one of them killed, or the driver; what ends a run at once; and no room."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.train
 import yaml
 from ray.util.state import list_actors
 
-from actors.trainer import fit, read
+from actors.trainer import TrainingFailed, fit, read
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.session import Cluster
-from framegrove.data.ingest import open_shards, stream
+from framegrove.data.ingest import DataError, open_shards, stream
+from framegrove.errors import UserError
 from framegrove.models.pretrained import load_pipeline
 from framegrove.training import curve
+from framegrove.training.status import StatusReader
 from tests.tiny_training import losses_of, make_config, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +46,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(cluster: Cluster, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
+    statuses, seen = StatusReader(out), []
+    finished = threading.Event()
+
+    def follow() -> None:
+        while not finished.wait(0.02):
+            status = statuses.news()
+            if status is not None:
+                seen.append(status.doing)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
     fit(make_config(world, zero=1), out, cluster, workers=2)
+    finished.set()
+    follower.join(timeout=5)
+    assert seen[:2] == ["waiting for 2 workers to start", "loading the model"]
     return out
 
 
@@ -78,7 +100,7 @@ def test_a_run_whose_worker_is_killed_goes_on_along_the_undisturbed_curve(
     killer.join(timeout=1)
     assert killed, "the run was over before a worker could be killed"
     same_run(cut, whole)
-    with pytest.raises(ValueError, match=r"of a run with --workers 2, not 1"):
+    with pytest.raises(UserError, match=r"belongs to a run with --workers 2, not 1"):
         fit(config, cut, cluster, workers=1)
 
 
@@ -107,6 +129,49 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_run_again(
     assert 2 <= len(kept) < len(after), "it went on from the first checkpoint or a later one, not from the last"
 
 
+class Failures(ray.train.UserCallback):
+    """Writes down, in the controller's process, every time that workers fail."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{sorted(type(error).__name__ for error in worker_exceptions.values())}\n")
+
+
+def test_a_mistake_in_the_data_ends_the_run_at_once(cluster: Cluster, world: Path, tmp_path: Path) -> None:
+    """Latents that do not fill their shape are not found before a worker reads them."""
+    shutil.copytree(world / "clips", tmp_path / "clips")
+    path = tmp_path / "clips" / "1.parquet"
+    table = pq.read_table(path)
+    short = pa.array([b"00"] * len(table), pa.binary())
+    pq.write_table(table.set_column(table.schema.names.index("latents"), table.schema.field("latents"), short), path)
+    failures = tmp_path / "failures"
+    with pytest.raises(DataError, match=r"1\.parquet cannot be read .* holds 1 numbers") as caught:
+        fit(
+            make_config(world, data=str(tmp_path / "clips"), pool={"clips": 24, "refresh": 0}),
+            tmp_path / "out",
+            cluster,
+            workers=2,
+            callbacks=[Failures(failures)],
+        )
+    assert "\n" not in str(caught.value)
+    assert len(failures.read_text().splitlines()) == 1
+
+
+def test_a_defect_is_tried_again_and_then_shown_with_its_traceback(
+    cluster: Cluster, world: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / curve.LINES).mkdir(parents=True)  # no user does that, so no code expects it
+    failures = tmp_path / "failures"
+    with pytest.raises(TrainingFailed, match=r"worker 0 failed again after every restart.*IsADirectoryError") as caught:
+        fit(make_config(world), tmp_path / "out", cluster, failures=1, callbacks=[Failures(failures)])
+    assert not isinstance(caught.value, UserError)
+    assert failures.read_text().splitlines() == ["['IsADirectoryError']"] * 2
+    assert "in train_to_the_end" in "".join(traceback.format_exception(caught.value))
+
+
 def test_ray_data_reads_what_the_plain_reader_reads(cluster: Cluster, world: Path) -> None:
     sizes = {(64, 64)}
     shards = open_shards(world / "clips", sizes)
@@ -122,9 +187,9 @@ def test_what_cannot_run_is_one_sentence(cluster: Cluster, world: Path, tmp_path
     with pytest.raises(NoRoom, match=rf"{everything} workers .* needs {everything + 1} CPU") as caught:
         fit(make_config(world, phases=batch), tmp_path / "out", cluster, workers=everything)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="cannot be shared by 7 workers"):
+    with pytest.raises(UserError, match="cannot be shared by 7 workers"):
         fit(make_config(world), tmp_path / "out", cluster, workers=7)
     muon = [phase.model_dump() | {"matrix_learning_rate": 0.02} for phase in make_config(world).phases]
-    with pytest.raises(ValueError, match="matrix_learning_rate is for the plain engine"):
+    with pytest.raises(UserError, match="matrix_learning_rate is for the plain engine"):
         fit(make_config(world, phases=muon), tmp_path / "out", cluster)
     assert not (tmp_path / "out").exists()

@@ -1,12 +1,14 @@
-"""The verifier actor with the shipped model in vLLM, under Ray: answers, shared prefixes, scores, and how it dies."""
+"""The vLLM verifier with the shipped model under Ray: answers, shared prefixes, scores, refusals, and how it dies."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,28 +17,31 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from ray.exceptions import RayTaskError
 
-from actors.verifier import Verifier
-from framegrove.config.verifier import EngineConfig, environment, model_folder
+from actors.verifier import VllmVerifier
+from framegrove.config.verifier import environment, load_panel, shipped_folder
 from framegrove.digits import world as digits
+from framegrove.digits.questions import QUESTIONS
+from framegrove.errors import UserError
 from framegrove.types import Assessment, ScoreWork
-from framegrove.verification.questions import questions, shown_frames
-from framegrove.verification.rewriting import staged
+from framegrove.verification.questions import shown_frames
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
 
-CONFIG = EngineConfig()
+(CONFIG,) = load_panel(None).verifiers
 CLIP = digits.clip(5, 0, split="heldout", digits=2)
-ASKED = [question.text for question in questions(Assessment.FINAL, staged(CLIP.caption))]
+ASKED = [question.text for question in QUESTIONS.questions(Assessment.FINAL, CLIP.caption)]
+HOSTILE = json.loads((Path(__file__).resolve().parents[1] / "cases" / "prompts.json").read_text())[3:]
 
 
 def expected_probabilities() -> list[float]:
     """P(yes) by transformers, one question at a time."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model_folder(CONFIG))
-    model = AutoModelForImageTextToText.from_pretrained(model_folder(CONFIG), dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(shipped_folder())
+    model = AutoModelForImageTextToText.from_pretrained(shipped_folder(), dtype=torch.float32).eval()
     yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     images = [Image.fromarray(CLIP.frames[at]) for at in shown_frames(len(CLIP.frames))]
     probabilities = []
@@ -51,7 +56,7 @@ def expected_probabilities() -> list[float]:
 
 @pytest.mark.timeout(900)
 def test_the_verifier_actor(cluster: Cluster) -> None:
-    actor = ray.remote(Verifier).options(runtime_env={"env_vars": environment(CONFIG)}).remote(CONFIG)
+    actor = ray.remote(VllmVerifier).options(runtime_env={"env_vars": environment(CONFIG)}).remote(CONFIG)
     asyncio.run(examine(actor))
     pid = ray.get(actor.pid.remote())
 
@@ -72,7 +77,7 @@ def test_the_verifier_actor(cluster: Cluster) -> None:
     assert not left, "the engine outlived the actor that hosted it"
 
 
-async def examine(actor: ray.actor.ActorHandle[Verifier]) -> None:
+async def examine(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
     assert await actor.ready.remote() == "verifier"
     odds = await actor.answers.remote(ASKED, CLIP.frames)
     for answer, expected in zip(odds, expected_probabilities(), strict=True):
@@ -84,14 +89,34 @@ async def examine(actor: ray.actor.ActorHandle[Verifier]) -> None:
     assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], other))[0] == 64
     assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], np.flip(other, axis=2).copy()))[0] == 0
 
-    prompt = staged(CLIP.caption)
-    finals = [actor.score.remote(ScoreWork((0, 0, 0, 0), Assessment.FINAL), prompt, CLIP.frames) for _ in range(2)]
-    middle = actor.score.remote(ScoreWork((0, 0), Assessment.MOTION), prompt, CLIP.frames[:9])
+    units = [CLIP.frames[:1], *(CLIP.frames[at : at + 8] for at in range(1, len(CLIP.frames), 8))]
+    finals = [actor.score.remote(ScoreWork((0, 0, 0, 0), Assessment.FINAL), CLIP.caption, *units) for _ in range(2)]
+    middle = actor.score.remote(ScoreWork((0, 0), Assessment.MOTION), CLIP.caption, *units[:2])
     first, second, motion = [await ref for ref in (*finals, middle)]
     assert first.scores == second.scores
     assert [name for name, _ in first.scores] == ["alignment", "motion", "clarity"]
     assert [name for name, _ in motion.scores] == ["alignment", "motion"]
     assert first.cost.flops > motion.cost.flops > 0
+    assert first.mass == pytest.approx(1.0, abs=0.01)
+
+    # Prompts that spell out special tokens add no picture and are judged like any other.
+    for prompt in HOSTILE:
+        scored = await actor.score.remote(ScoreWork((0,), Assessment.IMAGE), prompt, units[0])
+        assert [name for name, _ in scored.scores] == ["alignment", "clarity"]
 
     with pytest.raises(ValueError, match="uint8"):
         await actor.answers.remote(ASKED, CLIP.frames.astype(np.float32))
+
+
+@pytest.mark.timeout(900)
+def test_a_model_that_says_something_else_first_is_refused(cluster: Cluster) -> None:
+    """The shipped model puts next to nothing on "red" and "blue" where it should say yes or no."""
+    engine = CONFIG.engine.model_copy(update={"yes_words": ("red",), "no_words": ("blue",)})
+    config = CONFIG.model_copy(update={"name": "thinker", "engine": engine})
+    actor = ray.remote(VllmVerifier).options(runtime_env={"env_vars": environment(config)}).remote(config)
+    with pytest.raises(RayTaskError) as caught:
+        ray.get(actor.ready.remote())
+    assert isinstance(caught.value.cause, UserError)
+    assert "verifier thinker" in str(caught.value.cause)
+    assert "as thinking models do (only" in str(caught.value.cause)
+    ray.kill(actor)

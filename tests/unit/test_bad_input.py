@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
 
-from jobs import demo, evaluate, generate, serve
+from jobs import demo, evaluate, generate, prepare, serve, sweep, train
 from tests.tiny import save_tiny
 
 PROMPT = ["--prompt", "a red 3 moves left and right"]
@@ -27,10 +28,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PROMPT, "--size", "64x72"], "width and height must be multiples of 64"),
         ([*PROMPT, "--size", "4096x4096"], "its sides are 256 at most"),
         ([*PROMPT, "--units", "1000"], "this model makes 1 to 32"),
+        ([*PROMPT, "--units", "0"], "this model makes 1 to 32"),
+        ([*PROMPT, "--policy", "none", "--budget", "8x"], "a budget of 8x buys nothing"),
+        ([*PROMPT, "--set", "budget=9x"], "--set budget has no effect here: give --budget"),
+        ([*PROMPT, "--log-level", "loud"], "log level 'loud' is unknown"),
         ([*PROMPT, "--budget", "lots"], "a budget is a number of unsearched samples"),
         ([*PROMPT, "--budget", "0.5x"], "the smallest is 1x"),
         ([*PROMPT, "--image", "nowhere.png"], "the image nowhere.png cannot be read"),
-        ([*PROMPT, "--set", "width=[2]"], "unknown key 'width', did you mean 'widths'?"),
+        ([*PROMPT, "--set", "options.tof.width=[2]"], "unknown key 'width', did you mean 'widths'?"),
         ([*PROMPT, "--model", "nowhere"], "no model folder at nowhere"),
     ],
 )
@@ -64,7 +69,7 @@ def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--policies", "linear,beam"], "unknown policy 'beam'"),
+        (["--policies", "linear,beam"], "there is no policy 'beam'"),
         (["--policies", ","], "nothing to evaluate"),
         (["--budgets", "1x,many"], "a budget is a number"),
     ],
@@ -80,7 +85,7 @@ def test_evaluate(given: list[str], message: str, tmp_path: Path) -> None:
     ("given", "message"),
     [
         (["--model", "nowhere"], "no model folder at nowhere"),
-        (["--dtype", "half"], "dtype: Input should be 'float32' or 'bfloat16'"),
+        (["--dtype", "half"], "dtype must be 'float32' or 'bfloat16', not 'half'"),
         (["--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
         (["--verifier", "nowhere"], "no verifier at nowhere"),
         (["--set", "wating=3"], "unknown key 'wating', did you mean 'waiting'?"),
@@ -92,6 +97,25 @@ def test_serve(given: list[str], message: str, tmp_path: Path) -> None:
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_sweep(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = CliRunner().invoke(sweep.app, ["--what", "budget", "--out", str(tmp_path / "file")])
+    assert result.exit_code == 1
+    assert "no folder can be made" in result.stderr
+    result = CliRunner().invoke(sweep.app, ["--what", "budget", "--out", str(tmp_path / "out"), "--data", "clips"])
+    assert "--data and --set are for --what stages" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("job", [prepare, train])
+def test_a_folder_that_cannot_be_made_is_named(job: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    config = ["--config", "jobs/configs/digits_demo.yaml"] if job is train else []
+    result = CliRunner().invoke(job.app, [*config, "--out", str(tmp_path / "file" / "x" / "y")])
+    assert result.exit_code == 1
+    assert "no folder can be made" in result.stderr
 
 
 def test_demo(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.policies import make_policy
-from framegrove.search.protocols import SearchFailed
+from framegrove.search.protocols import PanelMember, SearchFailed
 from framegrove.search.result import Ending, Fate, SearchResult, overlap_seconds
+from framegrove.search.tree import Policy
 from framegrove.types import Assessment, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FakeGenerator, FakeVerifier, World, fake_cost, run_virtual
 
-TOF = SearchConfig(budget="4x", roots_per_work=3)
+TOF = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}})
 
 
 class Stage:
@@ -26,10 +27,15 @@ class Stage:
     def __init__(
         self, world: World, config: SearchConfig = TOF, generators: int = 2, verifiers: int = 1, **options: Any
     ):
-        self.policy, self.allotment = make_policy(config, 4, 3, fake_cost, given=len(options.get("given", ())))
+        self.config, self.given = config, len(options.get("given", ()))
         self.generators = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
         self.verifiers = {f"v{n}": FakeVerifier(f"v{n}", world) for n in range(verifiers)}
-        self.conductor = Conductor(self.policy, self.generators, self.verifiers, config, **options)
+        panel = {"verifier": PanelMember(self.verifiers, at_a_time=config.scores_in_flight)}
+        self.conductor = Conductor(self.new_policy(), self.generators, panel, config, **options)
+
+    def new_policy(self) -> Policy:
+        """A policy runs one search."""
+        return make_policy(self.config, 4, 3, fake_cost, given=self.given)[0]
 
 
 def search(world: World, *args: Any, **options: Any) -> SearchResult:
@@ -86,7 +92,7 @@ def test_same_seed_same_video(
     assert wild.certain == calm.certain
     assert wild.sampling.certain == calm.sampling.certain
     assert wild.scoring.certain.nfe == calm.scoring.certain.nfe
-    assert [(n.path, n.judgements, n.dropped_by) for n in wild.nodes if n.fate is not Fate.BET] == [
+    assert [(n.path, n.judgements, n.dropped_by) for n in wild.nodes if n.fate is not Fate.SPECULATIVE] == [
         (n.path, n.judgements, n.dropped_by) for n in calm.nodes
     ]
     for bill in (wild.sampling, wild.scoring):
@@ -114,7 +120,7 @@ def test_speculation_saves_time_and_shows_its_waste() -> None:
     """Without bets, two generators idle in front of every cut."""
     saved, wasted = [], 0
     for seed in range(8):
-        world = World(seed=seed, verifiers=("only",), score_s=4.0)
+        world = World(seed=seed, aspects=("only",), score_s=4.0)
         patient = search(world, TOF.model_copy(update={"speculate": False}))
         betting = search(world, TOF)
         assert same_video(betting, patient)
@@ -168,7 +174,7 @@ def test_other_errors_end_the_search_and_leave_nothing_running() -> None:
         world = World()
         stage = Stage(world)
         stage.verifiers["v0"] = Broken("v0", world)
-        conductor = Conductor(stage.policy, stage.generators, stage.verifiers, TOF)
+        conductor = Conductor(stage.new_policy(), stage.generators, {"verifier": PanelMember(stage.verifiers)}, TOF)
         with pytest.raises(KeyError, match="a defect"):
             await conductor.run()
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -222,7 +228,7 @@ def test_the_outcome_tells_what_became_of_every_branch() -> None:
 
 def test_what_nothing_builds_on_any_more_is_told_once() -> None:
     told: list[Any] = []
-    outcome = search(World(), TOF, cut=told.append)
+    outcome = search(World(), TOF, release=told.append)
     cut = [outcome.handles[node.path] for node in outcome.nodes if node.fate is Fate.DROPPED]
     assert set(map(id, cut)) <= set(map(id, told))
     assert len(set(map(id, told))) == len(told)
@@ -234,10 +240,9 @@ def test_a_given_first_frame_is_where_every_branch_starts() -> None:
     assert outcome.winner[0] == 0
     assert outcome.units[0] == "(0,) the encoded image"
     assert len({node.path[1] for node in outcome.nodes}) > 1
+    panel = {"verifier": PanelMember({"v": FakeVerifier("v", World())})}
     with pytest.raises(ValueError, match="the layout has 0 given units, and there are 1 handles"):
-        Conductor(
-            Stage(World()).policy, {"g": FakeGenerator("g", World())}, {"v": FakeVerifier("v", World())}, TOF, given=[1]
-        )
+        Conductor(Stage(World()).new_policy(), {"g": FakeGenerator("g", World())}, panel, TOF, given=[1])
 
 
 def test_one_generator_alone_never_runs_two_works_at_a_time() -> None:
@@ -249,6 +254,8 @@ def test_one_generator_alone_never_runs_two_works_at_a_time() -> None:
     async def main() -> SearchResult:
         world = World(timing=9)
         stage = Stage(world)
-        return await Conductor(stage.policy, {"g": Strict("g", world)}, stage.verifiers, TOF).run()
+        return await Conductor(
+            stage.new_policy(), {"g": Strict("g", world)}, {"verifier": PanelMember(stage.verifiers)}, TOF
+        ).run()
 
     assert run_virtual(main()).winner

@@ -1,22 +1,80 @@
-"""Options that several jobs share."""
+"""What all jobs do at a terminal: shared options, exit statuses, progress."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import time
 
-from framegrove.config.verifier import EngineConfig, model_folder
-from jobs.console import engine_config
+import pytest
+import typer
+
+from framegrove.config.model import Recipe
+from framegrove.digits import world
+from framegrove.errors import UserError
+from framegrove.models.pretrained import embedded_model, read_shape
+from jobs import console
+from jobs.console import Display, one_line_errors
 
 
-def test_a_verifier_is_served_as_its_kind_asks_for(tmp_path: Path) -> None:
-    shipped = model_folder(EngineConfig())
-    assert engine_config(None) == EngineConfig()
-    assert engine_config(shipped) == EngineConfig(model=shipped)
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 32768}}))
-    for general in (str(tmp_path), "Qwen/Qwen2.5-VL-3B-Instruct"):
-        served = engine_config(general)
-        assert (served.model, served.dtype, served.block_size) == (general, "bfloat16", None)
-        assert served.instruction
-    (tmp_path / "own.yaml").write_text("max_frames: 6")
-    assert engine_config(str(tmp_path / "own.yaml")) == EngineConfig(max_frames=6)
+def ended_by(error: BaseException) -> int:
+    with pytest.raises(typer.Exit) as ended, one_line_errors():
+        raise error
+    return ended.value.exit_code
+
+
+def test_a_mistake_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert ended_by(UserError("no model\nthere")) == 1
+    assert capfd.readouterr().err == "error: no model there\n"
+
+
+def test_an_interruption_has_a_status_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert ended_by(KeyboardInterrupt()) == 130
+    assert capfd.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("defect", [ValueError("nine units"), OSError("disk"), RuntimeError("actor lost")])
+def test_a_defect_shows_its_traceback(defect: Exception, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ended_by(defect) == 70
+    said = capfd.readouterr().err
+    assert "Traceback (most recent call last):" in said
+    assert f"{type(defect).__name__}: {defect}" in said
+
+
+def test_a_defect_is_one_json_object_where_the_log_is_json(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FRAMEGROVE_LOG", "json")
+    assert ended_by(ValueError("nine units")) == 70
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "critical"
+    assert "ValueError: nine units" in json.loads(line)["traceback"]
+
+
+def test_a_silent_task_is_mentioned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "_TICK", 0.01)
+    with Display() as display:
+        display.begin("starting the engine", patience=0.1)
+        display.show(0.25, "1 of 4")
+        deadline = time.monotonic() + 20
+        said = ""
+        while said.count("still") < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            said += capsys.readouterr().out
+    assert said.startswith("starting the engine ...\nstill starting the engine after 0 s, 25% 1 of 4\nstill starting")
+
+
+def test_a_prompt_that_a_model_does_not_know_is_told() -> None:
+    _, _, recipe = read_shape(embedded_model(), None)
+    drawn = [world.caption(objects) for objects in world.prompts(200, seed=3)]
+    assert [prompt for prompt in drawn if recipe.outside(prompt)] == []
+    assert recipe.outside("A red 3  moves left and right. ") is None
+    for strange in ("a dog runs on the beach", "a red 3 moves", "a red 3 moves left and right on the beach"):
+        advice = recipe.outside(strange)
+        assert advice is not None
+        assert "handwritten digits" in advice
+        assert "beach" not in advice, "prompts do not belong in the log"
+    assert Recipe().outside("a dog runs on the beach") is None
+
+
+def test_the_embedded_models_words_stand_in_help() -> None:
+    assert "handwritten digits" in console._embedded_knows()

@@ -1,4 +1,4 @@
-"""What a run is made of: phases, paces, shares of workers; and what does not fit is refused before it starts."""
+"""Phases, learning-rate scales and workers' shares; and what does not fit is refused before a run starts."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_steps_walk_through_the_phases(world: Path) -> None:
     walked = [(Position.of(config, step).phase.name, Position.of(config, step).step) for step in (0, 3, 4, 8, 13)]
     assert walked == [("image", 0), ("image", 3), ("low", 0), ("high", 0), ("high", 5)]
     assert config.steps == 14
-    with pytest.raises(UserError, match="has 14 steps"):
+    with pytest.raises(ValueError, match="a run of 14 steps has no step 14"):
         Position.of(config, 14)
 
 
-def test_the_pace_rises_holds_and_falls() -> None:
+def test_the_learning_rate_rises_holds_and_falls() -> None:
     phase = {"name": "a", "steps": 10, "warmup": 2, "decay": 0.4}
     (only,) = TrainConfig.model_validate({"data": "x", "phases": [PHASE | phase]}).phases
-    assert [only.pace(step) for step in (0, 1, 2, 6, 7, 9)] == [0.5, 1, 1, 1, 0.75, 0.25]
+    assert [only.learning_rate_scale(step) for step in (0, 1, 2, 6, 7, 9)] == [0.5, 1, 1, 1, 0.75, 0.25]
 
 
 def test_draws_depend_on_seed_step_and_rank_alone(world: Path) -> None:

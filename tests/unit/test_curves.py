@@ -58,8 +58,8 @@ def test_front_holds_only_what_nothing_beats() -> None:
 
 def test_picture_is_written(tmp_path: Path) -> None:
     drawn = {
-        "linear": [_point("1x", 1e9, 0.41), _point("4x", 4e9, 0.52)],
-        "tof": [_point("1x", 1e9, 0.43), _point("4x", 3.7e9, 0.61)],
+        "linear": [_point("1x", 1.3, 0.41), _point("4x", 5.4, 0.52)],
+        "tof": [_point("1x", 1.3, 0.43), _point("4x", 5.1, 0.61)],
     }
     curves.draw_curves(drawn, tmp_path / "curves.png", title="Search on digits", score="oracle score")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

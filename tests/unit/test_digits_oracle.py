@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.digits.oracle import DigitsOracle, read_motion
 from framegrove.digits.oracle_training import accuracy
 from framegrove.digits.world import DigitObject
@@ -24,7 +24,7 @@ def test_reads_digit_colour_and_motion_of_held_out_clips(oracle: DigitsOracle, s
 
 
 def test_what_was_not_asked_for_is_not_right(oracle: DigitsOracle) -> None:
-    clip = digits.clip(31, 0, split="heldout", digits=1)
+    clip = world.clip(31, 0, split="heldout", digits=1)
     (shown,) = clip.objects
     assert oracle.judge(clip.frames, clip.objects).fully_right
     for wrong in (
@@ -41,7 +41,7 @@ def test_what_was_not_asked_for_is_not_right(oracle: DigitsOracle) -> None:
 
 def test_a_digit_that_turns_into_another_is_rejected(oracle: DigitsOracle) -> None:
     one, other = (
-        digits.render((DigitObject(d, "green", "left and right"),), np.random.default_rng(0), split="heldout")
+        world.render((DigitObject(d, "green", "left and right"),), np.random.default_rng(0), split="heldout")
         for d in (1, 8)
     )
     morphing = np.concatenate([one[:12], other[12:]])

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine in one process: it steps like the plain one, and goes on to the bit from what it saved."""
+"""The engines in one process: DeepSpeed steps like plain torch and continues bit for bit from what it saved."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,13 @@ from framegrove.data.schema import LatentClip
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.transformers import fresh_transformer
 from framegrove.training.curriculum import Position, draw_samples
-from framegrove.training.engine import DeepSpeedEngine, PlainEngine
+from framegrove.training.engine import (
+    DeepSpeedEngine,
+    PlainEngine,
+    _do_without_shared_memory_library,
+    _masters,
+    _set_clip,
+)
 from framegrove.training.step import Trainable
 from tests.public_folder import FLUX
 from tests.tiny import tiny_pipeline
@@ -62,7 +69,7 @@ def steps(
     for step in range(first, last):
         position = Position.of(CONFIG, step)
         samples = draw_samples(clips, position, schedule, PIPELINE.latent_norm, seed=0)
-        update = engine.update([samples[:2], samples[2:]], phase.batch, phase, pace=0.5)
+        update = engine.update([samples[:2], samples[2:]], phase.batch, phase, learning_rate_scale=0.5)
         found.append((float(torch.cat(update.losses).mean()), update.gradient_norm))
     return found
 
@@ -115,3 +122,47 @@ def test_a_loaded_engine_goes_on_to_the_bit(zero: int, precision: str, tmp_path:
     for name, weight in loaded.averaged_weights().items():
         assert weight.dtype is torch.float32
         assert torch.equal(weight, expected[name])
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(1, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16"), (3, "fp32")])
+def test_what_is_used_of_deepspeed_beyond_its_public_interface(zero: int, precision: str) -> None:
+    """The masters are the float32 weights, the clipping norm takes effect, and no library is compiled."""
+    import deepspeed
+
+    engine = DeepSpeedEngine(trainable(), precision, CPU, zero)  # type: ignore[arg-type]
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainable().parameters()])
+    masters = torch.cat(_masters(engine.adamw))
+    assert masters.dtype is torch.float32
+    # In an order, and with zeros at the end of a part, as DeepSpeed likes.
+    assert torch.equal(masters[masters != 0].sort().values, weights[weights != 0].sort().values)
+    phase = CONFIG.phases[0].model_copy(update={"learning_rate": 1e-3, "eps": 1.0, "weight_decay": 0.0})
+    moved = []
+    for clip in (1e-3, 1e-1):  # with so large an eps, Adam's first step is in proportion to the gradient
+        fresh = DeepSpeedEngine(trainable(), precision, CPU, zero)  # type: ignore[arg-type]
+        before = torch.cat(_masters(fresh.adamw)).clone()
+        steps(fresh, 0, 1, phase.model_copy(update={"clip": clip}))
+        moved.append(float((torch.cat(_masters(fresh.adamw)).double() - before.double()).norm()))
+    assert moved[1] > 10 * moved[0]
+
+
+def test_another_deepspeed_is_told_by_what_it_lacks() -> None:
+    other = SimpleNamespace(__version__="1.0", ops=SimpleNamespace(__compatible_ops__={}))
+    with pytest.raises(RuntimeError, match=r"DeepSpeed 1\.0 no longer lists deepspeed_shm_comm"):
+        _do_without_shared_memory_library(other)
+    with pytest.raises(RuntimeError, match="no longer keeps its clipping norm in clip_grad"):
+        _set_clip(object(), 1.0)
+    with pytest.raises(RuntimeError, match="has its float32 weights in none of fp32_partitioned_groups_flat"):
+        _masters(object())
+
+
+def test_the_masters_come_back_when_gathering_the_averages_fails() -> None:
+    engine = DeepSpeedEngine(trainable(), "bf16", CPU, 1)
+    steps(engine, 0, 2)
+    masters = [part.clone() for part in _masters(engine.adamw)]
+    averages = [part.clone() for part in engine.averaged]
+    with pytest.raises(MemoryError), engine._averages_as_masters():
+        raise MemoryError
+    assert all(map(torch.equal, _masters(engine.adamw), masters))
+    assert all(map(torch.equal, engine.averaged, averages))
+    assert not all(map(torch.equal, masters, averages))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from framegrove.config.model import AnyTransformerConfig, FluxConfig, TransformerConfig, digits_transformer_config
+from framegrove.config.model import AnyTransformerConfig, FluxConfig, TransformerConfig
 from framegrove.models.attention_layout import mask_rule
 from framegrove.models.flops import Shape, layout_flops, layout_tokens
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.transformers import build_transformer
+from tests.tiny import digits_transformer_config
 
 SMALL = digits_transformer_config().model_copy(update={"num_layers": 3})
 FLUX = FluxConfig(

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from framegrove.config.flow import GuidanceConfig, StepsConfig
-from framegrove.config.model import Recipe, digits_recipe, digits_transformer_config
+from framegrove.config.model import Recipe
 from framegrove.flow.cost import SamplingCosts
 from framegrove.flow.history import history_shapes, stage_shape, token_count
+from tests.tiny import digits_recipe, digits_transformer_config
 
 
 def costs_of(recipe: Recipe | None = None, text: int = 7, negative: int = 1) -> SamplingCosts:

@@ -12,21 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.conductor import scene_of
-from actors.generator import Generator, Scene
+from actors.generator import Context, Generator, TextRead
 from actors.model_files import ModelFiles
+from actors.pools import context_of
 from framegrove.config.model import ModelSource
 from framegrove.digits import world as digits
 from framegrove.errors import UserError
 from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
-from framegrove.media.writing import MediaError
+from framegrove.media.frames import MediaError
 from framegrove.models.pretrained import load_source
 from framegrove.types import GenerationRequest, SampleWork
 from tests.public_folder import write_public_folder
 from tests.tiny import save_tiny, tiny_pipeline
 
-SCENE = Scene("a red 3 moves left and right", "", seed=7, height=64, width=64, units=4)
+CONTEXT = Context("a red 3 moves left and right", "", seed=7, height=64, width=64, units=4)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,18 @@ def grow(generator: Generator, path: tuple[int, ...]) -> list[Any]:
     latents: list[StageLatent] = []
     state, result = None, ()
     for depth in range(len(path)):
-        result = generator.sample(0, whole(path[: depth + 1]), SCENE, depth, state, *latents)
+        result = generator.sample(0, whole(path[: depth + 1]), CONTEXT, depth, state, *latents)
         latents.append(result[1])
         state = result[3]
     return [*result]
 
 
 def test_units_of_one_and_eight_frames(generator: Generator) -> None:
-    made, latent, frames, state = generator.sample(1, whole((0,)), SCENE, 0, None)
+    made, latent, frames, state = generator.sample(1, whole((0,)), CONTEXT, 0, None)
     assert (made.steps, made.whole) == (6, True)
     assert made.ended >= made.started
     assert frames.shape == (1, 64, 64, 3)
-    second = generator.sample(2, whole((0, 1), (0, 0)), SCENE, 1, state, latent)
+    second = generator.sample(2, whole((0, 1), (0, 0)), CONTEXT, 1, state, latent)
     assert len(second) == 7
     assert second[2].shape == second[5].shape == (8, 64, 64, 3)
     assert not np.array_equal(second[2], second[5])
@@ -69,7 +69,7 @@ def test_streamed_frames_are_those_of_the_whole_decode(generator: Generator) -> 
     path = (0, 1, 0)
     latents, frames, state = [], [], None
     for depth in range(3):
-        _, latent, shown, state = generator.sample(0, whole(path[: depth + 1]), SCENE, depth, state, *latents)
+        _, latent, shown, state = generator.sample(0, whole(path[: depth + 1]), CONTEXT, depth, state, *latents)
         latents.append(latent)
         frames.append(shown)
     pipeline = tiny_pipeline()
@@ -83,7 +83,7 @@ def test_streamed_frames_are_those_of_the_whole_decode(generator: Generator) -> 
 
 
 def test_root_0_is_the_unsearched_sample(generator: Generator) -> None:
-    (single,) = generate(tiny_pipeline(), [SCENE.prompt], [SCENE.seed], units=3)
+    (single,) = generate(tiny_pipeline(), [CONTEXT.prompt], [CONTEXT.seed], units=3)
     assert np.array_equal(grow(generator, (0, 0, 0))[2], single.frames[9:])
 
 
@@ -94,10 +94,10 @@ def test_any_generator_makes_the_same_branch(generator: Generator, model: Path) 
 
 
 def test_a_lost_decoder_state_is_made_again(generator: Generator) -> None:
-    _, first, _, state = generator.sample(0, whole((0,)), SCENE, 0, None)
-    _, second, _, after = generator.sample(0, whole((0, 1)), SCENE, 1, state, first)
-    with_state = generator.sample(0, whole((0, 1, 0)), SCENE, 2, after, first, second)
-    without = generator.sample(0, whole((0, 1, 0)), SCENE, 2, None, first, second)
+    _, first, _, state = generator.sample(0, whole((0,)), CONTEXT, 0, None)
+    _, second, _, after = generator.sample(0, whole((0, 1)), CONTEXT, 1, state, first)
+    with_state = generator.sample(0, whole((0, 1, 0)), CONTEXT, 2, after, first, second)
+    without = generator.sample(0, whole((0, 1, 0)), CONTEXT, 2, None, first, second)
     assert np.array_equal(with_state[2], without[2])
 
 
@@ -107,17 +107,17 @@ def test_nothing_goes_on_after_the_last_unit(generator: Generator) -> None:
 
 
 def test_prompts_are_read(generator: Generator) -> None:
-    assert generator.read(SCENE) == (8, 1)
+    assert generator.read(CONTEXT, CONTEXT.prompt) == TextRead(8, 1, CONTEXT.prompt, None)
     with pytest.raises(UserError, match="shorten it"):
-        generator.read(Scene("a red 3 " * 40, "", 7, 64, 64, 4))
+        generator.read(Context("a red 3 " * 40, "", 7, 64, 64, 4), "a red 3 " * 40)
 
 
 def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> None:
-    made, draft, preview, state = generator.sample(3, SampleWork(((4,),), 0, 1), SCENE, 0, None)
+    made, draft, preview, state = generator.sample(3, SampleWork(((4,),), 0, 1), CONTEXT, 0, None)
     assert (made.steps, draft.stage, state) == (4 + 3, 1, None)  # two stages of two steps, and a preview's three
     assert preview.shape == (1, 64, 64, 3)
-    _, refined, frames, after = generator.sample(4, SampleWork(((4,),), 2, 2), SCENE, 0, None, draft)
-    assert torch.equal(refined.x, generator.sample(5, whole((4,)), SCENE, 0, None)[1].x)
+    _, refined, frames, after = generator.sample(4, SampleWork(((4,),), 2, 2), CONTEXT, 0, None, draft)
+    assert torch.equal(refined.x, generator.sample(5, whole((4,)), CONTEXT, 0, None)[1].x)
     assert frames.shape == (1, 64, 64, 3)
     assert after is not None
 
@@ -125,24 +125,35 @@ def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> 
 def test_seed_and_prompt_matter(generator: Generator) -> None:
     frames = grow(generator, (0,))[2]
     for other in (
-        Scene("a red 3 moves left and right", "", 8, 64, 64, 4),
-        Scene("a blue 9 moves up and down", "", 7, 64, 64, 4),
+        Context("a red 3 moves left and right", "", 8, 64, 64, 4),
+        Context("a blue 9 moves up and down", "", 7, 64, 64, 4),
     ):
         assert not np.array_equal(frames, generator.sample(0, whole((0,)), other, 0, None)[2])
 
 
 def test_cancelled_before_it_comes_up(generator: Generator) -> None:
     generator.cancel(11)
-    made, *units = generator.sample(11, whole((0,), (1,)), SCENE, 0, None)
+    made, *units = generator.sample(11, whole((0,), (1,)), CONTEXT, 0, None)
     assert (made.whole, made.steps) == (False, 0)
     assert units == [None] * 6
-    assert generator.sample(12, whole((0,)), SCENE, 0, None)[0].whole
+    assert generator.sample(12, whole((0,)), CONTEXT, 0, None)[0].whole
+
+
+def test_a_cancellation_that_comes_too_late_is_forgotten(generator: Generator) -> None:
+    generator.sample(21, whole((0,)), CONTEXT, 0, None)
+    generator.cancel(21)
+    generator.cancel(20)
+    assert not generator._cancellations._numbers
+    generator.cancel(23)
+    generator.sample(22, whole((0,)), CONTEXT, 0, None)
+    assert generator._cancellations._numbers == {23}
+    assert not generator.sample(23, whole((0,)), CONTEXT, 0, None)[0].whole
 
 
 def test_cancelled_on_the_way(tmp_path: Path) -> None:
     generator = Generator(ModelSource(name=str(save_tiny(tmp_path / "slow", steps=400))))
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.extend(generator.sample(1, whole((0,)), SCENE, 0, None)))
+    thread = threading.Thread(target=lambda: results.extend(generator.sample(1, whole((0,)), CONTEXT, 0, None)))
     thread.start()
     threading.Event().wait(0.3)
     generator.cancel(1)
@@ -154,14 +165,14 @@ def test_cancelled_on_the_way(tmp_path: Path) -> None:
 def test_a_given_image_is_unit_0(generator: Generator) -> None:
     encoded = io.BytesIO()
     Image.fromarray(digits.clip(seed=1, index=0).frames[0]).resize((200, 120)).save(encoded, "PNG")
-    unit = generator.given(SCENE, encoded.getvalue())
+    unit = generator.given(CONTEXT, encoded.getvalue())
     assert unit.latent.x.shape == (16, 1, 8, 8)
     assert unit.frames.shape == (1, 64, 64, 3)
-    made, _, frames, _ = generator.sample(1, whole((0, 3)), SCENE, 1, unit.state, unit.latent)
+    made, _, frames, _ = generator.sample(1, whole((0, 3)), CONTEXT, 1, unit.state, unit.latent)
     assert made.whole
     assert frames.shape == (8, 64, 64, 3)
-    with pytest.raises(MediaError, match="image cannot be read"):
-        generator.given(SCENE, b"no image")
+    with pytest.raises(MediaError, match="the image is not a picture"):
+        generator.given(CONTEXT, b"no image")
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
@@ -175,15 +186,17 @@ def test_a_public_model_is_searched_with_its_released_prompts(kind: str, variant
     source = ModelSource(name=str(folder), variant=variant, dtype="bfloat16")
     files = ModelFiles.read(source)
     request = GenerationRequest("a red balloon", seed=3, units=2, height=64, width=64)
-    scene = scene_of(files, request)
-    assert scene.prompt.startswith("a red balloon, ")
-    assert "blurry" in scene.negative
+    context = context_of(files, request)
+    assert context.prompt.startswith("a red balloon, ")
+    assert "blurry" in context.negative
     generator = Generator(source)
-    assert min(generator.read(scene)) > 1
+    read = generator.read(context, request.prompt)
+    assert min(read.tokens, read.negative_tokens) > 1
+    assert (read.readable, read.unread) == (request.prompt, None)
     (plain,) = generate(load_source(source), [request.prompt], [3], units=2, size=(64, 64))
-    _, first, frames, state = generator.sample(0, whole((0,)), scene, 0, None)
+    _, first, frames, state = generator.sample(0, whole((0,)), context, 0, None)
     assert np.array_equal(frames, plain.frames[:1])
-    _, _, frames, _ = generator.sample(0, whole((0, 0)), scene, 1, state, first)
+    _, _, frames, _ = generator.sample(0, whole((0, 0)), context, 1, state, first)
     assert np.array_equal(frames, plain.frames[1:])
     other = ModelFiles.read(ModelSource(name=str(folder), variant="768p"))
     assert (other.recipe.height, files.recipe.height) == (768, 384 if variant == "384p" else 1024)

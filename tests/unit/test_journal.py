@@ -14,8 +14,9 @@ from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor
 from framegrove.search.journal import Journal, JournalError
 from framegrove.search.policies import make_policy
-from framegrove.search.pool import Kind
+from framegrove.search.protocols import PanelMember
 from framegrove.search.result import SearchResult
+from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FakeGenerator, FakeVerifier, MemoryStore, World, fake_cost, run_virtual
 
@@ -31,8 +32,9 @@ def search(path: Path, store: MemoryStore, world: World, *, dies_after: float | 
     async def main() -> SearchResult | None:
         policy, _ = make_policy(CONFIG, 4, 3, fake_cost)
         generators = {name: FakeGenerator(name, world) for name in ("g0", "g1")}
+        panel = {"verifier": PanelMember({"v": FakeVerifier("v", world)})}
         with Journal(path, IDENTITY, store) as journal:
-            conductor = Conductor(policy, generators, {"v": FakeVerifier("v", world)}, CONFIG, journal=journal)
+            conductor = Conductor(policy, generators, panel, CONFIG, journal=journal)
             try:
                 return await asyncio.wait_for(conductor.run(), dies_after)
             except TimeoutError:
@@ -92,13 +94,13 @@ def test_everything_comes_back_as_it_was(tmp_path: Path) -> None:
         with Journal(tmp_path / "j", IDENTITY, store) as journal:
             await journal.record(DRAFT)
             await journal.record(SCORE)
-            journal.record_waste(Kind.SAMPLING, Cost(3, 4, 0.5))
+            await journal.record_waste(GENERATORS, Cost(3, 4, 0.5))
         assert store.latents == {"0.stage1": "first", "1.stage1": "second"}
         with Journal(tmp_path / "j", IDENTITY, store) as journal:
             restored = await journal.restore()
         assert restored.results == ((DRAFT, ("first", "second")), (SCORE, ()))
         assert restored.results[1][0].cost == SCORE.cost
-        assert restored.wasted == ((Kind.SAMPLING, Cost(3, 4, 0.5)),)
+        assert restored.wasted == ((GENERATORS, Cost(3, 4, 0.5)),)
 
     asyncio.run(main())
 
@@ -136,10 +138,10 @@ def test_any_torn_end_is_tolerated(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_torn_first_line_is_a_fresh_journal(tmp_path: Path) -> None:
-    (tmp_path / "j").write_bytes(b'{"journal": 3, "iden')
+    (tmp_path / "j").write_bytes(b'{"journal": 4, "iden')
     with Journal(tmp_path / "j", IDENTITY, MemoryStore()):
         pass
-    assert json.loads((tmp_path / "j").read_text()) == {"journal": 3, "identity": IDENTITY}
+    assert json.loads((tmp_path / "j").read_text()) == {"journal": 4, "identity": IDENTITY}
 
 
 def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
@@ -157,8 +159,8 @@ def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'[]\n{"scored": 1}\n', "is not a search journal of version 3"),
-        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 3"),
+        (b'[]\n{"scored": 1}\n', "is not a search journal of version 4"),
+        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 4"),
         (b"what\nis\nthis\n", "line 1 is damaged: remove the file"),
     ],
 )

@@ -10,16 +10,10 @@ import torch
 from framegrove.config.flow import ObjectiveConfig
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, noise_pyramid, pyramid
-from framegrove.flow.objective import Draws, TrainingBatch, sample_losses, stage_batch, training_batch
+from framegrove.flow.objective import Draws, StageSample, sample_losses, stage_batch, training_batch
 from framegrove.flow.schedule import PyramidSchedule
-from framegrove.models.packed import TextEmbedding
 
 SCHEDULE = PyramidSchedule()
-EMPTY = TextEmbedding(torch.zeros(1, 4), torch.zeros(4))
-
-
-def a_text() -> TextEmbedding:
-    return TextEmbedding(torch.randn(3, 4), torch.randn(4))
 
 
 def clips_of(count: int, units: int, channels: int = 2) -> list[list[torch.Tensor]]:
@@ -27,9 +21,9 @@ def clips_of(count: int, units: int, channels: int = 2) -> list[list[torch.Tenso
     return [[torch.randn(channels, 1, 8, 8, generator=generator) for _ in range(units)] for _ in range(count)]
 
 
-def batch_of(clips: list[list[torch.Tensor]], config: ObjectiveConfig, seed: int = 0) -> TrainingBatch:
-    texts = [a_text() for _ in clips]
-    return training_batch(clips, texts, EMPTY, SCHEDULE, config, torch.Generator().manual_seed(seed))
+def batch_of(clips: list[list[torch.Tensor]], config: ObjectiveConfig, seed: int = 0) -> list[StageSample]:
+    prompts = [f"prompt {index}" for index in range(len(clips))]
+    return training_batch(clips, prompts, SCHEDULE, config, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -72,48 +66,45 @@ def test_corruption_is_shared_by_a_samples_history_and_spares_the_current_unit()
 
 def test_image_phase_trains_the_first_unit_only() -> None:
     batch = batch_of(clips_of(12, 4), ObjectiveConfig(unit_weights=(1,)))
-    assert {cell.unit for cell in batch.cells} == {0}
-    assert all(sample.prefix.history == () for sample in batch.samples)
+    assert {sample.cell.unit for sample in batch} == {0}
+    assert all(sample.history == () for sample in batch)
 
 
 def test_ratios_are_met_in_every_batch() -> None:
     batch = batch_of(clips_of(80, 4), ObjectiveConfig(stage_weights=(1, 2, 1), unit_weights=(1, 1, 1, 5)))
-    assert Counter(cell.stage for cell in batch.cells) == {0: 20, 1: 40, 2: 20}
-    assert Counter(cell.unit for cell in batch.cells) == {0: 10, 1: 10, 2: 10, 3: 50}
-    dropped = sum(sample.prefix.text is EMPTY for sample in batch.samples)
-    assert dropped == 8
-    for sample, (unit, stage) in zip(batch.samples, batch.cells, strict=True):
-        assert sum(clip.shape[1] for clip in sample.prefix.history) == unit
-        assert sample.current.shape == (2, 1, 2 * 2**stage, 2 * 2**stage)
+    assert Counter(sample.cell.stage for sample in batch) == {0: 20, 1: 40, 2: 20}
+    assert Counter(sample.cell.unit for sample in batch) == {0: 10, 1: 10, 2: 10, 3: 50}
+    assert sum(sample.prompt == "" for sample in batch) == 8
+    for index, sample in enumerate(batch):
+        assert sample.prompt in ("", f"prompt {index}")
+        assert sum(clip.shape[1] for clip in sample.history) == sample.cell.unit
+        side = 2 * 2**sample.cell.stage
+        assert sample.noisy.shape == sample.target.shape == (2, 1, side, side)
 
 
 def test_images_and_videos_mix() -> None:
     clips = [*clips_of(4, 1), *clips_of(8, 3)]
     batch = batch_of(clips, ObjectiveConfig(unit_weights=(1, 1, 1, 1)))
-    assert {cell.unit for cell in batch.cells[:4]} == {0}
-    assert {cell.unit for cell in batch.cells[4:]} == {0, 1, 2}
+    assert {sample.cell.unit for sample in batch[:4]} == {0}
+    assert {sample.cell.unit for sample in batch[4:]} == {0, 1, 2}
 
 
 def test_same_generator_same_batch() -> None:
-    clips, texts = clips_of(10, 3), [a_text() for _ in range(10)]
-    first, again = (
-        training_batch(clips, texts, EMPTY, SCHEDULE, ObjectiveConfig(), torch.Generator().manual_seed(5))
-        for _ in range(2)
-    )
-    for one, other in zip(first.samples, again.samples, strict=True):
-        assert torch.equal(one.current, other.current)
-        assert one.timestep == other.timestep
-        assert all(map(torch.equal, one.prefix.history, other.prefix.history))
+    first, again = (batch_of(clips_of(10, 3), ObjectiveConfig(), seed=5) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.noisy, other.noisy)
+        assert (one.timestep, one.prompt, one.cell) == (other.timestep, other.prompt, other.cell)
+        assert all(map(torch.equal, one.history, other.history))
 
 
 def test_each_sample_belongs_to_its_own_clip() -> None:
     """A sample stepped to the end of its stage shows its clip: grouping by shape must not mix clips up."""
     clips = [[torch.full((1, 1, 8, 8), float(index * 10 + unit)) for unit in range(3)] for index in range(9)]
     batch = batch_of(clips, ObjectiveConfig(stage_weights=(0, 0, 1), corruption=0))
-    for index, (sample, target, (unit, _)) in enumerate(zip(batch.samples, batch.targets, batch.cells, strict=True)):
-        ratio = _ratio(sample.timestep)
-        torch.testing.assert_close(sample.current - ratio * target, clips[index][unit], atol=1e-3, rtol=1e-4)
-        for place, clip in enumerate(sample.prefix.history):
+    for index, sample in enumerate(batch):
+        end = sample.noisy - _ratio(sample.timestep) * sample.target
+        torch.testing.assert_close(end, clips[index][sample.cell.unit], atol=1e-3, rtol=1e-4)
+        for place, clip in enumerate(sample.history):
             assert torch.all(clip == index * 10 + place)
 
 

@@ -2,118 +2,143 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from dataclasses import replace
+from collections.abc import Callable
+from typing import Literal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framegrove.config.base import ConfigError
 from framegrove.config.search import SearchConfig
-from framegrove.search.policies import Linear, TreeOfFrames, make_policy
+from framegrove.errors import UserError
+from framegrove.search.policies import Allotment, find, linear, make_policy
+from framegrove.search.policies.linear import Linear
+from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.rounds import Shape
-from framegrove.search.tree import Layout, Panel, Plan, Policy
-from framegrove.types import Assessment, SampleWork, ScoreWork
-from tests.fakes import World, fake_cost
+from framegrove.search.tree import Decision, Layout, PanelWork, Plan, Policy, Scores
+from framegrove.types import Assessment, Path, SampleWork
+from tests.fakes import World, fake_cost, replayed
 
-SMALL = TreeOfFrames(
-    Layout(3, 3, draft_stage=1),
-    Shape(roots=4, children=(2, 2), widths=(2, 1, 1)),
-    roots_per_work=2,
-    path_score="sum",
-)
+
+def small() -> TreeOfFrames:
+    return TreeOfFrames(
+        Layout(3, 3, draft_stage=1),
+        Shape(roots=4, children=(2, 2), widths=(2, 1, 1)),
+        roots_per_work=2,
+        path_score="sum",
+    )
 
 
 def test_tree_of_frames_step_by_step() -> None:
-    scores: dict[ScoreWork, Panel] = {}
-    plan = SMALL.plan(scores)
-    assert plan.certain == (
+    policy, plan = small(), Plan()
+    plan.add(policy.start())
+    assert tuple(plan.certain) == (
         SampleWork(((0,), (1,)), 0, 1),
         SampleWork(((2,), (3,)), 0, 1),
-        *(ScoreWork((root,), Assessment.POTENTIAL) for root in range(4)),
+        *(PanelWork((root,), Assessment.POTENTIAL) for root in range(4)),
     )
-    assert plan.speculative == ()
+    assert not list(policy.speculative())
 
-    answer(scores, Assessment.POTENTIAL, {(0,): 0.2, (1,): 0.9})
-    assert SMALL.plan(scores).speculative[0] == SampleWork(((1,),), 2, 2)  # ahead so far: worth a bet
-    answer(scores, Assessment.POTENTIAL, {(2,): 0.1})
-    plan = SMALL.plan(scores)
+    def answer(assessment: Assessment, values: dict[Path, float]) -> None:
+        for path, value in values.items():
+            plan.add(policy.judged(PanelWork(path, assessment), (("only", value),)))
+
+    answer(Assessment.POTENTIAL, {(0,): 0.2, (1,): 0.9})
+    assert next(iter(policy.speculative())) == SampleWork(((1,),), 2, 2)  # ahead so far: worth working ahead
+    answer(Assessment.POTENTIAL, {(2,): 0.1})
     assert SampleWork(((1,),), 2, 2) in plan.certain  # two below already: stays, whatever root 3 is like
     assert plan.dropped == {(2,): Assessment.POTENTIAL}
 
-    answer(scores, Assessment.POTENTIAL, {(3,): 0.5})
-    plan = SMALL.plan(scores)
-    assert plan.certain[6:] == (
+    answer(Assessment.POTENTIAL, {(3,): 0.5})
+    assert tuple(plan.certain)[6:] == (
         SampleWork(((1,),), 2, 2),
+        PanelWork((1,), Assessment.IMAGE),
         SampleWork(((3,),), 2, 2),
-        ScoreWork((1,), Assessment.IMAGE),
-        ScoreWork((3,), Assessment.IMAGE),
+        PanelWork((3,), Assessment.IMAGE),
     )
-    answer(scores, Assessment.IMAGE, {(1,): 0.3, (3,): 0.6})
-    plan = SMALL.plan(scores)
-    assert plan.certain[10:] == (
+    answer(Assessment.IMAGE, {(1,): 0.3, (3,): 0.6})
+    assert tuple(plan.certain)[10:] == (
         SampleWork(((3, 0), (3, 1)), 0, 2),  # siblings in step: they share their past
-        ScoreWork((3, 0), Assessment.MOTION),
-        ScoreWork((3, 1), Assessment.MOTION),
+        PanelWork((3, 0), Assessment.MOTION),
+        PanelWork((3, 1), Assessment.MOTION),
     )
-    answer(scores, Assessment.MOTION, {(3, 0): 0.3, (3, 1): 0.2})
-    answer(scores, Assessment.FINAL, {(3, 0, 0): 0.4, (3, 0, 1): 0.7})
-    plan = SMALL.plan(scores)
+    answer(Assessment.MOTION, {(3, 0): 0.3, (3, 1): 0.2})
+    answer(Assessment.FINAL, {(3, 0, 0): 0.4, (3, 0, 1): 0.7})
     assert plan.winner == (3, 0, 1)
     assert plan.at_most == len(plan.certain)
     best = next(judgement for judgement in plan.judgements if judgement.path == plan.winner)
     assert best.total == 3 * 0.75  # three cohorts of two, ahead in each; the draft's rank is not counted
 
 
+def scored(assessment: Assessment, values: dict[Path, float]) -> dict[PanelWork, Scores]:
+    return {PanelWork(path, assessment): (("only", value),) for path, value in values.items()}
+
+
 def test_the_paths_score_is_collected_over_depths() -> None:
-    tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)), path_score="sum")
-    scores: dict[ScoreWork, Panel] = {}
-    answer(scores, Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2, (3,): 0.8})
-    answer(scores, Assessment.FINAL, {(1, 0): 0.4, (3, 0): 0.5})
+    def winner(path_score: Literal["last", "sum"], finals: dict[Path, float]) -> Path | None:
+        tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)), path_score=path_score)
+        return replayed(tree, images | scored(Assessment.FINAL, finals)).winner
+
+    images = scored(Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2, (3,): 0.8})
     # 7/8 + 1/4 against 5/8 + 3/4
-    assert tree.plan(scores).winner == (3, 0)
-    answer(scores, Assessment.FINAL, {(1, 0): 0.5, (3, 0): 0.5})
-    assert tree.plan(scores).winner == (1, 0)
-    assert replace(tree, path_score="last").plan(scores).winner == (1, 0)  # the earlier of equals
+    assert winner("sum", {(1, 0): 0.4, (3, 0): 0.5}) == (3, 0)
+    assert winner("sum", {(1, 0): 0.5, (3, 0): 0.5}) == (1, 0)
+    assert winner("last", {(1, 0): 0.5, (3, 0): 0.5}) == (1, 0)  # the earlier of equals
 
 
 def test_by_the_newest_rank_alone_nobody_waits_for_a_whole_cohort() -> None:
-    tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)))
-    scores: dict[ScoreWork, Panel] = {}
-    answer(scores, Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2})
-    assert SampleWork(((1, 0),), 0, 0) in tree.plan(scores).certain
-    answer(scores, Assessment.IMAGE, {(3,): 0.8})
-    answer(scores, Assessment.FINAL, {(1, 0): 0.4, (3, 0): 0.5})
-    assert tree.plan(scores).winner == (3, 0)
+    def plan(scores: dict[PanelWork, Scores]) -> Plan:
+        return replayed(TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,))), scores)
+
+    images = scored(Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2})
+    assert SampleWork(((1, 0),), 0, 0) in plan(images).certain
+    images |= scored(Assessment.IMAGE, {(3,): 0.8})
+    assert plan(images | scored(Assessment.FINAL, {(1, 0): 0.4, (3, 0): 0.5})).winner == (3, 0)
 
 
 def test_linear_asks_once_and_takes_the_best() -> None:
-    linear = Linear(Layout(2, 3), roots=3)
-    plan = linear.plan({})
-    assert plan.certain[:3] == (
+    def plan(finals: dict[Path, float]) -> Plan:
+        return replayed(Linear(Layout(2, 3), roots=3), scored(Assessment.FINAL, finals))
+
+    assert tuple(plan({}).certain)[:3] == (
         SampleWork(((0,),), 0, 2),
         SampleWork(((0, 0),), 0, 2),
-        ScoreWork((0, 0), Assessment.FINAL),
+        PanelWork((0, 0), Assessment.FINAL),
     )
-    assert len(plan.certain) == plan.at_most == 9
-    scores: dict[ScoreWork, Panel] = {}
-    answer(scores, Assessment.FINAL, {(0, 0): 0.5, (1, 0): 0.9})
-    assert linear.plan(scores).winner is None
-    answer(scores, Assessment.FINAL, {(2, 0): 0.1})
-    assert linear.plan(scores).winner == (1, 0)
-    assert set(linear.plan(scores).dropped) == {(0, 0), (2, 0)}
+    assert len(plan({}).certain) == plan({}).at_most == 9
+    assert plan({(0, 0): 0.5, (1, 0): 0.9}).winner is None
+    best = plan({(0, 0): 0.5, (1, 0): 0.9, (2, 0): 0.1})
+    assert best.winner == (1, 0)
+    assert set(best.dropped) == {(0, 0), (2, 0)}
+
+
+def test_single_asks_nobody() -> None:
+    policy, allotment = make_policy(SearchConfig(policy="none", budget="4x"), 3, 3, fake_cost)
+    plan = replayed(policy, {})
+    assert tuple(plan.certain) == tuple(SampleWork(((0,) * length,), 0, 2) for length in (1, 2, 3))
+    assert plan.winner == (0, 0, 0)
+    assert plan.at_most == 3
+    assert allotment.worst_case == allotment.one_sample
+    assert not find("none").judged
 
 
 POLICIES = st.builds(
-    lambda name, budget, units, stages, first, per_work, branching, path_score: make_policy(
+    lambda name, budget, units, stages, first, per_work, branching, path_score: functools.partial(
+        make_policy,
         SearchConfig(
-            policy=name, budget=f"{budget}x", roots_per_work=per_work, branching=branching, path_score=path_score
+            policy=name,
+            budget=f"{budget}x",
+            options={"tof": {"roots_per_work": per_work, "branching": branching, "path_score": path_score}},
         ),
         units,
         stages,
         fake_cost,
         given=min(first, units - 1),
-    )[0],
-    st.sampled_from(["tof", "tof", "linear"]),
+    ),
+    st.sampled_from(["tof", "tof", "linear", "single"]),
     st.sampled_from([1, 1.5, 3, 4, 7.5]),
     st.integers(1, 5),
     st.integers(1, 3),
@@ -125,40 +150,64 @@ POLICIES = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(policy=POLICIES, seed=st.integers(0, 2**32), grid=st.sampled_from([1, 2, 5, 1000]), orders=st.integers(0, 2**32))
-def test_knowledge_only_adds_and_its_order_does_not_matter(policy: Policy, seed: int, grid: int, orders: int) -> None:
+@given(make=POLICIES, seed=st.integers(0, 2**32), grid=st.sampled_from([1, 2, 5, 1000]), orders=st.integers(0, 2**32))
+def test_decisions_only_add_and_the_order_of_scores_does_not_matter(
+    make: Callable[[], tuple[Policy, Allotment]], seed: int, grid: int, orders: int
+) -> None:
     world = World(seed=seed, grid=grid)
-    first, second = (play(policy, world, random.Random(orders + n)) for n in range(2))
+    first, second = (play(make()[0], world, random.Random(orders + n)) for n in range(2))
     assert first.winner == second.winner
     assert set(first.certain) == set(second.certain)
     assert first.dropped == second.dropped
-    assert first.judgements == second.judgements
+    assert set(first.judgements) == set(second.judgements)
+    assert first.at_most == second.at_most == len(first.certain)
 
 
 def play(policy: Policy, world: World, order: random.Random) -> Plan:
-    """Score one work after the other, certain or bet, in random order; every plan must extend the one before."""
-    scores: dict[ScoreWork, Panel] = {}
-    plan = policy.plan(scores)
-    while plan.winner is None:
-        wanted = [w for w in (*plan.certain, *plan.speculative) if isinstance(w, ScoreWork) and w not in scores]
-        work = order.choice(wanted)
-        scores[work] = tuple((v, world.score(str(work.path), work.assessment, v)) for v in world.verifiers)
-        plan, before = policy.plan(scores), plan
-        check_extends(plan, before)
+    """Score one certain work after the other, in random order; every decision must add to the ones before."""
+    plan = Plan()
+    plan.add(policy.start())
+    told: set[PanelWork] = set()
+    while open_ := [work for work in plan.certain if isinstance(work, PanelWork) and work not in told]:
+        work = order.choice(open_)
+        told.add(work)
+        scores = tuple((a, world.score(str(work.path), work.assessment, a)) for a in world.aspects)
+        decision, most = policy.judged(work, scores), plan.at_most
+        check_adds(decision, plan)
+        plan.add(decision)
+        assert len(plan.certain) <= plan.at_most <= most
+        check_speculation(policy, plan)
     return plan
 
 
-def check_extends(plan: Plan, before: Plan) -> None:
-    assert set(before.certain) <= set(plan.certain)
-    assert len(set(plan.certain)) == len(plan.certain)
-    assert before.dropped.items() <= plan.dropped.items()
-    assert set(before.judgements) <= set(plan.judgements)
-    assert len(plan.certain) <= plan.at_most <= before.at_most
-    assert not set(plan.speculative) & set(plan.certain)
-    for bet in plan.speculative:
-        paths = bet.paths if isinstance(bet, SampleWork) else (bet.path,)
-        assert not any(path[:length] in plan.dropped for path in paths for length in range(1, len(path) + 1))
+def check_adds(decision: Decision, plan: Plan) -> None:
+    assert not set(decision.works) & plan.certain.keys()
+    assert len(set(decision.works)) == len(decision.works)
+    assert not {path for path, _ in decision.dropped} & plan.dropped.keys()
+    assert not set(decision.judgements) & set(plan.judgements)
+    assert plan.winner is None or decision.winner in (None, plan.winner)
 
 
-def answer(scores: dict[ScoreWork, Panel], assessment: Assessment, values: dict[tuple[int, ...], float]) -> None:
-    scores.update({ScoreWork(path, assessment): (("only", value),) for path, value in values.items()})
+def check_speculation(policy: Policy, plan: Plan) -> None:
+    for work in policy.speculative():
+        assert work not in plan.certain
+        paths = work.paths if isinstance(work, SampleWork) else (work.path,)
+        assert not any(plan.is_dropped(path) for path in paths)
+
+
+def test_a_policy_from_elsewhere_is_found_by_its_dotted_name() -> None:
+    assert find("framegrove.search.policies.linear:ENTRY") is linear.ENTRY
+    for name, says in (
+        ("bees", "there is no policy 'bees': choose one of single, linear, tof"),
+        ("nowhere.at.all:ENTRY", "cannot be imported"),
+        ("framegrove.search.policies.linear:Linear", "not a PolicyEntry"),
+    ):
+        with pytest.raises(UserError, match=says):
+            find(name)
+
+
+def test_unknown_options_are_refused_with_the_policys_own() -> None:
+    with pytest.raises(ConfigError, match=r"options.linear: unknown key 'widths', allowed are roots"):
+        make_policy(SearchConfig(policy="linear", options={"linear": {"widths": [1]}}), 3, 3, fake_cost)
+    with pytest.raises(ConfigError, match="every width must be at least 1"):
+        make_policy(SearchConfig(options={"tof": {"widths": [0]}}), 3, 3, fake_cost)

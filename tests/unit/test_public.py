@@ -95,6 +95,23 @@ def test_prompts_are_encoded_as_released(kind: str, made: dict[str, Path]) -> No
         Trainable(load_transformer(next(folder.glob("diffusion_*"))), text, train_text=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_of_a_long_prompt_that_t5_cannot_read_is_told(kind: str, made: dict[str, Path]) -> None:
+    """The test's T5 has a token a letter and one a blank, so that 127 of them end inside a word."""
+    text = PublicTextEncoder.load(made[kind])
+    long = "blue " * 25 + "red balloons rise above the old town while children wave at them"
+    read = text.readable(long)
+    assert long.startswith(read)
+    assert text.token_counts([read])[0] <= 128
+    assert text.token_counts([f"{read} {text.unread(long).split()[0]}"]) == [128]
+    assert f"{read} {text.unread(long)}" in long
+    short = "a red balloon"
+    assert (text.readable(short), text.unread(short)) == (short, None)
+    # What is cut off changes nothing of what the transformer reads.
+    whole, other = text.encode([long, long[: len(read)] + long[len(read) :].replace("town", "city")])
+    assert torch.equal(whole.tokens_LD, other.tokens_LD)
+
+
 def test_clip_reads_mended_prompts(made: dict[str, Path]) -> None:
     encoder = PublicTextEncoder.load(made["miniflux"])
     ligature, letters = encoder.encode(["a \ufb01sh", "a fish"])

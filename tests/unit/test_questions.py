@@ -1,61 +1,131 @@
-"""What is asked, of whom, and which frames are shown."""
+"""Question sets: what is asked where, what a YAML file may say, and which frames are shown."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from framegrove.digits import world as digits
+from framegrove.config.base import ConfigError
+from framegrove.config.request import frames_of
+from framegrove.config.verifier import shipped_sets
 from framegrove.types import Assessment
-from framegrove.verification.questions import Aspect, Panel, questions, shown_frames
-from framegrove.verification.rewriting import staged
+from framegrove.verification.questions import load_question_set, shown_frames
 
-TWO = staged("a red 3 moves left and right and a blue 2 moves up and down")
-OTHER = staged("a paper boat drifts down a stream, then sinks")
+PROMPT = "a paper boat drifts down a stream, then sinks"
 
 
-def test_every_object_is_asked_about_by_itself() -> None:
-    asked = questions(Assessment.FINAL, TWO)
-    for about, name in enumerate(("red 3", "blue 2")):
-        of_object = {q.aspect: q.text for q in asked if q.about == about}
-        assert set(of_object) == {Aspect.BINDING, Aspect.DIGIT, Aspect.COLOUR, Aspect.MOTION}
-        assert all(name in of_object[aspect] for aspect in (Aspect.BINDING, Aspect.MOTION))
-    assert "Does the red 3 move left and right?" in [q.text for q in asked]
-
-
-def test_a_single_picture_is_not_asked_about_motion() -> None:
-    for assessment in (Assessment.POTENTIAL, Assessment.IMAGE):
-        assert {q.panel for q in questions(assessment, TWO)} == {Panel.ALIGNMENT, Panel.CLARITY}
-
-
-@pytest.mark.parametrize("prompt", [TWO, OTHER], ids=["digits", "other"])
+@pytest.mark.parametrize("name", shipped_sets())
 @pytest.mark.parametrize("assessment", list(Assessment))
-def test_every_assessment_asks_something_and_repeats_itself(assessment: Assessment, prompt: object) -> None:
-    asked = questions(assessment, prompt)  # type: ignore[arg-type]
-    assert asked == questions(assessment, prompt)  # type: ignore[arg-type]
-    assert len({q.text for q in asked}) == len(asked) >= 2
-    assert all(0 < q.weight <= 1 for q in asked)
+def test_every_shipped_set_asks_something_everywhere_and_repeats_itself(name: str, assessment: Assessment) -> None:
+    asked = load_question_set(name).questions(assessment, PROMPT)
+    assert asked == load_question_set(name).questions(assessment, PROMPT)
+    assert len({question.text for question in asked}) == len(asked) >= 2
+    assert all(0 < question.weight <= 1 for question in asked)
 
 
-def test_other_prompts_are_judged_by_their_stages() -> None:
-    assert "paper boat" in questions(Assessment.IMAGE, OTHER)[0].text
-    assert "sinks" not in questions(Assessment.MOTION, OTHER)[0].text
-    assert any(q.text.endswith("like this? sinks") for q in questions(Assessment.FINAL, OTHER))
+def test_the_general_set_covers_its_aspects_where_they_can_be_told() -> None:
+    questions = load_question_set("general")
+    aspects = {each: {q.aspect for q in questions.questions(each, PROMPT)} for each in Assessment}
+    still = {"alignment", "composition", "quality", "fidelity", "safety"}
+    assert aspects[Assessment.FINAL] == still | {"stability", "motion"}
+    assert aspects[Assessment.IMAGE] == still
+    assert aspects[Assessment.POTENTIAL] == {"alignment", "quality"}
+    weights: dict[str, float] = {}
+    for question in questions.questions(Assessment.FINAL, PROMPT):
+        weights[question.score] = weights.get(question.score, 0.0) + question.weight
+    assert weights == pytest.approx(dict.fromkeys(weights, 1.0))
+
+
+def test_prompts_are_judged_by_their_stages() -> None:
+    brief = load_question_set("brief")
+    assert "paper boat" in brief.questions(Assessment.IMAGE, PROMPT)[0].text
+    assert "sinks" not in brief.questions(Assessment.MOTION, PROMPT)[0].text
+    assert any(q.text.endswith("like this? sinks") for q in brief.questions(Assessment.FINAL, PROMPT))
+    braces = "a sign that reads {prompt} {0}"
+    assert brief.questions(Assessment.FINAL, braces)[0].text.endswith(braces)
+
+
+GOOD = "text: 'Is it {prompt}?', score: alignment, aspect: alignment"
+
+
+def test_a_set_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"questions:\n- {{{GOOD}}}\n"
+        "- {text: 'Is it {{grey}}?', score: dull, aspect: colour, weight: 0.5, assessments: [image], polarity: against}"
+    )
+    first, second = load_question_set(str(file)).questions(Assessment.IMAGE, "a cat")
+    assert (first.text, first.score, first.weight, first.against) == ("Is it a cat?", "alignment", 1.0, False)
+    assert (second.text, second.aspect, second.weight, second.against) == ("Is it {grey}?", "colour", 0.5, True)
+    before = load_question_set(str(file)).fingerprint
+    file.write_text(f"# The same.\nquestions:\n- {{{GOOD}}}\n- {{{GOOD}, weight: 0.5}}")
+    assert load_question_set(str(file)).fingerprint != before
+    assert len(load_question_set(str(file)).questions(Assessment.FINAL, "a cat")) == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{text: 'Is it {scene}?', score: a, aspect: a}", r"nothing to put in for \{scene\}: allowed are \{prompt\}"),
+        ("{text: 'Is it {prompt.x}?', score: a, aspect: a}", r"nothing to put in for \{prompt\.x\}"),
+        ("{text: 'Is it {prompt?', score: a, aspect: a}", "braces do not match"),
+        ("{text: 'Is it?', aspect: a}", "score: Field required"),
+        ("{text: 'Is it?', score: a, aspect: a, assessments: [later]}", "assessments.0: .*'potential'.*not 'later'"),
+        ("{text: 'Is it?', score: a, aspect: a, weight: -1}", "weight: .*greater than 0, not -1"),
+        ("{text: 'Is it?', score: a, aspect: a, polarity: no}", "polarity: .*'for' or 'against'"),
+        ("{text: 'Is it?', score: a, aspect: a, aspects: b}", "did you mean 'aspect'"),
+        ("Is it?", "must hold keys and values"),
+    ],
+)
+def test_a_faulty_entry_is_named_in_one_sentence(tmp_path: Path, entry: str, said: str) -> None:
+    file = tmp_path / "faulty.yaml"
+    file.write_text(f"questions:\n- {{{GOOD}}}\n- {entry}\n")
+    with pytest.raises(ConfigError, match=rf"(?s)faulty\.yaml, question 2: .*{said}") as caught:
+        load_question_set(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "questions: []", "questions: {text: a}", f"questions: [{{{GOOD}}}]\nmore: 1"])
+def test_a_file_holds_a_list_of_questions(tmp_path: Path, text: str) -> None:
+    (tmp_path / "set.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"set\.yaml must hold the key questions"):
+        load_question_set(str(tmp_path / "set.yaml"))
+
+
+def test_sets_in_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_questions.py").write_text(
+        "class Own:\n    fingerprint = '1'\n    def questions(self, assessment, prompt):\n        return ()\n"
+        "OWN = Own()\nNOT = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_question_set("own_questions:OWN").fingerprint == "1"
+    for source, said in [
+        ("own_questions:NOT", "must have a method questions"),
+        ("own_questions:MISSING", "module own_questions has no MISSING"),
+        ("no_such_module_at_all:OWN", "cannot be imported"),
+        ("general2", "shipped sets are brief, general"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            load_question_set(source)
+    sys.modules.pop("own_questions")
 
 
 def test_shown_frames_come_one_from_every_unit() -> None:
     assert shown_frames(25) == (0, 3, 12, 21)
     for units in range(1, 30):
-        frames = shown_frames(digits.frame_count(units), most=64)
+        frames = shown_frames(frames_of(units), most=64)
         assert [0 if f == 0 else (f - 1) // 8 + 1 for f in frames] == list(range(units))
 
 
 @pytest.mark.parametrize("most", [2, 4, 7])
 def test_a_parents_frames_begin_its_childs_unless_they_must_thin_out(most: int) -> None:
     for units in range(1, most):
-        parent, child = (shown_frames(digits.frame_count(n), most) for n in (units, units + 1))
+        parent, child = (shown_frames(frames_of(n), most) for n in (units, units + 1))
         assert child[: len(parent)] == parent
     for units in range(1, 60):
-        frames = shown_frames(digits.frame_count(units), most)
+        frames = shown_frames(frames_of(units), most)
         assert len(frames) <= most
         assert list(frames) == sorted(set(frames))
         assert units == 1 or (frames[-1] - 1) // 8 + 1 == units - 1  # the newest unit is always seen

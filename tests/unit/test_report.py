@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framegrove.digits import world as digits
-from framegrove.evaluation import report, tree_picture
+from framegrove.digits import world
+from framegrove.evaluation import report, tree_layout, tree_picture
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
-from framegrove.search.tree import Judgement, Panel
+from framegrove.search.tree import Judgement, Scores
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, ScoreWork
+from jobs.generate import report_line
 
 REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64)
-PANEL: Panel = (("alignment", 0.6), ("motion", 0.8))
+PANEL: Scores = (("alignment", 0.6), ("motion", 0.8))
 LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 
 
@@ -28,7 +29,7 @@ def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None
 
 def search_record() -> SearchRecord:
     """A small finished search with every fate a branch can have."""
-    frames = digits.clip(seed=3, index=0).frames
+    frames = world.clip(seed=3, index=0).frames
     units = [frames[:1], *(frames[1 + 8 * i : 9 + 8 * i] for i in range(3))]
     nodes = (
         node((0,), Fate.DROPPED, Assessment.POTENTIAL, 0.2),
@@ -37,12 +38,12 @@ def search_record() -> SearchRecord:
         node((1, 0, 0), Fate.WON, Assessment.MOTION, 1.9),
         node((1, 0, 0, 0), Fate.WON, Assessment.FINAL, 2.6),
         node((2,), Fate.KEPT, Assessment.IMAGE, 0.4),
-        node((2, 0), Fate.BET),
+        node((2, 0), Fate.SPECULATIVE),
     )
-    sampled, bet, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
+    sampled, early, scored = SampleWork(((1,),), 0, 2), SampleWork(((2, 0),), 0, 2), ScoreWork((1,), Assessment.IMAGE)
     spans = (
         Span(sampled, "generator 1", 0.0, 1.0, Ending.DONE, Cost(30, 1000, 1.0)),
-        Span(bet, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
+        Span(early, "generator 2", 0.5, 2.0, Ending.CANCELLED, Cost(10, 300, 1.5)),
         Span(scored, "verifier", 0.8, 1.2, Ending.DONE, Cost(4, 30, 0.4)),
         Span(LAST, "verifier", 1.8, 3.0, Ending.DONE, Cost(4, 30, 0.4)),
     )
@@ -51,7 +52,7 @@ def search_record() -> SearchRecord:
         nodes=nodes,
         certain=frozenset({sampled, scored, LAST}),
         sampling=CostBreakdown(certain=Cost(100, 3000, 2.0), at_stake=Cost(), wasted=Cost(10, 300, 0.2)),
-        scoring=CostBreakdown(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost()),
+        verifiers={"verifier": CostBreakdown(certain=Cost(8, 60, 0.5), at_stake=Cost(), wasted=Cost())},
         spans=spans,
         handles={},
         seconds=3.0,
@@ -63,7 +64,7 @@ def search_record() -> SearchRecord:
 
 def test_winner_is_put_together_from_its_units() -> None:
     record = search_record()
-    assert np.array_equal(record.frames, digits.clip(seed=3, index=0).frames)
+    assert np.array_equal(record.frames, world.clip(seed=3, index=0).frames)
     assert record.scores == {"alignment": 0.6, "motion": 0.8}
 
 
@@ -73,11 +74,58 @@ def test_report_adds_up_and_is_json() -> None:
     parts = ("generator_certain", "generator_wasted", "verifier_certain", "verifier_wasted")
     for key in ("nfe", "flops", "seconds"):
         assert sum(cost[part][key] for part in parts) == pytest.approx(cost["total"][key])
-    assert cost["total"]["in_single_samples"] == 3.36
+    price = said["price"]["search"]
+    assert sum(price[part] for part in ("sampling", "wasted", "decoding", "judging")) == pytest.approx(price["total"])
+    assert price["total"] == 3.36
+    assert said["price"]["single_sample"]["total"] == 1.0
     assert said["winner"]["path"] == [1, 0, 0, 0]
     assert [b["path"] for b in said["branches"]][:3] == [[0], [1], [2]]
     assert [stretch["needed"] for stretch in said["timeline"]] == [True, False, True, True]
     assert said["size"] == "64x64"
+
+
+def test_one_price_is_said_everywhere(tmp_path: Path) -> None:
+    """A sample without a search costs 1x of sampling and its decoding; the console says what the report says."""
+    record = dataclasses.replace(search_record(), single=Cost(60, 1000, 1.0, decoding=320))
+    assert str(record.single_price) == "1.32x (sampling 1.00, wasted 0.00, decoding 0.32, judging 0.00)"
+    said = report.report_json(record)["price"]["search"]
+    assert report_line(record).startswith(f"7 branches in 3.0 s at a price of {said['total']:.2f}x (sampling 3.00, ")
+
+
+def test_a_winner_that_its_judges_doubt_is_a_warning() -> None:
+    record = search_record()
+    assert report.report_json(record)["warnings"] == []
+    doubted = tuple(
+        dataclasses.replace(each, scores=((Assessment.FINAL, (("alignment", 0.02), ("motion", 0.09))),))
+        for each in record.outcome.nodes
+    )
+    record = dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, nodes=doubted))
+    (warning,) = report.report_json(record)["warnings"]
+    assert "alignment 0.02, motion 0.09" in warning
+
+
+def test_places_are_of_one_round_only() -> None:
+    places = tree_layout.places_of(search_record().outcome.nodes)
+    assert places[(1,), Assessment.IMAGE] == "1/2"
+    assert places[(2,), Assessment.IMAGE] == "2/2"
+    assert places[(0,), Assessment.POTENTIAL] == "1/1"
+    assert places[(1, 0), Assessment.MOTION] == places[(1, 0, 0), Assessment.MOTION] == "1/1"
+
+
+def test_the_sample_without_a_search_is_found_in_the_tree_or_given() -> None:
+    record = search_record()
+    assert record.single_frames is None
+    shown = {(0,) * n: Shown(record.shown[(1, 0, 0, 0)[:n]].frames[::-1]) for n in range(1, 5)}
+    record = dataclasses.replace(record, shown={**record.shown, **shown})
+    assert record.single_frames is not None
+    assert record.single_frames.shape == record.frames.shape
+
+
+def test_a_slide_is_16_to_9(tmp_path: Path) -> None:
+    record = search_record()
+    tree_picture.draw_slide(record, tmp_path / "slide.png", record.frames[::-1])
+    with Image.open(tmp_path / "slide.png") as picture:
+        assert picture.size == (1920, 1080)
 
 
 def test_a_verifier_that_answers_for_many_at_a_time_is_busy_once() -> None:
@@ -86,6 +134,12 @@ def test_a_verifier_that_answers_for_many_at_a_time_is_busy_once() -> None:
     spans = [Span(work, "verifier", start, end, Ending.DONE, Cost()) for start, end in stretches]
     assert report.busy_seconds(spans) == 4.0
     assert report.busy_seconds([*spans, Span(work, "another", 0.0, 1.0, Ending.DONE, Cost())]) == 5.0
+
+
+def test_a_branch_that_was_lost_after_its_cut_has_no_card() -> None:
+    record = search_record()
+    shown = {path: each for path, each in record.shown.items() if path != (0,)}
+    assert set(tree_layout.lay_out(dataclasses.replace(record, shown=shown))) == set(record.shown) - {(0,)}
 
 
 def test_picture_shows_every_fate(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from framegrove.errors import UserError
 from framegrove.evaluation import results
 from framegrove.evaluation.results import Ledger, Row, Setting
 
-SINGLE, LINEAR, TOF = Setting("none", 1.0), Setting("linear", 4.0), Setting("tof", 4.0)
+SINGLE, LINEAR, TOF = Setting("single", 1.0), Setting("linear", 4.0), Setting("tof", 4.0)
 
 
 def row(index: int, setting: Setting, right: bool) -> Row:
@@ -53,11 +53,12 @@ def test_every_search_is_held_against_the_single_sample_and_tof_against_linear()
     assert found[1].decided
 
 
-def test_costs_count_bets_and_verifier() -> None:
+def test_prices_count_what_was_wasted_and_the_verifier() -> None:
     drawn = results.curves(ROWS, results.METRICS["fully right"])
-    assert [point.flops for point in drawn["tof"]] == [1000, 4150]
+    assert [point.cost for point in drawn["tof"]] == pytest.approx([1.0, 4.15])
     assert [point.label for point in drawn["linear"]] == ["1x", "4x"]
-    assert results.relative([each for each in ROWS if each.setting == TOF], "wasted") == pytest.approx(0.1)
+    price = results.mean_price([each for each in ROWS if each.setting == TOF])
+    assert (price.sampling, price.wasted, price.judging) == pytest.approx((4.0, 0.1, 0.05))
 
 
 def test_findings_are_json_and_split_by_objects() -> None:
@@ -87,4 +88,4 @@ def test_parquet_has_every_row(tmp_path: Path) -> None:
     results.write_parquet(ROWS, tmp_path / "results.parquet")
     table = pq.read_table(tmp_path / "results.parquet")
     assert table.num_rows == len(ROWS)
-    assert table.column("flops").to_pylist()[2] == 4150
+    assert table.column("price").to_pylist()[2] == pytest.approx(4.15)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,18 +16,25 @@ from typing import Any
 import httpx
 import pytest
 
+from framegrove import logs
 from framegrove.config.flow import latent_size
-from framegrove.config.model import digits_recipe
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
 from framegrove.serving import service
+from framegrove.serving.api import MOST_IMAGE_BYTES
 from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
-from framegrove.serving.web import build_app
+from framegrove.serving.web import MOST_BODY_BYTES, build_app
 from tests.fakes import FakeRunner
+from tests.tiny import digits_recipe
 
 DIGITS = {"stages": 3, "patch": 2, "factor": 8}
 PROMPT = "a red 3 moves left and right"
+POLICIES = {"tof": "prunes a tree", "linear": "keeps the best of several", "single": "takes the first sample"}
+
+
+class NoRoomNow(UserError):
+    """Stands for an error of the cluster that passes."""
 
 
 @dataclass
@@ -34,9 +43,11 @@ class Endpoint:
     runner: FakeRunner
     store: VideoStore
     service: VideoService
+    queue: list[int]
 
     async def post(self, **fields: Any) -> httpx.Response:
-        return await self.client.post("/v1/videos", json=fields)
+        headers = {"content-type": "application/json"}
+        return await self.client.post("/v1/videos", content=json.dumps(fields), headers=headers)
 
     async def video(self, video_id: str) -> dict[str, Any]:
         answer = await self.client.get(f"/v1/videos/{video_id}")
@@ -58,15 +69,22 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     runner = runner or FakeRunner()
     limits = ServeConfig(folder=folder, most_units=8, **settings)
     store = VideoStore(folder)
-    model = ServedModel("digits", digits_recipe(), lambda asked: latent_size(asked.height, asked.width, **DIGITS))
-    videos = VideoService(store, runner, model, limits)
+    model = ServedModel(
+        "digits",
+        digits_recipe(),
+        check=lambda asked: latent_size(asked.height, asked.width, **DIGITS),
+        policies=POLICIES,
+        judged=lambda policy: policy != "single",
+    )
+    queue: list[int] = []
+    videos = VideoService(store, runner, model, limits, passing=(NoRoomNow,), on_queue=queue.append)
     app = build_app(videos)
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client,
     ):
-        yield Endpoint(client, runner, store, videos)
+        yield Endpoint(client, runner, store, videos, queue)
 
 
 def serving(folder: Path, scene: Callable[[Endpoint], Awaitable[None]], **options: Any) -> None:
@@ -125,19 +143,20 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({}, 400, "the field prompt is missing"),
         ({"prompt": "  "}, 400, "the prompt is empty"),
         ({"prompt": "x" * 20_000}, 400, "20,000 characters"),
-        ({"prompt": 3}, 400, "prompt: input should be a valid string"),
-        ({"prompt": PROMPT, "length": 3}, 400, "unknown field length, allowed are prompt, model"),
-        ({"prompt": PROMPT, "search": {"width": 2}}, 400, "unknown field search.width, allowed are policy, budget"),
+        ({"prompt": 3}, 400, "prompt must be text, not 3"),
+        ({"prompt": PROMPT, "length": 3}, 400, "unknown field 'length', allowed are prompt, model"),
+        ({"prompt": PROMPT, "\ud800": 3}, 400, "must be a valid string"),
+        ({"prompt": PROMPT, "search": {"width": 2}}, 400, "unknown field 'search.width', allowed are policy, budget"),
         ({"prompt": PROMPT, "size": "64"}, 400, "not of the form WIDTHxHEIGHT"),
         ({"prompt": PROMPT, "size": "70x64"}, 400, "multiples of 64"),
         ({"prompt": PROMPT, "seconds": "forever"}, 400, "not a number of seconds"),
-        ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 seconds"),
+        ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 and less than 1,000,000 seconds, not nan"),
         ({"prompt": PROMPT, "seconds": 60}, 400, "ask for at most 7.125"),
-        ({"prompt": PROMPT, "seed": -1}, 400, "seed: input should be greater than or equal to 0"),
+        ({"prompt": PROMPT, "seed": -1}, 400, "seed must be at least 0, not -1"),
         (
             {"prompt": PROMPT, "search": {"policy": "dfs"}},
             400,
-            "search.policy: input should be 'tof', 'linear' or 'none'",
+            "search.policy 'dfs' is unknown: choose one of tof, linear, single",
         ),
         ({"prompt": PROMPT, "search": {"budget": "lots"}}, 400, "a budget is a number"),
         ({"prompt": PROMPT, "search": {"budget": "1000x"}}, 400, "more than the 64x allowed"),
@@ -169,14 +188,92 @@ def test_a_body_that_is_no_object_is_refused(tmp_path: Path, body: str) -> None:
     serving(tmp_path, scene)
 
 
-def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
+FORM_HEAD = b"""--edge\r
+Content-Disposition: form-data; name="prompt"\r
+\r
+a red 3\r
+--edge\r
+Content-Disposition: form-data; name="input_reference"; filename="frame.png"\r
+\r
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [("application/json", b""), ("multipart/form-data; boundary=edge", FORM_HEAD)]
+)
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit(tmp_path: Path, kind: str, head: bytes) -> None:
+    """Sent in chunks and without a Content-Length, it is refused before it has been read, let alone kept."""
+    sent = 0
+
     async def endless() -> AsyncIterator[bytes]:
-        for _ in range(40):
-            yield b" " * 2**20
+        nonlocal sent
+        yield head
+        while True:
+            sent += 2**16
+            yield b" " * 2**16
 
     async def scene(running: Endpoint) -> None:
-        answer = await running.client.post("/v1/videos", content=endless())
+        answer = await running.client.post("/v1/videos", content=endless(), headers={"content-type": kind})
+        assert answer.request.headers["transfer-encoding"] == "chunked"
+        assert (answer.status_code, "larger than 16 MiB" in answer.text) == (413, True)
+        assert sent <= MOST_BODY_BYTES + 2**16
+
+    serving(tmp_path, scene)
+
+
+def test_a_body_that_is_announced_as_too_long_is_not_read(tmp_path: Path) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body is read")
+        yield b""
+
+    async def scene(running: Endpoint) -> None:
+        headers = {"content-length": str(MOST_BODY_BYTES + 1)}
+        answer = await running.client.post("/v1/videos", content=unread(), headers=headers)
         assert answer.status_code == 413
+
+    serving(tmp_path, scene)
+
+
+def test_too_large_an_image_in_a_form_is_refused(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        picture = {"input_reference": ("frame.png", b" " * (MOST_IMAGE_BYTES + 1), "image/png")}
+        answer = await running.client.post("/v1/videos", data={"prompt": PROMPT}, files=picture)
+        assert (answer.status_code, "the image is larger than 8 MiB" in answer.text) == (413, True)
+
+    serving(tmp_path, scene)
+
+
+def test_a_broken_form_is_told_apart_from_an_unknown_route(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        headers = {"content-type": "multipart/form-data"}
+        answer = await running.client.post("/v1/videos", content=b"prompt", headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == "the request could not be read: Missing boundary in multipart."
+
+    serving(tmp_path, scene)
+
+
+def test_the_document_names_the_policies(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        document = (await running.client.get("/openapi.json")).json()
+        body = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schemas = document["components"]["schemas"]
+        request = schemas[body["$ref"].rpartition("/")[2]]
+        assert request["required"] == ["prompt"]
+        policy = schemas[request["properties"]["search"]["$ref"].rpartition("/")[2]]["properties"]["policy"]
+        assert policy["enum"] == list(POLICIES)
+        assert "tof: prunes a tree" in policy["description"]
+
+    serving(tmp_path, scene)
+
+
+def test_none_is_another_name_for_single(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        video = (await running.post(prompt=PROMPT, search={"policy": "none"})).json()
+        assert video["search"]["policy"] == "single"
+        await running.until(video["id"], "completed")
+        assert running.runner.asked[0].policy == "single"
+        assert running.runner.judging == [True, False]  # the warm-up, then the video
 
     serving(tmp_path, scene)
 
@@ -213,7 +310,7 @@ def test_an_image_comes_as_a_data_url_too(tmp_path: Path) -> None:
     serving(tmp_path, scene)
 
 
-def test_a_failure_is_told_and_the_next_video_is_made(tmp_path: Path) -> None:
+def test_a_failure_is_told_and_the_next_video_is_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scene(running: Endpoint) -> None:
         running.runner.failure = UserError("the model cannot do this: ask for less")
         refused = (await running.post(prompt=PROMPT)).json()
@@ -221,15 +318,41 @@ def test_a_failure_is_told_and_the_next_video_is_made(tmp_path: Path) -> None:
         assert failed["error"] == {"code": "invalid_request", "message": "the model cannot do this: ask for less"}
         assert (await running.client.get(f"/v1/videos/{refused['id']}/content")).status_code == 409
 
-        running.runner.failure = RuntimeError("a device\nis gone")
+        running.runner.failure = ValueError("a defect\nin 2 lines")
         broken = (await running.post(prompt=PROMPT)).json()
         failed = await running.until(broken["id"], "failed")
-        assert failed["error"]["message"] == "the video could not be made: a device is gone"
+        assert failed["error"] == {
+            "code": "server_error",
+            "message": "the video could not be made because of an internal error: the endpoint's log has the details "
+            f"of {broken['id']}",
+        }
+        assert "Traceback" in caplog.text
+        assert "ValueError: a defect" in caplog.text
 
         running.runner.failure = None
         fine = (await running.post(prompt=PROMPT)).json()
         await running.until(fine["id"], "completed")
-        assert running.runner.closed == 1  # after what was nobody's mistake: the next video got new actors
+        assert running.runner.closed == 1  # after the defect: the next video got new actors
+
+    serving(tmp_path, scene)
+
+
+def test_a_cluster_that_cannot_be_brought_up_by_a_defect_fails_the_videos(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug must not leave the queue standing; nor is it the caller's mistake, whatever its class."""
+
+    async def scene(running: Endpoint) -> None:
+        running.runner.no_start = TypeError("a defect")
+        defect = await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
+        running.runner.no_start = UserError("there is no verifier at /somewhere: give another one")
+        missing = await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
+        for failed in (defect, missing):
+            assert failed["error"]["code"] == "server_error"
+            assert failed["id"] in failed["error"]["message"]
+        assert "TypeError: a defect" in caplog.text
+        assert "UserError: there is no verifier at /somewhere" in caplog.text
+        running.service.check_health()
 
     serving(tmp_path, scene)
 
@@ -245,6 +368,59 @@ def test_too_many_waiting_videos_are_turned_away(tmp_path: Path) -> None:
         running.runner.gate.set()
 
     serving(tmp_path, scene, waiting=1)
+
+
+def test_posts_at_the_same_time_do_not_pass_the_limit(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.gate.clear()
+        first = (await running.post(prompt=PROMPT)).json()
+        await running.until(first["id"], "in_progress")
+        answers = await asyncio.gather(*(running.post(prompt=PROMPT) for _ in range(40)))
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 37
+        assert running.store.waiting() == 3
+        running.runner.gate.set()
+
+    serving(tmp_path, scene, waiting=3)
+
+
+def test_the_queue_is_observed(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.gate.clear()
+        videos = [(await running.post(prompt=PROMPT)).json()]
+        await running.until(videos[0]["id"], "in_progress", progress=80)
+        assert running.queue[-1] == 0
+        videos += [(await running.post(prompt=PROMPT)).json() for _ in range(2)]
+        assert running.queue[-2:] == [1, 2]
+        running.runner.gate.set()
+        for video in videos:
+            await running.until(video["id"], "completed")
+        assert running.queue[-1] == 0
+
+    serving(tmp_path, scene)
+
+
+def test_log_records_carry_the_videos_id_and_no_prompt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids: dict[str, str | None] = {}
+
+    def note(record: logging.LogRecord) -> bool:
+        ids[record.getMessage().partition(" ")[0]] = logs.context().get("request")
+        return True
+
+    async def scene(running: Endpoint) -> None:
+        video = (await running.post(prompt=PROMPT)).json()
+        await running.until(video["id"], "completed")
+        running.runner.failure = UserError(f"{PROMPT!r} cannot be shown")
+        refused = (await running.post(prompt=PROMPT)).json()
+        await running.until(refused["id"], "failed")
+        assert ids == {"accepted:": refused["id"], "completed": video["id"], "failed": refused["id"]}
+
+    caplog.set_level(logging.INFO)
+    service.log.addFilter(note)
+    try:
+        serving(tmp_path, scene)
+    finally:
+        service.log.removeFilter(note)
+    assert PROMPT not in caplog.text
 
 
 def test_a_new_process_finishes_what_the_last_one_left(tmp_path: Path) -> None:
@@ -283,20 +459,41 @@ def test_what_waits_outlasts_a_cluster_without_room(tmp_path: Path, caplog: pyte
         await noted(caplog, "trying again in 0.02 s", times=3)
         assert "trying again in 0.01 s" in caplog.text
         assert "other work still holds the cluster" in caplog.text
+        assert "Traceback" not in caplog.text
         assert [(await running.video(video["id"]))["status"] for video in videos] == ["queued", "queued"]
         running.runner.no_start = None
         for video in videos:
             await running.until(video["id"], "completed")
         assert [asked.seed for asked in running.runner.asked] == [1, 2]
 
-    serving(tmp_path, scene, runner=FakeRunner(no_start=UserError("other work still holds the cluster")))
+    serving(tmp_path, scene, runner=FakeRunner(no_start=NoRoomNow("other work still holds the cluster")))
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_run_that_loses_its_actors_is_repeated_a_few_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(running: Endpoint) -> None:
+        running.runner.failure = NoRoomNow("an actor was lost")
+        lost = await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
+        assert lost["error"]["code"] == "server_error"
+        assert len(running.runner.asked) == service.ATTEMPTS
+        assert "attempt 2 failed (an actor was lost); trying again in 0.02 s" in caplog.text
+
+        running.runner.gate.clear()
+        video = (await running.post(prompt=PROMPT)).json()
+        await running.until(video["id"], "in_progress", progress=80)
+        running.runner.gate.set()
+        await noted(caplog, "attempt 1 failed", times=2)
+        running.runner.failure = None
+        await running.until(video["id"], "completed")
+
+    serving(tmp_path, scene)
 
 
 def test_an_endpoint_that_waits_for_its_cluster_ends_when_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def play() -> None:
-        async with endpoint(tmp_path, FakeRunner(no_start=ValueError("no cluster answers"))) as before:
+        async with endpoint(tmp_path, FakeRunner(no_start=NoRoomNow("no cluster answers"))) as before:
             video = (await before.post(prompt=PROMPT)).json()
             await noted(caplog, "trying again in 1 s")
         assert before.runner.closed == 1
@@ -308,7 +505,7 @@ def test_an_endpoint_that_waits_for_its_cluster_ends_when_told(
 
 @pytest.mark.usefixtures("short_pauses")
 def test_a_failing_disk_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The record is out of reach when a video is made: it is kept later, not made again, and the next one is made."""
+    """The store is out of reach when a video is finished: it is kept later, not made again."""
     database = sqlite3.connect(tmp_path / "videos.sqlite", isolation_level=None)
 
     async def scene(running: Endpoint) -> None:
@@ -318,6 +515,9 @@ def test_a_failing_disk_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptur
         database.execute("ALTER TABLE videos RENAME TO elsewhere")
         running.runner.gate.set()
         await noted(caplog, "no such table")
+        refused = await running.post(prompt=PROMPT)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (500, "server_error")
+        assert "internal error" in refused.json()["error"]["message"]
         database.execute("ALTER TABLE elsewhere RENAME TO videos")
         for video in videos:
             await running.until(video["id"], "completed")
@@ -328,12 +528,12 @@ def test_a_failing_disk_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptur
     database.close()
 
 
-def test_a_desk_that_cannot_go_on_is_not_well_and_lets_go_of_everything(tmp_path: Path) -> None:
+def test_a_service_that_cannot_go_on_fails_its_health_check_and_releases_the_folder(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         running.runner.failure, running.runner.no_close = RuntimeError("a device is gone"), OSError("an actor stays")
         await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
         await asyncio.sleep(0.01)
-        with pytest.raises(RuntimeError, match="no videos are made any more"):
+        with pytest.raises(RuntimeError, match="the service has stopped making videos"):
             running.service.check_health()
 
     with pytest.raises(OSError, match="an actor stays"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from framegrove.config.request import check_prompt, frames_of, parse_size, units_for
 from framegrove.errors import UserError
-from framegrove.serving.store import VideoRecord, VideoStore
+from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoRecord, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult
 
 
@@ -22,7 +24,7 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
     store = VideoStore(tmp_path)
     added = [record(number, image=b"\x00png" if number == 1 else None) for number in range(3)]
     for each in added:
-        store.add(each)
+        store.add(each, most=3)
     first = store.first()
     assert first is not None
     assert first.id == "video_0"
@@ -46,7 +48,7 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
 
 def test_a_half_written_video_never_has_its_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = VideoStore(tmp_path)
-    store.add(record(0))
+    store.add(record(0), most=1)
 
     def full(self: Path, data: bytes) -> int:
         with self.open("wb") as file:
@@ -60,6 +62,42 @@ def test_a_half_written_video_never_has_its_final_name(tmp_path: Path, monkeypat
     assert list((tmp_path / "videos").iterdir()) == []
     store.complete("video_0", GenerationResult(b"mp4", {}))
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["video_0.mp4"]
+    store.close()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    VideoStore(tmp_path).close()
+    (tmp_path / "videos" / ".video_0.mp4.partial").write_bytes(b"mp")
+    VideoStore(tmp_path).close()
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
+def test_a_full_queue_keeps_nothing_even_if_many_come_at_once(tmp_path: Path) -> None:
+    store = VideoStore(tmp_path)
+
+    def add(number: int) -> bool:
+        try:
+            store.add(record(number), most=5)
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(12) as threads:
+        added = list(threads.map(add, range(60)))
+    assert added.count(True) == store.waiting() == 5
+    assert [store.get(f"video_{number}") is not None for number in range(60)] == added
+    store.close()
+
+
+def test_errors_do_not_quote_prompts(tmp_path: Path) -> None:
+    store = VideoStore(tmp_path)
+    with sqlite3.connect(tmp_path / "videos.sqlite") as database:
+        database.execute("DROP TABLE videos")
+    with pytest.raises(STORE_ERRORS) as caught:
+        store.add(record(0), most=1)
+    assert "no such table" in str(caught.value)
+    assert "a red 3" not in str(caught.value)
+    database.close()
     store.close()
 
 

@@ -49,11 +49,21 @@ def cards(count: int, **more: float) -> dict[str, float]:
 def test_whole_cards_where_there_are_enough(
     nodes: list[dict[str, float]], generators: int, split: int, generator: float, verifier: float
 ) -> None:
-    assert gpu_shares(nodes, generators, split=split) == Shares(pytest.approx(generator), pytest.approx(verifier))
+    shares = gpu_shares(nodes, generators, splits=[split])
+    assert shares.generator == pytest.approx(generator)
+    assert shares.verifier(split) == pytest.approx(verifier)
 
 
 def test_a_cluster_that_grows_gives_whole_cards() -> None:
     nodes = [HEAD, TRAIN, GENERATE, VERIFY]
     assert gpu_shares(nodes, 30, grows=True) == Shares(1, 1)
-    assert gpu_shares([cards(1)], 1, split=2, grows=True) == Shares(1, 2)
+    assert gpu_shares([cards(1)], 1, splits=[2], grows=True).verifier(2) == 2
     assert gpu_shares([{"CPU": 8.0}], 3, grows=True) == Shares(0, 0)
+
+
+def test_several_verifiers() -> None:
+    """Two that take a GPU each, one that is split over two, and none that takes any."""
+    assert gpu_shares([cards(4)], 2, splits=[1, 1]) == Shares(1, 1)
+    assert gpu_shares([cards(4)], 2, splits=[1, 2]) == Shares(1 / 2, 1)
+    assert gpu_shares([cards(1)], 2, splits=[1, 1]) == Shares(1 / 4, 1 / 4)
+    assert gpu_shares([cards(2)], 2, splits=[]) == Shares(1, 1)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from framegrove.config.model import TextConfig
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.errors import UserError
-from framegrove.models.text import TextEncoder, vocabulary
+from framegrove.models.text import TextEncoder, first_words, split_prompt, vocabulary
 
 CONFIG = TextConfig(layers=1, width=16, heads=2)
-CAPTIONS = [digits.caption(digits.draw_objects(np.random.default_rng(i), split="train")) for i in range(1500)]
+CAPTIONS = [world.caption(world.draw_objects(np.random.default_rng(i), split="train")) for i in range(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_spelling_does_not_matter_and_unknown_words_do(encoder: TextEncoder) -> 
 
 
 def test_every_caption_is_in_the_vocabulary(encoder: TextEncoder) -> None:
-    held_out = [digits.caption(objects) for objects in digits.prompts(200, seed=5)]
+    held_out = [world.caption(objects) for objects in world.prompts(200, seed=5)]
     unknown = encoder.tokenizer.unk_token_id
     assert not any(unknown in row for row in encoder.tokenizer(held_out)["input_ids"])
 
@@ -68,6 +68,37 @@ def test_set_phrases_are_joined_and_free_words_are_not() -> None:
 def test_a_prompt_that_is_too_long(encoder: TextEncoder) -> None:
     with pytest.raises(UserError, match="has 40 words, this model reads at most 31: shorten it"):
         encoder.encode(["a " * 40])
+
+
+def test_the_words_that_do_not_fit_are_told(encoder: TextEncoder) -> None:
+    assert encoder.unread("a " * 31) is None
+    assert encoder.readable("a " * 31) == "a " * 31
+    long = "a red 3 " * 10 + "moves left and right, then stops and turns round again"
+    assert encoder.readable(long) == "a red 3 " * 10 + "moves"
+    assert encoder.unread(long) == "left and right, then stops and turns round"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "read", "cut"),
+    [
+        ("a red 3 moves left and right", 5, "a red 3 moves", "left and right"),
+        ("a red 3 moves left and right", 6, "a red 3 moves left and right", ""),
+        ("  a red,   3  moves", 3, "  a red,", "3  moves"),
+        ("a red-blue 3", 3, "a", "red-blue 3"),
+        ("a red", 1, "", "a red"),
+        ("", 1, "", ""),
+        ("a-" * 60, 3, "a-a", "-a" * 58 + "-"),  # no blank far and wide: cut where the tokens end
+    ],
+)
+def test_a_prompt_is_split_between_words(encoder: TextEncoder, prompt: str, most: int, read: str, cut: str) -> None:
+    assert split_prompt(prompt, encoder.tokenizer, most) == (read, cut)
+
+
+def test_first_words_are_few() -> None:
+    assert first_words("") is None
+    assert first_words("one two\n three") == "one two three"
+    assert first_words("word " * 20) == " ".join(["word"] * 8)
+    assert first_words("漢" * 500) == "漢" * 80
 
 
 def test_gradients_reach_every_word(encoder: TextEncoder) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from framegrove.training.curve import Curve, Follower
+from framegrove.training.status import StatusFile, StatusReader
 from jobs import prepare, train
+from jobs.console import Display
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "jobs" / "configs" / "digits_sweep.yaml")
 
@@ -41,3 +44,41 @@ def test_prepare(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "nowhere is not a VAE folder" in result.stderr
     assert not (tmp_path / "clips").exists()
+
+
+def test_help_explains_every_key_with_its_default() -> None:
+    shown = " ".join(CliRunner().invoke(train.app, ["--help"], env={"COLUMNS": "200"}).stdout.split())
+    for line in (
+        "--set phases.0.learning_rate=1e-4",
+        "phases.N.learning_rate (default 0.0001): peak learning rate of AdamW",
+        "phases.N.sizes (required): [height, width] in pixels",
+        "phases.N.betas (default [0.9, 0.95])",
+        "pool.clips (default 4096)",
+        "model.variant (default null)",
+        "zero (default 1): ZeRO stage",
+    ):
+        assert line in shown
+    assert "None" not in shown
+
+
+def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        display.begin("checking the data and the model")
+        progress = train._Progress(20, Follower(tmp_path), StatusReader(tmp_path), display)
+        status = StatusFile(tmp_path)
+        for doing in ("waiting for 2 workers to start", "loading the model", "building DeepSpeed's engine"):
+            status.say(doing)
+            progress.show()
+        status.step(5)
+        line = {"step": 5, "phase": "image", "losses": {"loss": 0.25}, "learning_rate": 1e-4, "samples_per_second": 12}
+        Curve(tmp_path, 0).add(line)
+        progress.show()
+        progress.show()
+    assert capsys.readouterr().out.splitlines() == [
+        "checking the data and the model ...",
+        "waiting for 2 workers to start ...",
+        "loading the model ...",
+        "building DeepSpeed's engine ...",
+        "training ...",
+        "image 5: loss 0.2500  learning rate 1.00e-04  12 samples/s",
+    ]

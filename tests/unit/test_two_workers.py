@@ -13,7 +13,8 @@ import torch.multiprocessing
 
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.packing import pack
-from framegrove.training.curriculum import Position, StageSample, draw_samples
+from framegrove.flow.objective import StageSample
+from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.loop import Hooks, Point, train
 from framegrove.training.run import Setup
@@ -34,7 +35,7 @@ def work(rank: int, folder: Path, config: TrainConfig) -> None:
     setup = Setup.of(config)
     engine = DeepSpeedEngine(setup.trainable(), config.precision, CPU, config.zero)
     points: list[Point] = []
-    hooks = Hooks(lambda done, loss: None, points.append, lambda step: None, lambda phase: None)
+    hooks = Hooks(on_point=points.append)
     train(config, engine, setup.pools(rank, WORKERS), setup.schedule, setup.pipeline.latent_norm, hooks)
     curve = [(point.losses["loss"], point.gradient_norm) for point in points]
     torch.save({"curve": curve, "weights": engine.averaged_weights()}, folder / f"{rank}.pt")
@@ -74,7 +75,7 @@ def test_two_workers_step_like_one_process_on_packs_of_their_own(tmp_path: Path)
     drawn = shares(setup, phase)
     assert any(passes(one, setup, phase) != passes(other, setup, phase) for one, other in drawn)
     for number, both in enumerate(drawn, start=1):
-        found = engine.update([[*both[0], *both[1]]], phase.batch, phase, pace=1.0)
+        found = engine.update([[*both[0], *both[1]]], phase.batch, phase, learning_rate_scale=1.0)
         curve.append((float(found.losses[0].mean()), found.gradient_norm))
         decay = min(phase.ema, number / (9 + number))
         averaged = [
@@ -83,9 +84,10 @@ def test_two_workers_step_like_one_process_on_packs_of_their_own(tmp_path: Path)
     assert min(norm for _, norm in curve) > phase.clip
     while not workers.join(timeout=60):  # what a worker raises is raised here
         pass
-    for rank in range(WORKERS):
-        left = torch.load(tmp_path / f"{rank}.pt")
-        for ours, theirs in zip(curve, left["curve"], strict=True):
+    left = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
+    for of_rank in left:
+        for ours, theirs in zip(curve, of_rank["curve"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
-        for weight, (name, theirs) in zip(averaged, left["weights"].items(), strict=True):
-            torch.testing.assert_close(theirs, weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    for weight, (name, theirs) in zip(averaged, left[0]["weights"].items(), strict=True):
+        torch.testing.assert_close(theirs, weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert left[1]["weights"] == {}  # only the worker that writes the model holds all of it

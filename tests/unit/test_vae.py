@@ -232,8 +232,8 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
     for path, content, message in (
         (norm, "{}", "does not hold shift and scale"),
         (weights, "nonsense", "cannot be read as safetensors"),
-        (config, '{"encoder_act_fn": "relu"}', "encoder_act_fn is 'relu', only 'silu' is supported"),
-        (config, '{"encoder_norm_num_groups": 0}', "encoder_norm_num_groups Input should be greater than 0"),
+        (config, '{"encoder_act_fn": "relu"}', "encoder_act_fn is 'relu', only 'silu'"),
+        (config, '{"encoder_norm_num_groups": 0}', "encoder_norm_num_groups must be greater than 0, not 0"),
         (config, "[", "cannot be read"),
     ):
         kept = path.read_bytes()

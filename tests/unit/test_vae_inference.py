@@ -30,7 +30,7 @@ def latents(shipped: tuple[CausalVideoVae, LatentNorm]) -> Tensor:
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
+    yield int(request.param)
     torch.set_num_threads(before)
 
 

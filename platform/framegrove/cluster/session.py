@@ -54,7 +54,8 @@ def connect(address: str | None = None, *, num_cpus: int = 8) -> Iterator[Cluste
             found = _join(own, _quoted_python())
         else:
             _knock(address)
-            found = _join(address, _code())
+            # A submitted job has brought its code along already.
+            found = _join(address, None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else checkout())
         stack.callback(ray.shutdown)
         _connected = replace(found, own=address is None)
         try:
@@ -115,11 +116,11 @@ def _on_this_machine(address: str) -> bool:
         return True
 
 
-def _code() -> dict[str, Any] | None:
-    """How this checkout travels to somebody else's cluster; a submitted job has brought its code along already."""
+def checkout() -> dict[str, Any] | None:
+    """The runtime environment that takes this checkout to a cluster; None where the library is installed alone."""
     root = Path(framegrove.__file__).resolve().parents[2]
     recipe = root / "jobs" / "runtime_env.yaml"
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or not recipe.is_file():
+    if not recipe.is_file():
         return None
     environment: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     environment["py_modules"] = [str(root / module) for module in environment["py_modules"]]

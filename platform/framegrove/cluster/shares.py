@@ -11,29 +11,37 @@ from framegrove.cluster.placement import Bundle, Role
 
 @dataclass(frozen=True)
 class Shares:
-    """GPUs of one generator, and of the verifier; 0 where the machines of that role have none."""
+    """GPUs of one generator, and of a verifier that is not split; 0 where the machines of that role have none."""
 
     generator: float
-    verifier: float
+    unsplit: float
+
+    def verifier(self, split: int) -> float:
+        """GPUs of a verifier that is split over so many; 0 for one that takes none."""
+        return self.unsplit * split
 
 
-def gpu_shares(nodes: Sequence[Bundle], generators: int, *, split: int = 1, grows: bool = False) -> Shares:
-    """GPUs for so many ``generators`` and a verifier ``split`` over whole ones, on machines with these resources.
+def gpu_shares(
+    nodes: Sequence[Bundle], generators: int, *, splits: Sequence[int] = (1,), grows: bool = False
+) -> Shares:
+    """GPUs for so many ``generators`` and for verifiers, each split over so many whole ones, on machines like these.
 
-    Whole cards where there are enough, and on a cluster that ``grows``, which gets more when all are taken. Where there
-    are fewer, generators share; the verifier, which sizes its memory by the card, shares only one that is the only one.
+    Whole GPUs where there are enough, and on a cluster that ``grows``, which gets more when all are taken. Where there
+    are fewer, generators share; a verifier, which sizes its memory by the GPU, shares only where there is a single one.
     """
     theirs, its = _cards(nodes, Role.GENERATE), _cards(nodes, Role.VERIFY)
     its_alone = sum(its) - sum(map(min, theirs, its))
-    verifier = float(split) if sum(its) else 0.0
-    left = sum(theirs) - max(0, verifier - its_alone)  # the verifier takes cards of its own machines first
+    unsplit = 1.0 if sum(its) else 0.0
+    wanted = sum(splits) * unsplit
+    left = sum(theirs) - max(0.0, wanted - its_alone)  # verifiers take GPUs of their own machines first
     if not sum(theirs):
-        return Shares(0.0, verifier)
+        return Shares(0.0, unsplit)
     if grows:
-        return Shares(1.0, verifier)
-    if split == 1 and left < 1:
-        return Shares(1 / (generators + 1), 1 / (generators + 1))
-    return Shares(1 / math.ceil(generators / max(1, left)), verifier)
+        return Shares(1.0, unsplit)
+    if left < 1 and all(split == 1 for split in splits):
+        share = 1 / (generators + len(splits))
+        return Shares(share, share if unsplit else 0.0)
+    return Shares(1 / math.ceil(generators / max(1.0, left)), unsplit)
 
 
 def _cards(nodes: Sequence[Bundle], role: Role) -> list[float]:

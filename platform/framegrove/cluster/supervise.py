@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from framegrove.cluster.errors import ActorLost, CrashLoop
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,27 @@ class _Slot:
 
 
 class ActorGroup:
-    """``size`` actors made by ``create(index)``; one that dies is made anew and the caller told to try again.
+    """``size`` actors made by ``create(index)``; one that dies is replaced, and the caller is told to try again.
 
-    Whatever the actors hold must be computable anew: a replacement starts empty. An actor that dies
+    Whatever the actors hold must be computable again: a replacement starts empty. An actor that dies
     ``failures_in_a_row`` times without finishing a call is given up. Ray's own restarts should be off (its default),
-    so that there is one policy.
+    so that there is one policy. ``name`` is for the log, ``on_replaced`` for metrics.
     """
 
-    def __init__(self, create: Callable[[int], ActorHandle[Any]], size: int, *, failures_in_a_row: int = 3) -> None:
+    def __init__(
+        self,
+        create: Callable[[int], ActorHandle[Any]],
+        size: int,
+        *,
+        name: str = "actors",
+        failures_in_a_row: int = 3,
+        on_replaced: Callable[[], None] = lambda: None,
+    ) -> None:
         if size < 1:
             raise ValueError(f"a group needs at least 1 actor, not {size}")
         self._create = create
+        self._name = name
+        self._on_replaced = on_replaced
         self._limit = failures_in_a_row
         self._slots = [_Slot(create(index)) for index in range(size)]
 
@@ -56,12 +69,12 @@ class ActorGroup:
     ) -> Any:
         """Await ``method(actor)``, for example ``lambda actor: actor.sample.remote(work)``, on actor ``index``.
 
-        A call that ``counts`` and succeeds shows that the actor is of use; being alive does not: one that dies of its
-        work every time would be started for ever. One that does not answer within its ``limit``, be it stuck, out of
-        reach or without room to be started in, is as good as dead: it is killed and replaced.
+        A call that ``counts`` and succeeds shows that the actor is of use. Being alive does not: an actor that dies of
+        its work every time would be replaced for ever. One that does not answer within its ``limit``, because it is
+        stuck, out of reach or waiting for room, is killed and replaced.
 
-        What the method raises comes through. Raises ActorLost when the actor died meanwhile (its replacement is on its
-        way), CrashLoop when it keeps dying.
+        Exceptions of the method come through as Ray wraps them. Raises ActorLost when the actor died meanwhile (its
+        replacement is starting), CrashLoop when it keeps dying.
         """
         slot = self._slots[index]
         if slot.failures >= self._limit:
@@ -89,7 +102,10 @@ class ActorGroup:
         slot.failures += 1
         ray.kill(dead)  # if it was merely out of reach, it must not come back beside its replacement
         if slot.failures >= self._limit:
+            log.error("actor %d of %s is given up: %s", index, self._name, reason)
             raise CrashLoop(self._given_up(index, reason)) from error
+        log.warning("actor %d of %s is replaced: %s", index, self._name, reason)
+        self._on_replaced()
         slot.actor = self._create(index)
 
     def _given_up(self, index: int, reason: str) -> str:
@@ -103,6 +119,6 @@ class ActorGroup:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of Ray's account, where the cause stands."""
+    """The last line of Ray's message, where the cause stands."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -51,7 +51,7 @@ def load(model: type[ConfigT], path: str | Path | None = None, overrides: Iterab
 
     Raises ConfigError naming the file, the key, what was given and what is allowed.
     """
-    data = _read_yaml(Path(path)) if path is not None else {}
+    data = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(data, override)
     return validated(model, data, str(path) if path is not None else "the configuration")
@@ -62,12 +62,103 @@ def validated(model: type[ConfigT], data: Mapping[str, Any], where: str) -> Conf
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors()
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{where}: {_describe(problems[0], model)}{more}") from None
+        raise ConfigError(f"{where}: {describe(error, model)}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def describe(error: ValidationError, model: type[BaseModel] | None = None, noun: str = "key") -> str:
+    """The first problem of a failed validation as one plain sentence: which key, what is allowed, what was given.
+
+    ``model`` is the class that was validated; with it, an unknown key is answered by those that exist. ``noun`` is what
+    a key is called where the data came from ("field" in a JSON body). Further problems are only counted.
+
+    >>> try:
+    ...     VaeConfig.model_validate({"encoder_norm_num_groups": 0})
+    ... except ValidationError as error:
+    ...     print(describe(error))
+    encoder_norm_num_groups must be greater than 0, not 0
+    """
+    problems = error.errors()
+    # A list with a wrong entry is also reported as too short: only the entry is what the user must change.
+    parents = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    first, *others = [problem for problem in problems if problem["loc"] not in parents]
+    return _sentence(first, model, noun) + (f" (and {len(others)} more)" if others else "")
+
+
+# What pydantic says in the terms of Python, said in plain English; the braces are filled from the error's context.
+# All other messages of the form "Input should be ..." read well once they begin with "must be ...".
+_PLAIN = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list, as in [1, 2]",
+    "tuple_type": "must be a list, as in [1, 2]",
+    "set_type": "must be a list, as in [1, 2]",
+    "dict_type": "must be a section of keys and values",
+    "model_type": "must be a section of keys and values",
+    "model_attributes_type": "must be a section of keys and values",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match the regular expression {pattern}",
+}
+_LONGEST = 60  # characters of what was given that are repeated in a sentence
+
+
+def _sentence(problem: ErrorDetails, model: type[BaseModel] | None, noun: str) -> str:
+    kind, loc = problem["type"], problem["loc"]
+    where = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"unknown {noun} {where[:_LONGEST]!r}{_suggest(loc, model)}"
+    if kind == "missing":
+        if isinstance(loc[-1], int):  # pydantic numbers the absent entries of a tuple of fixed length
+            entries = "1 entry" if loc[-1] == 1 else f"{loc[-1]} entries"
+            return f"{'.'.join(map(str, loc[:-1]))} has only {entries}, more are needed"
+        return f"the {noun} {where} is missing"
+    if kind == "value_error":  # from a check of our own, which is a sentence already
+        text = problem["msg"].removeprefix("Value error, ")
+        return f"{text if where in text else f'{where}: {text}'}{_unless_said(problem['input'], text)}"
+    facts = {key: f"{fact:g}" if isinstance(fact, float) else fact for key, fact in problem.get("ctx", {}).items()}
+    said = _PLAIN[kind].format_map(facts) if kind in _PLAIN else _as_demand(problem["msg"])
+    said = said.replace(" 1 entries", " 1 entry").replace(" 1 characters", " 1 character")
+    return f"{where or 'the whole'} {said}, not {_shown(problem['input'])}"
+
+
+def _as_demand(message: str) -> str:
+    """A message of pydantic's as the end of a sentence that begins with a key."""
+    demand = message.removeprefix("Input should ")
+    return f"must {demand}" if demand != message else f"cannot be used ({message[0].lower()}{message[1:]})"
+
+
+def _unless_said(given: Any, text: str) -> str:
+    """A short value at the end of a sentence that does not contain it."""
+    short = isinstance(given, str | int | float) and 0 < len(str(given)) <= _LONGEST // 3
+    return f", not {_shown(given)}" if short and str(given) not in text else ""
+
+
+def _shown(given: Any) -> str:
+    """What was given, as YAML and JSON write it, cut where it is long."""
+    if given is None or isinstance(given, bool):
+        return {None: "null", True: "true", False: "false"}[given]
+    text = repr(list(given)) if isinstance(given, tuple) else repr(given)
+    if len(text) <= _LONGEST:
+        return text
+    if isinstance(given, str):
+        return f"{given[:_LONGEST]!r}..."
+    kinds: dict[type, str] = {dict: "a section of keys and values", list: "a longer list", tuple: "a longer list"}
+    return kinds.get(type(given), f"{text[:_LONGEST]}...")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, empty for an empty file. Raises ConfigError."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -117,19 +208,9 @@ def _index(target: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _describe(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "the whole"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggest(problem['loc'], model)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
-    shown = "" if isinstance(given, Mapping | list) or problem["type"] == "missing" else f", not {given!r}"
-    return f"{where}: {message}{shown}"
-
-
-def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    fields: Iterable[str] = _fields_at(loc[:-1], model)
-    near = difflib.get_close_matches(str(loc[-1]), list(fields), n=1)
+def _suggest(loc: tuple[int | str, ...], model: type[BaseModel] | None) -> str:
+    fields = _fields_at(loc[:-1], model) if model else []
+    near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
     return f", did you mean {near[0]!r}?" if near else f", allowed are {', '.join(fields)}" if fields else ""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config
 from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
@@ -177,7 +178,7 @@ class TextConfig(Config):
 class ModelSource(Config):
     """Which model is used, and how its files are read."""
 
-    name: str | None = Field(default=None, description="a folder or a hub id; absent: the embedded digits model")
+    name: str | None = Field(default=None, description="a folder or a hub id; absent: the shipped model")
     variant: str | None = Field(default=None, description="of a public model: 384p, 768p, image; absent: the largest")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of all weights but a small text encoder's"
@@ -197,36 +198,31 @@ class Recipe(Config):
     units: int = Field(default=16, ge=1, description="units of a native clip")
     prompt_suffix: str = Field(default="", description="what every prompt ends with")
     negative_prompt: str = Field(default="", description="what guidance leads away from")
+    knows: str = Field(default="", description="which prompts it was trained on, in a sentence for the user")
+    known_prompts: str = Field(
+        default="", description="regular expression of the prompts it was trained on, in any case; empty: any prompt"
+    )
+
+    def outside(self, prompt: str) -> str | None:
+        """A sentence for the user where this model was not trained on prompts like ``prompt``; else None."""
+        text = " ".join(prompt.split()).rstrip(".")
+        if not self.known_prompts or re.fullmatch(self.known_prompts, text, re.IGNORECASE):
+            return None
+        return (
+            f"the prompt is unlike anything this model was trained on, and the video will hardly show it: {self.knows}"
+        )
+
+    @field_validator("known_prompts")
+    @classmethod
+    def _is_an_expression(cls, given: str) -> str:
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return given
 
     @model_validator(mode="after")
     def _steps_per_stage(self) -> Recipe:
         if len(self.steps.first) != self.pyramid.stages:
             raise ValueError(f"steps name {len(self.steps.first)} stages, the pyramid has {self.pyramid.stages}")
         return self
-
-
-def digits_transformer_config() -> TransformerConfig:
-    """A model for the digits world: 6 layers of 8 heads x 32, patches of an 8x8x8 VAE's 16 channels."""
-    return TransformerConfig(
-        num_layers=6,
-        num_attention_heads=8,
-        attention_head_dim=32,
-        caption_projection_dim=256,
-        pooled_projection_dim=128,
-        joint_attention_dim=128,
-        sample_size=16,
-        pos_embed_max_size=16,
-        max_num_frames=32,
-    )
-
-
-def digits_recipe() -> Recipe:
-    """Sampling of the digits world: 64x64 pixels, 8 frames a second, four units; guidance as it was found to work."""
-    return Recipe(
-        guidance=GuidanceConfig(first=3.0, others=1.5),
-        steps=StepsConfig(first=(10, 10, 10), others=(10, 10, 10)),
-        fps=8,
-        height=64,
-        width=64,
-        units=4,
-    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from framegrove.config.base import Config, validating
 from framegrove.errors import UserError
@@ -22,38 +22,20 @@ def parse_budget(text: str) -> float:
     return multiple
 
 
-Branching = Literal["units", "prompts", "never"]
-
-
 class SearchConfig(Config):
-    """How a video is searched for.
+    """How a video is searched for. ``options`` are the policies' own, by policy: see their files in search/policies."""
 
-    Without ``roots`` and ``widths`` the search tree is the one that uses the budget best. Given, they are taken as they
-    are, as long as the budget pays for the worst case.
-    """
-
-    policy: Literal["linear", "tof"] = Field(default="tof", description="linear: best of N videos; tof: Tree-of-Frames")
+    policy: str = Field(default="tof", description="name of a policy, or module:ENTRY")
     budget: str = Field(default="4x", description="times the FLOPs of one unsearched sample")
-    roots: int | None = Field(
-        default=None, ge=1, description="first units (tof) or whole videos (linear) to start with"
+    options: dict[str, dict[str, Any]] = Field(
+        default={}, description="options of each policy by its name, as in options.tof.roots=8"
     )
-    widths: tuple[int, ...] | None = Field(
-        default=None, description="tof: most branches kept after each cut: drafts, then every depth but the last"
+    weights: dict[str, float] = Field(
+        default={}, description="weights of the panel's scores in the fused rank, by name; empty: the verifiers' own"
     )
-    branching: Branching = Field(
-        default="prompts",
-        description="tof: two children of a branch at all units, where prompt stages switch (VT1), or never",
-    )
-    path_score: Literal["last", "sum"] = Field(
-        default="last", description="tof: branches are cut by their newest rank, or by the sum along their path (VT1)"
-    )
-    draft_stages: int | None = Field(
-        default=None, ge=0, description="tof: coarse stages a draft of unit 0 runs through; default all but the finest"
-    )
-    roots_per_work: int = Field(default=4, ge=1, description="tof: drafts denoised in step by one generator")
-    weights: dict[str, float] = Field(default={}, description="weight of each verifier's ranks; empty: all alike")
     speculate: bool = Field(
-        default=True, description="idle generators bet on likely survivors; never changes the video"
+        default=True,
+        description="idle generators work ahead on branches that will probably stay; the video is the same",
     )
     attempts: int = Field(default=3, ge=1, description="times a work is tried when workers die under it")
     scores_in_flight: int = Field(default=8, ge=1, description="branches a verifier is asked about at a time")
@@ -79,11 +61,3 @@ class SearchConfig(Config):
         if given and (min(given.values()) < 0 or not 0 < sum(given.values()) < float("inf")):
             raise ValueError("weights must be finite, not negative, and not all 0")
         return given
-
-    @model_validator(mode="after")
-    def _widths_go_with_tof(self) -> Self:
-        if self.widths is not None and self.policy == "linear":
-            raise ValueError("widths are for tof, linear search cuts nothing: leave them out")
-        if self.widths is not None and min(self.widths, default=1) < 1:
-            raise ValueError(f"every width must be at least 1, not {list(self.widths)}")
-        return self

@@ -1,4 +1,7 @@
-"""Configuration of a training run: what is trained, on which data, through which phases. Numbers only, no torch."""
+"""Configuration of a training run: what is trained, on which data, through which phases. No torch in here.
+
+The descriptions of the keys are what ``python -m jobs.train --help`` prints.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +18,48 @@ from framegrove.config.model import (
     Recipe,
     TextConfig,
     TransformerConfig,
-    digits_recipe,
-    digits_transformer_config,
 )
 
 SHIPPED = "shipped"
 
-# What a run's folder holds beside its loss curve; the last one is Ray Train's own.
-MODEL, CHECKPOINTS, RAY_STATE = "model", "checkpoints", "ray"
+# Folders in a run's folder.
+MODEL = "model"
+CHECKPOINTS = "checkpoints"  # of the plain engine
+RAY_STATE = "ray"  # Ray Train's own, with the checkpoints of the deepspeed engine
 
 
 class ModelConfig(Config):
     """The model at the first step.
 
-    ``start`` is a model folder (or ``shipped``, the embedded one) to continue from; with ``fresh`` the shape of its
-    transformer is kept and its weights are not. Where ``start`` is absent, a new transformer (an MM-DiT, or FLUX-style)
-    and a new text encoder are made in the shape below, and ``vae`` is the folder of the data's VAE (or ``shipped``).
+    Either an existing model is continued (``start``), or a new transformer (an MM-DiT, or FLUX-style) and a new text
+    encoder are made in the shape given here, for the latents of an existing VAE (``vae``).
     """
 
-    start: str | None = SHIPPED
-    variant: str | None = Field(None, description="of a public start: 384p, 768p, image; absent: the largest")
+    start: str | None = Field(
+        SHIPPED, description="model folder or hub id to continue from; shipped: the embedded model; null: a new model"
+    )
+    variant: str | None = Field(None, description="of a public start: 384p, 768p or image; null: the largest")
     allow_pickle: bool = Field(False, description="read pickled weights of start where there are no safetensors")
-    fresh: bool = Field(False, description="begin with an untrained transformer, beside the VAE and text of start")
-    vae: str | None = None
-    transformer: TransformerConfig = Field(default_factory=digits_transformer_config)
-    flux: FluxConfig | None = Field(None, description="a FLUX-style transformer of this shape instead")
-    text: TextConfig = TextConfig()
-    phrases: tuple[str, ...] = Field((), description="runs of words that a new text encoder reads as one token")
-    recipe: Recipe = Field(default_factory=digits_recipe)
-    train_text: bool = Field(True, description="train the text encoder, too; public checkpoints keep theirs frozen")
+    fresh: bool = Field(
+        False, description="begin with an untrained transformer of start's shape, beside start's VAE and text encoder"
+    )
+    vae: str | None = Field(
+        None, description="of a new model: folder of the VAE that encoded the data; shipped: the embedded one"
+    )
+    transformer: TransformerConfig = Field(
+        default=TransformerConfig(), description="of a new model: shape of its MM-DiT transformer"
+    )
+    flux: FluxConfig | None = Field(
+        None, description="of a new model: shape of a FLUX-style transformer, in place of transformer"
+    )
+    text: TextConfig = Field(TextConfig(), description="of a new model: shape of its text encoder")
+    phrases: tuple[str, ...] = Field(
+        (), description="of a new model: phrases that its text encoder reads as a single token each"
+    )
+    recipe: Recipe = Field(default=Recipe(), description="of a new model: how it is sampled")
+    train_text: bool = Field(
+        True, description="train the text encoder as well; the encoders of public checkpoints must stay frozen (false)"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -68,42 +84,51 @@ class ModelConfig(Config):
 
     @property
     def shape(self) -> AnyTransformerConfig:
-        """Of a new transformer."""
+        """The shape of a new transformer."""
         return self.flux or self.transformer
 
 
 class PhaseConfig(Config):
     """One phase of the curriculum (PFM appendix B, three-stage training).
 
-    ``sizes`` are the (height, width) buckets in pixels that it trains on, ``units`` the longest clip. A step draws
-    ``batch`` stage-samples over all workers together; each worker packs its share into as few forward passes of at
-    most ``pack_tokens`` tokens as it takes (Patch n' Pack). ``images`` is the share of stage-samples that are first
-    units; the others are spread over the later units by ``objective.unit_weights``.
+    A stage-sample is one unit of one clip at one stage of the pyramid. A step draws ``batch`` of them over all workers
+    together; each worker packs its share into as few forward passes of at most ``pack_tokens`` tokens as it can
+    (Patch n' Pack). A share ``images`` of the stage-samples are first units; the rest is spread over the later units
+    by ``objective.unit_weights``.
 
-    The learning rates rise linearly over ``warmup`` steps, are constant, and fall linearly to zero over the last
-    ``decay`` share of the phase.
+    The learning rates rise linearly from 0 over ``warmup`` steps, stay constant, and fall linearly to 0 over the last
+    ``decay`` share of the phase's steps.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[a-z0-9-]+$")
-    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(min_length=1)
-    units: PositiveInt = 1
-    steps: PositiveInt
+    name: str = Field(
+        min_length=1, pattern=r"^[a-z0-9-]+$", description="lower-case letters, digits and hyphens; unique in the run"
+    )
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        min_length=1, description="[height, width] in pixels of the clips to train on, as in [[384, 640], [768, 1280]]"
+    )
+    units: PositiveInt = Field(1, description="units (latent frames) of the longest clip; longer clips are cut")
+    steps: PositiveInt = Field(description="optimizer steps")
     batch: PositiveInt = Field(description="stage-samples in a step, all workers together")
-    pack_tokens: PositiveInt | None = Field(None, description="most tokens in one forward pass; absent: no limit")
-    images: float = Field(0.125, ge=0, le=1)
-    objective: ObjectiveConfig = ObjectiveConfig(stage_weights=(1, 2, 1))
-    learning_rate: PositiveFloat = 1e-4
+    pack_tokens: PositiveInt | None = Field(None, description="most tokens in one forward pass; null: no limit")
+    images: float = Field(0.125, ge=0, le=1, description="share of the stage-samples that are first units, 0 to 1")
+    objective: ObjectiveConfig = Field(
+        ObjectiveConfig(stage_weights=(1, 2, 1)),
+        description="stage_weights (coarsest first), unit_weights, text_dropout and corruption",
+    )
+    learning_rate: PositiveFloat = Field(1e-4, description="peak learning rate of AdamW, per step")
     matrix_learning_rate: PositiveFloat | None = Field(
         None,
-        description="train the blocks' matrices by Muon at this rate (plain engine only); absent: AdamW alone",
+        description="peak learning rate of Muon for the blocks' matrices (plain engine only); null: AdamW for all",
     )
-    warmup: NonNegativeInt = 1000
-    decay: float = Field(0.0, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-6
-    weight_decay: NonNegativeFloat = 1e-4
-    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
-    ema: float = Field(0.999, ge=0, lt=1)
+    warmup: NonNegativeInt = Field(1000, description="steps over which the learning rates rise from 0")
+    decay: float = Field(0.0, ge=0, le=1, description="share of the phase, at its end, over which they fall to 0")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of both moments, each in [0, 1)")
+    eps: PositiveFloat = Field(1e-6, description="AdamW's epsilon")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW's decoupled weight decay")
+    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient; larger ones are scaled down")
+    ema: float = Field(
+        0.999, ge=0, lt=1, description="decay per step of the averaged weights, which are what the model folder holds"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -119,8 +144,8 @@ class PhaseConfig(Config):
             raise ValueError(f"phase {self.name}: {len(weights)} unit_weights for clips of {self.units} units")
         return self
 
-    def pace(self, step: int) -> float:
-        """The share of the learning rates that applies at a step of this phase, counted from 0."""
+    def learning_rate_scale(self, step: int) -> float:
+        """What the learning rates are multiplied by at the zero-based ``step`` within this phase, in (0, 1]."""
         rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         falling = min(1.0, (self.steps - step) / (self.decay * self.steps)) if self.decay else 1.0
         return min(rising, falling)
@@ -138,26 +163,25 @@ class PhaseConfig(Config):
 class PoolConfig(Config):
     """The rolling pool of clips that samples are drawn from.
 
-    A worker holds ``clips`` clips in memory and every step replaces the oldest ``refresh`` of them by the next ones in
-    the data set's order; where all of a worker's clips fit, they are held for good.
+    Where all of a worker's clips fit into its pool, none is ever replaced.
     """
 
-    clips: PositiveInt = 4096
-    refresh: NonNegativeInt = 16
+    clips: PositiveInt = Field(4096, description="clips that a worker holds in memory")
+    refresh: NonNegativeInt = Field(16, description="clips that are replaced by the data set's next ones in every step")
 
 
 class TrainConfig(Config):
     """A whole training run."""
 
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, description="of every random draw: the same seed gives the same run")
     data: str = Field(description="folder of parquet files made by jobs.prepare")
-    model: ModelConfig = ModelConfig()
-    phases: tuple[PhaseConfig, ...] = Field(min_length=1)
-    pool: PoolConfig = PoolConfig()
-    precision: Literal["bf16", "fp32"] = "bf16"
+    model: ModelConfig = Field(ModelConfig(), description="the model at the first step")
+    phases: tuple[PhaseConfig, ...] = Field(min_length=1, description="the phases, in order")
+    pool: PoolConfig = Field(PoolConfig(), description="the clips that samples are drawn from")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of forward and backward; masters are always fp32")
     save_as: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the saved weights")
-    zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the DeepSpeed engine")
-    recompute: bool = Field(False, description="keep no activations inside blocks: less memory, a third more time")
+    zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the deepspeed engine")
+    recompute: bool = Field(False, description="recompute activations inside blocks: less memory, a third more time")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
 

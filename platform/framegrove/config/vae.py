@@ -92,32 +92,31 @@ class VaeConfig(Config):
 
 
 class VaeTrainingConfig(Config):
-    """One training of the VAE on the digits world."""
+    """One training of the VAE, on clips that show small bright objects on a dark ground."""
 
     model: VaeConfig = VaeConfig()
     seed: int = 0
     steps: PositiveInt = 1000
-    batch: PositiveInt = Field(12, description="clips a step while crops are trained on")
-    full_batch: PositiveInt = Field(4, description="clips a step on whole frames")
-    crop: PositiveInt = Field(32, description="side of the crops around a digit, in pixels")
-    pool: PositiveInt = Field(1024, description="rendered clips that batches are drawn from")
-    full_share: float = Field(0.1, ge=0, le=1, description="share of whole-frame steps before the last part")
-    full_from: float = Field(0.7, ge=0, le=1, description="from this share of the steps on, whole frames only")
-    two_digit_share: float = Field(0.4, ge=0, le=1)
-    learning_rate: float = Field(1.5e-3, gt=0)
-    warmup: PositiveInt = 50
-    matrix_learning_rate: float = Field(0.02, gt=0, description="of the weights that Muon optimizes")
-    gradient_clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.998, ge=0, lt=1)
-    l1: float = Field(1.0, ge=0)
-    mse: float = Field(6.0, ge=0)
-    kl: float = Field(1e-4, ge=0)
-    foreground: float = Field(4.0, ge=1, description="weight of pixels on or beside a digit")
+    batch: PositiveInt = Field(12, description="clips per step on crops")
+    full_batch: PositiveInt = Field(4, description="clips per step on whole frames")
+    crop: PositiveInt = Field(32, description="side of the crops around an object, in pixels")
+    pool: PositiveInt = Field(1024, description="clips in memory that batches are drawn from")
+    full_share: float = Field(0.1, ge=0, le=1, description="share of steps on whole frames before the last part")
+    full_from: float = Field(0.7, ge=0, le=1, description="share of the steps after which there are whole frames only")
+    learning_rate: float = Field(1.5e-3, gt=0, description="peak learning rate of the weights that AdamW optimizes")
+    warmup: PositiveInt = Field(50, description="steps over which the learning rates rise to their peaks")
+    matrix_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of the weights that Muon optimizes")
+    gradient_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradients")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, per step")
+    l1: float = Field(1.0, ge=0, description="weight of the absolute error of pixels in [-1, 1]")
+    mse: float = Field(6.0, ge=0, description="weight of the squared error")
+    kl: float = Field(1e-4, ge=0, description="weight of the posterior's divergence from a standard normal one")
+    foreground: float = Field(4.0, ge=1, description="weight of pixels on or beside an object")
     image: float = Field(2.0, ge=1, description="further weight of the first frame, which is a unit of its own")
-    bfloat16: bool = True
-    log_every: PositiveInt = 20
-    evaluate_every: PositiveInt = 200
-    evaluate_clips: PositiveInt = 16
-    final_clips: PositiveInt = 128
-    norm_clips: PositiveInt = Field(512, description="training clips that the latents' normalisation is measured on")
-    checkpoint_seconds: float = Field(60.0, gt=0)
+    bfloat16: bool = Field(True, description="run forward and backward passes under bfloat16 autocast")
+    log_every: PositiveInt = Field(20, description="steps between lines of the log")
+    evaluate_every: PositiveInt = Field(200, description="steps between evaluations on held-out clips")
+    evaluate_clips: PositiveInt = Field(16, description="held-out clips of each kind per evaluation")
+    final_clips: PositiveInt = Field(128, description="held-out clips of each kind in the last evaluation")
+    norm_clips: PositiveInt = Field(512, description="clips on which the normalisation of latents is measured")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between checkpoints")

@@ -1,73 +1,21 @@
-"""Configuration of the verifier: the engine that serves one, the architecture and the training of the small one."""
+"""Configuration of the verifiers that judge videos: a panel of them, and the engine that serves a model."""
 
 from __future__ import annotations
 
+import math
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from framegrove.config.base import Config, ConfigError
-
-
-class VerifierArchitecture(Config):
-    """A small Idefics3: a vision tower over patches, cells of 2x2 patches as tokens of a llama text model."""
-
-    image_size: int = Field(64, ge=16)
-    patch_size: int = Field(8, ge=2)
-    scale_factor: int = Field(2, ge=1)
-    vision_width: int = Field(128, ge=16)
-    vision_layers: int = Field(5, ge=1)
-    vision_heads: int = Field(4, ge=1)
-    text_width: int = Field(192, ge=32)
-    text_layers: int = Field(4, ge=1)
-    text_heads: int = Field(6, ge=1)
-
-
-class TrainingStage(Config):
-    """One of the four stages: optimiser steps, items a step (windows, frames or clips), peak learning rates."""
-
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    rate: float = Field(gt=0)
-    final_rate: float = Field(0.0, ge=0)  # fraction of the peak that the rate decays to
-
-
-class JointStage(TrainingStage):
-    """The last stage, on pictures; half of its clips of one and of four frames are ``redrawn`` by the generator."""
-
-    redrawn: int = Field(0, ge=0)  # how many such clips there are to choose from; 0 does without
-
-    @model_validator(mode="after")
-    def _enough_for_a_batch(self) -> Self:
-        if 0 < self.redrawn < self.batch:
-            raise ValueError(f"redrawn is {self.redrawn}, it must be 0 or at least the batch, {self.batch}")
-        return self
-
-
-class VerifierTraining(Config):
-    """How the small verifier is trained; stages run in the order written here (training/verifier.py says why)."""
-
-    seed: int = 0
-    model: VerifierArchitecture = VerifierArchitecture()
-    reading: TrainingStage = TrainingStage(steps=3500, batch=12, rate=2e-3, final_rate=0.05)
-    windows: TrainingStage = TrainingStage(steps=700, batch=256, rate=3e-3, final_rate=0.3)
-    frames: TrainingStage = TrainingStage(steps=1000, batch=96, rate=2e-3, final_rate=0.1)
-    joint: JointStage = JointStage(steps=4000, batch=12, rate=6e-4, final_rate=0.0)
-    questions_per_clip: int = Field(12, ge=4)
-    ema: float = Field(0.998, ge=0, lt=1)
-    heldout_clips: int = Field(1500, ge=10)
-    generated_clips: int = Field(300, ge=0)  # of the shipped generator, for a second examination
-    checkpoint_every: int = Field(200, ge=1)
-    threads: int = Field(1, ge=1)
-    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of the forward pass; weights are float32
+from framegrove.config.base import Config, ConfigError, absolute, read_yaml, validated
+from framegrove.types import Assessment
 
 
 class EngineConfig(Config):
-    """How vLLM serves the verifier. The defaults serve the shipped small model on a CPU; jobs/configs/verifier_gpu.yaml
-    is for a model of the Qwen2.5-VL class on a GPU."""
+    """How vLLM serves a verifier's model. The defaults serve the shipped small model on a CPU."""
 
     model: str | None = None  # a folder or a name on the Hugging Face hub; None is the shipped model
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -75,24 +23,237 @@ class EngineConfig(Config):
     max_frames: int = Field(4, ge=2)
     max_questions: int = Field(64, ge=1)  # answered at a time; the engine queues more
     block_size: int | None = Field(32, ge=1)  # tokens; prompts shorter than one never share; None: the engine's own
-    cache_gib: int = Field(1, ge=1)  # room for keys and values on a CPU
-    gpu_memory: float = Field(0.9, gt=0, le=1)  # share of a GPU's memory
+    cache_gib: int = Field(1, ge=1)  # memory for keys and values on a CPU
+    # Memory for prepared frames. Without it every question prepares its frames again: 1 ms for four of 64 x 64, 120 ms
+    # for eight of 640 x 384. With it vLLM is reported to lose a question under load now and then.
+    frame_cache_gib: float = Field(0.0, ge=0)
+    gpu_memory: float = Field(0.9, gt=0, le=1)  # fraction of a GPU's memory
     tensor_parallel: int = Field(1, ge=1)
     instruction: str = ""  # what follows every question, " Answer yes or no." for a general model
     yes_words: tuple[str, ...] = ("yes",)
     no_words: tuple[str, ...] = ("no",)
 
 
+# How a vision-language model that brings no settings of its own is served: one of the Qwen2.5-VL class, on a GPU.
+_GENERAL_ENGINE: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 16384,
+    "max_frames": 8,
+    "max_questions": 128,
+    "block_size": None,
+    "frame_cache_gib": 4.0,
+    "gpu_memory": 0.85,
+    "instruction": " Answer with yes or no only.",
+    "yes_words": ["Yes", "yes"],
+    "no_words": ["No", "no"],
+}
+GENERAL_QUESTIONS = "general"
+SETTINGS_FILE = "verifier.yaml"  # in a model folder: how that model wants to be served and what it can be asked
+
+Kind = Literal["vllm", "signals", "callable"]
+# Scores that are reported and, unless given a weight by name, not ranked: a good video may move little or much.
+_NOT_RANKED: dict[Kind, frozenset[str]] = {"signals": frozenset({"motion"})}
+# Between two frames at least, and at full resolution, is where signals mean something.
+_DEFAULT_JUDGES: dict[Kind, tuple[Assessment, ...]] = {"signals": (Assessment.MOTION, Assessment.FINAL)}
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class VerifierConfig(Config):
+    """One verifier of a panel: what kind it is, what it judges and how much its scores count.
+
+    ``vllm`` asks a vision-language model questions (``questions``, ``engine``), ``signals`` measures flicker, sharpness
+    and motion without any model, and ``callable`` calls ``function``, "module:function", which takes frames and prompt
+    and returns a score or several scores by name, each in [0, 1].
+    """
+
+    name: str = Field("verifier", pattern=r"^[A-Za-z0-9][\w.-]{0,39}$")
+    kind: Kind = "vllm"
+    # Weight of each of its scores in the fused rank, or weights by score; 0 reports a score without ranking by it.
+    weight: float | dict[str, float] = 1.0
+    actors: int = Field(1, ge=1)  # how many share its load
+    judges: tuple[Assessment, ...] | None = None  # None: everything; for signals, whatever has several frames
+    questions: str | None = None  # a shipped set such as "general", a YAML file, or "module:attribute"
+    engine: EngineConfig = EngineConfig()
+    function: str | None = None
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _weighs(cls, weight: Any) -> Any:
+        for each in weight.values() if isinstance(weight, dict) else [weight]:
+            if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each < math.inf:
+                raise ValueError("a weight must be a finite number of at least 0, or such numbers by score")
+        return weight
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.judges is not None and not self.judges:
+            raise ValueError(f"verifier {self.name} judges nothing: name assessments or leave judges out")
+        if self.kind != "vllm" and (self.questions is not None or self.engine != EngineConfig()):
+            raise ValueError(f"verifier {self.name} is of kind {self.kind}: only vllm takes questions and an engine")
+        if self.kind != "callable" and self.function is not None:
+            raise ValueError(f"verifier {self.name} is of kind {self.kind}: only callable takes a function")
+        if self.kind == "callable" and (self.function is None or _DOTTED.fullmatch(self.function) is None):
+            raise ValueError(
+                f"verifier {self.name} needs a function of the form module:function, not {self.function!r}"
+            )
+        if self.questions is not None and ":" in self.questions and _DOTTED.fullmatch(self.questions) is None:
+            raise ValueError(f"verifier {self.name}: questions {self.questions!r} is not of the form module:attribute")
+        return self
+
+    @property
+    def assessments(self) -> tuple[Assessment, ...]:
+        """What it judges."""
+        return self.judges if self.judges is not None else _DEFAULT_JUDGES.get(self.kind, tuple(Assessment))
+
+    def weight_of(self, score: str) -> float:
+        """The weight of one of its scores in the fused rank; 0 for a score that is reported only."""
+        if isinstance(self.weight, dict) and score in self.weight:
+            return self.weight[score]
+        if score in _NOT_RANKED.get(self.kind, ()):
+            return 0.0
+        return 1.0 if isinstance(self.weight, dict) else self.weight
+
+
+class PanelConfig(Config):
+    """The verifiers that judge a search's branches; the default is the shipped verifier alone."""
+
+    verifiers: tuple[VerifierConfig, ...] = Field((VerifierConfig(),), min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [verifier.name for verifier in self.verifiers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{names.count(name)} verifiers are called {name!r}: give each a name of its own")
+        return self
+
+    def judging(self, assessment: Assessment) -> tuple[VerifierConfig, ...]:
+        """The verifiers that an assessment needs."""
+        return tuple(verifier for verifier in self.verifiers if assessment in verifier.assessments)
+
+    def at_absolute_paths(self) -> PanelConfig:
+        """The same panel for processes that have another working folder."""
+        return PanelConfig(verifiers=tuple(_absolute(verifier) for verifier in self.verifiers))
+
+    def check_files(self) -> None:
+        """Raise ConfigError, in one sentence, for a model folder, question file or shipped set that is missing."""
+        for verifier in self.verifiers:
+            if verifier.kind == "vllm":
+                model_folder(verifier.engine)
+                _check_questions(verifier)
+
+
+def load_panel(verifier: str | None) -> PanelConfig:
+    """The panel that ``--verifier`` names: a YAML file that lists verifiers, a model folder, or a hub id.
+
+    ``None`` is the shipped verifier. Engine settings and questions that a file leaves out are those of the model
+    folder's own verifier.yaml, or for a model without one those of a general vision-language model on a GPU. Paths come
+    out absolute. Raises ConfigError, in one sentence. Whether the files are there is for ``check_files``.
+    """
+    if verifier is None or not verifier.endswith((".yaml", ".yml")):
+        entry = _completed({"engine": {"model": verifier}})
+        return validated(PanelConfig, {"verifiers": [entry]}, f"--verifier {verifier}").at_absolute_paths()
+    data = read_yaml(Path(verifier))
+    entries = data.get("verifiers")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(
+            f"{verifier} has no list of verifiers: write `verifiers:` and below it one entry for each, "
+            "as in jobs/configs/verifiers_example.yaml"
+        )
+    data["verifiers"] = [_completed(entry) for entry in entries]
+    return validated(PanelConfig, data, verifier).at_absolute_paths()
+
+
+def _completed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a panel with what its model folder says of itself filled in."""
+    engine = entry.get("engine", {})
+    if entry.get("kind", "vllm") != "vllm" or not isinstance(engine, dict):
+        return entry
+    model = engine.get("model")
+    if not isinstance(model, str | None):
+        return entry
+    own = own_settings(model)
+    defaults = _GENERAL_ENGINE if own is None else own.engine.model_dump(exclude_unset=True)
+    questions = entry.get("questions") or (own.questions if own else None) or GENERAL_QUESTIONS
+    return entry | {"questions": questions, "engine": defaults | engine}
+
+
+def _absolute(config: VerifierConfig) -> VerifierConfig:
+    engine = config.engine.model_copy(update={"model": absolute(config.engine.model)})
+    return config.model_copy(update={"engine": engine, "questions": absolute(config.questions)})
+
+
+class ModelSettings(Config):
+    """A model folder's verifier.yaml: how vLLM serves the model, and what it is asked by default."""
+
+    kind: Literal["vllm"] = "vllm"
+    questions: str | None = None
+    engine: EngineConfig = EngineConfig()
+
+
+def own_settings(model: str | None) -> ModelSettings | None:
+    """What a model folder says of itself; None where it says nothing or is not on this machine.
+
+    Raises ConfigError for questions outside the framegrove package and the folder: a folder that somebody downloaded
+    must not name code to run.
+    """
+    file = (shipped_folder() if model is None else Path(model)) / SETTINGS_FILE
+    if not file.is_file():
+        return None
+    settings = validated(ModelSettings, read_yaml(file), str(file))
+    asked = settings.questions
+    if settings.engine.model is not None:
+        raise ConfigError(f"{file}: engine.model is {settings.engine.model!r}, and must be left out: it is this folder")
+    if asked is not None and ":" in asked and not asked.startswith("framegrove."):
+        raise ConfigError(
+            f"{file}: questions {asked!r} is code outside the framegrove package, which a model folder must not name: "
+            "name it in a YAML file of your own and give that as --verifier"
+        )
+    if asked is not None and asked.endswith((".yaml", ".yml")):
+        if Path(asked).name != asked:
+            raise ConfigError(f"{file}: questions {asked!r} must be a file beside it")
+        return settings.model_copy(update={"questions": str(file.with_name(asked).absolute())})
+    return settings
+
+
+def question_source(config: VerifierConfig) -> str:
+    """Where a vllm verifier's questions come from: as configured, as its model folder says, or the general set."""
+    if config.questions is not None:
+        return config.questions
+    own = own_settings(config.engine.model)
+    return own.questions if own is not None and own.questions is not None else GENERAL_QUESTIONS
+
+
+def shipped_sets() -> tuple[str, ...]:
+    """Names of the question sets that come with the package."""
+    folder = resources.files("framegrove") / "verification" / "sets"
+    return tuple(sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".yaml")))
+
+
+def _check_questions(config: VerifierConfig) -> None:
+    source = question_source(config)
+    if ":" in source:
+        return
+    if source.endswith((".yaml", ".yml")):
+        if not Path(source).is_file():
+            raise ConfigError(f"verifier {config.name}: there is no file of questions at {source}")
+    elif source not in shipped_sets():
+        raise ConfigError(
+            f"verifier {config.name}: there are no questions called {source!r}: name one of the shipped sets "
+            f"({', '.join(shipped_sets())}), a YAML file, or module:attribute"
+        )
+
+
 def model_folder(config: EngineConfig) -> str:
     """What to hand vLLM: the configured model, or the folder of the shipped one.
 
-    Raises ConfigError for a folder that is not there; a name that could be one on the hub is left to the engine.
+    Raises ConfigError for a folder that is not there; whether a name exists on the hub is left to the engine.
     """
     if config.model is not None:
         if not Path(config.model).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", config.model) is None:
             raise ConfigError(f"no verifier at {config.model}: give a folder, or a name on the hub as in owner/name")
         return config.model
-    folder = Path(str(resources.files("framegrove"))) / "assets" / "verifier"
+    folder = shipped_folder()
     if not (folder / "config.json").exists():
         raise ConfigError(
             f"no shipped verifier in {folder}: train one with python -m jobs.train_verifier, or name a model"
@@ -100,10 +261,17 @@ def model_folder(config: EngineConfig) -> str:
     return str(folder)
 
 
-def environment(config: EngineConfig) -> dict[str, str]:
-    """Environment variables vLLM reads when it is imported: they belong into the verifier actor's runtime_env."""
+def shipped_folder() -> Path:
+    """The folder of the verifier that comes with the package."""
+    return Path(str(resources.files("framegrove"))) / "assets" / "verifier"
+
+
+def environment(config: VerifierConfig) -> dict[str, str]:
+    """Environment variables for the runtime_env of the verifier's actors: vLLM reads them when it is imported."""
+    if config.kind != "vllm":
+        return {}
     variables = {
-        "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
@@ -114,6 +282,6 @@ def environment(config: EngineConfig) -> dict[str, str]:
         "TORCHDYNAMO_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if config.model is None or Path(config.model).exists():
+    if config.engine.model is None or Path(config.engine.model).exists():
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return variables

@@ -1,10 +1,10 @@
-"""From parquet shards to the clips a worker draws its samples from, in an order that depends on the seed alone.
+"""From parquet shards to the clips that a worker draws its samples from, in an order that depends on the seed alone.
 
-``open_shards`` reads footers and the small columns, so a damaged or foreign file is found before training starts.
-``stream`` is a worker's endless share of the clips; what reads the files is given to it: ``read_shards`` in one
-process, Ray Data on a cluster, which give the same clips in the same order. ``Pool`` holds a window of the stream that
-moves on with the step: what it holds at a step does not depend on how that step was reached, so a resumed run sees what
-an undisturbed one would have.
+``open_shards`` reads footers and small columns only, so that a damaged or foreign file is found before training starts.
+``stream`` is a worker's endless share of the clips. It is given the function that reads the files: ``read_shards`` in
+one process, Ray Data on a cluster; both give the same clips in the same order. ``Pool`` holds a window of the stream
+that moves forward with every step. Its contents depend on the step alone, not on where the run was started, so that a
+resumed run sees the same clips as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Size = tuple[int, int]
 
 
 class DataError(UserError):
-    """A data set that cannot be used; the message is one sentence for the user."""
+    """A list or a data set that cannot be used; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One parquet file: how many of its clips have the wanted sizes, and of how many units the longest is."""
+    """One parquet file: the number of its clips that have a wanted size, and the units of the longest of them."""
 
     path: Path
     clips: int
@@ -43,9 +43,9 @@ Reader = Callable[[Sequence[Shard], Collection[Size]], Iterator[LatentClip]]
 
 
 def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...]:
-    """The shards of a folder, and of folders in it, that hold clips of these (height, width) sizes in pixels.
+    """The shards below a folder that hold clips of these (height, width) sizes in pixels.
 
-    Raises DataError.
+    Raises DataError if there are none, if a file is damaged, or if clips were encoded by different VAEs.
     """
     folder = Path(folder)
     paths = sorted(folder.rglob("*.parquet"))
@@ -64,7 +64,7 @@ def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...
             "the phase or prepare other clips"
         )
     if len({shard.vae for shard in usable}) > 1:
-        raise DataError(f"{folder} mixes clips that were encoded by different VAEs: prepare it anew")
+        raise DataError(f"{folder} mixes clips that were encoded by different VAEs: prepare them again with one")
     return usable
 
 
@@ -88,10 +88,10 @@ def stream(
     start: int = 0,
     read: Reader | None = None,
 ) -> Iterator[LatentClip]:
-    """Endlessly, worker ``rank``'s clips from its ``start``-th on, epoch after epoch.
+    """The clips of worker ``rank`` from its zero-based ``start`` on, epoch after epoch without end.
 
-    In every epoch the shards are dealt out anew; where there are fewer shards than workers, each takes every
-    ``world``-th clip of all of them.
+    Every epoch distributes the shards among the workers anew. With fewer shards than workers, each worker instead reads
+    all shards and takes every ``world``-th clip. ``read`` is `read_shards` unless given.
     """
     for epoch in itertools.count():
         count = clips_of(shards, rank, world, seed, epoch)
@@ -107,18 +107,18 @@ def stream(
 
 
 def read_shards(shards: Sequence[Shard], sizes: Collection[Size]) -> Iterator[LatentClip]:
-    """The clips of some shards, one after the other. Raises DataError."""
+    """The clips of some shards in order. Raises DataError for a damaged one."""
     return itertools.chain.from_iterable(read_shard(shard.path, sizes) for shard in shards)
 
 
 def _share(shards: Sequence[Shard], seed: int, epoch: int, rank: int, world: int) -> tuple[list[Shard], int, int]:
-    """A worker's shards in an epoch, and which of their clips it sees: from one on, every so-manieth."""
+    """A worker's shards in an epoch, the index of the first clip that it takes, and the stride between its clips."""
     order = epoch_order(shards, seed, epoch)
     return (order[rank::world], 0, 1) if len(order) >= world else (order, rank, world)
 
 
 def read_shard(path: Path, sizes: Collection[Size]) -> Iterator[LatentClip]:
-    """The clips of one shard that have one of the sizes, in the file's order. Raises DataError naming the file."""
+    """The clips of a shard that have one of the sizes, in the file's order. Raises DataError, which names the file."""
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
@@ -130,22 +130,22 @@ def read_shard(path: Path, sizes: Collection[Size]) -> Iterator[LatentClip]:
 
 
 class Pool:
-    """The clips at hand: a window of ``size`` clips of a worker's stream that moves on by ``refresh`` a step."""
+    """The clips in memory: a window of ``size`` clips on a worker's stream that moves by ``refresh`` clips a step."""
 
     def __init__(
         self, open_stream: Callable[[int], Iterator[LatentClip]], available: int, size: int, refresh: int, step: int = 0
     ) -> None:
-        """``open_stream(start)`` is the worker's stream from there on, ``available`` its clips in an epoch."""
-        if available <= size:  # all of them fit: one epoch is held for good
+        """``open_stream(start)`` opens the worker's stream at a clip, ``available`` is the clips of one epoch."""
+        if available <= size:  # everything fits: one epoch is loaded and kept
             size, refresh = available, 0
         self.refresh, self.step = refresh, step
         self._stream = open_stream(step * refresh)
         self.clips = deque(itertools.islice(self._stream, size), maxlen=size)
         if not refresh:
-            self._stream = iter(())  # what reads the files is done
+            self._stream = iter(())  # drops the reader and the files it holds open
 
     def at(self, step: int) -> deque[LatentClip]:
-        """The window at a step, which must not lie before the last one asked for, unless the window never moves."""
+        """The window at a step. Steps must not decrease from call to call, unless the window holds everything."""
         if not self.refresh:
             return self.clips
         assert step >= self.step, "a pool only moves forward"
@@ -159,7 +159,9 @@ def _open(path: Path, sizes: Collection[Size]) -> tuple[Shard, set[Size]]:
         with pq.ParquetFile(path) as file:
             missing = set(SCHEMA.names) - set(file.schema_arrow.names)
             if missing:
-                raise DataError(f"{path} has no column {sorted(missing)[0]}: it was not made by jobs.prepare")
+                raise DataError(
+                    f"{path} was not made by jobs.prepare (it has no column {sorted(missing)[0]}): remove it"
+                )
             columns = file.read(columns=["height", "width", "units"]).to_pydict()
             vae = (file.schema_arrow.metadata or {}).get(VAE_KEY, b"").decode()
     except (pa.ArrowException, OSError) as error:

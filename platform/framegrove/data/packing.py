@@ -1,4 +1,4 @@
-"""Patch n' Pack: sharing samples of any length out to forward passes of a token budget, without padding."""
+"""Patch n' Pack: distributing samples of any length over forward passes of a token budget, without padding."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from framegrove.errors import UserError
 
 
 def pack(lengths: Sequence[int], budget: int | None, at_least: int = 1) -> list[list[int]]:
-    """Indices of samples, as few packs of at most ``budget`` tokens as can be found, and about equally long.
+    """Lists of sample indices, one list a forward pass: as few as possible, and about equally long.
 
-    ``at_least`` so many packs are made, for workers that must all make the same number of passes. Raises UserError
-    for a sample that is longer than the budget, and when there are fewer samples than packs.
+    ``lengths`` are the samples' tokens; no pass has more than ``budget`` (None: no limit). There are ``at_least`` so
+    many passes, for workers that must all make the same number. Raises UserError for a sample longer than the budget,
+    and where there are fewer samples than passes.
+
+    >>> pack([60, 40, 50, 30], budget=100)
+    [[0, 3], [1, 2]]
     """
     limit = budget if budget is not None else sum(lengths)
     longest = max(lengths, default=0)
@@ -27,7 +31,7 @@ def pack(lengths: Sequence[int], budget: int | None, at_least: int = 1) -> list[
 
 
 def _balance(lengths: Sequence[int], count: int) -> tuple[list[list[int]], list[int]]:
-    """Longest first, each onto the lightest pack; in a pack, samples stay in the order given."""
+    """Samples go longest first, each to the pack with the fewest tokens; inside a pack they keep the order given."""
     packs: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

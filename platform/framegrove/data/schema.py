@@ -1,7 +1,7 @@
-"""The parquet schema of encoded clips: one row a clip, its latents as float16 bytes.
+"""The parquet schema of encoded clips: one row a clip, with its latents as float16 bytes.
 
-Latents are the VAE's means as they come, not normalised; the file's metadata says which VAE made them, because
-latents of another one look right and are nonsense.
+Latents are the means of the VAE's posterior, not normalised. The file's metadata names the VAE that made them, because
+latents of another VAE have the same shape and cannot be told apart by looking at them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LatentClip:
 
 
 def to_table(clips: Sequence[LatentClip], vae_digest: str) -> pa.Table:
-    """Clips as a table of this schema, marked with the VAE that encoded them."""
+    """Clips as a table of this schema, whose metadata holds the digest of the VAE that encoded them."""
     rows = [
         {
             "id": clip.id,
@@ -67,7 +67,7 @@ def to_table(clips: Sequence[LatentClip], vae_digest: str) -> pa.Table:
 
 
 def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[LatentClip]:
-    """The clips of a table or batch of this schema. Raises ValueError for bytes that do not fill their shape."""
+    """The clips of a table or batch of this schema. Raises ValueError where bytes and shape do not agree."""
     for row in table.to_pylist():
         shape = tuple(row["shape"])
         latents = np.frombuffer(row["latents"], dtype="<f2")

@@ -1,9 +1,9 @@
-"""An independent judge of digits clips: reads digit, colour and motion off pixels, and rejects what it cannot read.
+"""An independent judge of digits clips: it reads digit, colour and motion off the pixels, or says that it cannot.
 
-It measures what was asked for and is never shown to a search: it shares neither weights nor code with any verifier.
-Colour comes from hue, motion from the track of each colour's centroid, the digit from a small convolutional network on
-crops around that centroid. The network has an eleventh class, *reject*, trained on deformed and blended digits, because
-a forced choice would flatter a generator that draws almost-digits.
+It measures whether a clip shows what was asked for. No search uses it, and it shares neither weights nor code with any
+verifier. Colours are told apart by hue, a motion by the track of a colour's centroid, and a digit by a small
+convolutional network on crops around that centroid. The network has an eleventh class, *reject*, trained on deformed
+and blended digits: forced to choose a digit, it would credit a generator for strokes that only resemble one.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 from framegrove.digits.world import BACKGROUND, COLOURS, DigitObject
+from framegrove.errors import UserError
 
-CROP = 28  # side of the crop the network sees, px
+CROP = 28  # side of the crops that the network reads, px
 REJECT = 10
-_MIN_INK = 0.3  # of full brightness: a pixel below it is background
-_MIN_MASS = 20.0  # ink a frame (in full-brightness pixels) that makes a colour an object
-_MIN_SHARE = 0.15  # of all ink: what has less is a fringe of something else
-_MIN_AGREEMENT = 0.7  # of the frames that must show the same digit
-_MAX_REJECT = 0.8  # mean chance of "no digit" above which none is read; true digits of odd hands come up to it
-_MIN_TRAVEL = 6.0  # px: a digit that moves less stands still
-_MAX_JUMP = 10.0  # px between two frames: more is a teleport, not a motion
+_MIN_INK = 0.3  # share of full brightness below which a pixel is background
+_MIN_MASS = 20.0  # mean ink per frame from which a colour is an object, in pixels of full brightness
+_MIN_SHARE = 0.15  # share of all ink below which a colour is a fringe of another object
+_MIN_AGREEMENT = 0.7  # share of frames that must show the same digit
+_MAX_REJECT = 0.8  # mean probability of reject above which no digit is read; oddly written true ones come close
+_MIN_TRAVEL = 6.0  # px; a digit that moves less stands still
+_MAX_JUMP = 10.0  # px between two frames; a digit that moves more jumps
 
 
 @dataclass(frozen=True)
 class ObjectReading:
-    """One object as the oracle sees it; None where it cannot tell."""
+    """What the oracle reads of one object; None where it cannot tell. ``confidence`` is the digit's probability."""
 
     digit: int | None
     colour: str
@@ -46,7 +47,11 @@ class ObjectReading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``score`` in [0, 1]: right attributes over those asked for; ``fully_right``: all, nothing else."""
+    """How well a clip shows what was asked for.
+
+    ``score`` is the share of attributes that are right, in [0, 1]; ``fully_right`` means that all are and that nothing
+    else is shown.
+    """
 
     score: float
     fully_right: bool
@@ -54,13 +59,13 @@ class Verdict:
 
 
 class DigitsOracle:
-    """Reads clips of the digits world. ``weights`` defaults to the shipped ones (assets/oracle)."""
+    """Reads clips of the digits world. ``weights`` is a safetensors file, the shipped one (assets/oracle) if absent."""
 
     def __init__(self, weights: Path | None = None) -> None:
         self._network = _load_network(weights)
 
     def read(self, frames: npt.NDArray[np.uint8]) -> tuple[ObjectReading, ...]:
-        """What a clip shows; ``frames`` is uint8 (T, H, W, 3). The motion of a single frame is None."""
+        """What a clip, uint8 (T, H, W, 3), shows. The motion in a single frame is None."""
         readings = []
         for colour, ink in segment(frames).items():
             centres = centroids(ink)
@@ -69,7 +74,7 @@ class DigitsOracle:
         return tuple(readings)
 
     def judge(self, frames: npt.NDArray[np.uint8], asked: Sequence[DigitObject]) -> Verdict:
-        """How well a clip shows what was asked for, under the best pairing of objects seen and objects asked for."""
+        """How well a clip shows what was asked for, under the best assignment of objects seen to objects asked for."""
         seen = self.read(frames)
         moving = len(frames) > 1
         per_object = 3 if moving else 2
@@ -87,10 +92,10 @@ class DigitsOracle:
     def _read_digit(self, images: npt.NDArray[np.float32]) -> tuple[int | None, float]:
         if len(images) == 0:
             return None, 0.0
-        chances = self._network(torch.from_numpy(images)).softmax(-1)
-        mean = chances.mean(0)
+        probabilities = self._network(torch.from_numpy(images)).softmax(-1)
+        mean = probabilities.mean(0)
         digit = int(mean[:REJECT].argmax())
-        agreement = float((chances[:, :REJECT].argmax(-1) == digit).float().mean())
+        agreement = float((probabilities[:, :REJECT].argmax(-1) == digit).float().mean())
         if mean[REJECT] > _MAX_REJECT or agreement < _MIN_AGREEMENT:
             return None, float(mean[digit])
         return digit, float(mean[digit])
@@ -111,7 +116,7 @@ class DigitNetwork(nn.Sequential):
 
 
 def segment(frames: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-    """Ink of each colour that is an object of the clip, float32 (T, H, W), most ink first."""
+    """Ink in [0, 1] of each colour that is an object of the clip, float32 (T, H, W), most ink first."""
     light = frames.astype(np.float32) - np.asarray(BACKGROUND, np.float32)
     value = np.clip(light.max(-1) / 225.0, 0.0, 1.0)
     value[value < _MIN_INK] = 0.0
@@ -147,7 +152,7 @@ def crops(ink: npt.NDArray[np.float32], centres: npt.NDArray[np.float32]) -> npt
 
 
 def read_motion(centres: npt.NDArray[np.float32]) -> str | None:
-    """Name the line a track follows, or None: no motion, a jump, a lost object or no clear line."""
+    """The motion of a track (T, 2), or None where it stands still, jumps, is interrupted, or follows no clear line."""
     if len(centres) < 2 or np.isnan(centres).any():
         return None
     steps = np.diff(centres, axis=0)
@@ -188,7 +193,7 @@ def _matches(seen: ObjectReading, asked: DigitObject, moving: bool) -> int:
 def _load_network(weights: Path | None) -> DigitNetwork:
     source = weights or Path(str(resources.files("framegrove") / "assets" / "oracle" / "model.safetensors"))
     if not source.is_file():
-        raise ValueError(
+        raise UserError(
             f"no oracle weights at {source}: train them with python -m jobs.train_oracle --out {source.parent}"
         )
     network = DigitNetwork()

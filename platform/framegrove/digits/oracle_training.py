@@ -1,4 +1,4 @@
-"""Train the oracle's digit network on crops that the oracle's own segmentation makes of training clips."""
+"""Training of the oracle's digit network, on crops that the oracle's own segmentation cuts out of training clips."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.digits.oracle import CROP, REJECT, DigitNetwork, DigitsOracle, centroids, crops, segment
+
+CLIPS = 5000
+BATCH = 128
+_LEARNING_RATE = 3e-3
 
 
 def train_oracle(
-    *, seed: int = 0, clips: int = 5000, steps: int = 2500, batch: int = 128, on_step: Callable[[int, float], None]
+    seed: int,
+    steps: int,
+    on_clips: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> DigitNetwork:
-    """A fresh network trained for ``steps`` steps; ``on_step(step, loss)`` is called after each."""
+    """A new network, trained for ``steps`` optimizer steps of BATCH crops each; a pure function of seed and steps.
+
+    ``on_clips(done)`` is called after each of CLIPS clips is cut into crops, ``on_step(step, loss)`` after each step.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    images, labels = _training_crops(seed, clips)
+    images, labels = _training_crops(seed, on_clips)
     network = DigitNetwork()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        chosen = torch.randint(len(images), (batch,), generator=generator)
+        optimizer.param_groups[0]["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        chosen = torch.randint(len(images), (BATCH,), generator=generator)
         inputs, targets = _augment(images[chosen], labels[chosen], generator)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(inputs)
@@ -39,11 +48,14 @@ def train_oracle(
 
 
 def accuracy(oracle: DigitsOracle, *, seed: int, clips: int, digits_shown: int) -> dict[str, float]:
-    """Shares of true held-out clips that the oracle reads right, by attribute and altogether."""
+    """What the oracle reads correctly in ``clips`` true clips of held-out scans, as shares.
+
+    Of all objects, their ``digit``, ``colour`` and ``motion``; of all clips, those in which ``all`` is right.
+    """
     right = {"digit": 0, "colour": 0, "motion": 0, "all": 0}
     objects = 0
     for index in range(clips):
-        clip = digits.clip(seed, index, split="heldout", digits=digits_shown)
+        clip = world.clip(seed, index, split="heldout", digits=digits_shown)
         seen = {reading.colour: reading for reading in oracle.read(clip.frames)}
         right["all"] += oracle.judge(clip.frames, clip.objects).fully_right
         for asked in clip.objects:
@@ -55,12 +67,13 @@ def accuracy(oracle: DigitsOracle, *, seed: int, clips: int, digits_shown: int) 
     return {name: count / (clips if name == "all" else objects) for name, count in right.items()}
 
 
-def _training_crops(seed: int, clips: int) -> tuple[Tensor, Tensor]:
+def _training_crops(seed: int, on_clips: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+    """Ink crops (N, 28, 28) in [0, 1], of every fourth frame of CLIPS clips, and their digits."""
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for index in range(clips):
+    for index in range(CLIPS):
         # Two small digits are harder to read than a large one: three clips in four show two.
-        clip = digits.clip(seed, index, units=2, digits=1 if index % 4 == 0 else 2)
+        clip = world.clip(seed, index, units=2, digits=1 if index % 4 == 0 else 2)
         found = segment(clip.frames)
         for shown in clip.objects:
             if shown.colour in found:
@@ -68,11 +81,12 @@ def _training_crops(seed: int, clips: int) -> tuple[Tensor, Tensor]:
                 cut = crops(ink, centroids(ink))
                 images.extend(cut)
                 labels.extend([shown.digit] * len(cut))
+        on_clips(index + 1)
     return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
 def _augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Small warps, blur and noise for all; a sixth is deformed beyond reading and becomes the reject class."""
+    """Small warps, blur and noise for all crops; a sixth is also blended with others, mostly into the reject class."""
     count = len(images)
     spoil = torch.rand(count, generator=generator) < 0.17
     blended, is_blend = _blend(images, labels, generator)
@@ -86,7 +100,7 @@ def _augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tupl
 
 
 def _blend(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Halves or averages of two different digits, or a digit with a hole; the mask says which are no digit any more."""
+    """Each crop joined or averaged with another one, and a mask of the results that are of two different digits."""
     order = torch.randperm(len(images), generator=generator)
     other = images[order]
     kind = torch.rand(len(images), 1, 1, generator=generator)
@@ -101,7 +115,7 @@ def _blend(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[
 
 
 def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random small rotation, scale, shear, shift and elastic bending of each crop."""
+    """A small random rotation, scaling, shear, shift and elastic deformation of each crop."""
     count = len(images)
 
     def draw(low: float, high: float) -> Tensor:
@@ -121,7 +135,7 @@ def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A Gaussian of up to 1.2 px, one strength a batch half, as a decoder's reconstruction has."""
+    """Blur one half of a batch by a Gaussian of up to 1.2 px, as the VAE's decoder blurs, and leave the other half."""
     sigma = 0.05 + 1.15 * float(torch.rand((), generator=generator))
     reach = torch.arange(-3, 4, dtype=torch.float32)
     kernel = torch.exp(-(reach**2) / (2 * sigma**2))

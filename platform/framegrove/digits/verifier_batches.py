@@ -1,4 +1,4 @@
-"""Batches for the four stages of verifier training; each is a pure function of (seed, step)."""
+"""Batches for the four phases of verifier training; each is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from framegrove.digits.verifier_scenes import Drawn, Quality, Scene, draw_scene
 from framegrove.digits.world import COLOURS, MOTIONS, SIZE
 
 PATCH = 8
-WINDOW = 4  # patches on a side of a window
+WINDOW = 4  # side of a window, in patches
 _COLOUR_AT = {name: at for at, name in enumerate(COLOURS)}
 _MOTION_AT = {name: at for at, name in enumerate(MOTIONS)}
-_SHOWN_ODDS = np.cumsum([0.24, 0.12, 0.14, 0.5])  # how often a clip of 1, 2, 3, 4 shown frames
+_SHOWN_ODDS = np.cumsum([0.24, 0.12, 0.14, 0.5])  # of clips with 1, 2, 3 and 4 shown frames
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """32x32 windows around digits, in [0, 1], and each patch's place in its whole picture."""
+    """Windows of 32x32 px around digits, in [0, 1], and the index of each of their patches in the whole picture."""
 
     pixels_N3HW: torch.Tensor
     places_NP: torch.Tensor
@@ -36,8 +36,10 @@ class WindowBatch:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Whole frames in [0, 1] and the codes of their cells; ``asked_N`` is false where nobody asks if it is clear,
-    ``sharp_N`` false where it is not."""
+    """Whole frames in [0, 1] and the codes of their cells.
+
+    ``asked_N`` is false where no question asks whether the picture is clear, ``sharp_N`` where it is not clear.
+    """
 
     frames_N3HW: torch.Tensor
     codes_NMF: torch.Tensor
@@ -47,12 +49,15 @@ class FrameBatch:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Every sight of a digit that was seen in the frame before, S in all: where it is, and what became of it since.
+    """The truth about moving digits.
 
-    ``at_S`` counts cells through all frames of all clips. ``steps_S2`` is the way from the frame before, in cells;
-    ``motions_S`` numbers MOTIONS, then none of them; ``same_S`` says if digit and colour are what they always were.
-    ``named_Q`` counts tokens through all packed rows: where a question has named a digit; ``named_motions_Q`` is how
-    that one moves in all.
+    There are S sightings: a digit in a frame that also shows it in all frames before. ``at_S`` is the index of its cell
+    among those of all frames of all clips; ``steps_S2`` its displacement since the frame before, in cells;
+    ``motions_S`` an index into MOTIONS, or their number where it follows none of them; ``same_S`` is 1 where digit and
+    colour have been the same in all frames so far.
+
+    There are Q names: places where a question has just named a digit that the clip shows. ``named_Q`` is the index
+    among the tokens of all packed rows, ``named_motions_Q`` the motion of that digit, numbered likewise.
     """
 
     at_S: torch.Tensor
@@ -65,8 +70,10 @@ class Tracks:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips with questions. ``shown`` has the frames of all clips in order; not painted, they are of no size and their
-    codes are as vague as eyes would see them."""
+    """Clips with questions. ``shown`` has the frames of all clips in order.
+
+    Frames that are not painted are empty, and their codes are as uncertain as if they were read off pictures.
+    """
 
     shown: FrameBatch
     packed: PackedQuestions
@@ -74,10 +81,12 @@ class ClipBatch:
 
 
 def window_batch(seed: int, step: int, count: int) -> WindowBatch:
-    """``count`` windows."""
+    """``count`` windows around the digits of random frames."""
     rng = np.random.default_rng([seed, step])
     pixels: list[Any] = []
-    places, digits, colours = [], [], []
+    places = []
+    digits = []
+    colours = []
     grid = torch.arange(SIZE // PATCH)
     while len(pixels) < count:
         scene = draw_scene(rng, shown=2)
@@ -111,14 +120,17 @@ def clip_batch(
     *,
     painted: bool = True,
     longest: int = 4,
-    redrawn: Sequence[Scene] = (),
+    regenerated: Sequence[Scene] = (),
 ) -> ClipBatch:
-    """``count`` clips of one length, ``longest`` frames at most, with ``questions`` questions each; as pictures or as
-    codes. Where there are ``redrawn`` clips, half of those of their length, and of one frame, are chosen from these."""
+    """``count`` clips of one random length of at most ``longest`` shown frames, with ``questions`` questions each.
+
+    They are pictures if ``painted``, and codes alone otherwise. Where there are ``regenerated`` scenes, half of the
+    batches of their length, and of one frame, are drawn from these.
+    """
     rng = np.random.default_rng([seed, step])
     shown = min(longest, 1 + int(np.searchsorted(_SHOWN_ODDS, rng.random() * _SHOWN_ODDS[-1], side="right")))
-    if redrawn and shown in (1, UNITS) and rng.random() < 0.5:
-        chosen = [redrawn[at] for at in rng.choice(len(redrawn), count, replace=False)]
+    if regenerated and shown in (1, UNITS) and rng.random() < 0.5:
+        chosen = [regenerated[at] for at in rng.choice(len(regenerated), count, replace=False)]
         scenes = chosen if shown == UNITS else [first_frame(scene) for scene in chosen]
     else:
         scenes = [draw_scene(rng, shown=shown, painted=painted) for _ in range(count)]
@@ -139,7 +151,10 @@ def _frames(scenes: list[Scene], count: int, guess: np.random.Generator | None =
 
 
 def _tracks(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> Tracks:
-    at, steps, motions, same = [], [], [], []
+    at = []
+    steps = []
+    motions = []
+    same = []
     for number, scene in enumerate(scenes):
         shown = scene.frames.shape[0]
         for drawn in scene.drawn:
@@ -162,8 +177,9 @@ def _tracks(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> Tra
 
 
 def _named(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where questions name a digit that is there, and its motion."""
-    at, motions = [], []
+    """Where questions name a digit that is there (the token of the digit, after that of its colour), and its motion."""
+    at = []
+    motions = []
     for row, (scene, ids) in enumerate(zip(scenes, packed.ids_BL.tolist(), strict=True)):
         names = {
             (packer.word_ids[drawn.name.colour], packer.word_ids[str(drawn.name.digit)]): _motion_class(drawn)

@@ -1,4 +1,4 @@
-"""What the verifier's eyes are taught by before anybody asks questions: names of windows, codes of cells."""
+"""Losses that teach the verifier without questions: names of windows, codes of cells, the motion of digits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from framegrove.digits.verifier_batches import FrameBatch, Tracks, WindowBatch
 from framegrove.digits.verifier_codes import CLEAR, COLOUR, DIGIT, NO_DIGIT, PLACE, THERE, Codes
 from framegrove.digits.world import COLOURS, MOTIONS, SIZE
 
-_SURE = 8.0  # logits of a class that a code says firmly, over those of the others
+_SURE = 8.0  # logit of a class that a code states with certainty; those of the others are 0
 
 
 class WindowHeads(nn.Module):
-    """Digit (or that it is none) and colour of a window, from the mean over its patches."""
+    """Classifiers of a window's digit (or that it is none) and colour, from the mean over its patches."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,34 +24,37 @@ class WindowHeads(nn.Module):
 
 
 class TrackHeads(nn.Module):
-    """What became of a digit since the frame before, from the text model's state half way up, at the digit's cell; and
-    how it moves in all, from the state before the last layer, where a question has named it.
+    """Predictions about moving digits, from states of the text model.
 
-    A motion begins as the embedding (D) of its telling word, so that questions find it by that.
+    At a digit's cell, half way up the layers: its step since the frame before, its motion, and whether digit and colour
+    have stayed the same. Where a question has just named a digit, before the last layer: the motion of that digit.
+
+    The classifier of motions starts from the embeddings ``motion_words_4D`` of one word per motion, so that a question
+    that contains the word finds the motion.
     """
 
-    def __init__(self, telling_words_4D: torch.Tensor) -> None:
+    def __init__(self, motion_words_4D: torch.Tensor) -> None:
         super().__init__()
-        width = telling_words_4D.shape[-1]
+        width = motion_words_4D.shape[-1]
         self.head_step = nn.Linear(width, 2)
         self.head_motion = nn.Linear(width, len(MOTIONS) + 1)
         self.head_same = nn.Linear(width, 1)
         self.head_named = nn.Linear(width, len(MOTIONS) + 1)
         with torch.no_grad():
-            self.head_motion.weight[: len(MOTIONS)] = 0.6 * functional.normalize(telling_words_4D, dim=-1)
+            self.head_motion.weight[: len(MOTIONS)] = 0.6 * functional.normalize(motion_words_4D, dim=-1)
 
 
 def window_loss(
     model: Idefics3ForConditionalGeneration, heads: WindowHeads, batch: WindowBatch
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of digit and colour, and the share of digits read rightly."""
-    eyes = model.model.vision_model
+    """Cross-entropy of digit and colour; the figure ``digit`` is the share of digits that are read correctly."""
+    tower = model.model.vision_model
     pixels = ((batch.pixels_N3HW - 0.5) / 0.5).to(model.dtype)
-    patches = eyes.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-    hidden = patches + eyes.embeddings.position_embedding(batch.places_NP)
-    for layer in eyes.encoder.layers:
+    patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    hidden = patches + tower.embeddings.position_embedding(batch.places_NP)
+    for layer in tower.encoder.layers:
         hidden = layer(hidden, None)
-    pooled = eyes.post_layernorm(hidden).float().mean(1)
+    pooled = tower.post_layernorm(hidden).float().mean(1)
     digit_logits = heads.head_digit(pooled)
     loss = functional.cross_entropy(digit_logits, batch.digits_N)
     loss = loss + 0.5 * functional.cross_entropy(heads.head_colour(pooled), batch.colours_N)
@@ -61,18 +64,21 @@ def window_loss(
 
 
 def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """How far the cells are from their codes, and how far the digit and colour read back from them are from the truth;
-    with the share of digits read rightly in sharp pictures."""
+    """Distance of cells from their codes, and cross-entropy of the digits and colours that are read back from them.
+
+    Of the figures, for pictures that are not blurred, ``digit`` is the share of digits that are read correctly and
+    ``off`` the mean error of their places in px.
+    """
     said, wanted = codes.read(cells_NMD), batch.codes_NMF
     unasked = batch.codes_NMF.new_zeros(wanted.shape)
     unasked[~batch.asked_N, :, CLEAR] = 1.0
     wanted = torch.where(unasked > 0, said.detach(), wanted)
     held = (wanted[..., THERE] + 1) / 2
     away = (cells_NMD.float() - codes.embed(wanted)).pow(2).sum(-1)
-    loss = (away * (1 + 5 * held)).mean() / 16  # enough next to the classes' that places are learned as well
+    loss = (away * (1 + 5 * held)).mean() / 16  # weighted so that places are learned beside the classes
     there = held > 0.5
     digits = wanted[..., DIGIT][there].argmax(-1)
-    # Squares alone are slow to learn classes from: their gradient fades where a wrong answer is given firmly.
+    # Squared error alone is slow to teach classes: its gradient vanishes where a wrong class is stated with certainty.
     loss = loss + functional.cross_entropy(_SURE * said[..., DIGIT][there], digits)
     colours = wanted[..., COLOUR][there].argmax(-1)
     loss = loss + 0.5 * functional.cross_entropy(_SURE * said[..., COLOUR][there], colours)
@@ -85,8 +91,10 @@ def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tupl
 def track_loss(
     middle_MD: torch.Tensor, late_LD: torch.Tensor, heads: TrackHeads, tracks: Tracks
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """What TrackHeads says against the truth, from the states at all cells and at all tokens; and the shares of motions
-    rightly named at cells and at names."""
+    """Loss of the predictions of TrackHeads, from the states at all cells (M) and at all tokens (L).
+
+    The figures ``tracked`` and ``named`` are the shares of motions that are right, at cells and at names.
+    """
     held = functional.layer_norm(middle_MD[tracks.at_S].float(), middle_MD.shape[-1:])
     motions = heads.head_motion(held)
     loss = functional.cross_entropy(motions, tracks.motions_S)

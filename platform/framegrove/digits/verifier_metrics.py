@@ -1,8 +1,7 @@
-"""What the verifier is worth: balanced accuracy on held-out clips, by what is asked and by kind of negative."""
+"""What the verifier is worth: balanced accuracy on held-out and on generated clips, by aspect and kind of question."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from transformers import Idefics3ForConditionalGeneration
 
 from framegrove.digits.verifier_codes import Codes, scene_codes
-from framegrove.digits.verifier_model import Packer, answer_logits, read_cells, save_folder
+from framegrove.digits.verifier_model import Packer, answer_logits, read_cells, write_files
 from framegrove.digits.verifier_questions import ask_about
 from framegrove.digits.verifier_scenes import Quality, Scene, draw_scene
+from framegrove.files import replacing, write_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from framegrove.digits.verifier_training import VerifierRun
 
 _QUESTIONS = 12
@@ -28,36 +29,54 @@ _SEED = 90210
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Share of right answers to one kind of question, and out of how many."""
+class Accuracy:
+    """The share of right answers to one kind of question, out of how many."""
 
     right: float
     asked: int
 
 
 @dataclass(frozen=True)
-class Marks:
-    """Marks by aspect and kind, on pictures that are clear or fair; ``unclear`` sums up the others."""
+class VerifierMetrics:
+    """Accuracy by (aspect, kind) of question, on clear and fair pictures.
 
-    by_kind: dict[tuple[str, str], Mark]
+    ``unclear`` has the share of right answers by aspect on all other pictures.
+    """
+
+    by_kind: dict[tuple[str, str], Accuracy]
     unclear: dict[str, float]
 
     def balanced(self, aspect: str, kind: str | None = None) -> float:
-        """Mean of the right share among true statements and among false ones (of one kind, or of all kinds alike)."""
-        true = [m.right for (a, k), m in self.by_kind.items() if a == aspect and k == "true"]
-        false = [m.right for (a, k), m in self.by_kind.items() if a == aspect and k == (kind or k) and k != "true"]
+        """Mean of the accuracy on true statements and that on false ones: of one kind, or the mean of all kinds."""
+        of_aspect = {k: accuracy.right for (a, k), accuracy in self.by_kind.items() if a == aspect}
+        true = [right for k, right in of_aspect.items() if k == "true"]
+        false = [right for k, right in of_aspect.items() if k != "true" and k == (kind or k)]
         return float(np.mean([np.mean(rights) for rights in (true, false) if rights]))
 
     @property
     def aspects(self) -> list[str]:
+        """All aspects that were asked about, in alphabetical order."""
         return sorted({aspect for aspect, _ in self.by_kind})
+
+    def figures(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "balanced_accuracy": {aspect: round(self.balanced(aspect), 4) for aspect in self.aspects},
+            "by_kind": {
+                f"{aspect}: {kind}": {"right": round(accuracy.right, 4), "asked": accuracy.asked}
+                for (aspect, kind), accuracy in self.by_kind.items()
+            },
+            "unclear_pictures": {aspect: round(right, 4) for aspect, right in self.unclear.items()},
+        }
 
     def table(self, title: str) -> Table:
         """For the terminal."""
+        from rich.table import Table
+
         table = Table("question", "kind", "right", "asked", "balanced", title=title)
-        for (aspect, kind), mark in sorted(self.by_kind.items()):
+        for (aspect, kind), accuracy in sorted(self.by_kind.items()):
             balanced = self.balanced(aspect) if kind == "true" else self.balanced(aspect, kind)
-            table.add_row(aspect, kind, f"{mark.right:.1%}", str(mark.asked), f"{balanced:.1%}")
+            table.add_row(aspect, kind, f"{accuracy.right:.1%}", str(accuracy.asked), f"{balanced:.1%}")
         return table
 
     def markdown(self) -> str:
@@ -65,45 +84,50 @@ class Marks:
         lines = ["| question | kind | right | asked | balanced accuracy |", "| --- | --- | --- | --- | --- |"]
         for aspect in self.aspects:
             lines.append(f"| **{aspect}** | all | | | **{self.balanced(aspect):.1%}** |")
-            for (_, kind), mark in sorted((k, m) for k, m in self.by_kind.items() if k[0] == aspect):
+            for kind in sorted(k for a, k in self.by_kind if a == aspect):
+                accuracy = self.by_kind[aspect, kind]
                 balanced = "" if kind == "true" else f"{self.balanced(aspect, kind):.1%}"
-                lines.append(f"| | {kind} | {mark.right:.1%} | {mark.asked} | {balanced} |")
+                lines.append(f"| | {kind} | {accuracy.right:.1%} | {accuracy.asked} | {balanced} |")
         return "\n".join(lines)
 
 
-def examine(
+def evaluate(
     model: Idefics3ForConditionalGeneration,
     packer: Packer,
     clips: int,
-    report: Callable[[str], None] = lambda _: None,
+    *,
     codes: Codes | None = None,
-) -> Marks:
+    on_clips: Callable[[int], None] = lambda _: None,
+) -> VerifierMetrics:
     """Ask about ``clips`` clips of held-out scans, a quarter each of 1, 2, 3 and 4 shown frames.
 
-    With ``codes``, the text model is given the clips' own codes and no pictures: what it is worth with perfect eyes.
+    The number of clips is rounded up to whole batches of 25, and to 100 at least. With ``codes``, the text model is
+    given the clips' own codes instead of pictures: its accuracy behind a perfect vision tower. ``on_clips`` is told how
+    many are done.
     """
 
     def batches() -> Iterator[list[Scene]]:
         for number in range(max(4, -(-clips // _BATCH))):
             rng = np.random.default_rng([_SEED, number])
-            painted, shown = codes is None, 1 + number % 4
-            yield [draw_scene(rng, shown=shown, split="heldout", painted=painted) for _ in range(_BATCH)]
-            if (number + 1) % 10 == 0:
-                report(f"examined {(number + 1) * _BATCH} clips")
+            shown = 1 + number % 4
+            yield [draw_scene(rng, shown=shown, split="heldout", painted=codes is None) for _ in range(_BATCH)]
+            on_clips((number + 1) * _BATCH)
 
-    return _marks(model, packer, batches(), codes)
+    return _measured(model, packer, batches(), codes)
 
 
-def examine_scenes(model: Idefics3ForConditionalGeneration, packer: Packer, scenes: Sequence[Scene]) -> Marks:
-    """Ask about given scenes of one length, a generator's for instance."""
-    return _marks(model, packer, (scenes[at : at + _BATCH] for at in range(0, len(scenes), _BATCH)), None)
+def evaluate_scenes(
+    model: Idefics3ForConditionalGeneration, packer: Packer, scenes: Sequence[Scene]
+) -> VerifierMetrics:
+    """Ask about given scenes, which all show the same number of frames."""
+    return _measured(model, packer, (scenes[at : at + _BATCH] for at in range(0, len(scenes), _BATCH)), None)
 
 
 @torch.no_grad()
-def _marks(
+def _measured(
     model: Idefics3ForConditionalGeneration, packer: Packer, batches: Iterable[Sequence[Scene]], codes: Codes | None
-) -> Marks:
-    seen: dict[tuple[str, str], list[bool]] = defaultdict(list)
+) -> VerifierMetrics:
+    by_kind: dict[tuple[str, str], list[bool]] = defaultdict(list)
     unclear: dict[str, list[bool]] = defaultdict(list)
     for number, scenes in enumerate(batches):
         rng = np.random.default_rng([_SEED, number, 1])
@@ -115,47 +139,50 @@ def _marks(
         else:
             cells = codes.embed(torch.cat([scene_codes(scene) for scene in scenes]))
         logits, *_ = answer_logits(model, cells.reshape(len(scenes), -1, cells.shape[-1]), packed)
-        says = (logits[..., packer.yes] > logits[..., packer.no]).tolist()
-        for scene, row, said in zip(scenes, asked, says, strict=True):
-            for question, yes in zip(row, said, strict=True):
+        answers = (logits[..., packer.yes] > logits[..., packer.no]).tolist()
+        for scene, row, given in zip(scenes, asked, answers, strict=True):
+            for question, yes in zip(row, given, strict=True):
                 if scene.quality is Quality.UNCLEAR and question.kind != "unclear":
                     unclear[question.aspect.value].append(yes == question.answer)
                 else:
-                    seen[question.aspect.value, question.kind].append(yes == question.answer)
-    return Marks(
-        {key: Mark(float(np.mean(rights)), len(rights)) for key, rights in seen.items()},
+                    by_kind[question.aspect.value, question.kind].append(yes == question.answer)
+    return VerifierMetrics(
+        {key: Accuracy(float(np.mean(rights)), len(rights)) for key, rights in by_kind.items()},
         {key: float(np.mean(rights)) for key, rights in unclear.items()},
     )
 
 
 def save(
-    run: VerifierRun, model: Idefics3ForConditionalGeneration, marks: Mapping[str, Marks], out: Path, command: str
+    run: VerifierRun,
+    model: Idefics3ForConditionalGeneration,
+    heldout: VerifierMetrics,
+    generated: VerifierMetrics | None,
+    out: Path,
+    command: str,
 ) -> None:
-    """Write the model folder with its figures beside it: metrics.json and README.md. ``marks`` has "held-out" ones and,
-    where the generator was there to be examined on, "generated" ones."""
+    """Write the model folder, rounded to bfloat16, with metrics.json and README.md, whole or not at all.
+
+    ``command`` is the one that trains this verifier; ``generated`` are metrics on clips of the shipped generator.
+    """
     for weight in model.parameters():
         weight.data = weight.data.bfloat16()
-    save_folder(model, run.tokenizer, run.config.model, out)
     figures: dict[str, Any] = {
         "command": command,
         "seconds": round(run.seconds),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "config": run.config.model_dump(),
+        "held-out": heldout.figures(),
     }
-    for title, of in marks.items():
-        figures[title] = {
-            "balanced_accuracy": {aspect: round(of.balanced(aspect), 4) for aspect in of.aspects},
-            "by_kind": {
-                f"{a}: {k}": {"right": round(m.right, 4), "asked": m.asked} for (a, k), m in of.by_kind.items()
-            },
-            "unclear_pictures": {aspect: round(right, 4) for aspect, right in of.unclear.items()},
-        }
-    (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(_readme(figures, marks), encoding="utf-8")
+    if generated is not None:
+        figures["generated"] = generated.figures()
+    with replacing(out) as partial:
+        write_files(model, run.tokenizer, run.config.model, partial)
+        write_json(partial / "metrics.json", figures)
+        (partial / "README.md").write_text(_readme(figures, heldout, generated), encoding="utf-8")
 
 
-def _readme(figures: Mapping[str, Any], marks: Mapping[str, Marks]) -> str:
-    heldout = marks["held-out"]
+def _readme(figures: Mapping[str, Any], heldout: VerifierMetrics, generated: VerifierMetrics | None) -> str:
+    """The README of a trained verifier. ``figures`` has its command, the seconds that took and its parameters."""
     text = f"""# The verifier of the digits world
 
 A small Idefics3 ({figures["parameters"]:,} parameters, stored in bfloat16, served in float32) that answers yes/no
@@ -163,20 +190,22 @@ questions about up to four frames of a clip. Made by
 
     {figures["command"]}
 
-in {figures["seconds"]:,} seconds on one CPU thread. Balanced accuracy is the mean of the right share among true and
-among false statements, kinds of false statement counting alike. On held-out clips (scans never trained on, flawed as a
-generator's are, pictures clear or fair):
+in {figures["seconds"]:,} seconds on one CPU thread.
+
+Balanced accuracy is the mean of the accuracy on true statements and that on false ones, each kind of false statement
+having the same weight. On held-out clips (scans that no training clip shows, with faults like a generator's, on clear
+and fair pictures):
 
 {heldout.markdown()}
 
 On pictures too blurred or noisy to be called clear, the share of right answers is
 {", ".join(f"{aspect} {right:.1%}" for aspect, right in sorted(heldout.unclear.items()))}.
 """
-    if "generated" in marks:
+    if generated is not None:
         text += f"""
-On clips of the shipped generator, against what the oracle (evaluation/digits_oracle.py, never seen in training) reads
-in each of their units, where it is sure of that:
+On clips of the shipped generator, compared with what the oracle (digits/oracle.py, which no training sees) reads in
+each of their units, wherever it is certain:
 
-{marks["generated"].markdown()}
+{generated.markdown()}
 """
     return text

@@ -1,12 +1,12 @@
-"""The small verifier: an Idefics3 with a word-level tokenizer, as a folder that transformers and vLLM load alike.
+"""The small verifier: an Idefics3 with a word-level tokenizer, saved as a folder that transformers and vLLM load.
 
-A question reaches it as ``<image>`` per shown frame, then the sentence; the probability of "yes" is read off the next
-token. Words are lower-cased and split at punctuation, so the two libraries cannot disagree about token ids.
+Its prompt is one ``<image>`` per shown frame, then the question; the answer is read off the probabilities of "yes" and
+"no" as the next token. Words are lower-cased and split at punctuation, so that the two libraries cannot disagree about
+token ids.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,9 +27,10 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from framegrove.config.verifier import VerifierArchitecture
+from framegrove.digits import questions as ask
+from framegrove.digits.config import VerifierArchitecture
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS
-from framegrove.verification import questions as ask
+from framegrove.files import replacing
 
 PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END = (
     "<pad>",
@@ -47,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, over the words of every question this verifier is trained on."""
+    """One token per word, for the words of every question that this verifier is trained on."""
     samples = [ask.ask_digit(d) for d in DIGITS] + [ask.ask_colour(c) for c in COLOURS]
     samples += [ask.ask_motion(0, "red", m) for m in MOTIONS] + [ask.ask_match(f"a red 0 moves {m}") for m in MOTIONS]
     samples += [ask.ask_binding(0, "red"), ask.ask_count(1), ask.ask_count(2), ask.ASK_STABLE, ask.ASK_CLEAR, "yes no"]
@@ -69,7 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(config: VerifierArchitecture, tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
-    """A freshly initialised model; seed torch before."""
+    """A model with random initial weights, drawn from torch's global generator."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.text_width,
@@ -99,37 +100,40 @@ def build_model(config: VerifierArchitecture, tokenizer: PreTrainedTokenizerFast
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Idefics3ForConditionalGeneration._from_config(whole, attn_implementation="eager")
-    with torch.no_grad():  # words as large as the picture's features will be
+    with torch.no_grad():
+        # Words are as large as the codes of pictures (verifier_codes.py).
         model.get_input_embeddings().weight.normal_(std=1.0)
-        for layer in model.model.text_model.layers:  # everything looks for its like at first, a word for what it names
+        # With equal queries and keys a token attends at first to tokens like itself, so a word to what it names.
+        for layer in model.model.text_model.layers:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     return model
 
 
-class _QuickNorm(nn.Module):
-    """What LlamaRMSNorm computes, at a third of its price on a CPU, for bfloat16 states stay what they are."""
+class _FastNorm(nn.Module):
+    """Computes what LlamaRMSNorm does at a third of its cost on a CPU: bfloat16 states are not converted to float32."""
 
     def __init__(self, usual: LlamaRMSNorm) -> None:
         super().__init__()
-        self.weight, self.least = usual.weight, usual.variance_epsilon
+        self.weight = usual.weight
+        self.epsilon = usual.variance_epsilon
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = (length.square() / states.shape[-1] + self.least).rsqrt()
+        scale = (length.square() / states.shape[-1] + self.epsilon).rsqrt()
         return states * scale.to(states.dtype) * self.weight
 
 
-def quickened(model: Idefics3ForConditionalGeneration) -> Idefics3ForConditionalGeneration:
-    """The same model, its weights in the same order, computing its norms in a quicker way."""
+def with_fast_norms(model: Idefics3ForConditionalGeneration) -> Idefics3ForConditionalGeneration:
+    """The same model, changed in place: its norms are computed faster, its weights stay the same, in the same order."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LlamaRMSNorm):
-                setattr(module, name, _QuickNorm(child))
+                setattr(module, name, _FastNorm(child))
     return model
 
 
 def tokens_per_frame(config: VerifierArchitecture) -> int:
-    """Image tokens of one frame, without the three that mark it."""
+    """Image tokens of one frame, without the three that surround them."""
     return (config.image_size // config.patch_size // config.scale_factor) ** 2
 
 
@@ -139,10 +143,22 @@ def save_folder(
     config: VerifierArchitecture,
     out: Path,
 ) -> None:
-    """Write weights (in the model's type), configuration, tokenizer and processor; replaces ``out`` as a whole."""
-    building = out.with_name(out.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    model.save_pretrained(building)
+    """Write weights (in the model's dtype), configuration, tokenizer and processor into the folder ``out``.
+
+    A folder that is already there is replaced as a whole.
+    """
+    with replacing(out) as partial:
+        write_files(model, tokenizer, config, partial)
+
+
+def write_files(
+    model: Idefics3ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    config: VerifierArchitecture,
+    folder: Path,
+) -> None:
+    """What ``save_folder`` writes, into a folder that others may complete."""
+    model.save_pretrained(folder)
     images = Idefics3ImageProcessorPil(
         size={"longest_edge": config.image_size},
         max_image_size={"longest_edge": config.image_size},
@@ -153,16 +169,15 @@ def save_folder(
     processor = Idefics3Processor(
         images, tokenizer, image_seq_len=tokens_per_frame(config), chat_template=CHAT_TEMPLATE
     )
-    processor.save_pretrained(building)
+    processor.save_pretrained(folder)
     tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(building)
-    shutil.rmtree(out, ignore_errors=True)
-    building.rename(out)
+    tokenizer.save_pretrained(folder)
+    ask.write_settings(folder)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring questions of one width: ``count`` of them, ``width`` tokens each, padding included."""
+    """``count`` adjacent questions of ``width`` tokens each, padding included."""
 
     count: int
     width: int
@@ -170,10 +185,12 @@ class Group:
 
 @dataclass(frozen=True)
 class PackedQuestions:
-    """Questions of B clips, K each, laid side by side after one prefix of frames (L tokens in all).
+    """Questions about B clips, K each, in one row of L tokens per clip: a prefix of frames, then question by question.
 
-    Every token sees the frames and its own question so far. ``ends_BK`` finds the last token of each question,
-    ``answers_BK`` is 1 for yes.
+        frames (prefix) | question 1 | question 2 | ... | question K
+
+    Every token attends to the frames and to its own question so far. ``ends_BK`` is the index of the last token of each
+    question, ``answers_BK`` is 1 for yes. Positions restart after the prefix with every question, as if it were alone.
     """
 
     prefix: int
@@ -184,11 +201,11 @@ class PackedQuestions:
     answers_BK: torch.Tensor
 
 
-_LONG = 2  # the longest questions of a clip, whole captions, stand in a group of their own
+_LONG = 2  # this many of the longest questions, mostly whole captions, are a group, so that they widen no others
 
 
 class Packer:
-    """Turns questions into PackedQuestions."""
+    """Turns questions into PackedQuestions, for a model with ``frame_tokens`` image tokens per frame."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, frame_tokens: int) -> None:
         self._ids = {w: _id(tokenizer, w) for w in (AROUND_IMAGE, GLOBAL_IMAGE, IMAGE, PAD)}
@@ -205,7 +222,10 @@ class Packer:
         return self._known[text]
 
     def pack(self, shown: int, texts: Sequence[Sequence[str]], answers: Sequence[Sequence[bool]]) -> PackedQuestions:
-        """``texts[b][k]``: every clip shows ``shown`` frames and has the same number of questions."""
+        """Pack question k of clip b, ``texts[b][k]``.
+
+        Every clip shows ``shown`` frames and has the same number of questions, shortest first.
+        """
         image = [self._ids[IMAGE]] * self._frame_tokens
         prefix = [self._ids[AROUND_IMAGE], self._ids[GLOBAL_IMAGE], *image, self._ids[AROUND_IMAGE]] * shown
         rows = [[self.tokens(text) for text in row] for row in texts]
@@ -245,7 +265,10 @@ def packed_attention(
     packed: PackedQuestions,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over PackedQuestions, (B, heads, L, D) each: no question is scored against another one's tokens."""
+    """Attention over PackedQuestions; query, key and value are (B, heads, L, D), the output (B, L, heads, D).
+
+    Scores between different questions are not computed at all.
+    """
     shared = packed.prefix
     past_key, past_value = key[:, :, :shared].transpose(2, 3), value[:, :, :shared]
     seen = _softmax(query[:, :, :shared] @ past_key * scaling + _causal(shared, query))
@@ -276,7 +299,7 @@ AttentionInterface.register("packed_questions", packed_attention)
 
 
 def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tensor) -> torch.Tensor:
-    """Features of frames in [0, 1], one per cell, as the text model receives them: (N, cells, text width)."""
+    """What the text model receives of frames in [0, 1], one vector per cell: (N, cells, text width)."""
     pixels = ((frames_N3HW - 0.5) / 0.5).to(model.dtype)
     seen = model.model.vision_model(pixel_values=pixels).last_hidden_state
     cells: torch.Tensor = model.model.connector(seen)
@@ -286,8 +309,12 @@ def read_cells(model: Idefics3ForConditionalGeneration, frames_N3HW: torch.Tenso
 def answer_logits(
     model: Idefics3ForConditionalGeneration, cells_BMD: torch.Tensor, packed: PackedQuestions
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits over the vocabulary where each answer would stand, (B, K, V), from the cells of all frames in order; the
-    text model's states half way up at those cells, like ``cells_BMD``; and those before the last layer, (B, L, D)."""
+    """Logits of the token after each question, and states of the text model that other losses look at.
+
+    ``cells_BMD`` has the cells of all frames of a clip, in order. Returns the logits over the vocabulary (B, K, V); the
+    states half way up the layers at the cells, of the shape of ``cells_BMD``; and all states before the last layer
+    (B, L, D).
+    """
     words = model.get_input_embeddings()(packed.ids_BL)
     at_image = (packed.ids_BL == model.config.image_token_id)[..., None]
     inputs = words.masked_scatter(at_image, cells_BMD.to(words.dtype))
@@ -296,7 +323,8 @@ def answer_logits(
     try:
         states = text(
             inputs_embeds=inputs,
-            attention_mask=inputs.new_zeros(1, 1, 1, 1),  # a ready mask: packed_attention knows what may be seen
+            # Keeps transformers from building a mask; packed_attention needs none.
+            attention_mask=inputs.new_zeros(1, 1, 1, 1),
             position_ids=packed.positions_1L,
             use_cache=False,
             packed=packed,

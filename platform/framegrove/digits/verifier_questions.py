@@ -1,8 +1,8 @@
-"""Questions with known answers about drawn scenes, half of them hard: near misses of what the scene shows.
+"""Questions about drawn scenes with their true answers, many of them hard: near misses of what the scene shows.
 
-A verifier trained on easy negatives reads a bag of attributes: it says yes to "a red 3" when there is a red 2 and a
-blue 3. So nearly half of the negatives here borrow from the other object, change one attribute, or name what was true
-only for a while. Accuracy is reported by the ``kind`` of each.
+A verifier trained on easy negatives reads a bag of attributes: it says yes to "a red 3" when there are a red 2 and a
+blue 3. Nearly half of the negatives here therefore borrow an attribute from the other object, change a single one, or
+name what is true for a part of the clip only. Accuracy is reported for every ``kind`` of question.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framegrove.digits import questions as ask
+from framegrove.digits.questions import Aspect, static_scene
 from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS, DigitObject, caption
-from framegrove.verification import questions as ask
-from framegrove.verification.questions import Aspect
-from framegrove.verification.rewriting import static_scene
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A question, its true answer, and what makes it easy or hard: "true", "absent", "swapped", "drift", ..."""
+    """A question, its true answer, and its kind: "true", or what makes it false, as "absent", "swapped" or "drift"."""
 
     text: str
     answer: bool
@@ -50,7 +49,7 @@ _ASPECTS_STILL = {
 
 
 def ask_about(scene: Scene, rng: np.random.Generator, count: int) -> list[Labelled]:
-    """``count`` questions about ``scene``, yes and no in equal parts wherever it allows both; shortest first."""
+    """``count`` questions about ``scene``, shortest first; yes and no are equally likely where both are possible."""
     pools = {aspect: _POOLS[aspect](scene) for aspect in Aspect}
     odds = _ASPECTS_STILL if scene.frames.shape[0] == 1 else _ASPECTS_MOVING
     aspects = [a for a in odds if pools[a]]
@@ -62,9 +61,9 @@ def ask_about(scene: Scene, rng: np.random.Generator, count: int) -> list[Labell
     return sorted((_draw(pools[aspect], rng) for aspect in picks), key=lambda q: len(q.text.split()))
 
 
-_MOST_WHOLE = 2  # captions a clip: they are long, and more would widen every slot of a batch
-# How often a negative of a kind is drawn, against 1 for the kinds not named: an easy one seldom, and often those that
-# only a reader of who does what gets right.
+_MOST_WHOLE = 2  # whole captions per clip: they are long, and more would widen all questions of a batch
+# Relative odds of the kinds of negatives, 1 where none is given: easy ones are rare, and those frequent that require
+# knowing which object has which attribute.
 _ODDS = {"absent": 0.3, "swapped": 3.0, "swapped digits": 3.0, "swapped motions": 2.0, "drift": 1.5}
 
 
@@ -87,7 +86,7 @@ def _steady(scene: Scene) -> set[tuple[int, str]]:
 
 
 def _ever(scene: Scene) -> tuple[set[int], set[str]]:
-    """Digits and colours that are seen, or were meant, at any time."""
+    """Digits and colours that some frame shows, or that were meant to be shown."""
     digits = {d.name.digit for d in scene.drawn} | {n for d in scene.drawn for n in d.digits if n is not None}
     colours = {d.name.colour for d in scene.drawn} | {c for d in scene.drawn for c in d.colours if c is not None}
     return digits, colours
@@ -136,7 +135,7 @@ def _colours(scene: Scene) -> list[Labelled]:
 
 
 def _nameable(scene: Scene) -> bool:
-    """Whether every object can be told from the others by colour and digit, and there to be followed."""
+    """Whether colour and digit tell every object from the others, and every frame shows all of them."""
     names = {(d.name.digit, d.name.colour) for d in scene.drawn}
     return len(names) == len(scene.drawn) and all(None not in d.colours for d in scene.drawn)
 
@@ -168,7 +167,7 @@ def _counts(scene: Scene) -> list[Labelled]:
 
 
 def _matches(scene: Scene) -> list[Labelled]:
-    """Whole prompts, with and without motion: the true one, and true but for one thing."""
+    """Whole captions, with and without motion: the true one, and ones with a single mistake."""
     named = tuple(d.name for d in scene.drawn)
     held = len(_steady(scene)) == len(named)
     moving = all(d.motion is not None for d in scene.drawn)
@@ -189,7 +188,7 @@ def _matches(scene: Scene) -> list[Labelled]:
 
 
 def _with_one_less(named: tuple[DigitObject, ...]) -> list[tuple[DigitObject, ...]]:
-    """What a prompt would say of all objects but one, as far as prompts say such things."""
+    """All objects but one, in every way that is a valid caption: digits and colours must differ."""
     fewer = [tuple(one for at, one in enumerate(named) if at != left_out) for left_out in range(len(named))]
     return [
         rest

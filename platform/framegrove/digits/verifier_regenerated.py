@@ -1,9 +1,10 @@
-"""Scenes in the shipped generator's hand: painted with known faults, then drawn once more by the generator.
+"""Regenerated scenes: painted with known faults, then passed through the shipped generator.
 
-Strokes that come out of the generator are softer and shakier than painted ones, and a verifier that never saw such
-strokes calls many a sound digit malformed. So a part of its last stage of training is made of clips that went through
-the generator's VAE, and half of these through the end of its last pyramid stage too: noise that leaves the digits what
-they are, taken away again without a caption, unit after unit. The oracle has no part in this.
+The generator's strokes are softer and shakier than painted ones, and a verifier that has never seen such strokes takes
+many sound digits for malformed ones. A part of the clips in its last training phase therefore has been encoded and
+decoded by the generator's VAE. Half of these have also been through the end of its last pyramid stage: noise too weak
+to change what the digits are is added and removed again, without a caption, unit after unit. The oracle has no part in
+this.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from framegrove.digits.verifier_scenes import Fault, Quality, Scene, draw_scene
 from framegrove.errors import UserError
+from framegrove.files import replacing
 from framegrove.flow.generation import to_pixels
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, halve
@@ -30,35 +32,39 @@ from framegrove.verification.questions import shown_frames
 UNITS = 4
 _BATCH = 32
 _STEPS = 3
-# How far back into the last stage a clip is taken, as the stage's interpolation ratio: 0 is the VAE alone. At 0.5 the
-# digits still are what they were (of 32 true clips 28 were read rightly, 30 after the VAE alone).
+# How far back into the last pyramid stage a clip is taken, as a share of that stage; 0 is the VAE alone. At 0.5 digits
+# still are what they were: of 32 flawless clips the oracle read 28 correctly, and 30 after the VAE alone.
 _STRENGTHS = (0.2, 0.5)
 _LATER_FAULTS = {Fault.RESTYLE, Fault.MORPH, Fault.MELT, Fault.RECOLOUR, Fault.VANISH, Fault.SWERVE, Fault.STILL}
 
 
-def redrawn_scenes(
-    count: int, seed: int, kept_in: Path, report: Callable[[int], None] = lambda _: None
+def regenerated_scenes(
+    count: int, seed: int, kept_in: Path, on_scenes: Callable[[int], None] = lambda _: None
 ) -> tuple[Scene, ...]:
-    """``count`` scenes of four shown frames. Their pixels are kept in the file ``kept_in``, from which a resumed run
-    takes them; ``report`` hears how many are drawn. Raises UserError where the file holds others."""
+    """``count`` scenes of four shown frames, a pure function of ``count`` and ``seed``.
+
+    Their pixels are kept in the file ``kept_in``, which a resumed run reads. ``on_scenes`` is told how many are done.
+    Raises UserError where the file holds other scenes or is damaged.
+    """
     if not kept_in.exists():
-        pixels = _drawn(count, seed, report)
-        building = kept_in.with_suffix(".building.npz")
-        np.savez(building, pixels=pixels, seed=seed)
-        building.replace(kept_in)
+        pixels = _regenerated(count, seed, on_scenes)
+        with replacing(kept_in) as partial, partial.open("wb") as file:
+            np.savez(file, pixels=pixels, seed=seed)
     try:
         with np.load(kept_in) as kept:
             pixels, kept_seed = kept["pixels"], int(kept["seed"])
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{kept_in} is not readable ({error}): remove it to draw its clips anew") from error
+        raise UserError(f"{kept_in} is not readable ({error}): remove it to make its clips anew") from error
     if len(pixels) != count or kept_seed != seed:
-        raise UserError(f"{kept_in} holds {len(pixels)} clips of seed {kept_seed}: remove it to draw {count} of {seed}")
+        raise UserError(
+            f"{kept_in} holds {len(pixels)} clips of seed {kept_seed}, not {count} of seed {seed}: remove it"
+        )
     frames = torch.from_numpy(pixels).movedim(-1, 2) / 255.0
     return tuple(replace(_scene(seed, index, painted=False), frames=frames[index]) for index in range(count))
 
 
 def first_frame(scene: Scene) -> Scene:
-    """The scene as far as its first frame shows it: what goes wrong later on has not happened yet."""
+    """The first frame alone, without the faults that begin after it."""
     drawn = tuple(
         replace(
             one,
@@ -79,7 +85,7 @@ def _scene(seed: int, index: int, *, painted: bool) -> Scene:
     return draw_scene(rng, shown=UNITS, quality=Quality.FAIR, painted=painted, whole=True)
 
 
-def _drawn(count: int, seed: int, report: Callable[[int], None]) -> np.ndarray:
+def _regenerated(count: int, seed: int, on_scenes: Callable[[int], None]) -> np.ndarray:
     """The shown frames of every scene, uint8 (count, 4, H, W, 3)."""
     pipeline = load_pipeline()
     empty = pipeline.text.encode([""])[0]
@@ -91,24 +97,27 @@ def _drawn(count: int, seed: int, report: Callable[[int], None]) -> np.ndarray:
         strengths = np.where(rng.random(len(painted)) < 0.5, 0.0, rng.uniform(*_STRENGTHS, len(painted)))
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         video = torch.stack(painted).movedim(2, 1) * 2 - 1
-        frames = _redraw(pipeline, empty, video, strengths.tolist(), noise)
+        frames = _regenerate(pipeline, empty, video, strengths.tolist(), noise)
         batches.append(frames[:, list(shown_frames(frames.shape[1]))])
-        report(indices.stop)
+        on_scenes(indices.stop)
     return np.concatenate(batches)
 
 
 @torch.no_grad()
-def _redraw(
+def _regenerate(
     pipeline: Pipeline, text: TextEmbedding, video_BCTHW: Tensor, strengths: Sequence[float], noise: torch.Generator
 ) -> np.ndarray:
-    """The clips in [-1, 1] as the generator would have drawn them, uint8 (B, T, H, W, 3)."""
+    """The clips, given in [-1, 1], as the generator would draw them, uint8 (B, T, H, W, 3).
+
+    Clips of strength 0 only pass through the VAE.
+    """
     latents = pipeline.latent_norm.normalise(pipeline.vae.encode(video_BCTHW).mean)
     chosen = [at for at, strength in enumerate(strengths) if strength > 0]
     histories: list[tuple[Tensor, ...]] = [() for _ in chosen]
     for unit in range(latents.shape[2] if chosen else 0):
         clean = [latents[at, :, unit : unit + 1] for at in chosen]
-        redone = _denoised(pipeline, text, histories, clean, [strengths[at] for at in chosen], noise)
-        histories = [(*history, latent) for history, latent in zip(histories, redone, strict=True)]
+        denoised = _denoised(pipeline, text, histories, clean, [strengths[at] for at in chosen], noise)
+        histories = [(*history, latent) for history, latent in zip(histories, denoised, strict=True)]
     for at, history in zip(chosen, histories, strict=True):
         latents[at] = torch.cat(history, 1)
     return to_pixels(pipeline.vae.decode(pipeline.latent_norm.denormalise(latents)))
@@ -122,10 +131,11 @@ def _denoised(
     strengths: Sequence[float],
     noise: torch.Generator,
 ) -> list[Tensor]:
-    """Units taken back into the last stage by ``strengths`` and brought forth again, without guidance."""
+    """Units, noised by ``strengths`` within the last pyramid stage and denoised again, without guidance."""
     schedule = PyramidSchedule.of(pipeline.recipe.pyramid)
     last = schedule.stages - 1
-    sigma, timesteps = schedule.start_sigma(last), schedule.training_timesteps(last)
+    sigma = schedule.start_sigma(last)
+    timesteps = schedule.training_timesteps(last)
     states = []
     for unit, ratio in zip(clean, strengths, strict=True):
         start = (1 - sigma) * double(halve(unit)) + sigma * torch.randn(unit.shape, generator=noise)

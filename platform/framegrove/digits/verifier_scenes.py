@@ -1,9 +1,9 @@
-"""Clips for training a verifier: true ones and ones that go wrong as a generator's do, with what is true of each.
+"""Clips for training a verifier: flawless ones, ones with the faults of a generator, and the truth about each.
 
-A generator's clip fails in its own ways: a digit turns into another one in a later unit, changes colour, vanishes,
-jumps to another line, stands still, is no digit at all, is there twice; the picture is blurred, mottled or noisy. Each
-is drawn here on purpose, frame by frame, so that the truth of any question is known. Only the frames a verifier is
-shown are drawn.
+A generated clip fails in typical ways: a digit turns into another one in a later unit, changes colour, vanishes, jumps
+to another line, stands still, is malformed, or appears twice; the picture is blurred, mottled or noisy. These faults
+are drawn here on purpose, frame by frame, so that the right answer to any question is known. Only the frames that a
+verifier is shown are drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from framegrove.config.request import FRAMES_PER_UNIT
-from framegrove.digits import world as digits
+from framegrove.digits import world
 from framegrove.digits.world import COLOURS, MOTIONS, SIZE, Split
 from framegrove.verification.questions import shown_frames
 
@@ -30,46 +30,48 @@ Choice = TypeVar("Choice")
 
 
 class Fault(enum.StrEnum):
-    """What is wrong with one drawn digit."""
+    """What is wrong with one drawn digit; ``later`` means from some frame after the first."""
 
     NONE = "none"
-    RESTYLE = "restyle"  # the same digit from another scan later on: harmless
-    MORPH = "morph"  # another digit later on
-    MELT = "melt"  # no digit any more later on
-    RECOLOUR = "recolour"  # another colour later on
-    VANISH = "vanish"  # gone, or a mere smudge, later on
-    SWERVE = "swerve"  # off its line later on
+    RESTYLE = "restyle"  # later the same digit from another scan: harmless
+    MORPH = "morph"  # later another digit
+    MELT = "melt"  # later strokes that are no digit
+    RECOLOUR = "recolour"  # later another colour
+    VANISH = "vanish"  # later gone, or a mere smudge
+    SWERVE = "swerve"  # later off its line
     STILL = "still"  # does not move
-    MALFORMED = "malformed"  # no digit: two digits blended, half of one, a blob
+    MALFORMED = "malformed"  # strokes that are no digit: two digits blended, half of one, a blob
 
 
 class Quality(enum.StrEnum):
-    """How well the whole picture can be made out."""
+    """How clear the whole picture is."""
 
     CLEAR = "clear"
-    FAIR = "fair"  # between the two: not asked about
+    FAIR = "fair"  # between the two: no question asks whether it is clear
     UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One digit as it was drawn, frame by frame; None where there is no such thing to read."""
+    """One digit as it was drawn, shown frame by shown frame; None where a frame shows no digit or no colour."""
 
-    name: digits.DigitObject  # as a caption of the clip's beginning would name it
+    name: world.DigitObject  # as a caption of the first frame would name it
     fault: Fault
-    start: int  # the first frame that a later change touches
+    start: int  # the first shown frame that a later change affects
     digits: tuple[int | None, ...]
     colours: tuple[str | None, ...]
     motion: str | None
     centres: tuple[Place, ...]
-    path: tuple[Place, ...] = ()  # where it is in every frame of the clip, not only in the shown ones
+    path: tuple[Place, ...] = ()  # its centre in every frame of the clip, not only in the shown ones
 
     @property
     def steady_digit(self) -> int | None:
+        """The digit that all frames show, if they do."""
         return self.digits[0] if len(set(self.digits)) == 1 else None
 
     @property
     def steady_colour(self) -> str | None:
+        """The colour that all frames show, if they do."""
         return self.colours[0] if len(set(self.colours)) == 1 else None
 
 
@@ -106,19 +108,19 @@ def draw_scene(
     painted: bool = True,
     whole: bool = False,
 ) -> Scene:
-    """A random clip of which ``shown`` frames (one a unit) are seen; ``quality`` None draws one.
+    """A random clip of which ``shown`` frames are shown, one per unit; its quality is random unless it is given.
 
-    Not painted, its frames are of no size: all that is true of it is the same, at a twentieth of the price. ``whole``
-    paints every frame of its units, not only those that are shown, and nothing else differs but the scans.
+    Without ``painted`` the frames are empty tensors: the truth about the clip is the same, at a twentieth of the cost.
+    With ``whole`` every frame of its units is painted, not only the shown ones; only the choice of scans differs then.
     """
     objects = _objects(rng, split)
-    times = shown_frames(digits.frame_count(shown), most=max(2, shown))
+    times = shown_frames(world.frame_count(shown), most=max(2, shown))
     drawn = []
     for name, area in zip(objects, _areas(len(objects), rng), strict=True):
         fault = _pick(rng, _STATIC_FAULTS if shown == 1 else _MOVING_FAULTS)
         drawn.append(_draw(name, fault, area, times, rng))
     chosen = quality if quality is not None else _pick(rng, _QUALITIES)
-    hand = np.random.default_rng(int(rng.integers(2**62)))  # scans and artefacts leave what is true as it is
+    hand = np.random.default_rng(int(rng.integers(2**62)))  # of its own: scans and artefacts do not change the truth
     unit_of = units_of_frames(shown) if whole else list(range(shown))
     frames = _painted(drawn, unit_of, chosen, hand, split) if painted else torch.empty(shown, 3, 0, 0)
     return Scene(frames, tuple(drawn), chosen)
@@ -134,9 +136,9 @@ def _pick(rng: np.random.Generator, odds: dict[Choice, float]) -> Choice:
     return list(odds)[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
 
 
-def _objects(rng: np.random.Generator, split: Split) -> tuple[digits.DigitObject, ...]:
-    """As in true clips, but now and then two of one colour or of one digit, or one too many: generators make those."""
-    objects = digits.draw_objects(rng, split=split, digits=1 if rng.random() < 0.35 else 2)
+def _objects(rng: np.random.Generator, split: Split) -> tuple[world.DigitObject, ...]:
+    """As in true clips, but sometimes two share colour or digit, or there is a third: generators make such clips."""
+    objects = world.draw_objects(rng, split=split, digits=1 if rng.random() < 0.35 else 2)
     if len(objects) == 1:
         return objects
     one, two = objects
@@ -144,41 +146,41 @@ def _objects(rng: np.random.Generator, split: Split) -> tuple[digits.DigitObject
     if odd < 0.15:
         return one, _like(one, two, rng)
     if odd < 0.35:
-        three = digits.draw_objects(rng, split=split, digits=1)[0]
+        three = world.draw_objects(rng, split=split, digits=1)[0]
         if rng.random() < 0.8:
             three = _like(one if rng.random() < 0.5 else two, three, rng)
         return one, two, three
     return objects
 
 
-def _like(one: digits.DigitObject, other: digits.DigitObject, rng: np.random.Generator) -> digits.DigitObject:
-    """``other`` with the digit of ``one``, or its colour, or mostly both."""
+def _like(one: world.DigitObject, other: world.DigitObject, rng: np.random.Generator) -> world.DigitObject:
+    """``other`` with the digit of ``one``, with its colour, or, half of the time, with both."""
     way = rng.random()
-    return digits.DigitObject(
+    return world.DigitObject(
         one.digit if way < 0.75 else other.digit, one.colour if way > 0.25 else other.colour, other.motion
     )
 
 
-def _areas(count: int, rng: np.random.Generator) -> list[digits.Area]:
-    """As in true clips; a third digit has a quarter of the picture, and so has one of the others then."""
+def _areas(count: int, rng: np.random.Generator) -> list[world.Area]:
+    """As in true clips; where there are three digits, one has half of the picture and the others a quarter each."""
     if count < 3:
-        return digits.areas(count, rng)
-    half, other = digits.areas(2, rng)
+        return world.areas(count, rng)
+    half, other = world.areas(2, rng)
     side = min(other.right - other.left, other.bottom - other.top)
-    first = digits.Area(other.left, other.left + side, other.top, other.top + side)
-    second = digits.Area(other.right - side, other.right, other.bottom - side, other.bottom)
+    first = world.Area(other.left, other.left + side, other.top, other.top + side)
+    second = world.Area(other.right - side, other.right, other.bottom - side, other.bottom)
     areas = [half, first, second]
     return [areas[at] for at in rng.permutation(3)]
 
 
 def _draw(
-    name: digits.DigitObject, fault: Fault, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator
+    name: world.DigitObject, fault: Fault, area: world.Area, times: tuple[int, ...], rng: np.random.Generator
 ) -> Drawn:
-    """What is true of one digit with its fault."""
+    """The truth about one digit with its fault."""
     shown = len(times)
     path = _path(name.motion, area, times, rng)
     motion: str | None = name.motion
-    start = int(rng.integers(1, shown)) if shown > 1 else 0  # the first frame that a later change touches
+    start = int(rng.integers(1, shown)) if shown > 1 else 0
     seen: list[int | None] = [name.digit] * shown
     colours: list[str | None] = [name.colour] * shown
     if fault is Fault.SWERVE and shown >= 3:
@@ -192,13 +194,13 @@ def _draw(
         seen[start:] = [None] * (shown - start)
     elif fault is Fault.MORPH:
         seen[start:] = [_other_digit(name.digit, rng)] * (shown - start)
-        if shown - start > 1 and rng.random() < 0.5:  # on the way
+        if shown - start > 1 and rng.random() < 0.5:  # a frame in which it is neither digit
             seen[start] = None
     elif fault is Fault.RECOLOUR:
         colours[start:] = [str(rng.choice([c for c in COLOURS if c != name.colour]))] * (shown - start)
     elif fault is Fault.VANISH:
         seen[start:], colours[start:] = [None] * (shown - start), [None] * (shown - start)
-    elif fault is Fault.SWERVE:  # two frames are too few for it
+    elif fault is Fault.SWERVE:  # cannot be seen in two frames
         fault = Fault.NONE
     centres = tuple(path[time] for time in times)
     return Drawn(name, fault, start, tuple(seen), tuple(colours), motion, centres, tuple(path))
@@ -207,28 +209,28 @@ def _draw(
 def _painted(
     drawn: list[Drawn], unit_of: list[int], quality: Quality, hand: np.random.Generator, split: Split
 ) -> torch.Tensor:
-    """Frames, each as the shown frame of its unit looks, where the digits are at its time."""
-    frames = np.broadcast_to(np.asarray(digits.BACKGROUND, np.float32), (len(unit_of), SIZE, SIZE, 3)).copy()
+    """Paint frames (T, 3, H, W): digits look as in the shown frame of a frame's unit, and are where they are then."""
+    frames = np.broadcast_to(np.asarray(world.BACKGROUND, np.float32), (len(unit_of), SIZE, SIZE, 3)).copy()
     scale = 1.0 if hand.random() < 0.5 else float(hand.uniform(0.85, 1.1))
-    side = round((digits.SINGLE_SIDE if len(drawn) == 1 else digits.PAIR_SIDE) * scale)
+    side = round((world.SINGLE_SIDE if len(drawn) == 1 else world.PAIR_SIDE) * scale)
     for one in drawn:
         tinge = COLOURS[str(hand.choice(list(COLOURS)))], float(hand.uniform(0, 0.2)) if hand.random() < 0.3 else 0.0
         colours = [_mixed(COLOURS[colour or one.name.colour], *tinge) for colour in one.colours]
         inks, places = _inks(one, side, hand, split), one.centres if len(unit_of) == len(one.centres) else one.path
         for frame, unit, (x, y) in zip(frames, unit_of, places, strict=True):
-            digits.paint(frame, inks[unit], colours[unit], x, y)
+            world.paint(frame, inks[unit], colours[unit], x, y)
     seen = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous() / 255.0
     return degrade(seen, quality, hand)
 
 
 def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
-    """A colour with something of another one in it: generators take colours from a clip's other digit."""
+    """A colour with a share of another: in generated clips one digit's colour bleeds into the other."""
     red, green, blue = (round(one + share * (two - one)) for one, two in zip(colour, other, strict=True))
     return red, green, blue
 
 
 def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> list[Ink]:
-    """The strokes of a digit, frame by frame."""
+    """The strokes of a digit, shown frame by shown frame."""
     shown, start, digit = len(drawn.digits), drawn.start, drawn.name.digit
     scan = _scan(digit, hand, split)
     if drawn.fault is Fault.MALFORMED:
@@ -249,9 +251,9 @@ def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> l
     return inks
 
 
-def _path(motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random.Generator) -> list[Place]:
-    """Where the digit is in every frame; sometimes whole units are a pixel off, as a generator's would be."""
-    path = list(digits.track(motion, area, digits.frame_count(len(times)), rng))
+def _path(motion: str, area: world.Area, times: tuple[int, ...], rng: np.random.Generator) -> list[Place]:
+    """Where the digit is in every frame; sometimes whole units are a pixel off, as in generated clips."""
+    path = list(world.track(motion, area, world.frame_count(len(times)), rng))
     if rng.random() < 0.3:
         shake = rng.integers(-1, 2, size=(len(times), 2)).tolist()
         path = [
@@ -264,12 +266,12 @@ def _path(motion: str, area: digits.Area, times: tuple[int, ...], rng: np.random
 def _swerve(
     path: list[Place],
     motion: str,
-    area: digits.Area,
+    area: world.Area,
     times: tuple[int, ...],
     start: int,
     rng: np.random.Generator,
 ) -> tuple[list[Place], str | None]:
-    """Leave the line from unit ``start`` on; (unchanged, motion) where no try gets visibly away from it."""
+    """Leave the line from unit ``start`` on, and None for the motion; both unchanged where no attempt can be seen."""
     across = np.asarray([-MOTIONS[motion][1], MOTIONS[motion][0]]) / np.hypot(*MOTIONS[motion])
     first = units_of_frames(len(times)).index(start)
     for _ in range(6):
@@ -286,20 +288,20 @@ def _other_digit(digit: int, rng: np.random.Generator) -> int:
 
 
 def _scan(digit: int, rng: np.random.Generator, split: Split) -> Ink:
-    scans = digits.scans_of(digit, split)
+    scans = world.scans_of(digit, split)
     chosen: Ink = scans[int(rng.integers(len(scans)))]
     return chosen
 
 
 def _ink(scan: Ink, side: int, rng: np.random.Generator) -> Ink:
-    """The scan as strokes; most a little turned, sheared, thinner, thicker or fainter (a generator's hand shakes)."""
+    """The scan as strokes, mostly a little turned, sheared, thinner, thicker or fainter, as generated ones are."""
     if rng.random() < 0.4:
-        return digits.sprite(scan, side)
+        return world.sprite(scan, side)
     turn, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)
     matrix = np.asarray([[np.cos(turn), -np.sin(turn) + shear], [np.sin(turn), np.cos(turn)]])
     middle = np.asarray([3.5, 3.5])
     bent = ndimage.affine_transform(scan, matrix, offset=middle - matrix @ middle, order=1)
-    strokes = digits.sprite(np.clip(bent * float(rng.uniform(0.85, 1.35)), 0, 1).astype(np.float32), side)
+    strokes = world.sprite(np.clip(bent * float(rng.uniform(0.85, 1.35)), 0, 1).astype(np.float32), side)
     return strokes * np.float32(rng.uniform(0.6, 1.0) if rng.random() < 0.3 else 1.0)
 
 
@@ -308,17 +310,17 @@ def _malformed(scan: Ink, digit: int, side: int, rng: np.random.Generator, split
     way = rng.random()
     if way < 0.5:
         weight = float(rng.uniform(0.4, 0.6))
-        return digits.sprite(weight * scan + (1 - weight) * _scan(_other_digit(digit, rng), rng, split), side)
+        return world.sprite(weight * scan + (1 - weight) * _scan(_other_digit(digit, rng), rng, split), side)
     if way < 0.8:
         half = scan.copy()
         half[(slice(0, 4), slice(4, 8))[int(rng.integers(2))]] = 0
-        return digits.sprite(half, side)
+        return world.sprite(half, side)
     blob = ndimage.gaussian_filter(scan, float(rng.uniform(1.2, 2.0)))
-    return digits.sprite((blob / blob.max()).astype(np.float32), side)
+    return world.sprite((blob / blob.max()).astype(np.float32), side)
 
 
 def degrade(frames_N3HW: torch.Tensor, quality: Quality, rng: np.random.Generator) -> torch.Tensor:
-    """Blur, noise, or what a video autoencoder leaves behind, as strong as ``quality`` says; values stay in [0, 1]."""
+    """Add blur, noise, or the artefacts of a video autoencoder, as strong as ``quality`` implies; results in [0, 1]."""
     low, high = {Quality.CLEAR: (0.0, 0.3), Quality.FAIR: (0.3, 0.75), Quality.UNCLEAR: (1.4, 2.2)}[quality]
     if quality is Quality.CLEAR and rng.random() < 0.5:
         return frames_N3HW
@@ -334,7 +336,7 @@ def degrade(frames_N3HW: torch.Tensor, quality: Quality, rng: np.random.Generato
 
 
 def _autoencoded(frames: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
-    """Soft strokes, colour that bleeds, and mottle of a few pixels where there is something to see."""
+    """Soft strokes, bleeding colours, and mottling of a few pixels near strokes."""
     count = frames.shape[0]
     soft = _blur(frames, 0.4 + 1.6 * strength)
     coarse = functional.interpolate(functional.avg_pool2d(frames, 4), scale_factor=4, mode="bilinear")
@@ -345,12 +347,12 @@ def _autoencoded(frames: torch.Tensor, strength: float, rng: np.random.Generator
 
 
 def _blur(frames: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur as two products with a banded matrix: several times faster on a CPU than a convolution."""
+    """Gaussian blur as two matrix products: several times faster on a CPU than a convolution."""
     if sigma < 0.2:
         return frames
     at = torch.arange(frames.shape[-1], dtype=torch.float32)
     weights = torch.exp(-0.5 * ((at[:, None] - at[None, :]) / sigma) ** 2)
-    weights = torch.where(weights > 1e-5, weights, 0.0)  # denormal numbers are slow
+    weights = torch.where(weights > 1e-5, weights, 0.0)  # denormal numbers make products slow
     weights = weights / weights.sum(1, keepdim=True)
     across = frames.reshape(-1, frames.shape[-1]) @ weights.T
     return weights @ across.view(frames.shape)

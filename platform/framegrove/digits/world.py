@@ -2,11 +2,12 @@
 
 "a red 3 moves left and right", "a green 7 moves up and down and a blue 2 moves along the rising diagonal". 64x64, 8
 fps, any number of units (25 frames for four). A clip is a pure function of (seed, index, split), so nothing is
-downloaded or stored. A fifth of the scans and a tenth of the (digit, colour, motion) combinations are never drawn for
-training.
+downloaded or stored. A fifth of the scans and a tenth of the (digit, colour, motion) combinations are held out: no
+training clip shows them.
 
-Positions lie on multiples of 8 px at unit boundaries and speeds are 2 or 3 px a frame, so that where a unit ends falls
-on a cell of an 8x8x8 latent grid. Two digits have a half of the picture each, so that they never hide one another.
+Digits start on multiples of 8 px and move by 2 or 3 px per frame, hence by 16 or 24 px per unit of 8 frames: at every
+unit boundary they are aligned with the cells of an 8x8x8 latent grid. Where there are two, each has a half of the
+picture to itself, so that neither hides the other.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (50, 215, 225),
     "magenta": (225, 60, 215),
 }
-# Unit steps (x to the right, y down) of each motion; every digit bounces to and fro along its line.
+# Direction (x to the right, y down) of each motion; every digit goes back and forth along its line.
 MOTIONS: dict[str, tuple[int, int]] = {
     "left and right": (1, 0),
     "up and down": (0, 1),
@@ -47,7 +48,7 @@ BACKGROUND = (10, 10, 14)
 
 SINGLE_SIDE = 28  # side of the only digit, px
 PAIR_SIDE = 22  # side of each of two digits, px
-_SPEEDS = (2, 3)  # px a frame
+_SPEEDS = (2, 3)  # px per frame
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ class Clip:
 
 
 def clip(seed: int, index: int, *, split: Split = "train", digits: int | None = None, units: int = 4) -> Clip:
-    """Clip ``index`` of the endless data set ``seed``; ``digits`` fixes how many it shows (None: one or two, evenly).
+    """Clip ``index`` of the endless data set of a seed.
 
-    The train split never shows a held-out scan or a held-out combination; the heldout split shows held-out scans in
-    any combination.
+    It shows ``digits`` digits, 1 or 2, or, if that is None, either with equal probability. The train split never shows
+    a held-out scan or a held-out combination; the heldout split shows held-out scans in any combination.
     """
     rng = _rng(seed, index, split)
     objects = draw_objects(rng, split=split, digits=digits)
@@ -83,7 +84,7 @@ def clip(seed: int, index: int, *, split: Split = "train", digits: int | None = 
 
 
 def prompts(count: int, seed: int, *, digits: int | None = None) -> list[tuple[DigitObject, ...]]:
-    """``count`` prompts' objects for evaluation, held-out combinations included; a pure function of its arguments."""
+    """The objects of ``count`` prompts for evaluation, held-out combinations included; pure in its arguments."""
     return [draw_objects(_rng(seed, index, "heldout"), split="heldout", digits=digits) for index in range(count)]
 
 
@@ -112,12 +113,12 @@ def parse(text: str) -> tuple[DigitObject, ...] | None:
 
 
 def is_held_out(obj: DigitObject) -> bool:
-    """Whether this combination is kept out of training: one in ten, of every colour and motion and of nine digits."""
+    """Whether no training clip shows this combination: one in ten, of every colour and motion, of nine digits."""
     return (obj.digit + 3 * list(COLOURS).index(obj.colour) + 7 * list(MOTIONS).index(obj.motion)) % 10 == 0
 
 
 def draw_objects(rng: np.random.Generator, *, split: Split, digits: int | None = None) -> tuple[DigitObject, ...]:
-    """One or two random objects; two always differ in digit and in colour, so that a caption is unambiguous."""
+    """One or two random objects; two always differ in digit and in colour, so that captions are unambiguous."""
     count = digits if digits is not None else int(rng.integers(1, 3))
     if count not in (1, 2):
         raise ValueError(f"a clip shows 1 or 2 digits, not {count}")
@@ -131,7 +132,7 @@ def draw_objects(rng: np.random.Generator, *, split: Split, digits: int | None =
 def render(
     objects: tuple[DigitObject, ...], rng: np.random.Generator, *, split: Split, units: int = 4
 ) -> npt.NDArray[np.uint8]:
-    """Draw the objects with scans of the split; scan, place, speed and direction come from ``rng``."""
+    """Frames uint8 (T, H, W, 3) of the objects; scans (of the split), places, speeds and directions are random."""
     frames = np.broadcast_to(np.asarray(BACKGROUND, np.float32), (frame_count(units), SIZE, SIZE, 3)).copy()
     for obj, area in zip(objects, areas(len(objects), rng), strict=True):
         side = SINGLE_SIDE if len(objects) == 1 else PAIR_SIDE
@@ -156,7 +157,7 @@ def scans_of(digit: int, split: Split) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Area:
-    """Where a digit's centre may be, px: both ends inclusive and on the 8 px grid."""
+    """Where a digit's centre may be, in px: both ends inclusive, all on the 8 px grid."""
 
     left: int
     right: int
@@ -175,7 +176,7 @@ def _draw_object(rng: np.random.Generator) -> DigitObject:
 
 
 def areas(count: int, rng: np.random.Generator) -> list[Area]:
-    """Where one digit, or each of two, may be: two have a half each, side by side or one above the other."""
+    """The area of one digit, or of each of two, side by side or one above the other."""
     if count == 1:
         return [Area(16, 48, 16, 48)]
     halves = [Area(8, 24, 8, 56), Area(40, 56, 8, 56)]
@@ -185,11 +186,11 @@ def areas(count: int, rng: np.random.Generator) -> list[Area]:
 
 
 def track(motion: str, area: Area, frames: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Centres frame by frame: a triangle wave along the motion's line inside the area."""
+    """Centres (x, y) in px, frame by frame: a triangle wave along the motion's line within the area."""
     step_x, step_y = MOTIONS[motion]
     room_x, room_y = area.right - area.left, area.bottom - area.top
     length = min(room for room, step in ((room_x, step_x), (room_y, step_y)) if step)
-    # The line's upper left end; a rising diagonal starts at the bottom instead and runs up.
+    # The upper left end of the line; a rising diagonal begins at its lower left end instead.
     x0 = area.left + 8 * int(rng.integers((room_x - length * abs(step_x)) // 8 + 1))
     y0 = area.top + 8 * int(rng.integers((room_y - length * abs(step_y)) // 8 + 1))
     if step_y < 0:
@@ -203,7 +204,7 @@ def track(motion: str, area: Area, frames: int, rng: np.random.Generator) -> Ite
 
 
 def sprite(scan: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
-    """An 8x8 scan as smooth strokes, float32 (side, side) in [0, 1]."""
+    """The ink of an 8x8 scan, enlarged to smooth strokes, float32 (side, side) in [0, 1]."""
     padded = np.pad(scan, 1)
     ink = ndimage.zoom(padded, side / padded.shape[0], order=3, grid_mode=True, mode="grid-constant")
     ink = np.clip((ink - 0.15) / 0.6, 0.0, 1.0)

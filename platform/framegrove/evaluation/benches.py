@@ -273,8 +273,8 @@ def _vae_on_cpu(repeats: int) -> list[Finding]:
         (f"VAE encode of {_CLIP} units at 64x64, one clip (plain: PyTorch's choice)", ours(encode), plain(encode)),
         (f"VAE decode of {_SIBLINGS} siblings (plain: one by one)", ours(together), ours(one_by_one)),
     ):
-        times = _in_turns([quick, slow], repeats, cpu)
-        findings.append(Finding.timed(what, *times, "< plain", times[0].median < times[1].median, "ms"))
+        first, second = _in_turns([quick, slow], repeats, cpu)
+        findings.append(Finding.timed(what, first, second, "< plain", first.median < second.median, "ms"))
     return findings
 
 
@@ -316,7 +316,7 @@ def _counted(
 
 
 class _Counter(TorchDispatchMode):
-    """Records in ``most`` the peak of bytes alive on the GPU, not counting the weights of ``model``."""
+    """Records in ``most`` the most bytes alive at one time on the GPU, besides the weights of ``model``."""
 
     def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
         super().__init__()

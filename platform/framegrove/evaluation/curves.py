@@ -1,6 +1,6 @@
 """Scores against cost: bootstrap intervals, paired comparisons, Pareto fronts and their pictures.
 
-Everything is deterministic: resampling draws from a fixed seed, so that a table can be made again to the last digit.
+Everything is deterministic: resampling draws from a fixed seed, so that a table can be reproduced to the last digit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ INK = "#22262e"
 MUTED = "#8a919e"
 GRID = "#e6e8ec"
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e62", "#9b51c4", "#c6394c", "#5b6573")
+
+PRICE = "price of a video, all parts; 1x = sampling it once without a search"
 
 _RESAMPLES = 10_000
 
@@ -52,10 +54,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measured setting: what it cost (FLOPs a video) and how well it did."""
+    """One measured setting: what a video costs, in the unit that the picture's axis names, and how good it is."""
 
     label: str
-    flops: float
+    cost: float
     score: Interval
 
 
@@ -86,23 +88,26 @@ def compare(left: str, right: str, scores: Mapping[str, Mapping[int, float]]) ->
 def pareto(points: Sequence[CurvePoint]) -> list[CurvePoint]:
     """The points that no other one beats in both cost and mean score, cheapest first."""
     front: list[CurvePoint] = []
-    for point in sorted(points, key=lambda p: (p.flops, -p.score.mean)):
+    for point in sorted(points, key=lambda p: (p.cost, -p.score.mean)):
         if not front or point.score.mean > front[-1].score.mean:
             front.append(point)
     return front
 
 
 def draw_curves(
-    curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, title: str, score: str, cost: str = "FLOPs a video"
+    curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, title: str, score: str, cost: str = PRICE
 ) -> None:
-    """Score against cost (logarithmic), a line a curve with its intervals, and the Pareto front; a PNG at ``path``."""
+    """Draw score against cost (logarithmic), a line a curve, and the Pareto front; a PNG at ``path``.
+
+    Costs are total prices (report.Price) unless ``cost`` names something else.
+    """
     figure = Figure(figsize=(7.6, 4.8), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     front = pareto([point for points in curves.values() for point in points])
     if len(front) > 1:
         axes.step(
-            [p.flops for p in front],
+            [p.cost for p in front],
             [p.score.mean for p in front],
             where="post",
             lw=7,
@@ -111,23 +116,26 @@ def draw_curves(
             label="Pareto front",
         )
     for colour, (name, points) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
-        ordered = sorted(points, key=lambda p: p.flops)
+        ordered = sorted(points, key=lambda p: p.cost)
         means = np.array([p.score.mean for p in ordered])
         spread = np.array([[p.score.mean - p.score.low, p.score.high - p.score.mean] for p in ordered]).T
-        x = [p.flops for p in ordered]
+        x = [p.cost for p in ordered]
         axes.errorbar(
             x, means, np.maximum(spread, 0), color=colour, marker="o", ms=5, lw=1.6, capsize=3, label=name, zorder=3
         )
         for point in ordered:
             axes.annotate(
                 point.label,
-                (point.flops, point.score.mean),
+                (point.cost, point.score.mean),
                 (6, -11),
                 textcoords="offset points",
                 fontsize=8,
                 color=colour,
             )
     axes.set_xscale("log")
+    if cost == PRICE:
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(lambda value, _: f"{value:g}x" if f"{value:e}"[0] in "1235" else "")
     axes.set_xlabel(cost, color=INK)
     axes.set_ylabel(score, color=INK)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")

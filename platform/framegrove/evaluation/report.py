@@ -1,18 +1,45 @@
-"""What a search did: the record of a finished search, and what report.json says of it. tree_picture.py draws it."""
+"""The record of a finished search, its price, and what report.json says of it. tree_picture.py draws it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
-from framegrove.types import Cost, GenerationRequest, Path, SampleWork
+from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork
 
 Frames = npt.NDArray[np.uint8]
+
+
+DOUBTFUL = 0.1  # final scores that are all below this say that the winner does not show what was asked for
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a video cost, in *samples*: multiples of the FLOPs of sampling it once, without a search.
+
+    This is the unit of a budget. A budget of 4x bounds ``sampling`` by 4; the other parts are outside the budget. One
+    sample without a search has sampling 1, wasted 0, judging 0, and decoding as the VAE compares with the transformer.
+    """
+
+    sampling: float  # denoising that the search needed
+    wasted: float  # denoising that it did not: lost speculation, and works that were cancelled or failed
+    decoding: float  # turning latents into frames, previews included
+    judging: float  # the verifiers
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.sampling + self.wasted + self.decoding + self.judging
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in asdict(self).items())
+        return f"{self.total:.2f}x ({parts})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +52,18 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class SearchRecord:
-    """A finished search. ``shown`` has every branch of its tree, ``single`` is the cost of one unsearched sample."""
+    """A finished search.
+
+    ``shown`` has the branches of its tree, except for those that were cut and then lost with a machine; ``single`` is
+    the cost of one sample without a search. ``unread`` are the first words of the prompt that the model did not read.
+    """
 
     request: GenerationRequest
     fps: float
     outcome: SearchResult
     shown: Mapping[Path, Shown]
     single: Cost
+    unread: str | None = None
 
     @property
     def frames(self) -> Frames:
@@ -39,20 +71,70 @@ class SearchRecord:
         winner = self.outcome.winner
         return np.concatenate([self.shown[winner[: length + 1]].frames for length in range(len(winner))])
 
+    def look(self, path: Path) -> Shown:
+        """What a branch looks like: white, where its frames were lost with a machine after it was cut."""
+        size = (1 if len(path) == 1 else FRAMES_PER_UNIT, self.request.height, self.request.width, 3)
+        return self.shown.get(path) or Shown(np.full(size, 255, np.uint8))
+
     @property
     def scores(self) -> dict[str, float]:
-        """What each verifier of the panel says of the winner as a whole; empty when nobody was asked."""
+        """The panel's scores of the winner as a whole, in [0, 1]; empty when nothing was judged."""
         node = next(node for node in self.outcome.nodes if node.path == self.outcome.winner)
         return dict(node.scores[-1][1]) if node.scores else {}
 
+    @property
+    def price(self) -> Price:
+        """What this search cost."""
+        return price_of(self.outcome.sampling, self.outcome.scoring, self.single)
+
+    @property
+    def single_price(self) -> Price:
+        """What one sample without a search costs."""
+        return price_of(CostBreakdown(self.single, Cost(), Cost()), CostBreakdown(Cost(), Cost(), Cost()), self.single)
+
+    @property
+    def single_frames(self) -> Frames | None:
+        """The video that no search would have made, uint8 (T, H, W, 3): branch (0, 0, ..), where the tree has it."""
+        branch = [(0,) * (length + 1) for length in range(self.request.units)]
+        if any(path not in self.shown or self.shown[path].draft for path in branch):
+            return None
+        return np.concatenate([self.shown[path].frames for path in branch])
+
+
+def price_of(sampling: CostBreakdown, scoring: CostBreakdown, single: Cost) -> Price:
+    """The price of a video from the costs of its works; ``single`` is the cost of one sample without a search."""
+    return Price(
+        sampling=sampling.certain.flops / single.flops,
+        wasted=lost(sampling).flops / single.flops,
+        decoding=sampling.spent.decoding / single.flops,
+        judging=scoring.spent.flops / single.flops,
+    )
+
+
+def warnings_of(record: SearchRecord) -> list[str]:
+    """What a reader of the result should know, a sentence each."""
+    warnings = []
+    if record.unread is not None:
+        warnings.append(
+            f"the prompt is too long for this model's text encoder: what begins with {record.unread!r} had no "
+            "influence on the video, and was not judged"
+        )
+    scores = record.scores
+    if scores and max(scores.values()) < DOUBTFUL:
+        said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+        warnings.append(
+            f"the verifier finds nothing of the prompt in the winner ({said}, each out of 1): look before you use it"
+        )
+    return warnings
+
 
 def was_needed(span: Span, outcome: SearchResult) -> bool:
-    """Whether an attempt is part of what had to be done; otherwise it was a lost bet or a failure."""
+    """Whether an attempt is part of what had to be done; otherwise it was lost speculation or a failure."""
     return span.ending is Ending.DONE and span.work in outcome.certain
 
 
 def report_json(record: SearchRecord) -> dict[str, Any]:
-    """What report.json says: the request, costs by part, the winner, every branch, and who worked when."""
+    """What report.json says: the request, the price, the winner, warnings, every branch, and who worked when."""
     request, outcome = record.request, record.outcome
     return {
         "prompt": request.prompt,
@@ -67,40 +149,60 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "restored_works": outcome.restored,
         "overlap_seconds": round(outcome.overlap, 3),
+        "warnings": warnings_of(record),
+        "price": {
+            "unit": "the FLOPs of sampling this video once, without a search",
+            "search": _price(record.price),
+            "single_sample": _price(record.single_price),
+        },
         "cost": _costs(record),
         "branches": [_branch(node) for node in sorted(outcome.nodes, key=lambda node: (len(node.path), node.path))],
         "timeline": [_stretch(span, outcome) for span in outcome.spans],
     }
 
 
+def _price(price: Price) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in {**asdict(price), "total": price.total}.items()}
+
+
 def _costs(record: SearchRecord) -> dict[str, Any]:
     """nfe: transformer evaluations; flops: from exact token counts, decoding apart; seconds: of an actor's time."""
-    sampling, scoring = record.outcome.sampling, _busy(record.outcome)
+    outcome = record.outcome
+    busy = {name: _busy(outcome, name) for name in outcome.verifiers}
+    scoring = sum(busy.values(), CostBreakdown(Cost(), Cost(), Cost()))
     parts = {
-        "generator_certain": sampling.certain,
-        "generator_wasted": lost(sampling),
+        "generator_certain": outcome.sampling.certain,
+        "generator_wasted": lost(outcome.sampling),
         "verifier_certain": scoring.certain,
         "verifier_wasted": lost(scoring),
-        "total": sampling.spent + scoring.spent,
+        "total": outcome.sampling.spent + scoring.spent,
         "single_sample": record.single,
     }
-    return {name: {**_cost(cost), "in_single_samples": _ratio(cost, record.single)} for name, cost in parts.items()}
+    verifiers = {
+        name: {
+            "certain": _cost(costs.certain),
+            "wasted": _cost(lost(costs)),
+            "least_probability_of_yes_or_no": outcome.mass.get(name),
+        }
+        for name, costs in busy.items()
+    }
+    return {**{name: _cost(cost) for name, cost in parts.items()}, "verifiers": verifiers}
 
 
-def _busy(outcome: SearchResult) -> CostBreakdown:
-    """The bill of scoring with the seconds in which a verifier was busy: it answers for many branches at a time."""
-    spans = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
+def _busy(outcome: SearchResult, name: str) -> CostBreakdown:
+    """A verifier's costs, with the seconds in which it was busy: it answers for many branches at a time."""
+    spans = [span for span in outcome.spans if isinstance(span.work, ScoreWork) and span.work.verifier == name]
     needed = busy_seconds([span for span in spans if was_needed(span, outcome)])
-    certain, wasted = outcome.scoring.certain, lost(outcome.scoring)
+    costs = outcome.verifiers[name]
     return CostBreakdown(
-        certain=replace(certain, seconds=needed),
+        certain=replace(costs.certain, seconds=needed),
         at_stake=Cost(),
-        wasted=replace(wasted, seconds=busy_seconds(spans) - needed),
+        wasted=replace(lost(costs), seconds=busy_seconds(spans) - needed),
     )
 
 
 def busy_seconds(spans: Iterable[Span]) -> float:
-    """For how long workers had something to do, added up over workers."""
+    """Seconds in which workers had something to do, added up over workers."""
     total, ends = 0.0, dict[str, float]()
     for span in sorted(spans, key=lambda span: span.start):
         begin = max(span.start, ends.get(span.worker, 0.0))
@@ -109,18 +211,14 @@ def busy_seconds(spans: Iterable[Span]) -> float:
     return total
 
 
-def lost(bill: CostBreakdown) -> Cost:
+def lost(breakdown: CostBreakdown) -> Cost:
     """What a finished search has spent for nothing."""
-    return bill.wasted + bill.at_stake
+    return breakdown.wasted + breakdown.at_stake
 
 
 def _cost(cost: Cost) -> dict[str, float]:
     seconds = round(cost.seconds, 3)
     return {"nfe": cost.nfe, "flops": cost.flops, "decoding_flops": cost.decoding, "seconds": seconds}
-
-
-def _ratio(part: Cost, single: Cost) -> float | None:
-    return round(part.flops / single.flops, 3) if single.flops else None
 
 
 def _branch(node: Node) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from framegrove.errors import UserError
 from framegrove.evaluation.curves import Comparison, CurvePoint, Interval, bootstrap, compare
+from framegrove.evaluation.report import Price
 
 Metric = Callable[["Row"], float]
 
@@ -23,7 +24,7 @@ class Setting:
     budget: float
 
     def __str__(self) -> str:
-        return "single" if self.policy == "none" else f"{self.policy} {self.budget:g}x"
+        return "single" if self.policy == "single" else f"{self.policy} {self.budget:g}x"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ class Row:
         return Setting(self.policy, self.budget)
 
     @property
-    def flops(self) -> int:
-        """Everything that was spent: lost bets, decoding and the verifier count too."""
-        return self.generator_flops + self.wasted_flops + self.decoding_flops + self.verifier_flops
+    def price(self) -> Price:
+        """What the video cost, in samples without a search."""
+        return Price(
+            sampling=self.generator_flops / self.single_flops,
+            wasted=self.wasted_flops / self.single_flops,
+            decoding=self.decoding_flops / self.single_flops,
+            judging=self.verifier_flops / self.single_flops,
+        )
 
 
 METRICS: dict[str, Metric] = {
@@ -116,7 +122,7 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
     import pyarrow.parquet as pq
 
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist([{**asdict(row), "flops": row.flops} for row in rows]), partial)
+    pq.write_table(pa.Table.from_pylist([{**asdict(row), "price": row.price.total} for row in rows]), partial)
     partial.replace(path)
 
 
@@ -137,7 +143,7 @@ def comparisons(rows: Iterable[Row], metric: Metric) -> list[Comparison]:
     """Every search against the single sample, and Tree-of-Frames against linear search at the same budget."""
     groups = by_setting(rows)
     scores = {str(setting): {row.prompt_index: metric(row) for row in group} for setting, group in groups.items()}
-    single = Setting("none", 1.0)
+    single = Setting("single", 1.0)
     pairs = [(s, single) for s in groups if s != single and single in groups]
     pairs += [
         (s, Setting("linear", s.budget)) for s in groups if s.policy == "tof" and Setting("linear", s.budget) in groups
@@ -145,15 +151,10 @@ def comparisons(rows: Iterable[Row], metric: Metric) -> list[Comparison]:
     return [compare(str(left), str(right), scores) for left, right in pairs]
 
 
-def relative(rows: Sequence[Row], part: str) -> float:
-    """Mean cost of a part (generator, wasted, decoding, verifier), in samplings of one video of the same prompt."""
-    costs: dict[str, Callable[[Row], int]] = {
-        "generator": lambda row: row.generator_flops,
-        "wasted": lambda row: row.wasted_flops,
-        "decoding": lambda row: row.decoding_flops,
-        "verifier": lambda row: row.verifier_flops,
-    }
-    return sum(costs[part](row) / row.single_flops for row in rows) / len(rows)
+def mean_price(rows: Sequence[Row]) -> Price:
+    """The mean price of some videos, part by part."""
+    prices = [row.price for row in rows]
+    return Price(**{part.name: sum(getattr(p, part.name) for p in prices) / len(prices) for part in fields(Price)})
 
 
 def findings(rows: Sequence[Row]) -> dict[str, Any]:
@@ -175,12 +176,12 @@ def findings(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def curves(rows: Iterable[Row], metric: Metric) -> dict[str, list[CurvePoint]]:
-    """Score against FLOPs for each policy; the single sample is the first point of each."""
+    """Score against price for each policy; the single sample is the first point of each."""
     groups = by_setting(rows)
-    single = groups.get(Setting("none", 1.0), [])
+    single = groups.get(Setting("single", 1.0), [])
     drawn: dict[str, list[CurvePoint]] = {}
     for setting, group in groups.items():
-        if setting.policy == "none":
+        if setting.policy == "single":
             continue
         if setting.policy not in drawn:
             drawn[setting.policy] = [_point("1x", single, metric)] if single else []
@@ -189,4 +190,4 @@ def curves(rows: Iterable[Row], metric: Metric) -> dict[str, list[CurvePoint]]:
 
 
 def _point(label: str, rows: Sequence[Row], metric: Metric) -> CurvePoint:
-    return CurvePoint(label, sum(row.flops for row in rows) / len(rows), summary(rows, metric))
+    return CurvePoint(label, mean_price(rows).total, summary(rows, metric))

@@ -52,13 +52,13 @@ def generate(
     should_stop: ShouldStop | None = None,
     on_unit: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
-    """One video per prompt and seed, of ``units`` units at ``size`` (height, width) pixels, both the recipe's by default.
+    """One video per prompt and seed, of ``units`` units at ``size`` (height, width) pixels, by default the recipe's.
 
     The recipe's suffix is appended to prompts; without ``negative``, the recipe's negative prompt is used.
 
     With ``images``, uint8 (H, W, 3), each video starts from its image. At most ``batch`` videos share a forward pass;
-    ``on_unit(done, total)`` is called after every unit. Raises ValueError for sizes or counts that do not fit together, and
-    CancelledSampling when ``should_stop`` returns true between two steps.
+    ``on_unit(done, total)`` is called after every unit. Raises ValueError for sizes or counts that do not fit
+    together, and CancelledSampling when ``should_stop`` returns true between two steps.
     """
     recipe = pipeline.recipe
     against = recipe.negative_prompt if negative is None else negative

@@ -1,7 +1,7 @@
 """The training objective: from clean latents to noisy samples, their velocities, and the loss (PFM eqs. 6 and 9-11).
 
-Two layers. ``stage_batch`` is a pure function of the clean units and of every random draw. ``training_batch`` draws:
-which unit of a clip, which stage, which timestep, how much the history is corrupted, and all noises.
+Two layers. ``stage_batch`` is a pure function of the clean units and of every random draw. ``training_batch`` makes the
+draws: which unit of a clip, which stage, which timestep, how strongly the history is corrupted, and all noises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from framegrove.config.flow import ObjectiveConfig
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, noise_pyramid, pyramid
 from framegrove.flow.schedule import GRID, PyramidSchedule
-from framegrove.models.packed import Prefix, Sample, TextEmbedding
 
 
 class Cell(NamedTuple):
@@ -56,29 +55,40 @@ class StageBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingBatch:
-    """Samples for packed forwards and what the transformer should answer, each with its place in clip and pyramid."""
+class StageSample:
+    """One training sample: what the transformer sees, and the velocity that it should predict.
 
-    samples: list[Sample]
-    targets: list[Tensor]
-    cells: list[Cell]
+    It sees the prompt (empty where it was dropped, for guidance), the corrupted ``history`` clips (C, t, h, w), oldest
+    first, each at its own size, and the ``noisy`` unit (C, t, h, w) at a ``timestep`` from 0 to 1000. ``target`` has
+    the shape of ``noisy``.
+    """
+
+    prompt: str
+    history: tuple[Tensor, ...]
+    noisy: Tensor
+    timestep: float
+    target: Tensor
+    cell: Cell
+
+    def visual_tokens(self, patch: int) -> int:
+        """Tokens of the history and the noisy unit, in patches of ``patch`` x ``patch`` latent pixels."""
+        return sum(clip[0].numel() for clip in (*self.history, self.noisy)) // patch**2
 
 
 def training_batch(
     clips: Sequence[Sequence[Tensor]],
-    texts: Sequence[TextEmbedding],
-    empty_text: TextEmbedding,
+    prompts: Sequence[str],
     schedule: PyramidSchedule,
     config: ObjectiveConfig,
     generator: torch.Generator,
-) -> TrainingBatch:
+) -> list[StageSample]:
     """One training sample of every clip, in order; give a clip several times to have several samples of it.
 
-    A clip is its clean normalised units (C, t, h, w), oldest first. ``empty_text`` stands in where the prompt is
-    dropped. Raises ValueError where weights and clips do not fit together.
+    A clip is its clean normalised units (C, t, h, w), oldest first. Raises ValueError where weights and clips do not
+    fit together.
     """
     cells = choose([len(clip) for clip in clips], schedule, config, generator)
-    return build(clips, cells, texts, empty_text, schedule, config, generator)
+    return build(clips, cells, prompts, schedule, config, generator)
 
 
 def choose(
@@ -97,15 +107,14 @@ def choose(
 def build(
     clips: Sequence[Sequence[Tensor]],
     cells: Sequence[Cell],
-    texts: Sequence[TextEmbedding],
-    empty_text: TextEmbedding,
+    prompts: Sequence[str],
     schedule: PyramidSchedule,
     config: ObjectiveConfig,
     generator: torch.Generator,
-) -> TrainingBatch:
+) -> list[StageSample]:
     """`training_batch` for units and stages that are already chosen; timesteps, corruption and noises are drawn here.
 
-    Of each clip only the units up to the chosen one are looked at. All samples of equal shapes are computed together.
+    Only the units of a clip up to the chosen one are used. Samples of equal shapes are computed together.
     """
     count = len(clips)
     steps_N = (_spread(count, generator) * GRID).long().clamp(max=GRID - 1)
@@ -116,8 +125,7 @@ def build(
     for index, (clip, cell) in enumerate(zip(clips, cells, strict=True)):
         groups.setdefault((cell.stage, *(latent.shape for latent in clip[: cell.unit + 1])), []).append(index)
 
-    samples: list[Sample | None] = [None] * count
-    targets: list[Tensor | None] = [None] * count
+    samples: dict[int, StageSample] = {}
     for members in groups.values():
         unit, stage = cells[members[0]]
         latents = [torch.stack([clips[index][place] for index in members]) for place in range(unit + 1)]
@@ -125,15 +133,15 @@ def build(
         batch = stage_batch(latents, stage, schedule, draws)
         timesteps = batch.timesteps_B.tolist()
         for row, index in enumerate(members):
-            text = empty_text if dropped[index] else texts[index]
-            prefix = Prefix(text, tuple(clip[row] for clip in batch.history))
-            samples[index] = Sample(prefix, batch.noisy[row], timesteps[row])
-            targets[index] = batch.velocity[row]
-    return TrainingBatch(
-        [sample for sample in samples if sample is not None],
-        [target for target in targets if target is not None],
-        list(cells),
-    )
+            samples[index] = StageSample(
+                "" if dropped[index] else prompts[index],
+                tuple(clip[row] for clip in batch.history),
+                batch.noisy[row],
+                timesteps[row],
+                batch.velocity[row],
+                cells[index],
+            )
+    return [samples[index] for index in range(count)]
 
 
 def stage_batch(units: Sequence[Tensor], stage: int, schedule: PyramidSchedule, draws: Draws) -> StageBatch:

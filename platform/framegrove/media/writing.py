@@ -1,6 +1,6 @@
-"""Frames to files and back: mp4 by PyAV (codecs inside the wheel), contact sheets as PNG.
+"""Frames to files and back: mp4 by PyAV, whose wheel brings the codecs, and contact sheets as PNG.
 
-The encoder runs on one thread with fixed settings, so equal frames give equal bytes.
+The encoder runs on one thread with fixed settings, so that equal frames give equal bytes.
 """
 
 from __future__ import annotations
@@ -12,38 +12,32 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from framegrove.errors import UserError
-
-Frames = npt.NDArray[np.uint8]
+from framegrove.media.frames import Frames, MediaError, one_line
 
 _QUALITY = "14"  # x264's constant rate factor: visually lossless, still small
 _GAP = 2  # px between the frames of a contact sheet
 _PAPER = 255
 
 
-class MediaError(UserError):
-    """Frames or a file that cannot be used; the message is one sentence for the user."""
-
-
 def encode_mp4(frames: Frames, fps: float) -> bytes:
     """An H.264 mp4 of uint8 frames (T, H, W, 3) that every browser plays. Equal frames give equal bytes.
 
-    Raises MediaError for frames of another shape or type, an odd side (4:2:0 chroma) or a rate that is not positive.
+    Raises ValueError for frames of another shape or type, for an odd side (chroma has half the resolution) and for a
+    rate that is not positive.
     """
     _check(frames)
     if fps <= 0:
-        raise MediaError(f"frames per second must be positive, not {fps}")
+        raise ValueError(f"frames per second must be positive, not {fps}")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise MediaError(f"mp4 needs even sides, these frames are {frames.shape[2]}x{frames.shape[1]}")
+        raise ValueError(f"mp4 needs even sides, these frames are {frames.shape[2]}x{frames.shape[1]}")
     target = io.BytesIO()
     with av.open(target, "w", format="mp4", options={"fflags": "bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # x264's macroblock tree reads memory that nobody has set when pictures are small: without it, bytes are equal.
+        # For small frames x264's macroblock tree reads memory that was never set, and bytes differ from run to run.
         stream.options = {"crf": _QUALITY, "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
         for array in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
@@ -52,7 +46,10 @@ def encode_mp4(frames: Frames, fps: float) -> bytes:
 
 
 def decode_mp4(source: bytes | Path) -> tuple[Frames, float]:
-    """Frames uint8 (T, H, W, 3) and frames per second of a video file. Raises MediaError where there is no video."""
+    """All frames of a video file as they are stored, uint8 (T, H, W, 3), and its rate. Raises MediaError if it is none.
+
+    For files that `encode_mp4` wrote; `media.clips` reads those of others.
+    """
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
         with av.open(opened, "r") as container:
@@ -61,7 +58,7 @@ def decode_mp4(source: bytes | Path) -> tuple[Frames, float]:
             rate = float(stream.average_rate or 0)
     except (av.FFmpegError, IndexError) as error:
         name = "the given bytes" if isinstance(source, bytes) else str(source)
-        raise MediaError(f"{name} cannot be read as a video: {error}") from None
+        raise MediaError(f"{name} cannot be read as a video ({one_line(error)})") from None
     return np.stack(frames), rate
 
 
@@ -84,24 +81,6 @@ def write_png(image: Frames, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
-def read_image(encoded: bytes, size: tuple[int, int]) -> Frames:
-    """A PNG or JPEG file's bytes as uint8 (H, W, 3), the middle of it resized to ``size`` = (height, width).
-
-    Raises MediaError where the bytes are no image.
-    """
-    height, width = size
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            image = opened.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise MediaError(f"the image cannot be read: {error}") from None
-    scale = min(image.width / width, image.height / height)
-    crop_w, crop_h = width * scale, height * scale
-    left, top = (image.width - crop_w) / 2, (image.height - crop_h) / 2
-    box = (left, top, left + crop_w, top + crop_h)
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
-
-
 def _check(frames: Frames) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise MediaError(f"frames must be uint8 (T, H, W, 3) with T >= 1, not {frames.dtype} {frames.shape}")
+        raise ValueError(f"frames must be uint8 (T, H, W, 3) with T >= 1, not {frames.dtype} {frames.shape}")

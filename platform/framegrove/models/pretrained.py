@@ -10,7 +10,6 @@ no recipe (see public.py). Weights are read from safetensors; a pickle is opened
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,8 +17,10 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from framegrove.config.base import describe
 from framegrove.config.model import AnyTransformerConfig, FluxConfig, ModelSource, Recipe, read_transformer_config
 from framegrove.errors import UserError
+from framegrove.files import replacing
 from framegrove.models.files import (
     CONFIG_FILE,
     check_keys,
@@ -61,7 +62,7 @@ class Pipeline:
 
 
 def embedded_model() -> Path:
-    """The folder of the model of the digits world that is shipped with the package."""
+    """The folder of the model that is shipped with the package."""
     return Path(str(resources.files("framegrove") / "assets" / "digits"))
 
 
@@ -136,23 +137,16 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | N
 
     The VAE is not rounded to bfloat16: its fingerprint, which encoded clips carry, would be another one.
 
-    It is written beside its final name and then renamed, so that a folder under that name is always whole; a folder
-    already there is replaced.
+    A folder under that name is always whole; one that is already there is replaced.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
-    save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, None if dtype is torch.bfloat16 else dtype)
-    pipeline.text.save(partial)
-    write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as partial:
+        partial.mkdir()
+        save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
+        save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, None if dtype is torch.bfloat16 else dtype)
+        pipeline.text.save(partial)
+        write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
 
 
 def save_transformer(transformer: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -168,7 +162,7 @@ def _read_config(folder: Path, absent: str) -> AnyTransformerConfig:
     try:
         return read_transformer_config(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{path}: {describe(error)}") from None
 
 
 def read_shape(folder: Path, variant: str | None = None) -> tuple[str, AnyTransformerConfig, Recipe]:
@@ -188,10 +182,4 @@ def _read_recipe(folder: Path, name: str) -> Recipe:
     try:
         return Recipe.model_validate(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(map(str, problem["loc"]))
-    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}"
+        raise UserError(f"{path}: {describe(error, Recipe)}") from None

@@ -1,7 +1,4 @@
-"""Text encoders from transformers: prompts to token and pooled embeddings.
-
-The digits world has a small CLIP text model over whole words, trained together with the transformer.
-"""
+"""The small text encoder, trained together with the transformer: a CLIP text model over a vocabulary of whole words."""
 
 from __future__ import annotations
 
@@ -18,10 +15,11 @@ from framegrove.errors import UserError
 from framegrove.models.packed import TextEmbedding
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PreTrainedTokenizerFast
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["TextEmbedding", "TextEncoder", "vocabulary"]
+__all__ = ["TextEmbedding", "TextEncoder", "first_words", "split_prompt", "vocabulary"]
 
+_LONGEST_WORD = 40  # characters; what has no blank for longer is not made of words (Chinese, for example)
 _PAD, _END, _UNKNOWN = "[PAD]", "[END]", "[UNK]"  # ids 0, 1, 2
 
 
@@ -33,16 +31,17 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: CLIPTextModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        # For a few tokens plain products do; the fused kernel's bfloat16 gradient takes a CPU four times as long.
+        # With so few tokens the fused kernel gains nothing, and its bfloat16 gradient takes a CPU four times as long.
         model.set_attn_implementation("eager")
         self.model = model
         self.tokenizer = tokenizer
 
     @classmethod
     def fresh(cls, config: TextConfig, words: Iterable[str], seed: int = 0) -> TextEncoder:
-        """An untrained encoder whose vocabulary is ``words``; other words are read as one unknown word.
+        """An untrained encoder whose vocabulary is ``words``; all other words become the same unknown word.
 
-        An entry of several words ("left and right") is one token wherever it occurs: fewer tokens, sooner learned.
+        An entry of several words ("left and right") is one token wherever it occurs, which makes for fewer tokens and
+        quicker learning.
         """
         from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -125,13 +124,58 @@ class TextEncoder(nn.Module):
         """How many tokens of text each prompt gives the transformer."""
         return [len(row) for row in self.tokenizer(list(prompts))["input_ids"]]
 
+    def readable(self, prompt: str) -> str:
+        """The part of a prompt that fits. `encode` refuses a prompt that is longer."""
+        return split_prompt(prompt, self.tokenizer, self.max_tokens)[0]
+
+    def unread(self, prompt: str) -> str | None:
+        """The first words that do not fit, None if all of them do."""
+        return first_words(split_prompt(prompt, self.tokenizer, self.max_tokens)[1])
+
+
+def split_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, most: int) -> tuple[str, str]:
+    """What of a prompt fits ``most`` tokens, marks included, and what is cut off; a word that is cut is cut off whole.
+
+    >>> split_prompt("a red ball rolls down the stairs", tokenizer, 5)  # a token a word, and an end mark
+    ("a red ball rolls", "down the stairs")
+    """
+    encoded = tokenizer(prompt, verbose=False, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ends = [
+        end
+        for (_, end), special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+        if not special
+    ]
+    marks = len(encoded["input_ids"]) - len(ends)
+    if len(encoded["input_ids"]) <= most:
+        return prompt, ""
+    kept = max(0, most - marks)
+    end, next_end = max(ends[:kept], default=0), ends[kept]
+    start, stop = _word_at(prompt, end)
+    if next_end > stop:  # the word is read to its end, what follows in it is no token
+        end = stop
+    elif stop - start <= _LONGEST_WORD:
+        end = start
+    return prompt[:end].rstrip(), prompt[end:].lstrip()
+
+
+def first_words(text: str, most: int = 8) -> str | None:
+    """The beginning of a text for a message, None if there is none."""
+    return " ".join(text.split()[:most])[: 10 * most] or None
+
+
+def _word_at(text: str, place: int) -> tuple[int, int]:
+    """Where the word that ``place`` lies in, or ends, begins and ends; words are what blanks separate."""
+    start = next((here for here in range(place, 0, -1) if text[here - 1].isspace()), 0)
+    stop = next((here for here in range(place, len(text)) if text[here].isspace()), len(text))
+    return start, stop
+
 
 def vocabulary(captions: Iterable[str]) -> list[str]:
     """The words of some captions, and their set phrases, sorted.
 
-    A word that is always followed by the same word, and makes up at least a fifth of what that one follows, is joined
-    to it, again and again: "left and right" becomes one entry, a digit in front of "moves" does not. Rare words
-    (fewer than 50 times) stay alone.
+    A word is joined to the one after it if that is always the same one, and if at least a fifth of that one's
+    occurrences follow it; then the joined words are looked at again. "left and right" thus becomes one entry, a digit
+    before "moves" does not. Words that occur fewer than 50 times are not joined.
     """
     rows = [caption.lower().split() for caption in captions]
     words = {word for row in rows for word in row}
@@ -164,7 +208,7 @@ def _join(row: Sequence[str], pairs: Mapping[str, str]) -> list[str]:
 
 
 def _word_tokenizer(words: Iterable[str], max_tokens: int) -> PreTrainedTokenizerFast:
-    """Lower-cased words split at blanks, punctuation dropped, phrases joined by hyphens, an end mark behind them."""
+    """Lower-cases, drops punctuation, joins phrases by hyphens, splits at blanks and appends an end mark."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

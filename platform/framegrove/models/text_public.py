@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from framegrove.errors import UserError
 from framegrove.models.packed import TextEmbedding
+from framegrove.models.text import first_words, split_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_T5_TOKENS = 128  # longer prompts are cut off, as released; CLIP reads as many as its tokenizer says, 77
+_T5_TOKENS = 128  # longer prompts are cut off, as released; CLIP reads up to its tokenizer's limit, 77
 
 
 class PublicTextEncoder(nn.Module):
-    """CLIP and T5 text models with their tokenizers; never trained."""
+    """CLIP and T5 text models with their tokenizers, which stay as they are during training."""
 
     def __init__(self, models: Sequence[PreTrainedModel], tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class PublicTextEncoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """They stay in evaluation mode whatever is asked for: T5 has dropout."""
+        """Stay in evaluation mode whatever ``mode`` says, because T5 has dropout."""
         return super().train(False)
 
     @classmethod
@@ -76,9 +77,9 @@ class PublicTextEncoder(nn.Module):
         from ftfy import fix_text
 
         distinct = list(dict.fromkeys(prompts))
-        mended = [fix_text(prompt) for prompt in distinct]  # the tokenizer of the released pipeline did it itself
+        mended = [fix_text(prompt) for prompt in distinct]  # the released pipeline's CLIP tokenizer did this by itself
         *clips, t5 = self.models.values()
-        longest = self.tokenizers[0].model_max_length  # the first tokenizer's, for both, as released
+        longest = self.tokenizers[0].model_max_length  # the first tokenizer's limit for both CLIP models, as released
         pooled = [
             _pooled(model, _ids(tokenizer, mended, longest, model)[0])
             for model, tokenizer in zip(clips, self.tokenizers, strict=False)
@@ -94,13 +95,24 @@ class PublicTextEncoder(nn.Module):
         rows = self.tokenizers[-1](list(prompts), truncation=True, max_length=_T5_TOKENS)["input_ids"]
         return [len(row) for row in rows]
 
+    def readable(self, prompt: str) -> str:
+        """The part of a prompt that T5 reads; what comes after it has no influence on the video.
+
+        CLIP reads less, but gives one vector for the whole only.
+        """
+        return split_prompt(prompt, self.tokenizers[-1], _T5_TOKENS)[0]
+
+    def unread(self, prompt: str) -> str | None:
+        """The first words of a prompt that are cut off because T5 reads no further, None if it reads them all."""
+        return first_words(split_prompt(prompt, self.tokenizers[-1], _T5_TOKENS)[1])
+
 
 def _names(stem: str, count: int) -> list[str]:
     return [stem, *(f"{stem}_{number}" for number in range(2, count + 1))]
 
 
 def _model(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> PreTrainedModel:
-    """One model with all of its weights; the library would make up missing ones."""
+    """One model with all of its weights, where the library would initialise missing ones at random."""
     try:
         model, report = kind.from_pretrained(
             folder,
@@ -129,7 +141,7 @@ def _as_saved(model: nn.Module) -> PreTrainedModel:
 def _ids(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, model: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask, padded to one length as released, so that a prompt's embedding is the same in any company."""
+    """Ids and mask, padded to a fixed length as released, so that an embedding does not depend on other prompts."""
     device = next(model.parameters()).device
     rows = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return rows["input_ids"].to(device), rows["attention_mask"].to(device)

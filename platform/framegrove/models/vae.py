@@ -125,7 +125,7 @@ class Past:
         self._cached = iter(state or ())
 
     def extend(self, x: Tensor, needed: int, kept: int) -> Tensor:
-        """``x`` preceded by the ``needed`` frames before it (zeros at the start); stores the last ``kept`` frames."""
+        """``x`` after the ``needed`` frames before it (zeros at the start); stores the last ``kept`` of the result."""
         if self.first:
             x = _zeros_before(x, needed)
         else:
@@ -169,12 +169,11 @@ def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
     ``slow_conv3d``, which takes several times as long. So the operator that it chooses otherwise is called directly.
     """
     if not cpu_inference(x) or not torch.backends.mkldnn.is_available():
-        return conv(x)  # type: ignore[no-any-return]
+        return conv(x)
     # oneDNN picks its kernel by memory format, and kernels round differently: one format gives the same bits always.
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    return torch.mkldnn_convolution(  # type: ignore[no-any-return]
-        x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
-    )
+    padding = [int(side) for side in conv.padding]
+    return torch.mkldnn_convolution(x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups)
 
 
 def cpu_inference(x: Tensor) -> bool:
@@ -315,7 +314,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """``extent`` and ``finer`` are the temporal kernel sizes of this level and, for its upsamplers, of the next."""
+    """``extent`` and ``finer`` are the temporal kernel sizes of this level and of the next, for its upsamplers."""
 
     def __init__(
         self, inputs: int, outputs: int, layers: int, groups: int, extent: int, finer: int, space: bool, time: bool

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from framegrove.config.base import describe
 from framegrove.config.vae import VaeConfig
 from framegrove.errors import UserError
 from framegrove.models.files import CONFIG_FILE, check_keys, read_json, read_weights, save_weights, write_json
@@ -85,6 +86,11 @@ def to_uint8(video_BCTHW: Tensor) -> Tensor:
     return video_BCTHW.float().mul(127.5).add(127.5).clamp(0, 255).byte().movedim(1, -1)
 
 
+def from_uint8(frames_BTHWC: Tensor) -> Tensor:
+    """The video BCTHW in [-1, 1] that the VAE encodes, of frames in 0..255."""
+    return frames_BTHWC.movedim(-1, 1).float() / 127.5 - 1
+
+
 def read_vae(folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> CausalVideoVae:
     """The VAE of a folder, in ``dtype`` and in evaluation mode. Raises as `load_vae` does."""
     folder = Path(folder)
@@ -134,8 +140,7 @@ def read_vae_config(folder: str | Path) -> VaeConfig:
     try:
         return public_vae_config(read_json(path))
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from None
+        raise UserError(f"{path}: {describe(error, VaeConfig)}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 
-from framegrove.config.search import Branching
 from framegrove.errors import UserError
-from framegrove.search.rounds import CostTable, Shape, cuts_of, rounds_of
+from framegrove.search.rounds import Branching, CostTable, Shape, cuts_of, rounds_of
 from framegrove.search.tree import Layout
 
 

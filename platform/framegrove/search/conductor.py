@@ -1,4 +1,4 @@
-"""Runs one policy against generators and verifiers, concurrently: the async shell around dispatch.py.
+"""Runs one policy against generators and verifiers, concurrently: the asynchronous shell around dispatcher.py.
 
 The loop is: ask the dispatcher what to do, do it, wait until something has happened, tell the dispatcher. Every
 attempt is a task of its own that ends in one event. Sampling and scoring overlap because nothing here waits for one
@@ -10,16 +10,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from framegrove.config.search import SearchConfig
-from framegrove.search.dispatch import Attempt, Cancel, Command, Dispatcher, Start
+from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start
 from framegrove.search.journal import Journal
-from framegrove.search.pool import Kind, Pool, kind_of
-from framegrove.search.protocols import GeneratorClient, UnitsLost, VerifierClient, WorkCancelled, WorkFailed
-from framegrove.search.result import SearchResult, nodes_of
-from framegrove.search.tree import Latent, Policy, Result
-from framegrove.types import Cost, Path, Sampled, SampleWork
+from framegrove.search.protocols import (
+    GeneratorClient,
+    PanelMember,
+    UnitsLost,
+    VerifierClient,
+    WorkCancelled,
+    WorkFailed,
+)
+from framegrove.search.result import Ending, SearchResult, nodes_of
+from framegrove.search.tree import Policy, Result
+from framegrove.search.workers import GENERATORS, Workers, pool_of
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
 
 
 @dataclass(frozen=True)
@@ -36,35 +43,70 @@ class Tally:
         return self.done / self.at_most
 
 
+class Observer(Protocol):
+    """Is told what a search does, for logs and metrics. Must return at once."""
+
+    def ended(self, pool: str, ending: Ending, seconds: float, reason: str) -> None:
+        """An attempt at a work of this pool has ended; ``reason`` is empty unless it failed."""
+        ...
+
+    def load(self, pool: str, running: int, waiting: int) -> None:
+        """How many works of a pool run, and how many certain ones wait, whenever an attempt starts or ends."""
+        ...
+
+
+class _Nobody:
+    def ended(self, pool: str, ending: Ending, seconds: float, reason: str) -> None: ...
+
+    def load(self, pool: str, running: int, waiting: int) -> None: ...
+
+
 class Conductor:
-    """One search. ``generators`` and ``verifiers`` are workers by name; names must all be different.
+    """One search, by ``generators`` and the verifiers of a ``panel``, both by name; all workers' names must differ.
 
     ``given`` holds handles for the units that are not searched for, oldest first. With a ``journal``, finished works
     are kept there, and those it has already are not done again. ``on_progress`` is called whenever the tally moves.
-    ``lost`` is asked before the search ends: which of the outcome's handles, by branch, lead nowhere any more. ``cut``
-    is told every handle, once, that nothing will be sampled on top of: its branch was dropped.
+    ``lost`` is asked before the search ends which of the winner's handles, by branch, lead nowhere any more.
+    ``release`` is called with every handle on top of which nothing will be sampled, since its branch was dropped.
     """
 
     def __init__(
         self,
         policy: Policy,
         generators: Mapping[str, GeneratorClient],
-        verifiers: Mapping[str, VerifierClient],
+        panel: Mapping[str, PanelMember],
         config: SearchConfig,
         *,
         given: Sequence[Any] = (),
         journal: Journal | None = None,
         on_progress: Callable[[Tally], None] = lambda tally: None,
         lost: Callable[[Mapping[Path, Any]], Awaitable[Collection[Path]]] | None = None,
-        cut: Callable[[Any], None] = lambda handle: None,
+        release: Callable[[Any], None] = lambda handle: None,
+        observer: Observer | None = None,
     ) -> None:
-        pool = Pool(list(generators), list(verifiers), config.scores_in_flight)
-        self._state = Dispatcher(policy, pool, speculate=config.speculate, attempts=config.attempts, given=given)
-        self._generators, self._verifiers = generators, verifiers
-        self._journal, self._on_progress, self._lost, self._cut = journal, on_progress, lost, cut
-        self._told: set[Latent] = set()
+        workers = Workers(
+            list(generators),
+            {name: list(member.clients) for name, member in panel.items()},
+            {name: member.at_a_time for name, member in panel.items()},
+        )
+        judges = {each: [name for name, member in panel.items() if each in member.judges] for each in Assessment}
+        self._state = Dispatcher(
+            policy, workers, judges, speculate=config.speculate, attempts=config.attempts, given=given
+        )
+        self._generators = generators
+        self._verifiers: dict[str, VerifierClient] = {
+            name: client for member in panel.values() for name, client in member.clients.items()
+        }
+        self._panel = panel
+        self._journal = journal
+        self._on_progress = on_progress
+        self._lost = lost
+        self._release = release
+        self._observer = observer or _Nobody()
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._happened = asyncio.Event()
+        self._error: BaseException | None = None
         self._began = 0.0
         self._restored = 0
 
@@ -80,66 +122,73 @@ class Conductor:
             while True:
                 for command in self._state.decide(self._now()):
                     self._carry_out(command)
-                self._tell_cut()
                 self._report()
                 if not self._state.finished or self._state.running:
                     await self._something_happens()
                 elif not await self._forget_lost():
-                    return self._outcome()
+                    return self._result()
         finally:
             await self._stop()
-
-    def _tell_cut(self) -> None:
-        for latent in self._state.handles.keys() - self._told:
-            if latent.path in self._state.plan.dropped:
-                self._told.add(latent)
-                self._cut(self._state.handles[latent])
 
     def _carry_out(self, command: Command) -> None:
         match command:
             case Start(attempt, inputs):
                 self._spawn(self._attempt(attempt, inputs))
+                self._tell_load(pool_of(attempt.work))
             case Cancel(attempt):
                 self._cancel(attempt)
-            case _:
-                self._spawn(self._recover(command.worker))
+            case Recover(worker):
+                self._spawn(self._recover(worker))
+            case Release(handle):
+                self._release(handle)
 
     async def _something_happens(self) -> None:
-        assert self._tasks, "a search that is not finished has something under way"
-        done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        errors = [task.exception() for task in done]
-        if error := next(filter(None, errors), None):
-            raise error
+        assert self._tasks or self._happened.is_set(), "a search that is not finished has something under way"
+        await self._happened.wait()
+        self._happened.clear()
+        if self._error is not None:
+            raise self._error
 
     async def _forget_lost(self) -> bool:
-        """Before the end: whether a handle was lost, so that there is something to be made again."""
-        handles = self._handles()
-        lost = await self._lost(handles) if self._lost is not None else ()
-        self._forget({path: handles[path] for path in lost})
+        """Before the end: whether a unit of the winner was lost, so that it has to be computed again."""
+        units = self._winning_units()
+        lost = await self._lost(units) if self._lost is not None else ()
+        await self._forget({path: units[path] for path in lost})
         return bool(lost)
 
-    def _forget(self, lost: Mapping[Path, Any]) -> None:
+    async def _forget(self, lost: Mapping[Path, Any]) -> None:
         for result in self._state.forget(lost):
-            self._waste(kind_of(result.work), result.cost)
+            await self._waste(pool_of(result.work), result.cost)
 
     async def _attempt(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> None:
+        pool = pool_of(attempt.work)
+        ending, reason = Ending.DONE, ""
         try:
             result = await self._work(attempt, inputs)
             end = self._now()
             if self._journal is not None:
                 await self._journal.record(result)
         except WorkCancelled as stop:
-            self._waste(kind_of(attempt.work), stop.cost)
+            ending = Ending.CANCELLED
+            await self._waste(pool, stop.cost)
             self._state.on_cancelled(attempt, stop.cost, self._now())
         except WorkFailed as failure:
-            self._waste(kind_of(attempt.work), failure.cost)
-            self._state.on_failed(attempt, failure.cost, str(failure), self._now())
+            ending, reason = Ending.FAILED, str(failure)
+            await self._waste(pool, failure.cost)
+            self._state.on_failed(attempt, failure.cost, reason, self._now())
         except UnitsLost as loss:
-            self._waste(kind_of(attempt.work), loss.cost)
+            ending, reason = Ending.FAILED, str(loss)
+            await self._waste(pool, loss.cost)
             self._state.on_lost(attempt, loss.cost, self._now())
-            self._forget({path: inputs[path] for path in loss.paths})
+            await self._forget({path: inputs[path] for path in loss.paths})
         else:
             self._state.on_done(attempt, result, end)
+        self._observer.ended(pool, ending, self._now() - attempt.start, reason)
+        self._tell_load(pool)
+
+    def _tell_load(self, pool: str) -> None:
+        running, waiting = self._state.load(pool)
+        self._observer.load(pool, running, waiting)
 
     async def _work(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> Result:
         if isinstance(attempt.work, SampleWork):
@@ -160,11 +209,19 @@ class Conductor:
             self._generators[attempt.worker].cancel(attempt.work)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(asyncio.create_task(coroutine))
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_end)
 
-    def _waste(self, kind: Kind, cost: Cost) -> None:
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and self._error is None:
+            self._error = task.exception()
+        self._happened.set()
+
+    async def _waste(self, pool: str, cost: Cost) -> None:
         if self._journal is not None:
-            self._journal.record_waste(kind, cost)
+            await self._journal.record_waste(pool, cost)
 
     async def _restore(self) -> None:
         if self._journal is None:
@@ -172,47 +229,60 @@ class Conductor:
         restored = await self._journal.restore()
         for result, handles in restored.results:
             self._state.restore(result, handles)
-        for kind, cost in restored.wasted:
-            self._state.restore_waste(kind, cost)
+        for pool, cost in restored.wasted:
+            self._state.restore_waste(pool, cost)
         self._restored = len(self._state.done)
 
     async def _stop(self) -> None:
-        """Leave nothing running: generators stop at their next step, and nobody waits for what they say."""
+        """Leave nothing running: generators stop at their next step, and nobody waits for their answers."""
         for attempt in self._state.running.values():
             self._cancel(attempt)
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time() - self._began
 
     def _report(self) -> None:
         state = self._state
-        done = sum(work in state.done for work in state.plan.certain)
-        done = max(done, self._tally.done if self._tally else 0)  # what is made again was counted before
-        tally = Tally(done, len(state.plan.certain), state.plan.at_most)
+        certain = len(state.certain_works)
+        done = certain - state.undone
+        done = max(done, self._tally.done if self._tally else 0)  # what is done again was counted before
+        tally = Tally(done, certain, state.at_most)
         if tally != self._tally:
             self._tally = tally
             self._on_progress(tally)
 
-    def _outcome(self) -> SearchResult:
+    def _result(self) -> SearchResult:
         state = self._state
         assert state.plan.winner is not None
         sampled = [result.work for result in state.done.values() if isinstance(result, Sampled)]
         return SearchResult(
             winner=state.plan.winner,
-            nodes=nodes_of(state.plan, sampled, state.scores, state.spans),
-            certain=frozenset(state.plan.certain),
-            sampling=state.bill(Kind.SAMPLING),
-            scoring=state.bill(Kind.SCORING),
+            nodes=nodes_of(state.plan, sampled, state.panels, state.spans),
+            certain=frozenset(state.certain_works),
+            sampling=state.costs(GENERATORS),
+            verifiers={name: state.costs(name) for name in self._panel},
             spans=tuple(state.spans),
-            handles=self._handles(),
+            handles={latent.path: state.handles[latent] for latent in sorted(state.handles)},
             seconds=self._now(),
             restored=self._restored,
+            mass=_least_mass(state.done.values()),
         )
 
-    def _handles(self) -> dict[Path, Any]:
-        """The newest handle of every branch."""
-        handles = self._state.handles
-        return {latent.path: handles[latent] for latent in sorted(handles)}
+    def _winning_units(self) -> dict[Path, Any]:
+        winner, layout = self._state.plan.winner or (), self._state.layout
+        prefixes = [winner[:length] for length in range(1, len(winner) + 1)]
+        return {path: self._state.handles[layout.finished(path)] for path in prefixes}
+
+
+def _least_mass(results: Collection[Result]) -> dict[str, float]:
+    """For each verifier that tells: the least probability that it put on yes and no together."""
+    least: dict[str, float] = {}
+    for result in results:
+        if isinstance(result, Scored) and result.mass is not None:
+            name = result.work.verifier
+            least[name] = min(result.mass, least.get(name, 1.0))
+    return least

@@ -1,28 +1,30 @@
 """The durable record of a search: what is finished stays finished, whatever dies.
 
-An append-only file of JSON lines, flushed to the disk line by line. The first line says whose search it is; a search
-with another identity is refused. A last line that was torn by a crash is dropped, and its work done again: everything
-in here can be computed again and comes out the same. Latents are kept by a LatentStore, under the names of tree.Latent,
-always before the line that says that they are there.
+An append-only file of JSON lines, each on the disk before its work counts as finished. The first line identifies the
+search; a search with another identity is refused. A last line that was torn by a crash is dropped, and its work done
+again: everything in here can be computed again with the same result. Latents are kept by a LatentStore, under the names
+of tree.Latent, always before the line that says that they are there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from framegrove import files
 from framegrove.errors import UserError
-from framegrove.search.pool import Kind
 from framegrove.search.protocols import WorkFailed
 from framegrove.search.tree import Latent, Result
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
-_VERSION = 3
+_VERSION = 4
 
 
 class JournalError(UserError):
@@ -43,10 +45,10 @@ class LatentStore(Protocol):
 
 @dataclass(frozen=True)
 class Restored:
-    """What a journal gives back: results with their handles, in the order they came in, and what was wasted."""
+    """What a journal gives back: results with their handles, in the order they came in, and what each pool wasted."""
 
     results: tuple[tuple[Result, tuple[Any, ...]], ...]
-    wasted: tuple[tuple[Kind, Cost], ...]
+    wasted: tuple[tuple[str, Cost], ...]
 
 
 class Journal:
@@ -59,20 +61,24 @@ class Journal:
     def __init__(self, path: str | Path, identity: Mapping[str, Any], store: LatentStore) -> None:
         self._path, self._store = Path(path), store
         self._lines: list[Any] = []
-        header = {"journal": _VERSION, "identity": json.loads(json.dumps(identity))}
+        self._unwritten: list[str] = []
+        self._writing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1)  # its own, so that closing can wait for it
+        header = {"journal": _VERSION, "identity": files.identity(identity)}
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lines = self._read()
             if self._lines:
                 _check_header(self._lines.pop(0), header, self._path)
             else:
-                self._append(header)
+                self._write([json.dumps(header)])
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the file; everything is on the disk already."""
+        """Close the file, after what is being written. Everything that was recorded is on the disk already."""
+        self._thread.shutdown(wait=True)
         os.close(self._file)
 
     def __enter__(self) -> Self:
@@ -110,14 +116,23 @@ class Journal:
                     await self._store.save(name, handle)
                 except WorkFailed as failure:
                     raise WorkFailed(str(failure), result.cost) from failure
-        self._append(_line(result))
+        await self._append(_line(result))
 
-    def record_waste(self, kind: Kind, cost: Cost) -> None:
+    async def record_waste(self, pool: str, cost: Cost) -> None:
         """Keep what an attempt without a result has cost."""
-        self._append({"wasted": kind, "cost": _cost_line(cost)})
+        await self._append({"wasted": pool, "cost": _cost_line(cost)})
 
-    def _append(self, entry: Any) -> None:
-        os.write(self._file, (json.dumps(entry) + "\n").encode())
+    async def _append(self, entry: Any) -> None:
+        """Return once the entry is on the disk. Waiting for the disk is a thread's; one wait serves all who ask."""
+        line = json.dumps(entry)
+        self._unwritten.append(line)
+        async with self._writing:
+            if line in self._unwritten:  # nobody has taken it along meanwhile
+                lines, self._unwritten = self._unwritten, []
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
+
+    def _write(self, lines: Sequence[str]) -> None:
+        os.write(self._file, "".join(f"{line}\n" for line in lines).encode())
         os.fsync(self._file)
 
     def _read(self) -> list[Any]:
@@ -143,13 +158,9 @@ _REMOVE = "remove the file to search from the start"
 def _check_header(found: Any, wanted: Mapping[str, Any], path: Path) -> None:
     if not isinstance(found, dict) or found.get("journal") != _VERSION or not isinstance(found.get("identity"), dict):
         raise JournalError(f"{path} is not a search journal of version {_VERSION}: choose another place, or remove it")
-    theirs, ours = found["identity"], wanted["identity"]
-    for key in sorted({*theirs, *ours}):
-        if theirs.get(key) != ours.get(key):
-            raise JournalError(
-                f"{path} is the journal of another search, its {key} is {theirs.get(key)!r} and here it is "
-                f"{ours.get(key)!r}: choose another place, or {_REMOVE}"
-            )
+    other = files.difference(found["identity"], wanted["identity"])
+    if other is not None:
+        raise JournalError(f"{path} is the journal of another search, {other}: choose another place, or {_REMOVE}")
 
 
 def _names(work: SampleWork) -> list[str]:
@@ -164,7 +175,9 @@ def _line(result: Result) -> dict[str, Any]:
     return {
         "scored": score.path,
         "assessment": score.assessment,
-        "panel": result.scores,
+        "verifier": score.verifier,
+        "scores": result.scores,
+        "mass": result.mass,
         "cost": _cost_line(result.cost),
     }
 
@@ -173,14 +186,15 @@ def _cost_line(cost: Cost) -> tuple[int, int, float, int]:
     return cost.nfe, cost.flops, cost.seconds, cost.decoding
 
 
-def _parse(line: dict[str, Any]) -> Result | tuple[Kind, Cost]:
+def _parse(line: dict[str, Any]) -> Result | tuple[str, Cost]:
     nfe, flops, seconds, decoding = line["cost"]
     cost = Cost(int(nfe), int(flops), float(seconds), int(decoding))
     if "wasted" in line:
-        return Kind(line["wasted"]), cost
+        return str(line["wasted"]), cost
     if "scored" in line:
-        work = ScoreWork(_path(line["scored"]), Assessment(line["assessment"]))
-        return Scored(work, tuple((str(name), float(score)) for name, score in line["panel"]), cost)
+        work = ScoreWork(_path(line["scored"]), Assessment(line["assessment"]), str(line["verifier"]))
+        mass = float(line["mass"]) if line["mass"] is not None else None
+        return Scored(work, tuple((str(name), float(score)) for name, score in line["scores"]), cost, mass)
     first, last = line["stages"]
     return Sampled(SampleWork(tuple(map(_path, line["sampled"])), int(first), int(last)), cost)
 

@@ -1,27 +1,28 @@
 """What a conductor asks of generators and verifiers, and how they say that something went wrong.
 
-A client is one worker, local or far away. Conductors know nothing else about it: actors, threads and fakes all fit.
+A client is one worker, local or remote. A conductor knows nothing else about it: actors, threads and fakes all fit.
 
 How a work can end, besides with its result:
 
-- ``WorkFailed``: the worker died or became unreachable under it. Nothing is wrong with the work; it is tried again,
-  elsewhere if there is an elsewhere, and ``recover`` is awaited before this worker gets another.
-- ``WorkCancelled``: it stopped because ``cancel`` said so.
-- ``UnitsLost``: what it was to build on is gone, with the machine that held it. Nothing is wrong with work or worker;
-  those units are made again, which gives the same, and then the work.
-- any other exception is a defect or a user's error: the search ends with it.
+- ``WorkFailed``: the worker died or became unreachable. Nothing is wrong with the work: it is tried again, on another
+  worker if there is one, and ``recover`` is awaited before this worker gets another work.
+- ``WorkCancelled``: it stopped because of ``cancel``.
+- ``UnitsLost``: units that it builds on are gone with the machine that held them. Nothing is wrong with the work or the
+  worker: the units are computed again, with the same result, and then the work.
+- any other exception is a defect or a user's error, and ends the search.
 
-A work that never ends would stall its search: a client that can lose touch with its worker sets its own time limit and
-raises WorkFailed.
+A work that never ends would stall its search: a client that can lose touch with its worker has a time limit of its own
+and raises WorkFailed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from framegrove.search.tree import Panel
-from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.errors import UserError
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
 NOTHING = Cost()
 
@@ -43,7 +44,7 @@ class WorkCancelled(Exception):
 
 
 class UnitsLost(Exception):
-    """Handles that the work was given lead nowhere any more: those of the newest units of the branches ``paths``."""
+    """What some handles stand for is gone: those of the newest units of the branches ``paths``."""
 
     def __init__(self, paths: Iterable[Path], cost: Cost = NOTHING) -> None:
         self.paths = frozenset(paths)
@@ -52,7 +53,7 @@ class UnitsLost(Exception):
 
 
 class SearchFailed(RuntimeError):
-    """The search cannot go on; the message is one sentence for the user. What is finished is in the journal."""
+    """The search cannot go on, because workers keep failing. What is finished is in the journal."""
 
 
 class GeneratorClient(Protocol):
@@ -79,7 +80,7 @@ class VerifierClient(Protocol):
     """Scores several works at a time."""
 
     async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
-        """Score a branch by every verifier of the panel. ``units`` has the handles of its units, as sampled so far."""
+        """Score a branch. ``units`` has the handles of its units, oldest first, as far as they were sampled."""
         ...
 
     async def recover(self) -> None:
@@ -87,10 +88,26 @@ class VerifierClient(Protocol):
         ...
 
 
-def check_panel(work: ScoreWork, panel: Panel) -> None:
-    """Raise SearchFailed unless the panel has scores and all are in [0, 1]: a nan would silently disorder the ranks."""
-    if not panel:
-        raise SearchFailed(f"no verifier scored branch {work.path}: the panel is empty")
-    for name, score in panel:
+@dataclass(frozen=True)
+class PanelMember:
+    """One verifier of a panel: its workers by name, which share its load, and the assessments that it takes part in.
+
+    Each worker is asked about ``at_a_time`` branches at a time.
+    """
+
+    clients: Mapping[str, VerifierClient]
+    judges: Collection[Assessment] = frozenset(Assessment)
+    at_a_time: int = 8
+
+
+def check_scores(result: Scored) -> None:
+    """Raise UserError unless there are scores and all are in [0, 1]: a nan would silently disorder the ranks."""
+    work = result.work
+    if not result.scores:
+        raise UserError(f"the verifier {work.verifier} returned no score for branch {work.path}")
+    for aspect, score in result.scores:
         if not 0.0 <= score <= 1.0:
-            raise SearchFailed(f"verifier {name} scored branch {work.path} with {score}: scores must be in [0, 1]")
+            raise UserError(
+                f"the verifier {work.verifier} scored the {aspect} of branch {work.path} with {score}: scores must be "
+                "between 0 and 1"
+            )

@@ -1,22 +1,22 @@
-"""What a search leaves behind: the winner, the whole tree, the timeline and the bill."""
+"""What a search leaves behind: the winner, the whole tree, the timeline and the costs."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from framegrove.search.tree import Judgement, Panel, Plan, Scores, Work
-from framegrove.types import Assessment, Cost, Path, SampleWork, ScoreWork
+from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
+from framegrove.types import Assessment, Cost, Path, SampleWork
 
 
 class Ending(enum.StrEnum):
     """How an attempt at a work ended."""
 
     DONE = "done"
-    CANCELLED = "cancelled"  # a lost bet, or one that had to make room
-    FAILED = "failed"  # the worker died under it
+    CANCELLED = "cancelled"  # speculative work that was of no use, or that made room for certain work
+    FAILED = "failed"  # the worker died, or an input was lost
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class Span:
 
 @dataclass(frozen=True)
 class CostBreakdown:
-    """Costs of one kind of work: what had to be done, finished bets still open, what bets and failures have lost."""
+    """The costs of one pool's work.
+
+    ``certain`` had to be spent; ``at_stake`` went into finished speculative work that may yet be needed (nothing, once
+    the search has ended); ``wasted`` went into failures and speculative work that was not needed.
+    """
 
     certain: Cost
     at_stake: Cost
@@ -44,14 +48,17 @@ class CostBreakdown:
         """All of it."""
         return self.certain + self.at_stake + self.wasted
 
+    def __add__(self, other: CostBreakdown) -> CostBreakdown:
+        return CostBreakdown(self.certain + other.certain, self.at_stake + other.at_stake, self.wasted + other.wasted)
+
 
 class Fate(enum.StrEnum):
     """What became of a branch."""
 
     WON = "won"  # the winner or a prefix of it
-    KEPT = "kept"  # outlived its own cut, its descendants did not
+    KEPT = "kept"  # survived its own cut, its descendants did not
     DROPPED = "dropped"
-    BET = "bet"  # sampled on speculation only, and lost
+    SPECULATIVE = "speculative"  # sampled in advance, and not needed
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Node:
     path: Path
     fate: Fate
     dropped_by: Assessment | None
-    scores: tuple[tuple[Assessment, Panel], ...]
+    scores: tuple[tuple[Assessment, Scores], ...]
     judgements: tuple[Judgement, ...]
     start: float | None
     end: float | None
@@ -71,20 +78,27 @@ class Node:
 class SearchResult:
     """A finished search.
 
-    ``certain`` are the works that had to be done; spans of other works are bets. ``handles`` maps every branch to its
-    newest handle, ``units`` holds the winner's, oldest unit first. ``restored`` counts the works that a journal had
-    finished already.
+    ``certain`` are the works that had to be done; spans of other works are speculative. ``sampling`` and ``verifiers``
+    (by name) are the costs of generators and of each verifier. ``handles`` maps branches to their newest handles; those
+    of branches that were cut may be missing if they were lost. ``restored`` counts the works that a journal had
+    finished already. ``mass`` has each verifier's least probability of yes and no together, for those that report one.
     """
 
     winner: Path
     nodes: tuple[Node, ...]
     certain: frozenset[Work]
     sampling: CostBreakdown
-    scoring: CostBreakdown
+    verifiers: Mapping[str, CostBreakdown]
     spans: tuple[Span, ...]
     handles: Mapping[Path, Any]
     seconds: float
     restored: int
+    mass: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def scoring(self) -> CostBreakdown:
+        """The costs of all verifiers together."""
+        return sum(self.verifiers.values(), CostBreakdown(Cost(), Cost(), Cost()))
 
     @property
     def units(self) -> tuple[Any, ...]:
@@ -112,7 +126,9 @@ def overlap_seconds(ones: Iterable[tuple[float, float]], others: Iterable[tuple[
     return total
 
 
-def nodes_of(plan: Plan, sampled: Iterable[SampleWork], scores: Scores, spans: Iterable[Span]) -> tuple[Node, ...]:
+def nodes_of(
+    plan: Plan, sampled: Iterable[SampleWork], panels: Mapping[PanelWork, Scores], spans: Iterable[Span]
+) -> tuple[Node, ...]:
     """The finished tree: every branch that was sampled, by path. ``plan`` must have a winner."""
     assert plan.winner is not None
     wanted = {path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths}
@@ -122,15 +138,19 @@ def nodes_of(plan: Plan, sampled: Iterable[SampleWork], scores: Scores, spans: I
         if span.ending is Ending.DONE:
             for path in paths:
                 times.setdefault(path, []).extend((span.start, span.end))
+    order = list(Assessment)
+    judgements: dict[Path, list[Judgement]] = {}
+    for judgement in plan.judgements:
+        judgements.setdefault(judgement.path, []).append(judgement)
     return tuple(
         Node(
             path=path,
             fate=_fate(path, plan, wanted),
             dropped_by=plan.dropped.get(path),
             scores=tuple(
-                (asked, scores[ScoreWork(path, asked)]) for asked in Assessment if ScoreWork(path, asked) in scores
+                (asked, panels[PanelWork(path, asked)]) for asked in Assessment if PanelWork(path, asked) in panels
             ),
-            judgements=tuple(judgement for judgement in plan.judgements if judgement.path == path),
+            judgements=tuple(sorted(judgements.get(path, ()), key=lambda each: order.index(each.assessment))),
             start=min(times[path]) if path in times else None,
             end=max(times[path]) if path in times else None,
         )
@@ -144,4 +164,4 @@ def _fate(path: Path, plan: Plan, wanted: set[Path]) -> Fate:
         return Fate.WON
     if path in plan.dropped:
         return Fate.DROPPED
-    return Fate.KEPT if path in wanted else Fate.BET
+    return Fate.KEPT if path in wanted else Fate.SPECULATIVE

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from framegrove.search.tree import Layout, Work
-from framegrove.types import Assessment, Path, SampleWork, ScoreWork
+from framegrove.search.tree import Layout, PanelWork, PlannedWork
+from framegrove.types import Assessment, Path, SampleWork
 
 CostTable = Callable[[int, int, int, int], int]
 """FLOPs of one sample work: (depth, first_stage, last_stage, siblings) -> FLOPs of all its branches together."""
+
+
+Branching = Literal["units", "prompts", "never"]
+"""Where a branch has two children: at all units, where the prompt's stages switch (VT1), or never."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ class Round:
         groups = (members[start : start + size] for start in range(0, len(members), size))
         return tuple(SampleWork(group, self.first_stage, self.last_stage) for group in groups)
 
-    def works(self, entrants: Sequence[Path]) -> tuple[Work, ...]:
+    def works(self, entrants: Sequence[Path]) -> tuple[PlannedWork, ...]:
         """Everything to be done for these entrants."""
-        scores = tuple(ScoreWork(member, self.assessment) for member in self.members(entrants))
+        scores = tuple(PanelWork(member, self.assessment) for member in self.members(entrants))
         return (*self.samples(entrants), *scores)
 
     def size(self, entrants: int) -> int:

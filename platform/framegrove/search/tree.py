@@ -1,22 +1,35 @@
-"""What a search knows and what a policy answers: the nouns of this room.
+"""The nouns of this room, and what a policy is.
 
-A search grows a tree of branches. What is *known* of it is nothing but the scores that are in; a policy is a pure
-function from there to a plan. Everything else (who samples what, when, how often) is the dispatcher's business.
+A search grows a tree of branches. A policy is told the scores as they come in and answers with decisions: what must be
+done, which branches are dropped, which one wins. Everything else (who samples what, when, how often) is the
+dispatcher's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork
 
 Work = SampleWork | ScoreWork
+"""What one worker does at a time."""
 Result = Sampled | Scored
-Panel = tuple[tuple[str, float], ...]
-"""What the verifiers say about one branch: a score in [0, 1] for each, by name."""
-Scores = Mapping[ScoreWork, Panel]
+
+
+@dataclass(frozen=True)
+class PanelWork:
+    """Have the panel judge a branch: each verifier that takes part in the assessment scores it in a work of its own."""
+
+    path: Path
+    assessment: Assessment
+
+
+PlannedWork = SampleWork | PanelWork
+"""What a policy asks for. A policy does not know which verifiers there are."""
+Scores = tuple[tuple[str, float], ...]
+"""What the panel says about one branch: scores in [0, 1] by column, one column for each score of each verifier."""
 
 
 class Latent(NamedTuple):
@@ -60,16 +73,24 @@ class Layout:
             return Assessment.FINAL
         return Assessment.IMAGE if depth == 0 else Assessment.MOTION
 
-    def inputs(self, work: Work) -> tuple[Latent, ...]:
+    def inputs(self, work: Work | PanelWork) -> tuple[Latent, ...]:
         """What must be there before the work can start: the history, oldest first, then what it continues or judges."""
-        parent = work.path[:-1] if isinstance(work, ScoreWork) else work.paths[0][:-1]
-        history = tuple(Latent(parent[: n + 1], self.last_stage) for n in range(len(parent)))
-        if isinstance(work, ScoreWork):
-            draft = work.assessment is Assessment.POTENTIAL and self.draft_stage is not None
-            stage = self.draft_stage if draft and self.draft_stage is not None else self.last_stage
-            return (*history, Latent(work.path, stage))
-        started = work.first_stage > 0
-        return history + tuple(Latent(path, work.first_stage - 1) for path in work.paths if started)
+        if isinstance(work, SampleWork):
+            history = self._history(work.paths[0])
+            if work.first_stage == 0:
+                return history
+            return history + tuple(Latent(path, work.first_stage - 1) for path in work.paths)
+        drafted = work.assessment is Assessment.POTENTIAL and self.draft_stage is not None
+        stage = self.draft_stage if drafted and self.draft_stage is not None else self.last_stage
+        return (*self._history(work.path), Latent(work.path, stage))
+
+    def _history(self, path: Path) -> tuple[Latent, ...]:
+        """The units before the branch's newest one."""
+        return tuple(Latent(path[:length], self.last_stage) for length in range(1, len(path)))
+
+    def finished(self, path: Path) -> Latent:
+        """A branch's newest unit at full resolution."""
+        return Latent(path, self.last_stage)
 
     def outputs(self, work: SampleWork) -> tuple[Latent, ...]:
         """What the work makes, in the order of its handles."""
@@ -87,30 +108,63 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What follows from the scores that are in, whatever the missing ones will be.
+class Decision:
+    """What a policy adds to its earlier decisions. Nothing that was decided is ever taken back.
 
-    ``certain`` lists every work of which it is known that it must be done, most urgent first, finished ones included;
-    ``speculative`` bets on likely survivors, best bet first; ``dropped`` says which branches were cut and by which
-    assessment. ``at_most`` bounds how many certain works the search can end up with. More scores add to ``certain``,
-    ``dropped`` and ``judgements``, and take nothing away from them; ``at_most`` never grows. ``winner`` is named once
-    every score in ``certain`` is in.
+    ``works`` are those that are now certain: known to be needed, however the missing scores turn out; most urgent
+    first. ``dropped`` names branches that lead no further, and the assessment that decided it. ``at_most`` bounds how
+    many certain works the search can have in the end; it never grows. ``winner`` may be named before the works of the
+    winner are done.
     """
 
-    certain: tuple[Work, ...]
     at_most: int
-    speculative: tuple[Work, ...] = ()
-    dropped: Mapping[Path, Assessment] = field(default_factory=dict)
+    works: tuple[PlannedWork, ...] = ()
+    dropped: tuple[tuple[Path, Assessment], ...] = ()
     judgements: tuple[Judgement, ...] = ()
     winner: Path | None = None
 
 
 class Policy(Protocol):
-    """Decides which branches to keep, expand and stop. Pure: equal scores, equal plan; it executes nothing."""
+    """Decides which branches to keep, expand and drop. It executes nothing, and runs one search.
+
+    Decisions depend on the scores alone and not on the order in which they come in: two searches in which every branch
+    has the same scores end with the same certain works, dropped branches, judgements and winner.
+    """
 
     @property
     def layout(self) -> Layout: ...
 
-    def plan(self, scores: Scores) -> Plan:
-        """The plan for what is known. Scores of branches it did not ask for change nothing that is certain."""
+    def start(self) -> Decision:
+        """What is certain before anything is scored. Called once, first."""
         ...
+
+    def judged(self, work: PanelWork, scores: Scores) -> Decision:
+        """What follows from the scores of a branch. Called once for each PanelWork that the policy has asked for."""
+        ...
+
+    def speculative(self) -> Iterable[PlannedWork]:
+        """Works that are likely to become certain, likeliest first; asked for when a worker would otherwise idle."""
+        ...
+
+
+@dataclass
+class Plan:
+    """All decisions of a policy so far, added up."""
+
+    at_most: int = 0
+    certain: dict[PlannedWork, None] = field(default_factory=dict)  # a set that keeps its order
+    dropped: dict[Path, Assessment] = field(default_factory=dict)
+    judgements: list[Judgement] = field(default_factory=list)
+    winner: Path | None = None
+
+    def add(self, decision: Decision) -> None:
+        """Add one more decision."""
+        self.at_most = decision.at_most
+        self.certain |= dict.fromkeys(decision.works)
+        self.dropped |= dict(decision.dropped)
+        self.judgements += decision.judgements
+        self.winner = decision.winner or self.winner
+
+    def is_dropped(self, path: Path) -> bool:
+        """Whether the branch or one that it grew from was dropped."""
+        return any(path[:length] in self.dropped for length in range(1, len(path) + 1))

@@ -1,34 +1,38 @@
-"""What goes over the wire, in the shapes of the OpenAI Videos API, with the search as an extension."""
+"""Requests and answers in the format of the OpenAI Videos API, extended by how to search."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from framegrove.config.base import validating
+from framegrove.config.base import describe, validating
 from framegrove.config.request import check_prompt, parse_size
 from framegrove.config.search import parse_budget
 from framegrove.errors import UserError
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
-LARGEST_SEED = 2**63 - 1  # what SQLite keeps
+LARGEST_SEED = 2**63 - 1  # the largest integer that SQLite stores
 MOST_IMAGE_BYTES = 8 * 2**20
 
 
 class ApiError(UserError):
-    """A request that is turned away: the HTTP status, and one sentence for the caller."""
+    """A request that is refused: the HTTP status, and one sentence for the caller.
+
+    ``param`` is the request's field that is to blame, ``code`` a fixed word that a client can act on.
+    """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status = status
+        self.param = param
+        self.code = code
 
     def body(self) -> dict[str, Any]:
-        """The answer's body, as OpenAI's clients read it."""
+        """The response body, in the format that OpenAI's clients read."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
@@ -43,7 +47,7 @@ def _budgeted(text: str) -> str:
 
 
 def _as_text(given: Any) -> Any:
-    """Numbers where the API's shape has strings: ``"seconds": 3`` is as good as ``"seconds": "3"``."""
+    """A number as a string where the API has strings: ``"seconds": 3`` means ``"seconds": "3"``."""
     return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
 
 
@@ -51,33 +55,34 @@ def _seconds(text: str) -> str:
     try:
         value = float(text)
     except ValueError:
-        raise UserError(f"{text[:20]!r} is not a number of seconds") from None
+        raise UserError(f"{text[:20]!r} is not a number of seconds, such as 3 or 2.5") from None
     if not 0 < value < 1e6:
-        raise UserError("a video lasts more than 0 seconds")
+        raise UserError(f"a video lasts more than 0 and less than 1,000,000 seconds, not {value:g}")
     return f"{value:g}"
 
 
 class Search(BaseModel):
-    """How to search: the policy, and the budget as multiples of one unsearched sample's FLOPs ("4x").
-
-    The policy "none" takes the first sample as it comes.
-    """
+    """How to search for the video."""
 
     model_config = ConfigDict(extra="forbid")
 
-    policy: Literal["tof", "linear", "none"] = "tof"
-    budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_budgeted))] | None = None
+    policy: str = Field(default="tof", description="the search policy, one of those that the endpoint offers")
+    budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_budgeted))] | None = Field(
+        default=None,
+        description='the compute, in multiples of the FLOPs of one unsearched sample, such as "4x"; the endpoint\'s '
+        "default if absent",
+    )
 
 
 class ImageReference(BaseModel):
-    """A first frame, as a data URL with a PNG or JPEG in base64."""
+    """The video's first frame."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image_url: str
+    image_url: str = Field(description="a data URL that holds a PNG or JPEG in base64; other addresses are not fetched")
 
     def image(self) -> bytes:
-        """The encoded picture. Raises ApiError."""
+        """The image file's bytes. Raises ApiError if this is no such data URL, or the image is too large."""
         head, comma, data = self.image_url.partition(",")
         if not comma or head not in ("data:image/png;base64", "data:image/jpeg;base64"):
             raise ApiError(
@@ -95,28 +100,34 @@ class ImageReference(BaseModel):
 
 
 class VideoRequest(BaseModel):
-    """POST /v1/videos. What is left out is the model's own: its length, its size; the seed is drawn."""
+    """The body of POST /v1/videos."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Annotated[str, AfterValidator(validating(check_prompt))]
-    model: str | None = None
-    seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_seconds))] | None = None
-    size: Annotated[str, AfterValidator(validating(_sized))] | None = None
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+    prompt: Annotated[str, AfterValidator(validating(check_prompt))] = Field(description="what the video shows")
+    model: str | None = Field(default=None, description="the name of the served model, if given")
+    seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_seconds))] | None = Field(
+        default=None, description='how long the video lasts at least, in seconds, such as "3"; the model\'s if absent'
+    )
+    size: Annotated[str, AfterValidator(validating(_sized))] | None = Field(
+        default=None, description='WIDTHxHEIGHT in pixels, such as "64x64"; the model\'s if absent'
+    )
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = Field(
+        default=None, description="the same request with the same seed gives the same video; drawn at random if absent"
+    )
     search: Search = Search()
     input_reference: ImageReference | None = None
 
 
 class VideoError(BaseModel):
-    """Why a video failed."""
+    """Why a video failed: ``invalid_request`` or ``server_error``, and a sentence."""
 
     code: str
     message: str
 
 
 class Video(BaseModel):
-    """A video in the making, or made."""
+    """A video that is queued, in progress or finished. Times are in Unix seconds, ``progress`` in per cent."""
 
     id: str
     object: Literal["video"] = "video"
@@ -134,28 +145,11 @@ class Video(BaseModel):
 
 
 def parse_request(body: Any) -> VideoRequest:
-    """A checked request from decoded JSON. Raises ApiError with one sentence that names the field."""
+    """The request in a decoded JSON body. Raises ApiError, in one sentence that names the field."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object with at least a prompt")
     try:
         return VideoRequest.model_validate(body)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ApiError(400, _sentence(where, problem["type"], problem["msg"]), param=where) from None
-
-
-def _sentence(where: str, kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return f"unknown field {where[:60]}, allowed are {', '.join(_fields(where))}"
-    if kind == "missing":
-        return f"the field {where} is missing"
-    if kind == "value_error":
-        text = message.removeprefix("Value error, ")
-        return text if where.rpartition(".")[2] in text else f"{where}: {text}"
-    return f"{where}: {message[0].lower()}{message[1:]}"
-
-
-def _fields(where: str) -> Iterable[str]:
-    sections: dict[str, type[BaseModel]] = {"search": Search, "input_reference": ImageReference}
-    return sections.get(where.partition(".")[0], VideoRequest).model_fields
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ApiError(400, describe(error, VideoRequest, noun="field"), param=field) from None

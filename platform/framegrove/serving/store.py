@@ -1,33 +1,39 @@
-"""The durable record of videos: one SQLite file, and one mp4 file a video, in one folder."""
+"""The durable record of videos: one SQLite file and one mp4 file per video, in one folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, func, select, update
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from framegrove.errors import UserError
+from framegrove.files import replacing
 from framegrove.serving.api import Status
 from framegrove.types import GenerationRequest, GenerationResult
 
-STORE_ERRORS = (OSError, SQLAlchemyError)  # what any method of a store may raise: the disk's fault, not the caller's
+# What any method of a store may raise when the disk is full, slow or out of reach, and what may pass. A damaged file is
+# none of these, nor is a broken constraint: both stay as they are however often they are tried again.
+STORE_ERRORS = (OSError, OperationalError)
+
+_LOCK_TIMEOUT = 30.0  # seconds that a transaction waits for another one to end
+
+
+class QueueFull(Exception):
+    """As many videos are waiting as the queue takes."""
 
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """What is known of a video. ``seconds`` and ``model`` are as answered; times are Unix seconds."""
+    """What is known of a video. ``seconds`` and ``model`` are as the API shows them; times are in Unix seconds."""
 
     id: str
     request: GenerationRequest
@@ -63,9 +69,10 @@ class _Row(_Base):
 
 
 class VideoStore:
-    """Videos by id, surviving the process. Every method commits before it returns. One process a folder.
+    """Videos by id, which outlive the process. Every method commits before it returns; any thread may call it.
 
-    Raises UserError when the folder cannot be used, or another process uses it.
+    A folder belongs to one process at a time. Raises UserError when the folder cannot be used or another process uses
+    it, STORE_ERRORS (from any method) when the disk fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,16 +91,19 @@ class VideoStore:
         except UserError:
             self._lock.close()
             raise
-        for unfinished in (folder / "videos").glob("*.part"):
+        for unfinished in (folder / "videos").glob(".*.partial"):  # left behind by a process that was killed
             unfinished.unlink()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder for other processes."""
         self._engine.dispose()
         self._lock.close()
 
-    def add(self, record: VideoRecord) -> None:
-        """Keep a new record."""
+    def add(self, record: VideoRecord, most: int) -> None:
+        """Keep a new record. Raises QueueFull, and keeps nothing, if ``most`` videos are waiting already.
+
+        The insertion comes first: it takes SQLite's write lock, so that nobody else adds a video before the count.
+        """
         request = dataclasses.asdict(record.request)
         image = request.pop("image")
         with Session(self._engine) as session, session.begin():
@@ -108,9 +118,12 @@ class VideoStore:
                     created_at=record.created_at,
                 )
             )
+            session.flush()
+            if _waiting(session) > most:  # this one included
+                raise QueueFull
 
     def get(self, video_id: str) -> VideoRecord | None:
-        """The record of that id."""
+        """The record with this id, if there is one."""
         with Session(self._engine) as session:
             row = session.scalar(select(_Row).where(_Row.id == video_id))
             return _record(row) if row else None
@@ -118,30 +131,30 @@ class VideoStore:
     def waiting(self) -> int:
         """How many videos are queued."""
         with Session(self._engine) as session:
-            return session.scalar(select(func.count()).where(_Row.status == "queued")) or 0
+            return _waiting(session)
 
     def first(self) -> VideoRecord | None:
-        """The longest queued video; None when none is queued."""
+        """The video that has been queued for longest; None when none is queued."""
         with Session(self._engine) as session:
             row = session.scalar(select(_Row).where(_Row.status == "queued").order_by(_Row.number).limit(1))
             return _record(row) if row else None
 
     def begin(self, video_id: str) -> None:
-        """The video is in progress."""
+        """Mark the video as in progress."""
         self._set(video_id, status="in_progress")
 
     def complete(self, video_id: str, result: GenerationResult) -> None:
-        """The video is made: its file first, under its final name only when whole, then its record."""
-        with _written(self.path_of(video_id)) as part:
-            part.write_bytes(result.video)
+        """Keep the finished video: first its file, then its record."""
+        with replacing(self.path_of(video_id)) as partial:
+            partial.write_bytes(result.video)
         self._set(video_id, status="completed", completed_at=time.time(), report=json.dumps(result.report))
 
     def fail(self, video_id: str, code: str, message: str) -> None:
-        """The video cannot be made."""
+        """Mark the video as failed, with an error code and a sentence for whoever asked for it."""
         self._set(video_id, status="failed", completed_at=time.time(), error_code=code, error=message)
 
     def recover(self) -> int:
-        """Queue again what was in progress when the last process ended; how many that were."""
+        """Queue again what was in progress when the last process ended. Returns how many videos that were."""
         with Session(self._engine) as session, session.begin():
             stranded = session.scalars(select(_Row).where(_Row.status == "in_progress")).all()
             for row in stranded:
@@ -158,7 +171,11 @@ class VideoStore:
 
 
 def _open(path: Path) -> Engine:
-    engine = create_engine(URL.create("sqlite", database=str(path)))
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": _LOCK_TIMEOUT},
+        hide_parameters=True,  # errors are logged, and prompts are not
+    )
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
@@ -187,14 +204,5 @@ def _record(row: _Row) -> VideoRecord:
     )
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, which becomes ``path`` when it is whole and on disk."""
-    part = path.with_suffix(".part")
-    try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _waiting(session: Session) -> int:
+    return session.scalar(select(func.count()).where(_Row.status == "queued")) or 0

@@ -1,4 +1,4 @@
-"""Where a run stands in its phases, and what a step of a phase is trained on: pure functions of (seed, step, rank)."""
+"""Where a run is in its phases, and the samples that a step is trained on: pure functions of (seed, step, rank)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.schema import LatentClip
 from framegrove.errors import UserError
 from framegrove.flow.noise import generator_for
-from framegrove.flow.objective import Cell, training_batch
+from framegrove.flow.objective import StageSample, training_batch
 from framegrove.flow.schedule import PyramidSchedule
-from framegrove.models.packed import TextEmbedding
 from framegrove.models.vae_files import LatentNorm
 
 
 @dataclass(frozen=True)
 class Position:
-    """A step of a run: which phase, and the how-manieth step of that phase, from 0."""
+    """A step of a run: its phase, and the zero-based step within the phase."""
 
     phase_index: int
     phase: PhaseConfig
@@ -28,28 +27,13 @@ class Position:
 
     @classmethod
     def of(cls, config: TrainConfig, step: int) -> Position:
-        """The position of step ``step`` of the whole run."""
+        """The position of the zero-based ``step`` of the whole run. Raises ValueError beyond the last one."""
+        within = step
         for index, phase in enumerate(config.phases):
-            if step < phase.steps:
-                return cls(index, phase, step)
-            step -= phase.steps
-        raise UserError(f"the run has {config.steps} steps, there is none beyond the last")
-
-
-@dataclass(frozen=True, eq=False)
-class StageSample:
-    """One stage-sample: what the transformer sees (prompt, corrupted history, noisy unit) and should answer."""
-
-    prompt: str
-    history: tuple[Tensor, ...]
-    noisy: Tensor
-    timestep: float
-    target: Tensor
-    cell: Cell
-
-    def visual_tokens(self, patch: int) -> int:
-        """Tokens of history and current unit."""
-        return sum(clip[0].numel() for clip in (*self.history, self.noisy)) // patch**2
+            if within < phase.steps:
+                return cls(index, phase, within)
+            within -= phase.steps
+        raise ValueError(f"a run of {config.steps} steps has no step {step}")
 
 
 def draw_samples(
@@ -61,31 +45,29 @@ def draw_samples(
     rank: int = 0,
     world: int = 1,
 ) -> list[StageSample]:
-    """Worker ``rank``'s share of a step's batch, from the clips at hand."""
+    """Worker ``rank``'s share of a step's batch, drawn with replacement from the clips in its pool.
+
+    Where ``world`` does not divide the batch, shares differ by one sample.
+    """
     phase = position.phase
     generator = generator_for(seed, (position.phase_index, position.step, rank), "training")
     count = phase.batch * (rank + 1) // world - phase.batch * rank // world
     chosen = [clips[i] for i in torch.randint(len(clips), (count,), generator=generator).tolist()]
-    # Prompts are encoded inside the trained module, where their gradient is; here each stands for its embedding.
-    captions = [clip.caption for clip in chosen]
-    prompts = {prompt: TextEmbedding(torch.empty(0, 0), torch.empty(0)) for prompt in ("", *captions)}
-    prompt_of = {id(embedding): prompt for prompt, embedding in prompts.items()}
-    batch = training_batch(
+    return training_batch(
         [_units(clip, phase.units, norm) for clip in chosen],
-        [prompts[caption] for caption in captions],
-        prompts[""],
+        [clip.caption for clip in chosen],
         schedule,
         phase.drawn(),
         generator,
     )
-    return [
-        StageSample(prompt_of[id(s.prefix.text)], s.prefix.history, s.current, s.timestep, target, cell)
-        for s, target, cell in zip(batch.samples, batch.targets, batch.cells, strict=True)
-    ]
 
 
 def check_sizes(config: TrainConfig, vae_factor: int, patch: int, stages: int) -> None:
-    """Raise UserError, in one line, where a phase's size or stage weights do not fit the model."""
+    """Raise UserError where a phase's size or stage weights do not fit the model.
+
+    ``vae_factor`` is how many pixels one latent pixel stands for on each side, ``patch`` the side of a token in latent
+    pixels; the coarsest of the ``stages`` must still consist of whole patches.
+    """
     multiple = vae_factor * patch * 2 ** (stages - 1)
     for phase in config.phases:
         for height, width in phase.sizes:

@@ -1,27 +1,33 @@
-"""The loss curve of a run: a line of JSON every few steps, by stage and kind of unit, and a picture of it."""
+"""The loss curve of a run: a line of JSON every few steps, by stage and by kind of unit, and a picture of it."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from framegrove.training.curriculum import StageSample
+from framegrove.files import replacing
+from framegrove.flow.objective import StageSample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LINES, PICTURE = "loss.jsonl", "loss.png"
 
 
 @dataclass
 class Tally:
-    """Sums of losses between two lines: all together, by stage, and by unit kind (image: unit 0; video: the others)."""
+    """Sums of losses between two lines, by stage and by kind of unit (image: unit 0; video: the others).
+
+    ``sums`` has two rows, losses and counts, and a column for each stage followed by image and video.
+    """
 
     stages: int
     sums: Tensor = field(init=False)
@@ -30,14 +36,14 @@ class Tally:
         self.sums = torch.zeros(2, self.stages + 2, dtype=torch.float64)
 
     def add(self, samples: Sequence[StageSample], losses: Tensor) -> None:
-        """Count the losses of a pass's samples."""
+        """Add the losses of one forward pass."""
         for sample, loss in zip(samples, losses.tolist(), strict=True):
             for column in (sample.cell.stage, self.stages + (sample.cell.unit > 0)):
                 self.sums[0, column] += loss
                 self.sums[1, column] += 1
 
     def means(self, totals: Tensor) -> dict[str, float]:
-        """Mean losses by name, out of sums over all workers; what had no sample is left out."""
+        """Mean losses by name, from sums over all workers; a stage or kind without samples is left out."""
         names = [*(f"stage{stage}" for stage in range(self.stages)), "image", "video"]
         sums, counts = totals.tolist()
         found = {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
@@ -45,14 +51,13 @@ class Tally:
 
 
 class Curve:
-    """The lines of one run's loss.jsonl; opened anew at a step, it forgets what came after it."""
+    """The lines of one run's loss.jsonl. Opened at a step, it drops the lines of later steps, which are run again."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / LINES
         self.lines = [line for line in read(self.path) if line["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        os.replace(partial, self.path)
+        with replacing(self.path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 
     @property
     def seconds(self) -> float:
@@ -60,7 +65,7 @@ class Curve:
         return float(self.lines[-1]["seconds"]) if self.lines else 0.0
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line, on disk at once."""
+        """Append a line, visible to readers at once."""
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -72,54 +77,108 @@ class Curve:
 
 
 class Follower:
-    """Reads a curve that another process writes."""
+    """Reads a curve that another process writes; each call reads only what was appended since the previous one."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LINES
-        self.lines = read(self.path)
+        self.lines: list[dict[str, Any]] = []
+        self._read = 0  # bytes of the file that have been read, always whole lines
+        self._last = b""  # the last of these lines: while it is still in its place, the file has only grown
+        self.news()
 
     def news(self) -> tuple[int | None, list[dict[str, Any]]]:
-        """Lines that came since the last call, and, where the run has gone back to a checkpoint, the step of that."""
-        lines, before = read(self.path), self.lines
-        self.lines = lines
-        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(lines, before, strict=False))))
-        went_back = same < len(before)
-        return (lines[same - 1]["step"] if same else 0) if went_back else None, lines[same:]
+        """New lines since the last call, and the step of the checkpoint that the run went back to, if it did."""
+        appended = self._from(self._read - len(self._last))
+        if appended.startswith(self._last):
+            return None, self._take(appended[len(self._last) :])
+        # The file was written anew: a run that goes on from a checkpoint drops the lines after it.
+        before, self.lines = self.lines, []
+        self._read, self._last = 0, b""
+        self._take(self._from(0))
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.lines, before, strict=False)))
+        back_to = self.lines[same - 1]["step"] if same else 0
+        return back_to if same < len(before) else None, self.lines[same:]
+
+    def _from(self, start: int) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def _take(self, text: bytes) -> list[dict[str, Any]]:
+        """Keep the whole lines of ``text``; the start of one that is still being written is read again next time."""
+        whole = text[: text.rfind(b"\n") + 1]
+        if not whole:
+            return []
+        came = _parsed(whole)
+        self.lines += came
+        self._read += len(whole)
+        self._last = whole.splitlines(keepends=True)[-1]
+        return came
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a loss.jsonl; none where there is no such file, and a torn last line is passed over."""
-    if not path.exists():
-        return []
+    """The lines of a loss.jsonl; empty where there is no such file. An incomplete last line is skipped."""
+    return _parsed(path.read_bytes()) if path.exists() else []
+
+
+def _parsed(text: bytes) -> list[dict[str, Any]]:
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            lines.append(json.loads(line))
+        except ValueError:
             break
     return lines
 
 
 def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Losses over steps, one panel by stage and one by kind of unit, phases marked."""
-    from matplotlib.figure import Figure
+    """Write a picture of the losses over steps."""
+    with replacing(path) as partial:
+        figure_of(lines).savefig(partial, format="png", dpi=110)
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+
+def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
+    """Losses over steps, one panel by stage and one by kind of unit, every phase a named band."""
+    from matplotlib.figure import Figure  # here, because workers that draw nothing need not wait for it
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
-    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in lines:
-        for name, value in line["losses"].items():
-            series[name].append((line["step"], value))
+    series = _series(lines)
     by_stage = ["loss", *sorted(name for name in series if name.startswith("stage"))]
     for panel, names in zip(panels, (by_stage, ["image", "video"]), strict=True):
         for name in names:
             if name in series:
                 panel.plot(*zip(*series[name], strict=True), label=name, linewidth=1)
-        for previous, line in pairwise(lines):
-            if previous["phase"] != line["phase"]:
-                panel.axvline(previous["step"], color="grey", linewidth=0.6, linestyle="--")
+        _mark_phases(panel, lines)
         panel.set(xlabel="step", ylabel="flow matching loss", yscale="log")
         panel.legend()
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    return figure
+
+
+def _series(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, loss) of every name; a phase that does not train it is a gap, not a line across."""
+    names = dict.fromkeys(name for line in lines for name in line["losses"])
+    series: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    for _, its_lines in groupby(lines, key=lambda line: line["phase"]):
+        phase = list(its_lines)
+        for name in names:
+            trained = [(line["step"], line["losses"][name]) for line in phase if name in line["losses"]]
+            series[name] += trained or [(phase[0]["step"], math.nan)]
+    return series
+
+
+def _mark_phases(panel: Any, lines: Sequence[dict[str, Any]]) -> None:
+    """Shade every other phase and write its name above it."""
+    start = 0
+    for index, (phase, its_lines) in enumerate(groupby(lines, key=lambda line: line["phase"])):
+        end = list(its_lines)[-1]["step"]
+        if index % 2:
+            panel.axvspan(start, end, color="grey", alpha=0.12, linewidth=0)
+        middle = (start + end) / 2
+        above = panel.get_xaxis_transform()  # x in steps, y as a share of the panel's height
+        panel.text(middle, 1.01, phase, transform=above, ha="center", va="bottom", fontsize=8)
+        start = end
+    panel.set_xlim(0, start)

@@ -1,78 +1,77 @@
-"""Encoding clips, of the digits world or a lab's own, into parquet shards of latents."""
+"""Encoding captioned clips into parquet shards of latents, the data that jobs.train reads."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from framegrove.data.ingest import DataError, Size
+from framegrove.data.ingest import Size
+from framegrove.data.lists import Listed
 from framegrove.data.schema import LatentClip, to_table
-from framegrove.digits import world as digits
 from framegrove.errors import UserError
-from framegrove.media.video_reading import Frames, Listed, read_frames
+from framegrove.files import replacing
+from framegrove.media.clips import read_clip
+from framegrove.media.frames import Frames, MediaError
 from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_files import from_uint8
 from framegrove.models.vae_tiling import encode_unit
 
-_BATCH = 16
-_SHARD = 512
+_SHARD = 512  # clips in a file
+
+
+class NoClips(UserError):
+    """There is not a single clip to write."""
+
+
+@dataclass
+class VideoCounts:
+    """What became of the files of a list so far."""
+
+    encoded: int = 0
+    unreadable: int = 0
+    ended_by_gap: int = 0  # of those encoded
+    first_problem: str = ""
+
+    @property
+    def read(self) -> int:
+        """Files that were opened so far."""
+        return self.encoded + self.unreadable
 
 
 def write_clips(
     clips: Iterable[LatentClip], vae: str, out: Path, on_clips: Callable[[int], None] = lambda done: None
 ) -> list[Path]:
-    """Write ``clips``, encoded by the VAE of this digest, as shards in ``out``, which appears when it is whole.
+    """Write ``clips``, encoded by the VAE with this digest, as shards in the folder ``out``, which appears when whole.
 
-    Raises UserError where the folder already exists, or there is no clip.
+    ``on_clips`` is given the number of clips so far. Raises UserError if the folder already exists, NoClips if there is
+    nothing to write.
     """
     if out.exists():
         raise UserError(f"{out} already exists: give another --out, or remove it")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    held: list[LatentClip] = []
+    out.parent.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
-
-    def flush() -> None:
-        names.append(f"clips-{len(names):05d}.parquet")
-        pq.write_table(to_table(held, vae), partial / names[-1], row_group_size=_SHARD // 2)
-        held.clear()
-
-    for done, clip in enumerate(clips, start=1):
-        held.append(clip)
-        if len(held) == _SHARD:
-            flush()
-        on_clips(done)
-    if held:
-        flush()
-    if not names:
-        shutil.rmtree(partial)
-        raise UserError("not one clip could be encoded")
-    os.replace(partial, out)
+    with replacing(out) as partial:
+        partial.mkdir()
+        done, rest = 0, iter(clips)
+        while held := list(_counted(itertools.islice(rest, _SHARD), done, on_clips)):
+            names.append(f"clips-{len(names):05d}.parquet")
+            pq.write_table(to_table(held, vae), partial / names[-1], row_group_size=_SHARD // 2)
+            done += len(held)
+        if not names:
+            raise NoClips("not one clip could be encoded")
     return [out / name for name in names]
 
 
-def digits_clips(
-    vae: CausalVideoVae, count: int, *, seed: int = 0, units: int = 4, pairs: float = 0.5
-) -> Iterator[LatentClip]:
-    """``count`` clips of the digits world, a share of ``pairs`` with two digits."""
-    for first in range(0, count, _BATCH):
-        indices = range(first, min(first + _BATCH, count))
-        # The golden ratio spreads the pairs evenly, whatever their share.
-        drawn = [
-            digits.clip(seed, index, digits=2 if (index * 0.6180339887) % 1 < pairs else 1, units=units)
-            for index in indices
-        ]
-        with torch.inference_mode():
-            latents_BCTHW = vae.encode(_video(np.stack([clip.frames for clip in drawn]))).mean
-        for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
-            yield LatentClip(index, clip.caption, digits.SIZE, digits.SIZE, float(digits.FPS), latents)
+def _counted(clips: Iterable[LatentClip], done: int, on_clips: Callable[[int], None]) -> Iterator[LatentClip]:
+    for number, clip in enumerate(clips, start=done + 1):
+        yield clip
+        on_clips(number)
 
 
 def video_clips(
@@ -81,43 +80,43 @@ def video_clips(
     sizes: Sequence[Size],
     units: int,
     fps: float,
-    on_unreadable: Callable[[Listed, str], None],
+    counts: VideoCounts,
 ) -> Iterator[LatentClip]:
-    """The beginnings of video files, of ``units`` units or as many as there are frames for, encoded unit by unit.
+    """Encode the beginnings of video files unit by unit: ``units`` units, or as many as there are frames for.
 
-    Each becomes the one of the (height, width) ``sizes`` that suits it best. Files that cannot be read are passed over.
+    Each is scaled to the one of the (height, width) ``sizes`` that suits it best. Files that cannot be read are skipped
+    and counted in ``counts``, as are clips that a gap in time cut short.
     """
     step = vae.config.temporal_factor
     for line in listed:
         try:
-            frames = read_frames(line.path, fps, 1 + step * (units - 1), sizes)
-        except DataError as error:
-            on_unreadable(line, str(error))
+            clip = read_clip(line.path, fps, 1 + step * (units - 1), sizes)
+        except MediaError as error:
+            counts.unreadable += 1
+            counts.first_problem = counts.first_problem or str(error)
             continue
-        latents = _streamed(vae, frames[: 1 + (len(frames) - 1) // step * step])
-        height, width = frames.shape[1:3]
+        latents = _streamed(vae, clip.frames[: 1 + (len(clip.frames) - 1) // step * step])
+        height, width = clip.frames.shape[1:3]
+        counts.encoded += 1
+        counts.ended_by_gap += clip.ended_by_gap
         yield LatentClip(line.id, line.caption, height, width, fps, latents.half().numpy())
 
 
 @torch.inference_mode()
 def _streamed(vae: CausalVideoVae, frames: Frames) -> torch.Tensor:
-    """Latents (C, units, h, w) on the CPU; neither the pixels nor what layers make of them lie on the GPU together."""
+    """Latents (C, units, h, w) on the CPU. The device holds one unit at a time, so that long clips fit a GPU."""
     device = next(vae.parameters()).device
     step = vae.config.temporal_factor
-    state, parts = None, []
+    state = None
+    parts = []
     for clip in (frames[:1], *(frames[first : first + step] for first in range(1, len(frames), step))):
-        moments, state = encode_unit(vae, _video(clip[None]).to(device), state)
+        moments, state = encode_unit(vae, from_uint8(torch.from_numpy(clip[None])).to(device), state)
         parts.append(moments.mean[0].cpu())
     return torch.cat(parts, dim=1)
 
 
-def _video(frames_BTHWC: Frames) -> torch.Tensor:
-    """Pixels as the VAE takes them: BCTHW in [-1, 1]."""
-    return torch.from_numpy(frames_BTHWC).movedim(-1, 1).float() / 127.5 - 1
-
-
 def vae_digest(vae: CausalVideoVae) -> str:
-    """A fingerprint of the encoder, the same for all precisions it may have been saved in."""
+    """A fingerprint of the encoder's weights, equal for every precision that they may have been saved in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vae.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.")):

@@ -1,13 +1,15 @@
-"""What turns losses into weights: plain torch in one process, or DeepSpeed ZeRO over many workers.
+"""Engines, which turn losses into weights: plain torch in one process, or DeepSpeed ZeRO over many workers.
 
 An engine owns the module, the optimizer and the averaged weights. ``update`` is one optimizer step over any number of
-forward passes; everything else of training is the loop's. The only file that imports DeepSpeed, and only when asked to.
+forward passes; the rest of training is in loop.py. This is the only file that imports DeepSpeed, and it does so only
+when a DeepSpeedEngine is made. What it uses of DeepSpeed beyond the public interface is at the end of the file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from framegrove.config.train import PhaseConfig
+from framegrove.flow.objective import StageSample
 from framegrove.models.flux import SingleBlock
 from framegrove.models.layers import Block
 from framegrove.models.mmdit import MMDiT
-from framegrove.training.curriculum import StageSample
-from framegrove.training.muon import Muon
+from framegrove.models.trainer_state import update_average
 from framegrove.training.step import Trainable
 
 _STATE, _TAG = "engine.pt", "engine"
@@ -29,14 +31,17 @@ _STATE, _TAG = "engine.pt", "engine"
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What an optimizer step found: the loss of each stage-sample, pass by pass, and the gradient's norm."""
+    """What an optimizer step returns: the loss of each stage-sample, pass by pass, and the norm of the gradient.
+
+    The norm is that of the whole batch's gradient, over all workers, before it is clipped.
+    """
 
     losses: list[Tensor]
     gradient_norm: float
 
 
 class PlainEngine:
-    """One process, float32 weights, forward and backward under bfloat16 autocast where asked for."""
+    """One process and float32 weights; forward and backward run under bfloat16 autocast for precision "bf16"."""
 
     rank, world = 0, 1
 
@@ -51,10 +56,14 @@ class PlainEngine:
         self.updates = 0
         matrices = {id(p) for p in self.module.matrices()} if with_muon else set()
         self.adamw = torch.optim.AdamW([p for p in self.parameters if id(p) not in matrices], fused=True)
-        self.muon = Muon([p for p in self.parameters if id(p) in matrices]) if with_muon else None
+        self.muon = (
+            torch.optim.Muon([p for p in self.parameters if id(p) in matrices], weight_decay=0.0) if with_muon else None
+        )
 
-    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, pace: float) -> Update:
-        """One optimizer step on a batch of ``batch`` stage-samples that is spread over ``packs``."""
+    def update(
+        self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
+    ) -> Update:
+        """One optimizer step on a batch of ``batch`` stage-samples, one forward pass for each of ``packs``."""
         losses = []
         for samples in packs:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -62,15 +71,15 @@ class PlainEngine:
             (each.sum() / batch).backward()
             losses.append(each.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, phase.clip)
-        _pace(self.adamw, phase, pace)
+        _set_rates(self.adamw, phase, learning_rate_scale)
         self.adamw.step()
         if self.muon is not None:
             for group in self.muon.param_groups:
-                group["lr"] = pace * (phase.matrix_learning_rate or 0.0)
+                group["lr"] = learning_rate_scale * (phase.matrix_learning_rate or 0.0)
             self.muon.step()
         self.module.zero_grad(set_to_none=True)
         self.updates += 1
-        _average(self.averaged, self.parameters, phase.ema, self.updates)
+        update_average(self.averaged, self.parameters, phase.ema, self.updates)
         return Update(losses, float(norm))
 
     def most(self, count: int) -> int:
@@ -82,7 +91,7 @@ class PlainEngine:
         return values
 
     def save(self, folder: Path) -> None:
-        """Write everything that ``load`` needs to go on to the bit."""
+        """Write everything that ``load`` needs to continue bit for bit."""
         torch.save(
             {
                 "weights": [p.detach() for p in self.parameters],
@@ -95,7 +104,7 @@ class PlainEngine:
         )
 
     def load(self, folder: Path) -> None:
-        """Go on from what ``save`` wrote."""
+        """Continue from what ``save`` wrote."""
         held: dict[str, Any] = torch.load(folder / _STATE, map_location=self.device, weights_only=True)
         with torch.no_grad():
             torch._foreach_copy_(list[Tensor](self.parameters), held["weights"])
@@ -112,10 +121,11 @@ class PlainEngine:
 
 
 class DeepSpeedEngine:
-    """One worker of many: ZeRO of any stage over the workers' process group, which must exist already.
+    """One worker of many: ZeRO stage 1, 2 or 3 over the workers' process group, which must exist already.
 
-    Weights are float32, or bfloat16 with float32 masters that are spread over the workers like everything else that
-    ZeRO spreads; so are the averaged weights. A worker's part of all that is what it saves.
+    Weights are float32, or a bfloat16 compute copy of float32 masters. ZeRO spreads masters, optimizer state and, in
+    stages 2 and 3, gradients and weights over the workers; the averaged weights are spread in the same way. A worker
+    saves its own part of all these.
     """
 
     def __init__(
@@ -126,13 +136,12 @@ class DeepSpeedEngine:
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, set_z3_leaf_modules
 
-        # Gloo does what is needed; without this DeepSpeed would compile a library of its own for a minute, and could
-        # not in a path with a space in it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _do_without_shared_memory_library(deepspeed)
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.updates = device, 0
-        # They read the weights of layers inside them without calling those, so ZeRO 3 must be told to gather them.
+        # Blocks read the weights of layers inside them without calling those, so ZeRO 3 has to gather a block's
+        # weights all at once.
         set_z3_leaf_modules(module, [Block, SingleBlock])
         if isinstance(module.transformer, MMDiT):
             for weight in module.transformer.pos_embed.parameters():
@@ -141,16 +150,16 @@ class DeepSpeedEngine:
         exact = [p.detach().clone() for p in parameters] if precision == "bf16" else []
         self.engine, self.adamw, _, _ = deepspeed.initialize(
             model=module.to(device),
-            # DeepSpeed's own AdamW would be compiled, too.
+            # torch's AdamW, since DeepSpeed's own would be compiled first.
             optimizer=torch.optim.AdamW(parameters),
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "bf16": {"enabled": precision == "bf16"},
-                # Sums of many passes would lose their later ones in bfloat16.
+                # In bfloat16, a sum over many passes would lose the later ones.
                 "data_types": {"grad_accum_dtype": "fp32"},
                 "zero_optimization": {"stage": zero},
                 "zero_allow_untested_optimizer": True,
-                "gradient_clipping": 1.0,  # stands for "clip": each phase has its own norm
+                "gradient_clipping": 1.0,  # only switches clipping on; the norm is set with every update
                 "steps_per_print": None,
             },
             dist_init_required=False,
@@ -160,15 +169,18 @@ class DeepSpeedEngine:
             for buffer in self.module.buffers():
                 if buffer.is_floating_point():
                     buffer.data = buffer.bfloat16()
-        for parameter, value in zip(parameters, exact, strict=False):  # the masters came from rounded weights
-            safe_set_full_fp32_param(parameter, value)
-        self.averaged = [part.clone() for part in self._masters]
+        if exact:  # DeepSpeed made the masters from weights that were already rounded
+            for parameter, value in zip(parameters, exact, strict=True):
+                safe_set_full_fp32_param(parameter, value)
+        self.averaged = [part.clone() for part in _masters(self.adamw)]
 
-    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, pace: float) -> Update:
-        """One optimizer step on a batch of ``batch`` stage-samples, of which ``packs`` are this worker's."""
+    def update(
+        self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
+    ) -> Update:
+        """One optimizer step on a batch of ``batch`` stage-samples, of which ``packs`` are this worker's share."""
         losses = []
-        _pace(self.adamw, phase, pace)
-        self.adamw.clip_grad = phase.clip
+        _set_rates(self.adamw, phase, learning_rate_scale)
+        _set_clip(self.adamw, phase.clip)
         for index, samples in enumerate(packs):
             self.engine.set_gradient_accumulation_boundary(index + 1 == len(packs))
             each = self.engine(samples)
@@ -176,7 +188,7 @@ class DeepSpeedEngine:
             losses.append(each.detach())
         self.engine.step()
         self.updates += 1
-        _average(self.averaged, self._masters, phase.ema, self.updates)
+        update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
         return Update(losses, float(self.engine.get_global_grad_norm() or 0.0))
 
     def most(self, count: int) -> int:
@@ -198,45 +210,82 @@ class DeepSpeedEngine:
         torch.save({"averaged": self.averaged, "updates": self.updates}, folder / f"averaged-{self.rank:05d}.pt")
 
     def load(self, folder: Path) -> None:
-        """Go on from the parts that all workers saved, merged into one folder."""
+        """Continue from the parts that all workers saved, merged into one folder."""
         self.engine.load_checkpoint(str(folder), tag=_TAG)
         held = torch.load(folder / f"averaged-{self.rank:05d}.pt", map_location=self.device, weights_only=True)
         torch._foreach_copy_(self.averaged, held["averaged"])
         self.updates = held["updates"]
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The averaged weights by name, whole, in float32, on the CPU; called by all workers."""
+        """The averaged weights by name, whole, in float32, on the CPU: on worker 0, and nothing on the others.
+
+        Called by all workers, which gather one weight after the other. Only worker 0 ever holds the whole model.
+        """
         from deepspeed.utils import safe_get_full_fp32_param
 
-        self._exchange()
-        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-        whole = {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in named}
-        self._exchange()
-        return whole
+        gathered: dict[str, Tensor] = {}
+        with self._averages_as_masters():
+            for name, parameter in self.module.named_parameters():
+                if parameter.requires_grad:
+                    whole = safe_get_full_fp32_param(parameter)
+                    if self.rank == 0:
+                        gathered[name] = whole.cpu()
+        return gathered
 
-    @property
-    def _masters(self) -> list[Tensor]:
-        """This worker's parts of the float32 weights, flat."""
-        # Each of DeepSpeed's optimizers has its own name for them: ZeRO 3, ZeRO 1 in bfloat16, all others.
-        names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
-        parts = next(getattr(self.adamw, name) for name in names if hasattr(self.adamw, name))
-        return [part.detach() for part in parts]
+    @contextlib.contextmanager
+    def _averages_as_masters(self) -> Iterator[None]:
+        """Put the averaged weights where DeepSpeed can gather them, and the masters back in any case."""
+        self._swap_masters_and_averages()
+        try:
+            yield
+        finally:
+            self._swap_masters_and_averages()
 
-    def _exchange(self) -> None:
-        """Exchange the masters and their average."""
-        for master, average in zip(self._masters, self.averaged, strict=True):
+    def _swap_masters_and_averages(self) -> None:
+        for master, average in zip(_masters(self.adamw), self.averaged, strict=True):
             held = master.clone()
             master.copy_(average)
             average.copy_(held)
 
 
-def _pace(optimizer: Any, phase: PhaseConfig, pace: float) -> None:
+def _set_rates(optimizer: Any, phase: PhaseConfig, scale: float) -> None:
+    rate = scale * phase.learning_rate
     for group in optimizer.param_groups:
-        group.update(lr=pace * phase.learning_rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay)
+        group.update(lr=rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay)
 
 
-def _average(averaged: list[Tensor], weights: Sequence[Tensor], decay: float, updates: int) -> None:
-    """Exponential average of the weights, shorter in the first steps, when old weights are worth nothing."""
-    decay = min(decay, updates / (9 + updates))
-    with torch.no_grad():
-        torch._foreach_lerp_(averaged, [weight.detach() for weight in weights], 1 - decay)
+# What follows relies on DeepSpeed 0.19 beyond its public interface, which offers none of it. Should another version
+# move these things, the functions say so, and test_engine.py fails.
+
+
+def _do_without_shared_memory_library(deepspeed: Any) -> None:
+    """Have gloo do what DeepSpeed's own library for workers on one machine would: that is compiled for a minute first.
+
+    And it cannot be compiled at all where the path has a space in it.
+    """
+    name = "deepspeed_shm_comm"
+    compatible = deepspeed.ops.__compatible_ops__
+    if name not in compatible:
+        raise RuntimeError(f"DeepSpeed {deepspeed.__version__} no longer lists {name} in ops.__compatible_ops__")
+    compatible[name] = False
+
+
+def _set_clip(optimizer: Any, norm: float) -> None:
+    """Set the largest norm of the gradient, which DeepSpeed otherwise takes from its configuration for good."""
+    if not hasattr(optimizer, "clip_grad"):
+        raise RuntimeError(f"DeepSpeed's {type(optimizer).__name__} no longer keeps its clipping norm in clip_grad")
+    optimizer.clip_grad = norm
+
+
+# ZeRO 3; ZeRO 1 in bfloat16; all others.
+_MASTERS = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+
+
+def _masters(optimizer: Any) -> list[Tensor]:
+    """This worker's parts of the float32 weights, each flat; writing to them changes the weights."""
+    for name in _MASTERS:
+        if hasattr(optimizer, name):
+            return [part.detach() for part in getattr(optimizer, name)]
+    raise RuntimeError(
+        f"DeepSpeed's {type(optimizer).__name__} has its float32 weights in none of {', '.join(_MASTERS)}"
+    )

@@ -1,8 +1,8 @@
 """The training loop: a plain function over steps, the same in one process and on every worker of a cluster.
 
-A step draws its samples, packs them, updates the weights, and tells what it found. Draws depend on (seed, phase, step,
-rank) alone and weights, optimizer and averages are in the checkpoint, so a run that was stopped or killed goes on along
-the curve of an undisturbed one.
+A step draws its samples, packs them into forward passes, updates the weights, and reports losses. The draws depend on
+(seed, phase, step, rank) alone; weights, optimizer and averaged weights are in the checkpoint. A run that was stopped
+or killed therefore continues exactly along the curve of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.ingest import Pool
 from framegrove.data.packing import pack
 from framegrove.errors import UserError
+from framegrove.flow.objective import StageSample
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.vae_files import LatentNorm
-from framegrove.training.curriculum import Position, StageSample, draw_samples
+from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.curve import Tally
 from framegrove.training.engine import Update
 from framegrove.training.step import Trainable
@@ -39,7 +40,9 @@ class Engine(Protocol):
     world: int
     module: Trainable
 
-    def update(self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, pace: float) -> Update: ...
+    def update(
+        self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
+    ) -> Update: ...
 
     def most(self, count: int) -> int: ...
 
@@ -50,7 +53,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the loss curve: mean losses since the point before, by name (``loss`` is all of them)."""
+    """A point of the loss curve: mean losses since the previous point, by name (``loss`` is over all samples).
+
+    ``step`` counts the steps done in the whole run, ``seconds`` is training time over all sessions of the run,
+    ``gradient_norm`` is that of the last step, before clipping.
+    """
 
     step: int
     phase: str
@@ -61,14 +68,19 @@ class Point:
     samples_per_second: float
 
 
+def _nothing(*_: Any) -> None:
+    """The default of every hook."""
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """What happens around the steps: every step, at points of the curve, at checkpoints, at the end of a phase."""
+    """Functions that are called while a run goes on, on every worker; those left out do nothing."""
 
-    on_step: Callable[[int, float], None]  # steps done, loss of this worker's share
-    on_point: Callable[[Point], None]
-    checkpoint: Callable[[int], None]  # steps done
-    phase_done: Callable[[PhaseConfig], None]
+    on_start: Callable[[int], None] = _nothing  # steps done by an earlier session of this run
+    on_step: Callable[[int, float], None] = _nothing  # steps done, mean loss of this worker's share
+    on_point: Callable[[Point], None] = _nothing
+    on_checkpoint: Callable[[int], None] = _nothing  # steps done; time to save
+    on_phase_end: Callable[[PhaseConfig], None] = _nothing
 
 
 def train(
@@ -83,47 +95,60 @@ def train(
 ) -> None:
     """Run the steps from ``first_step`` to the end of the last phase.
 
-    ``open_pool(phase, step)`` gives the clips of a phase from a step of it on. Raises TrainingDiverged.
+    ``open_pool(phase, step)`` opens the pool of a phase's clips as it is at a step of it; ``seconds`` is the training
+    time of earlier sessions. Raises TrainingDiverged.
     """
-    tally, points_at = Tally(schedule.stages), time.monotonic()
+    hooks.on_start(first_step)
+    tally = Tally(schedule.stages)
+    tally_began = time.monotonic()
     pool: Pool | None = None
-    for done in range(first_step, config.steps):
-        position = Position.of(config, done)
+    for step in range(first_step, config.steps):
+        done = step + 1
+        position = Position.of(config, step)
+        phase = position.phase
+
+        # 1. Draw this worker's samples and share them out to forward passes.
         if pool is None or position.step == 0:
-            pool = open_pool(position.phase, position.step)
+            pool = open_pool(phase, position.step)
         samples = draw_samples(pool.at(position.step), position, schedule, norm, config.seed, engine.rank, engine.world)
-        packs = _packs(samples, position.phase, engine)
-        pace = position.phase.pace(position.step)
-        update = engine.update(packs, position.phase.batch, position.phase, pace)
+        packs = _packs(samples, phase, engine)
+
+        # 2. Update the weights.
+        scale = phase.learning_rate_scale(position.step)
+        update = engine.update(packs, phase.batch, phase, scale)
         for members, losses in zip(packs, update.losses, strict=True):
             tally.add(members, losses)
         loss = float(torch.cat(update.losses).mean())
+        # The norm is that of all workers' gradients together: if one of them diverges, all of them stop here.
         if not math.isfinite(loss) or not math.isfinite(update.gradient_norm):
             raise TrainingDiverged(
-                f"the loss is {loss} at step {done} of phase {position.phase.name}: lower its learning_rate or clip"
+                f"the loss is {loss} at step {step} of phase {phase.name}: lower its learning_rate or clip"
             )
-        hooks.on_step(done + 1, loss)
-        last_of_phase = position.step + 1 == position.phase.steps
-        kept = (done + 1) % config.checkpoint_every == 0 or done + 1 == config.steps
-        # A point at every checkpoint, too: what has been counted since the last point is in no checkpoint.
-        if (done + 1) % config.log_every == 0 or last_of_phase or kept:
+        hooks.on_step(done, loss)
+
+        # 3. Report. A checkpoint is always preceded by a point, because the tally itself is not in the checkpoint.
+        phase_ends = position.step + 1 == phase.steps
+        checkpoint_due = done % config.checkpoint_every == 0 or done == config.steps
+        if done % config.log_every == 0 or phase_ends or checkpoint_due:
             now = time.monotonic()
-            seconds += now - points_at
+            seconds += now - tally_began
             totals = engine.total(tally.sums)
-            speed = float(totals[1, schedule.stages :].sum()) / (now - points_at)
-            rate = pace * position.phase.learning_rate
-            hooks.on_point(
-                Point(done + 1, position.phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed)
-            )
-            tally, points_at = Tally(schedule.stages), time.monotonic()
-        if kept:
-            hooks.checkpoint(done + 1)
-        if last_of_phase:
-            hooks.phase_done(position.phase)
+            speed = float(totals[1, schedule.stages :].sum()) / (now - tally_began)
+            rate = scale * phase.learning_rate
+            hooks.on_point(Point(done, phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed))
+            tally = Tally(schedule.stages)
+            tally_began = time.monotonic()
+        if checkpoint_due:
+            hooks.on_checkpoint(done)
+        if phase_ends:
+            hooks.on_phase_end(phase)
 
 
 def _packs(samples: Sequence[StageSample], phase: PhaseConfig, engine: Engine) -> list[list[StageSample]]:
-    """The samples shared out to forward passes, as many on every worker."""
+    """The samples shared out to forward passes, the same number of passes on every worker.
+
+    ZeRO communicates in every pass: a worker that made one pass more would wait for the others forever.
+    """
     if phase.pack_tokens is None:
         return [list(samples)]
     patch = engine.module.transformer.config.patch_size

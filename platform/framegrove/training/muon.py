@@ -1,7 +1,6 @@
-"""Muon: momentum whose every matrix is replaced by the nearest semi-orthogonal one before the step.
+"""Muon for convolutions: torch's own takes matrices alone.
 
-K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Convolution kernels count as
-matrices of output channels by everything else.
+K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 """
 
 from __future__ import annotations
@@ -10,46 +9,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
-
-# Quintic Newton-Schulz coefficients of the publication: steepest at zero, singular values end up near one.
-_A, _B, _C = 3.4445, -4.7750, 2.0315
+from torch import Tensor, nn
 
 
-class Muon(torch.optim.Optimizer):
-    """For weights of two or more dimensions; biases, gains and embeddings belong to another optimizer."""
+class KernelMuon(torch.optim.Muon):
+    """torch.optim.Muon without weight decay for weights of two or more dimensions.
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    A kernel counts as the matrix of its output channels by everything else. Biases, gains, and the layers through
+    which pixels enter and leave a network belong to another optimizer.
+    """
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+    def __init__(self, weights: Iterable[Tensor], lr: float = 0.02) -> None:
+        self._weights = list(weights)
+        # A view shares its memory with the weight, so that updating one updates the other. Unlike flatten, view never
+        # copies: it raises where the memory layout does not allow it.
+        matrices = [nn.Parameter(weight.detach().view(len(weight), -1)) for weight in self._weights]
+        super().__init__(matrices, lr, weight_decay=0.0)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        ahead = torch.lerp(gradient, momentum, group["momentum"])  # Nesterov
-        direction = orthogonalised(ahead.reshape(len(ahead), -1))
-        # A step changes a layer's outputs equally strongly, whatever its shape.
-        size = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
-        parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
-
-
-def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of the matrix's singular value decomposition, by matrix products in bfloat16."""
-    x = matrix.bfloat16()
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T
-    x = x / (x.norm() + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.T
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update from the gradients of the weights."""
+        for weight, matrix in zip(self._weights, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        return super().step(closure)

@@ -1,15 +1,16 @@
-"""A run: what is checked before it starts, what it leaves, and the whole of it in one process."""
+"""A run: what is checked before it starts, what it leaves behind, and the whole of it in one process."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
@@ -26,7 +27,7 @@ from framegrove.models.pretrained import (
     save_pipeline,
 )
 from framegrove.models.text import TextEncoder
-from framegrove.models.transformers import fresh_transformer
+from framegrove.models.transformers import build_transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
 from framegrove.training import checkpoint
@@ -37,35 +38,97 @@ from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Engine, Hooks, Point, train
 from framegrove.training.step import Trainable
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-@dataclasses.dataclass(frozen=True)
-class Watch:
-    """What a run tells whoever looks at it."""
 
-    on_start: Callable[[int], None]  # steps done by an earlier run
-    on_step: Callable[[int, float], None]
-    on_point: Callable[[Point], None]
+def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa: B008 - it is frozen
+    """Train in this process, on a GPU if there is one; the model folder is ``out/model``.
+
+    Continues from the newest checkpoint in ``out``. Raises UserError for what does not fit together, and
+    TrainingDiverged.
+    """
+    setup = Setup.of(config)
+    resumed = checkpoint.newest(out / CHECKPOINTS)
+    first_step = checkpoint.step_of(resumed, config) if resumed else 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with_muon = any(phase.matrix_learning_rate for phase in config.phases)
+    engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
+    if resumed:
+        engine.load(resumed)
+
+    def save(step: int) -> None:
+        checkpoint.save(out / CHECKPOINTS, step, config, engine.save)
+        hooks.on_checkpoint(step)
+
+    out.mkdir(parents=True, exist_ok=True)
+    return train_to_the_end(setup, engine, out, first_step, dataclasses.replace(hooks, on_checkpoint=save))
+
+
+def train_to_the_end(
+    setup: Setup, engine: Engine, out: Path, first_step: int, hooks: Hooks, read: Reader | None = None
+) -> Path:
+    """What a run does after it is set up, in one process and on every worker of a cluster alike.
+
+    Worker 0 writes the loss curve, its picture at every checkpoint, and the model folder at the end of every phase.
+    ``hooks.on_checkpoint`` has to save the engine; ``read`` is how clips are read where they do not all fit in memory.
+    """
+    curve = Curve(out, first_step) if engine.rank == 0 else None
+
+    def on_point(point: Point) -> None:
+        if curve:
+            curve.add(dataclasses.asdict(point))
+        hooks.on_point(point)
+
+    def on_checkpoint(step: int) -> None:
+        hooks.on_checkpoint(step)
+        if curve:
+            curve.draw()
+
+    def on_phase_end(phase: PhaseConfig) -> None:
+        setup.save_model(engine, out)
+        hooks.on_phase_end(phase)
+
+    train(
+        setup.config,
+        engine,
+        setup.pools(engine.rank, engine.world, read),
+        setup.schedule,
+        setup.pipeline.latent_norm,
+        dataclasses.replace(hooks, on_point=on_point, on_checkpoint=on_checkpoint, on_phase_end=on_phase_end),
+        first_step,
+        curve.seconds if curve else 0.0,
+    )
+    if first_step >= setup.config.steps:  # it was stopped after its last checkpoint, perhaps before the model was saved
+        setup.save_model(engine, out)
+    return out / MODEL
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """A checked run: the shards of each phase, the recipe of its model, and the model itself once it is asked for."""
+    """A checked run: the shards of each phase, and what its model is made of.
+
+    Making one reads the sizes of all clips, which decide what each worker reads. It is sent to the workers as it is,
+    so that they read nothing but the clips of their own share.
+    """
 
     config: TrainConfig
     recipe: Recipe
-    shards: dict[str, tuple[Shard, ...]]
+    shards: dict[str, tuple[Shard, ...]]  # by the name of the phase
+    words: tuple[str, ...]  # what a new text encoder reads; empty where an existing model is continued
 
     @classmethod
     def of(cls, config: TrainConfig) -> Setup:
         """Open the data, and check that it fits the model. Raises UserError before anything is written.
 
-        Of the model only its VAE is read: whoever starts a run on a cluster need not hold the rest.
+        Of the shards only the columns of sizes are read, once for all phases of the same sizes, and for a new text
+        encoder the captions. Of the model only the VAE is read: whoever starts a run on a cluster need not hold it all.
         """
-        shards = {phase.name: open_shards(config.data, phase.sizes) for phase in config.phases}
+        opened = {sizes: open_shards(config.data, sizes) for sizes in {phase.sizes for phase in config.phases}}
+        shards = {phase.name: opened[phase.sizes] for phase in config.phases}
         shape, vae, recipe = _outline(config.model)
         check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         digest = vae_digest(vae)
-        for shard in (shard for of_phase in shards.values() for shard in of_phase):
+        for shard in (shard for of_sizes in opened.values() for shard in of_sizes):
             if shard.vae != digest:
                 raise DataError(
                     f"{shard.path} was encoded by another VAE than the model's: prepare the clips anew with "
@@ -78,13 +141,29 @@ class Setup:
                     f"phase {phase.name} trains {phase.units} units, the longest clip in {config.data} has {longest}: "
                     "lower units or prepare longer clips"
                 )
-        return cls(config, recipe, shards)
+        paths = {shard.path for of_sizes in opened.values() for shard in of_sizes}
+        words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
+        return cls(config, recipe, shards, words)
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The model of step 0."""
-        every = dict.fromkeys(shard for of_phase in self.shards.values() for shard in of_phase)
-        return starting_pipeline(self.config, list(every))
+        """The model of step 0: one that is continued, or a new one."""
+        model = self.config.model
+        if model.start is not None:
+            started = load_source(model.source, torch.bfloat16 if self.config.precision == "bf16" else None)
+            if not model.fresh:
+                return started
+            return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
+        vae, norm = load_vae(_vae_folder(model))
+        text = TextEncoder.fresh(model.text, list(self.words))
+        return Pipeline(fresh_transformer(model.shape), vae, norm, text, model.recipe)
+
+    @cached_property
+    def _buffers(self) -> dict[str, Tensor]:
+        """The transformer's tables as they were loaded; an engine rounds its own."""
+        transformer = self.pipeline.transformer
+        trained = dict(transformer.named_parameters())
+        return {name: value.clone() for name, value in transformer.state_dict().items() if name not in trained}
 
     @property
     def schedule(self) -> PyramidSchedule:
@@ -92,33 +171,41 @@ class Setup:
         return PyramidSchedule.of(self.recipe.pyramid)
 
     def trainable(self) -> Trainable:
-        """A copy of the part of the model that is trained, which engines may cut to pieces; frozen text is shared."""
+        """The part of the model that is trained, for the one engine of this process.
+
+        The transformer is the pipeline's own, not a copy: the engine trains it in place, and may cut it to pieces.
+        """
         text, train_text = self.pipeline.text, self.config.model.train_text
-        transformer = copy.deepcopy(self.pipeline.transformer)
+        _ = self._buffers  # copied now, before an engine can round them
+        transformer = self.pipeline.transformer
         transformer.recompute = self.config.recompute
         return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
 
     def pools(self, rank: int = 0, world: int = 1, read: Reader | None = None) -> Callable[[PhaseConfig, int], Pool]:
-        """What opens a worker's clips of a phase, from a step of it on."""
+        """What opens the pool of a worker's clips of a phase, as it is at a step of the phase.
+
+        ``read`` is for pools that move on through the clips; one that never moves is read once, by `read_shards`.
+        """
         size, refresh, seed = self.config.pool.clips, self.config.pool.refresh, self.config.seed
-        whole: dict[object, Pool] = {}  # where all clips are held for good, phases share them
+        held: dict[object, Pool] = {}  # pools that never move are shared by phases
 
         def open_pool(phase: PhaseConfig, step: int) -> Pool:
             shards, sizes = self.shards[phase.name], frozenset(phase.sizes)
-            if (shards, sizes) in whole:
-                return whole[shards, sizes]
+            if (shards, sizes) in held:
+                return held[shards, sizes]
             available = clips_of(shards, rank, world, seed)
+            reader = read if refresh and available > size else None
             pool = Pool(
-                lambda start: stream(shards, sizes, seed, rank, world, start, read), available, size, refresh, step
+                lambda start: stream(shards, sizes, seed, rank, world, start, reader), available, size, refresh, step
             )
             if not pool.refresh:
-                whole[shards, sizes] = pool
+                held[shards, sizes] = pool
             return pool
 
         return open_pool
 
     def check_workers(self, workers: int) -> None:
-        """Raise UserError where so many workers cannot share the work."""
+        """Raise UserError where there are more workers than samples in a batch, or than clips."""
         for phase in self.config.phases:
             clips = sum(shard.clips for shard in self.shards[phase.name])
             if min(phase.batch, clips) < workers:
@@ -128,65 +215,27 @@ class Setup:
                 )
 
     def save_model(self, engine: Engine, out: Path) -> None:
-        """Write the averaged weights as the model folder of a run; called by all workers."""
+        """Write the averaged weights as the model folder of a run. Every worker calls it, worker 0 writes."""
         averaged = engine.averaged_weights()
-        if engine.rank == 0:
-            parts = torch.nn.ModuleDict({"transformer": self.pipeline.transformer, "text": self.pipeline.text})
-            parameters = dict(parts.named_parameters())
-            with torch.no_grad():
-                for name, weight in averaged.items():
-                    parameters[name].copy_(weight)
-            save_pipeline(self.pipeline, out / MODEL, getattr(torch, _DTYPES[self.config.save_as]))
+        if engine.rank != 0:
+            return
+        with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
+            transformer = build_transformer(self.pipeline.transformer.config)
+        prefix = "transformer."
+        weights = {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}
+        transformer.load_state_dict({**self._buffers, **weights}, assign=True)
+        texts = {f"text.{name}": parameter for name, parameter in self.pipeline.text.named_parameters()}
+        with torch.no_grad():
+            for name in texts.keys() & averaged.keys():
+                texts[name].copy_(averaged[name])
+        averaged_pipeline = dataclasses.replace(self.pipeline, transformer=transformer)
+        save_pipeline(averaged_pipeline, out / MODEL, _DTYPES[self.config.save_as])
 
 
-def run(config: TrainConfig, out: Path, watch: Watch) -> Path:
-    """Train in this process, on a GPU if there is one; the model folder is ``out/model``.
-
-    Goes on from the newest checkpoint in ``out``. Raises UserError for what does not fit together.
-    """
-    setup = Setup.of(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with_muon = any(phase.matrix_learning_rate for phase in config.phases)
-    engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
-    resumed = checkpoint.newest(out / CHECKPOINTS)
-    first_step = checkpoint.step_of(resumed, config) if resumed else 0
-    if resumed:
-        engine.load(resumed)
-    out.mkdir(parents=True, exist_ok=True)
-    curve = Curve(out, first_step)
-
-    def save_checkpoint(step: int) -> None:
-        checkpoint.save(out / CHECKPOINTS, step, config, engine.save)
-        curve.draw()
-
-    def add_point(point: Point) -> None:
-        curve.add(dataclasses.asdict(point))
-        watch.on_point(point)
-
-    hooks = Hooks(watch.on_step, add_point, save_checkpoint, lambda phase: setup.save_model(engine, out))
-    watch.on_start(first_step)
-    train(config, engine, setup.pools(), setup.schedule, setup.pipeline.latent_norm, hooks, first_step, curve.seconds)
-    if first_step >= config.steps:
-        setup.save_model(engine, out)
-    return out / MODEL
-
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def starting_pipeline(config: TrainConfig, shards: Sequence[Shard]) -> Pipeline:
-    """The model of step 0: one that is continued, or a new one whose words are those of the data's captions."""
-    model = config.model
-    if model.start is not None:
-        started = load_source(model.source, torch.bfloat16 if config.precision == "bf16" else None)
-        if not model.fresh:
-            return started
-        return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
-    vae, norm = load_vae(_vae_folder(model))
-    captions = [text for s in shards for text in pq.read_table(s.path, columns=["caption"])["caption"].to_pylist()]
-    words = sorted({word for caption in captions for word in caption.lower().split()})
-    text = TextEncoder.fresh(model.text, [*words, *model.phrases])
-    return Pipeline(fresh_transformer(model.shape), vae, norm, text, model.recipe)
+def _words_in(paths: Iterable[Path]) -> list[str]:
+    """All different words of the captions in some shards."""
+    captions = [text for path in paths for text in pq.read_table(path, columns=["caption"])["caption"].to_pylist()]
+    return sorted({word for caption in captions for word in caption.lower().split()})
 
 
 def _outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, Recipe]:

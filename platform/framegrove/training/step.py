@@ -1,4 +1,4 @@
-"""The trained module: prompts and stage-samples in, one loss per stage-sample out."""
+"""The module that is trained: stage-samples with their prompts go in, one loss per stage-sample comes out."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from framegrove.errors import UserError
-from framegrove.flow.objective import sample_losses
+from framegrove.flow.objective import StageSample, sample_losses
 from framegrove.models.packed import Prefix, Sample
 from framegrove.models.text import TextEncoder
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import Transformer
-from framegrove.training.curriculum import StageSample
 
 
 class Trainable(nn.Module):
-    """Transformer and text encoder, trained jointly (or the transformer alone, where the text is frozen)."""
+    """Transformer and text encoder, trained jointly; or the transformer alone, beside a frozen text encoder."""
 
     def __init__(self, transformer: Transformer, text: TextEncoder | PublicTextEncoder, train_text: bool) -> None:
         super().__init__()
@@ -28,7 +27,7 @@ class Trainable(nn.Module):
         self.train_text = train_text
 
     def forward(self, samples: Sequence[StageSample]) -> Tensor:
-        """The flow matching loss of each stage-sample, (N,), all of them in one packed pass (PFM eq. 11)."""
+        """The flow matching loss of each stage-sample, (N,), from one packed forward pass (PFM eq. 11)."""
         device = next(self.transformer.parameters()).device
         with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
             texts = self.text.encode([sample.prompt for sample in samples])
@@ -46,12 +45,12 @@ class Trainable(nn.Module):
         return sample_losses(velocities, [sample.target.to(device) for sample in samples])
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weight matrices inside the blocks, of what is trained: all but embeddings, the way in and the way out."""
+        """The trained weight matrices inside the blocks: without embeddings and the first and last projections."""
         blocks = [m for name, m in self.transformer.named_children() if name.endswith("transformer_blocks")]
         if self.train_text and isinstance(self.text, TextEncoder):
             blocks += [m for name, m in self.text.model.named_modules() if name.endswith("layers")]
         return [p for block in blocks for p in block.parameters() if p.dim() == 2]
 
     def prompt_tokens(self, samples: Sequence[StageSample]) -> list[int]:
-        """Text tokens of each sample."""
+        """The number of text tokens of each sample."""
         return self.text.token_counts([sample.prompt for sample in samples])

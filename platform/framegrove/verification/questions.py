@@ -1,67 +1,158 @@
-"""What a verifier is asked about a branch: yes/no questions, each about one thing.
+"""What a vision-language verifier is asked about a branch: sets of yes/no questions, each question about one thing.
 
-A question about a whole caption lets a model read it as a bag of attributes, so digits, colours, their binding and
-their motion are asked object by object and the answers multiplied (verification/scoring.py). Video-T1 asks different
-things at different depths (section 3.3): whether a preview is clear and promising, whether the first picture
-shows the scene, whether things move as they should, and at last whether the video is what was asked for.
+A set is a YAML file of templates (sets/general.yaml explains the format) or an object named "module:attribute" that
+makes questions in code. Video-T1 (section 3.3) asks different things at different depths: whether a preview is clear
+and promising, whether the first picture shows the scene, whether things move as they should, and finally whether the
+video is what was asked for. A question therefore names the assessments it belongs to.
 """
 
 from __future__ import annotations
 
-import enum
+import hashlib
+import importlib
+import json
+import string
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+from pydantic import Field, field_validator
+
+from framegrove.config.base import Config, ConfigError, read_yaml, validated
 from framegrove.config.request import FRAMES_PER_UNIT
-from framegrove.digits import world as digits
-from framegrove.digits.world import DigitObject
+from framegrove.config.verifier import shipped_sets
 from framegrove.types import Assessment
-from framegrove.verification.rewriting import StagedPrompt
-
-
-class Aspect(enum.StrEnum):
-    """What a question is about; accuracy is reported by aspect."""
-
-    DIGIT = "digit"
-    COLOUR = "colour"
-    BINDING = "binding"  # this colour on this digit
-    MOTION = "motion"
-    COUNT = "count"
-    MATCH = "match"  # a whole prompt at once
-    STABILITY = "stability"  # nothing turns into something else
-    CLARITY = "clarity"
-
-
-class Panel(enum.StrEnum):
-    """The verifiers of the panel; each has one score and a vote of its own in the fused rank (Video-T1, eq. 7)."""
-
-    ALIGNMENT = "alignment"  # does it show what was asked for
-    MOTION = "motion"  # does it move as asked, and hold together
-    CLARITY = "clarity"  # can it be made out at all
+from framegrove.verification.rewriting import staged
 
 
 @dataclass(frozen=True)
 class Question:
-    """A yes/no question, whose "yes" speaks for the video. ``about`` numbers the object of the prompt it is about."""
+    """A yes/no question about ``aspect``, which counts towards the verifier's score called ``score``.
+
+    ``weight`` is the exponent of this answer's probability in the score's product (verification/scoring.py). "Yes"
+    speaks for the video, or against it where ``against`` is true.
+    """
 
     text: str
-    panel: Panel
-    aspect: Aspect
-    weight: float = 1.0  # exponent of this answer's probability in the panel member's product
-    about: int | None = None
+    score: str
+    aspect: str
+    weight: float = 1.0
+    against: bool = False
 
 
-def questions(assessment: Assessment, prompt: StagedPrompt) -> tuple[Question, ...]:
-    """Everything to ask at ``assessment`` about a video made for ``prompt``; never empty, same order every time."""
-    objects = digits.parse(prompt.original)
-    return _generic(assessment, prompt) if objects is None else _about_digits(assessment, objects)
+class QuestionSet(Protocol):
+    """What a verifier asks. To write one in code, give an object with these two members as "module:attribute"."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the questions do: a search that was interrupted goes on only with the same questions."""
+        ...
+
+    def questions(self, assessment: Assessment, prompt: str) -> tuple[Question, ...]:
+        """Everything to ask at ``assessment`` about a video made for ``prompt``, in the same order every time."""
+        ...
+
+
+def load_question_set(source: str) -> QuestionSet:
+    """The set called ``source``: a shipped one's name, a YAML file, or "module:attribute".
+
+    Raises ConfigError, which names the file and the entry, or the module and the attribute.
+    """
+    if ":" in source:
+        return _imported(source)
+    if source.endswith((".yaml", ".yml")):
+        return TemplateSet(Path(source))
+    if source not in shipped_sets():
+        raise ConfigError(f"there are no questions called {source!r}: the shipped sets are {', '.join(shipped_sets())}")
+    return TemplateSet(Path(str(resources.files("framegrove.verification"))) / "sets" / f"{source}.yaml")
+
+
+class TemplateSet:
+    """A question set from a YAML file."""
+
+    def __init__(self, file: Path) -> None:
+        """Read and check ``file``. Raises ConfigError, which names the file and the entry."""
+        data = read_yaml(file)
+        entries = data.pop("questions", None)
+        if data or not isinstance(entries, list) or not entries:
+            raise ConfigError(f"{file} must hold the key questions, with a list of at least one question, and no other")
+        self._templates = [_template(entry, f"{file}, question {at}") for at, entry in enumerate(entries, 1)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Depends on what the file says, not on its comments or its place."""
+        facts = json.dumps([template.model_dump(mode="json") for template in self._templates], sort_keys=True)
+        return hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
+
+    def questions(self, assessment: Assessment, prompt: str) -> tuple[Question, ...]:
+        """The file's questions for ``assessment``, in its order."""
+        stages = staged(prompt)
+        parts = {"prompt": stages.original, "first": stages.first, "middle": stages.middle, "last": stages.last}
+        return tuple(
+            Question(each.text.format(**parts), each.score, each.aspect, each.weight, each.polarity == "against")
+            for each in self._templates
+            if assessment in each.assessments
+        )
+
+
+_PLACES = ("prompt", "first", "middle", "last")
+
+
+class _Template(Config):
+    """One entry of a set's YAML file."""
+
+    text: str = Field(min_length=1)
+    score: str = Field(min_length=1)
+    aspect: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    assessments: tuple[Assessment, ...] = Field(tuple(Assessment), min_length=1)
+    polarity: Literal["for", "against"] = "for"
+
+    @field_validator("text")
+    @classmethod
+    def _names_known_places(cls, text: str) -> str:
+        try:
+            pieces = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"the braces do not match ({error}): write {{{{ and }}}} for braces") from None
+        for _, name, spec, conversion in pieces:
+            if name is not None and (name not in _PLACES or spec or conversion):
+                allowed = ", ".join(f"{{{place}}}" for place in _PLACES)
+                raise ValueError(f"there is nothing to put in for {{{name}}}: allowed are {allowed}")
+        return text
+
+
+def _template(entry: Any, where: str) -> _Template:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: must hold keys and values such as text and score, not {entry!r}")
+    return validated(_Template, entry, where)
+
+
+def _imported(source: str) -> QuestionSet:
+    module, _, attribute = source.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"questions {source}: the module cannot be imported ({error})") from error
+    except AttributeError:
+        raise ConfigError(f"questions {source}: the module {module} has no {attribute}") from None
+    if not callable(getattr(found, "questions", None)) or not isinstance(getattr(found, "fingerprint", None), str):
+        raise ConfigError(
+            f"questions {source}: must have a method questions(assessment, prompt) and a fingerprint, a string that "
+            "changes with the questions"
+        )
+    question_set: QuestionSet = found
+    return question_set
 
 
 def shown_frames(frame_count: int, most: int = 4) -> tuple[int, ...]:
     """Which frames of a clip the verifier sees, ascending: the first, then one of every unit.
 
-    The frames of a branch's parent come first, so that the two share a prefix in the engine's cache. The place inside
-    the unit moves on by one frame a unit: at a fixed one, a motion whose period is a number of units would stand still.
-    More units than ``most`` allows: every 2nd, 4th, ... unit and always the last one.
+    The frames of a branch's parent come first, so that the two share a prefix in the engine's cache. The position
+    inside the unit advances by one frame from unit to unit: at a fixed one, a motion whose period is a number of units
+    would appear to stand still. If there are more units than ``most`` allows: every 2nd, 4th, ... unit and always the
+    last one.
     """
     if frame_count < 1 or most < 2:
         raise ValueError(f"a clip needs at least 1 frame and 2 shown ones at most, not {frame_count} and {most}")
@@ -74,91 +165,3 @@ def shown_frames(frame_count: int, most: int = 4) -> tuple[int, ...]:
 
 def _frame_of(unit: int) -> int:
     return 0 if unit == 0 else FRAMES_PER_UNIT * (unit - 1) + 1 + (unit + 1) % FRAMES_PER_UNIT
-
-
-# The sentences. The shipped verifier is trained on exactly these, so its questions come from here too.
-
-
-def ask_digit(digit: int) -> str:
-    return f"Is there a {digit} in every frame?"
-
-
-def ask_colour(colour: str) -> str:
-    return f"Is there something {colour} in every frame?"
-
-
-def ask_binding(digit: int, colour: str) -> str:
-    return f"Is there a {colour} {digit} in every frame?"
-
-
-def ask_motion(digit: int, colour: str, motion: str) -> str:
-    return f"Does the {colour} {digit} move {motion}?"
-
-
-def ask_count(count: int) -> str:
-    return "Is there exactly one object?" if count == 1 else "Are there exactly two objects?"
-
-
-def ask_match(prompt: str) -> str:
-    return f"Does this show {prompt.replace(' moves ', ' moving ')}?"
-
-
-ASK_STABLE = "Does everything keep its shape and colour?"
-ASK_CLEAR = "Is the picture clear?"
-
-
-def _about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tuple[Question, ...]:
-    asked: list[Question] = []
-    for about, obj in enumerate(objects):
-        asked.append(
-            Question(ask_binding(obj.digit, obj.colour), Panel.ALIGNMENT, Aspect.BINDING, weight=1.0, about=about)
-        )
-        if assessment is not Assessment.MOTION:
-            asked.append(Question(ask_digit(obj.digit), Panel.ALIGNMENT, Aspect.DIGIT, weight=0.5, about=about))
-            asked.append(Question(ask_colour(obj.colour), Panel.ALIGNMENT, Aspect.COLOUR, weight=0.5, about=about))
-        if assessment in (Assessment.MOTION, Assessment.FINAL):
-            text = ask_motion(obj.digit, obj.colour, obj.motion)
-            asked.append(Question(text, Panel.MOTION, Aspect.MOTION, about=about))
-    asked.append(Question(ask_count(len(objects)), Panel.ALIGNMENT, Aspect.COUNT, weight=0.5))
-    if assessment in (Assessment.MOTION, Assessment.FINAL):
-        asked.append(Question(ASK_STABLE, Panel.MOTION, Aspect.STABILITY))
-    if assessment is Assessment.FINAL:
-        asked.append(Question(ask_match(digits.caption(objects)), Panel.ALIGNMENT, Aspect.MATCH, weight=0.25))
-    if assessment is not Assessment.MOTION:
-        asked.append(Question(ASK_CLEAR, Panel.CLARITY, Aspect.CLARITY))
-    return tuple(asked)
-
-
-def _generic(assessment: Assessment, prompt: StagedPrompt) -> tuple[Question, ...]:
-    if assessment is Assessment.POTENTIAL:
-        return (
-            Question(
-                f"This is a rough preview. Could it become a picture of the following? {prompt.first}",
-                Panel.ALIGNMENT,
-                Aspect.MATCH,
-            ),
-            Question("Is the picture clear enough to see what it shows?", Panel.CLARITY, Aspect.CLARITY),
-        )
-    if assessment is Assessment.IMAGE:
-        return (
-            Question(f"Does the picture show the following? {prompt.first}", Panel.ALIGNMENT, Aspect.MATCH),
-            Question(
-                "Is everything that the picture shows complete and well formed?", Panel.CLARITY, Aspect.CLARITY, 0.5
-            ),
-            Question("Is the picture sharp and free of artefacts?", Panel.CLARITY, Aspect.CLARITY, weight=0.5),
-        )
-    moving = (
-        Question(f"Do these frames of a video show this happening? {prompt.middle}", Panel.MOTION, Aspect.MOTION),
-        Question("Is the movement smooth and physically plausible?", Panel.MOTION, Aspect.MOTION, weight=0.5),
-        Question(
-            "Do all objects keep their shape and colour from frame to frame?", Panel.MOTION, Aspect.STABILITY, 0.5
-        ),
-    )
-    if assessment is Assessment.MOTION:
-        return moving
-    return (
-        Question(f"Does the video show the following? {prompt.original}", Panel.ALIGNMENT, Aspect.MATCH),
-        Question(f"Does the video end like this? {prompt.last}", Panel.ALIGNMENT, Aspect.MATCH, weight=0.5),
-        *moving,
-        Question("Is the video sharp and free of artefacts?", Panel.CLARITY, Aspect.CLARITY),
-    )

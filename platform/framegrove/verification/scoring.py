@@ -1,34 +1,56 @@
-"""From the probabilities of "yes" to the scores of a panel of verifiers.
+"""From the log-probabilities of "yes" and "no" to a verifier's scores.
 
-A panel member's score is the probability that everything it was asked holds, were the answers independent: the product
-of P(yes), each to the power of its question's weight. Log-odds are put on a grid of 1/64 first, so that the last
-bits, which depend on what else was in the engine's batch, hardly ever change a score.
+A score is the probability that everything it was asked about holds, were the answers independent: the product of
+P(yes), each to the power of its question's weight. Log-odds are put on a grid of 1/64 first, so that the last bits,
+which depend on what else was in the engine's batch, hardly ever change a score.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from framegrove.errors import UserError
 from framegrove.types import Assessment
-from framegrove.verification.questions import Panel, Question
+from framegrove.verification.questions import Question
 
 GRID = 64
-_MOST = 16.0  # log-odds beyond this are all "certain"
+LEAST_MASS = 0.005
+CLARITY = "clarity"  # the score that says how far a preview can be judged at all
+_MOST = 16.0  # log-odds beyond this count as certain
 
 
-def log_odds(logprobs: Mapping[int, float], yes: Sequence[int], no: Sequence[int]) -> float:
-    """Log-odds of "yes" from log-probabilities of tokens that say yes and that say no.
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a yes/no question: ``odds`` are the log-odds of yes, infinite where it is certain.
 
-    Raises ValueError when no token of either kind has a log-probability.
+    ``mass`` is the probability of yes and no together, of all that the model could have said next.
     """
-    for_yes = [logprobs[token] for token in yes if token in logprobs]
-    for_no = [logprobs[token] for token in no if token in logprobs]
-    if not for_yes or not for_no:
-        raise ValueError(
-            "the engine returned no log-probability for yes or for no: check the verifier's yes and no words"
-        )
-    return _log_sum(for_yes) - _log_sum(for_no)
+
+    odds: float
+    mass: float
+
+
+def read_answer(logprobs: Mapping[int, float], yes: Sequence[int], no: Sequence[int]) -> Answer:
+    """The answer in the log-probabilities of the tokens that say yes and of those that say no.
+
+    A log-probability of -inf is a probability of 0. Raises UserError, which says what is wrong and leaves it to the
+    caller to say with whom, where one is not a number, or where yes and no together get less than ``LEAST_MASS``: the
+    odds of two outcomes next to impossible say nothing. Raises ValueError where the engine left a token out.
+    """
+    missing = [token for token in (*yes, *no) if token not in logprobs]
+    if missing:
+        raise ValueError(f"the engine returned no log-probability for the tokens {missing}")
+    for_yes, for_no = (_log_sum([logprobs[token] for token in tokens]) for tokens in (yes, no))
+    if math.isnan(for_yes) or math.isnan(for_no):
+        raise UserError("the log-probability of yes or no is not a number")
+    mass = math.exp(for_yes) + math.exp(for_no)
+    if mass == 0:
+        raise UserError("there is no mass on yes or no")
+    if mass < LEAST_MASS:
+        raise UserError(f"only {_short(mass)} of the probability is on yes or no")
+    return Answer(for_yes - for_no, mass)
 
 
 def on_grid(value: float) -> float:
@@ -37,30 +59,39 @@ def on_grid(value: float) -> float:
 
 
 def probability(odds: float) -> float:
-    """P(yes) for log-odds."""
-    return 1.0 / (1.0 + math.exp(-odds))
+    """P(yes) for log-odds, which may be infinite."""
+    return 1.0 / (1.0 + math.exp(-odds)) if odds > -700 else 0.0  # exp(709) is the largest that a float holds
 
 
-def panel_scores(
+def scores_of(
     assessment: Assessment, questions: Sequence[Question], odds: Sequence[float]
 ) -> tuple[tuple[str, float], ...]:
-    """Each verifier's score in [0, 1], in a fixed order; ``odds`` are log-odds on the grid, one a question.
+    """Each score in [0, 1], in the order in which the questions first name them; ``odds``, one a question, on the grid.
 
     A preview is judged as in Video-T1's image chain-of-thought: first whether it is clear enough to tell, then whether
-    it has potential. As far as it is not clear, the other scores move to one half: no verdict.
+    it has potential. As far as its score called "clarity" is low, the other scores move to one half: no verdict.
     """
     if len(questions) != len(odds):
         raise ValueError(f"{len(questions)} questions need as many answers, not {len(odds)}")
-    scores = {panel: 1.0 for panel in Panel if any(q.panel is panel for q in questions)}
+    scores = {question.score: 1.0 for question in questions}
     for question, odd in zip(questions, odds, strict=True):
-        scores[question.panel] *= probability(odd) ** question.weight
-    if assessment is Assessment.POTENTIAL and Panel.CLARITY in scores:
-        clear = scores.pop(Panel.CLARITY)
-        scores = {panel: clear * score + (1 - clear) * 0.5 for panel, score in scores.items()}
-        scores[Panel.CLARITY] = clear
-    return tuple((panel.value, score) for panel, score in scores.items())
+        scores[question.score] *= probability(-odd if question.against else odd) ** question.weight
+    if assessment is Assessment.POTENTIAL and CLARITY in scores:
+        clear = scores.pop(CLARITY)
+        scores = {name: clear * score + (1 - clear) * 0.5 for name, score in scores.items()}
+        scores[CLARITY] = clear
+    return tuple(scores.items())
 
 
 def _log_sum(logs: Sequence[float]) -> float:
     top = max(logs)
+    if math.isnan(sum(logs)):  # max does not see a nan that stands behind another value
+        return math.nan
+    if top == -math.inf:
+        return -math.inf
     return top + math.log(sum(math.exp(value - top) for value in logs))
+
+
+def _short(mass: float) -> str:
+    mantissa, _, exponent = f"{mass:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -1,61 +1,91 @@
-"""One small file per policy, and the choice between them."""
+"""The policies, a file each, and the registry in which the rest of the house finds them.
+
+To add one, write a file beside these with an ``ENTRY`` and name it in the line below. Command line, endpoint,
+evaluation and sweep read the registry. A policy of your own outside this package goes by ``module:ENTRY``.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
+import importlib
+from collections.abc import Mapping
+from typing import Any
 
+from framegrove.config.base import validated
 from framegrove.config.search import SearchConfig
-from framegrove.search.budget import Allotment, BudgetError, allot_linear, allot_tof
-from framegrove.search.policies.linear import Linear
-from framegrove.search.policies.tof import TreeOfFrames
+from framegrove.errors import UserError
+from framegrove.search.budget import Allotment, BudgetError
+from framegrove.search.policies import linear, single, tof
+from framegrove.search.policies.registry import PolicyEntry, Task
+from framegrove.search.ranks import Weigh, equally
 from framegrove.search.rounds import CostTable
-from framegrove.search.tree import Layout, Policy
+from framegrove.search.tree import Policy
+
+_POLICIES = {entry.name: entry for entry in (single.ENTRY, linear.ENTRY, tof.ENTRY)}
+_OTHER_NAMES = {"none": "single"}  # accepted, never shown
+
+
+def register(entry: PolicyEntry) -> None:
+    """Add a policy for the life of this process. Raises ValueError for a name that is taken."""
+    if entry.name in _POLICIES or entry.name in _OTHER_NAMES:
+        raise ValueError(f"there is a policy called {entry.name} already")
+    _POLICIES[entry.name] = entry
+
+
+def find(name: str) -> PolicyEntry:
+    """The policy of this name, or the entry at ``module:ENTRY``. Raises UserError where there is none."""
+    if ":" in name:
+        return _imported(name)
+    entry = _POLICIES.get(_OTHER_NAMES.get(name, name))
+    if entry is None:
+        raise UserError(f"there is no policy {name[:60]!r}: choose one of {', '.join(_POLICIES)}")
+    return entry
+
+
+def summaries() -> Mapping[str, str]:
+    """Every policy's name, and what it is in half a sentence."""
+    return {entry.name: entry.summary for entry in _POLICIES.values()}
+
+
+def options_of(config: SearchConfig, entry: PolicyEntry) -> Any:
+    """The policy's own options in a search's configuration. Raises ConfigError for what the policy does not know."""
+    return validated(entry.options, config.options.get(entry.name, {}), f"options.{entry.name}")
 
 
 def make_policy(
-    config: SearchConfig, units: int, stages: int, cost: CostTable, *, given: int = 0
+    config: SearchConfig, units: int, stages: int, cost: CostTable, *, given: int = 0, weigh: Weigh = equally
 ) -> tuple[Policy, Allotment]:
     """The configured policy, as wide as its budget allows, and what the budget was turned into.
 
     ``units`` and ``stages`` are those of the video and of the pyramid, ``given`` counts units that are there already
-    (1 for image-to-video). Raises BudgetError, in one sentence, for a budget that cannot pay for what is asked.
+    (1 for image-to-video), ``weigh`` gives the weights of the panel's scores. Raises UserError for an unknown policy or
+    option, BudgetError for a budget that cannot pay for what is asked.
     """
     if not 0 <= given < units:
         raise BudgetError(f"{given} units are given and the video has {units}: nothing is left to search for")
-    if config.policy == "linear":
-        layout = Layout(units, stages, given=given)
-        roots, allotment = allot_linear(config.multiple, layout, cost, config.roots)
-        return Linear(layout, roots, config.weights), allotment
-    layout = Layout(units, stages, _draft_stage(config, stages, given), given)
-    if config.draft_stages is None and config.widths is None:
-        with suppress(BudgetError):
-            tree, allotment = _tree(config, layout, cost)
-            if tree.shape.roots > 1:
-                return tree, allotment
-        layout = replace(layout, draft_stage=None)  # a lone root is not worth a preview
-    return _tree(config, layout, cost)
+    entry = find(config.policy)
+    task = Task(units, stages, cost, config.multiple, given, weigh)
+    return entry.plan(task, options_of(config, entry))
 
 
-def _tree(config: SearchConfig, layout: Layout, cost: CostTable) -> tuple[TreeOfFrames, Allotment]:
-    shape, allotment = allot_tof(
-        config.multiple,
-        layout,
-        cost,
-        roots_per_work=config.roots_per_work,
-        branching=config.branching,
-        roots=config.roots,
-        widths=config.widths,
-    )
-    return TreeOfFrames(layout, shape, config.roots_per_work, config.weights, config.path_score), allotment
+def _imported(name: str) -> PolicyEntry:
+    module, _, attribute = name.partition(":")
+    try:
+        entry = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the policy {name} cannot be imported ({error}): give it as module:ENTRY") from error
+    if not isinstance(entry, PolicyEntry):
+        raise UserError(f"{name} is a {type(entry).__name__}, not a PolicyEntry as in search/policies/tof.py")
+    return entry
 
 
-def _draft_stage(config: SearchConfig, stages: int, given: int) -> int | None:
-    """Drafts are previews of unit 0: none where that is given, or where there is no coarse stage to draft at."""
-    count = stages - 1 if config.draft_stages is None else config.draft_stages
-    if count >= stages:
-        raise BudgetError(f"draft_stages is {count} and the pyramid has {stages} stages: allowed are 0 to {stages - 1}")
-    return count - 1 if count and not given else None
-
-
-__all__ = ["Allotment", "BudgetError", "Linear", "TreeOfFrames", "make_policy"]
+__all__ = [
+    "Allotment",
+    "BudgetError",
+    "PolicyEntry",
+    "Task",
+    "find",
+    "make_policy",
+    "options_of",
+    "register",
+    "summaries",
+]

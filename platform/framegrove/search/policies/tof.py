@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
-from functools import cached_property
 from typing import Literal
 
-from framegrove.search.ranks import Cohort
-from framegrove.search.rounds import Round, Shape, rounds_of
-from framegrove.search.tree import Judgement, Layout, Plan, Scores, Work
-from framegrove.types import Assessment, Path, ScoreWork
+from pydantic import Field, field_validator
+
+from framegrove.config.base import Config
+from framegrove.search.budget import Allotment, BudgetError, allot_tof
+from framegrove.search.policies.registry import PolicyEntry, Task
+from framegrove.search.ranks import Change, Cohort, Weigh, equally
+from framegrove.search.rounds import Branching, Round, Shape, rounds_of
+from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
+from framegrove.types import Assessment, Path
 
 
-@dataclass(frozen=True)
+class TofOptions(Config):
+    """Options of Tree-of-Frames. Without ``roots`` and ``widths`` the tree is the one that uses the budget best."""
+
+    roots: int | None = Field(
+        default=None, ge=1, description="first units to start with; default: as the budget allows"
+    )
+    widths: tuple[int, ...] | None = Field(
+        default=None,
+        description="most branches kept by each cut: of the drafts, then at every depth but the last; default: as the "
+        "budget allows",
+    )
+    branching: Branching = Field(
+        default="prompts",
+        description="where a branch has two children: at all units, where the prompt's stages switch (VT1), or never",
+    )
+    path_score: Literal["last", "sum"] = Field(
+        default="last", description="branches are cut by their newest rank, or by the sum along their path (VT1)"
+    )
+    draft_stages: int | None = Field(
+        default=None, ge=0, description="coarse stages that a draft of unit 0 runs through; default: all but the finest"
+    )
+    roots_per_work: int = Field(default=4, ge=1, description="drafts that one generator denoises in step")
+
+    @field_validator("widths")
+    @classmethod
+    def _widths_keep_something(cls, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if given is not None and min(given, default=1) < 1:
+            raise ValueError(f"every width must be at least 1, not {list(given)}")
+        return given
+
+
 class TreeOfFrames:
     """Many first units, few last ones.
 
@@ -24,87 +60,162 @@ class TreeOfFrames:
     average, up to the width in ``shape``; the best of the last round wins.
 
     ``path_score`` "sum" is Video-T1's: a child's rank is added to what its path has collected. But every assessment
-    sees all of a branch so far, so that a sum counts early units again and again; "last" goes by the newest rank
-    alone, and need not wait for a whole cohort's scores. POTENTIAL ranks are in no sum.
+    sees all of a branch so far, so a sum counts early units again and again; "last" goes by the newest rank alone, and
+    need not wait for a whole cohort's scores. POTENTIAL ranks are in no sum.
 
-    A branch certain to stay is extended before the rest of its cohort is scored; likely ones are bet on.
+    A branch that is certain to stay is extended before the rest of its cohort is scored; likely ones are speculated on.
     """
 
-    layout: Layout
-    shape: Shape
-    roots_per_work: int = 4
-    weights: Mapping[str, float] = field(default_factory=dict)
-    path_score: Literal["last", "sum"] = "last"
+    def __init__(
+        self,
+        layout: Layout,
+        shape: Shape,
+        roots_per_work: int = 4,
+        weigh: Weigh = equally,
+        path_score: Literal["last", "sum"] = "last",
+    ) -> None:
+        self.layout = layout
+        self.shape = shape
+        self.rounds = rounds_of(layout, shape, roots_per_work)
+        self._weigh = weigh
+        self._path_score = path_score
+        # Round i judges assessment a at depth d: where a score belongs.
+        self._round_of = {(step.depth, step.assessment): index for index, step in enumerate(self.rounds)}
+        self._cohorts: list[Cohort] = []  # one for each round whose members are known; the last is the frontier
+        self._collected: dict[Path, Fraction] = {}
+        self._early: dict[int, list[tuple[Path, Scores]]] = defaultdict(list)  # scores of rounds beyond the frontier
+        self._planned = 0  # works of all rounds up to the frontier
+        # What the next decision will say.
+        self._works: list[PlannedWork] = []
+        self._dropped: list[tuple[Path, Assessment]] = []
+        self._judgements: list[Judgement] = []
+        self._winner: Path | None = None
 
-    @cached_property
-    def rounds(self) -> tuple[Round, ...]:
-        """What is sampled, judged and cut, one after the other."""
-        return rounds_of(self.layout, self.shape, self.roots_per_work)
+    def start(self) -> Decision:
+        """Sample and judge all roots."""
+        roots = [(*self.layout.prefix, root) for root in range(self.shape.roots)]
+        self._works += self.rounds[0].works(roots)
+        self._open(roots)
+        return self._decision()
 
-    def plan(self, scores: Scores) -> Plan:
-        """Walk the rounds as far as the scores reach."""
-        walk = _Walk({(*self.layout.prefix, root): Fraction(0) for root in range(self.shape.roots)})
-        for index, step in enumerate(self.rounds):
-            walk.at_most = len(walk.certain) + self._most_works(index, len(walk.entrants) + walk.awaited)
-            walk.certain += step.works(walk.entrants)
-            if walk.blocked:
-                break
-            summed = self.path_score == "sum" and step.assessment is not Assessment.POTENTIAL
-            walk.judge(step, scores, self.weights, summed=summed)
-            walk.bets = self.rounds[index + 1].works(walk.likely) if index + 1 < len(self.rounds) else ()
-        # A lone draft is refined before its preview is judged: the winner waits for every score that was asked for.
-        open_scores = any(isinstance(work, ScoreWork) and work not in scores for work in walk.certain)
-        return Plan(
-            certain=tuple(walk.certain),
-            at_most=walk.at_most,
-            speculative=walk.bets,
-            dropped=walk.dropped,
-            judgements=tuple(walk.judgements),
-            winner=None if walk.blocked or open_scores else walk.best,
+    def judged(self, work: PanelWork, scores: Scores) -> Decision:
+        """Cut the branch's cohort as far as its scores now allow."""
+        index = self._round_of[len(work.path) - 1, work.assessment]
+        if index < len(self._cohorts):
+            self._add(index, work.path, scores)
+        else:
+            self._early[index].append((work.path, scores))
+        return self._decision()
+
+    def speculative(self) -> Iterator[PlannedWork]:
+        """The next round's works of branches that will probably stay."""
+        beyond = len(self._cohorts)
+        if beyond < len(self.rounds):
+            for path in self._cohorts[-1].likely():
+                yield from self.rounds[beyond].works((path,))
+
+    def _open(self, entrants: Sequence[Path]) -> None:
+        """All who enter the next round are known: it becomes the frontier."""
+        index = len(self._cohorts)
+        step = self.rounds[index]
+        members = step.members(entrants)
+        parents = {member: member[:-1] if step.children else member for member in members}
+        before = {member: self._collected.get(parent, Fraction(0)) for member, parent in parents.items()}
+        cohort = Cohort(members, self._weigh, before, step.width)
+        self._cohorts.append(cohort)
+        self._planned += step.count(len(entrants))
+        self._follow(index, cohort.initial)
+        for path, scores in self._early.pop(index, ()):
+            self._add(index, path, scores)
+        self._advance(index)
+
+    def _add(self, index: int, path: Path, scores: Scores) -> None:
+        step, cohort = self.rounds[index], self._cohorts[index]
+        self._follow(index, cohort.add(path, scores))
+        if cohort.complete:
+            standings = cohort.standings()
+            self._judgements += (Judgement(s.path, step.assessment, float(s.rank), float(s.total)) for s in standings)
+            if self._summed(step):
+                self._collected = {standing.path: standing.total for standing in standings}
+            if index == len(self.rounds) - 1:
+                self._winner = standings[0].path
+        self._advance(index)
+
+    def _follow(self, index: int, change: Change) -> None:
+        """Extend the branches that are certain to stay; let go of those that are not."""
+        self._dropped += ((path, self.rounds[index].assessment) for path in change.dropped)
+        if index + 1 < len(self.rounds):
+            for path in change.kept:
+                self._works += self.rounds[index + 1].works((path,))
+
+    def _advance(self, index: int) -> None:
+        """Open the next round once it is known who enters it, and what their paths have collected."""
+        cohort = self._cohorts[index]
+        frontier = index == len(self._cohorts) - 1
+        if not frontier or index == len(self.rounds) - 1 or not cohort.decided:
+            return
+        if cohort.complete or not self._summed(self.rounds[index]):
+            self._open(cohort.kept)
+
+    def _summed(self, step: Round) -> bool:
+        return self._path_score == "sum" and step.assessment is not Assessment.POTENTIAL
+
+    def _decision(self) -> Decision:
+        """Everything that was found since the last decision."""
+        decision = Decision(
+            self._most_works(), tuple(self._works), tuple(self._dropped), tuple(self._judgements), self._winner
         )
+        self._works, self._dropped, self._judgements = [], [], []
+        return decision
 
-    def _most_works(self, index: int, entrants: int) -> int:
-        """The most works from this round on, if so many branches enter it."""
-        total = 0
-        for step in self.rounds[index:]:
+    def _most_works(self) -> int:
+        """The works of the rounds that are open, and the most that the others can come to."""
+        entrants = self._cohorts[-1].most_kept
+        total = self._planned
+        for step in self.rounds[len(self._cohorts) :]:
             total += step.count(entrants)
             entrants = min(step.width, step.size(entrants))
         return total
 
 
-class _Walk:
-    """One walk through the rounds: what has been found so far."""
+def plan(task: Task, options: TofOptions) -> tuple[TreeOfFrames, Allotment]:
+    """The widest tree that the budget pays for, with drafts unless they leave room for one root only."""
+    layout = Layout(task.units, task.stages, _draft_stage(task, options), task.given)
+    if options.draft_stages is None and options.widths is None:
+        with suppress(BudgetError):
+            tree, allotment = _tree(task, options, layout)
+            if tree.shape.roots > 1:
+                return tree, allotment
+        layout = replace(layout, draft_stage=None)  # a lone root is not worth a preview
+    return _tree(task, options, layout)
 
-    def __init__(self, roots: Mapping[Path, Fraction]) -> None:
-        self.entrants: tuple[Path, ...] = tuple(roots)  # certain to enter the next round
-        self.awaited = 0  # how many others may still join them
-        self.likely: tuple[Path, ...] = ()  # the likeliest of those
-        self.blocked = False  # the next round's cohort, or what its paths have collected, is not known yet
-        self.collected = dict(roots)
-        self.certain: list[Work] = []
-        self.bets: tuple[Work, ...] = ()
-        self.dropped: dict[Path, Assessment] = {}
-        self.judgements: list[Judgement] = []
-        self.at_most = 0
-        self.best: Path | None = None
 
-    def judge(self, step: Round, scores: Scores, weights: Mapping[str, float], *, summed: bool) -> None:
-        """Cut the round's cohort as far as its scores allow; ``summed``, later rounds add to its ranks."""
-        members = step.members(self.entrants)
-        works = {member: ScoreWork(member, step.assessment) for member in members}
-        panels = {member: scores[work] for member, work in works.items() if work in scores}
-        parents = {member: member[:-1] if step.children else member for member in members}
-        before = {member: self.collected.get(parent, Fraction(0)) for member, parent in parents.items()}
-        cohort = Cohort(members, panels, weights, before)
-        cut = cohort.cut(step.width)
-        self.entrants, self.likely = cut.kept, cut.bets
-        self.awaited = min(len(cut.undecided), step.width - len(cut.kept))
-        self.dropped |= dict.fromkeys(cut.dropped, step.assessment)
-        if cohort.complete:
-            standings = cohort.standings()
-            self.best = standings[0].path
-            self.judgements += (Judgement(s.path, step.assessment, float(s.rank), float(s.total)) for s in standings)
-            before = {standing.path: standing.total for standing in standings}
-        if summed:
-            self.collected = before
-        self.blocked = bool(cut.undecided) or (summed and not cohort.complete)
+def _tree(task: Task, options: TofOptions, layout: Layout) -> tuple[TreeOfFrames, Allotment]:
+    shape, allotment = allot_tof(
+        task.multiple,
+        layout,
+        task.cost,
+        roots_per_work=options.roots_per_work,
+        branching=options.branching,
+        roots=options.roots,
+        widths=options.widths,
+    )
+    return TreeOfFrames(layout, shape, options.roots_per_work, task.weigh, options.path_score), allotment
+
+
+def _draft_stage(task: Task, options: TofOptions) -> int | None:
+    """Drafts are previews of unit 0: none where that is given, or where there is no coarse stage to draft at."""
+    count = task.stages - 1 if options.draft_stages is None else options.draft_stages
+    if count >= task.stages:
+        raise BudgetError(
+            f"draft_stages is {count} and the pyramid has {task.stages} stages: allowed are 0 to {task.stages - 1}"
+        )
+    return count - 1 if count and not task.given else None
+
+
+ENTRY = PolicyEntry(
+    name="tof",
+    summary="Tree-of-Frames: many first units, pruned unit by unit",
+    options=TofOptions,
+    plan=plan,
+)

@@ -1,0 +1,173 @@
+"""The actors of a search: brought up together, replaced when they die, closed together.
+
+A crew knows pools, not what is in them: a pool says how many actors it wants, what each needs of the cluster and how to
+make one. Every pool becomes an ActorGroup, which replaces actors that die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from actors.clients import recovered
+from framegrove.cluster.placement import Role, bundle, grows, machines, require
+from framegrove.cluster.session import connect
+from framegrove.cluster.shares import gpu_shares
+from framegrove.cluster.supervise import ActorGroup
+from framegrove.config.search import SearchConfig
+from framegrove.search.protocols import WorkFailed
+
+log = logging.getLogger(__name__)
+
+_CLOSING_S = 10.0  # for actors that have processes of their own to end
+
+
+class Pool(Protocol):
+    """``size`` interchangeable actors: where they stand, what they need, how one is made.
+
+    ``whole_gpus`` is the number of GPUs that each actor takes as a whole where there are GPUs (a verifier that is split
+    over several); 0 means none at all, None a share of one where there are not enough.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def role(self) -> Role: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def whole_gpus(self) -> int | None: ...
+
+    def create(self, gpus: float) -> ActorHandle[Any]:
+        """Make one actor. It has a method ``ready``, which returns once it can work, and may have a ``close``."""
+        ...
+
+
+class Crew:
+    """Actor groups by the names of their pools. Ray must be connected by the time of ``start``.
+
+    ``on_replaced`` is told the pool of every actor that died and was replaced.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        limits: SearchConfig | None = None,
+        *,
+        on_replaced: Callable[[str], None] = lambda pool: None,
+    ) -> None:
+        self._pools = {pool.name: pool for pool in pools}
+        self._on_replaced = on_replaced
+        self._limits = limits or SearchConfig()
+        self._groups: dict[str, ActorGroup] = {}
+        self._coming: dict[str, asyncio.Task[None]] = {}  # actors that are there and do not answer yet
+        self._placing = asyncio.Lock()
+
+    def __getitem__(self, name: str) -> ActorGroup:
+        return self._groups[name]
+
+    async def start(self, names: Iterable[str] | None = None) -> None:
+        """Bring the actors of these pools up, or of all, and wait until they answer. Idempotent.
+
+        Raises NoRoom for a cluster without room, CrashLoop for actors that keep dying.
+        """
+        wanted = list(self._pools if names is None else names)
+        if any(name not in self._groups for name in wanted):
+            async with self._placing:
+                await self._place(wanted)
+        await self._come(wanted)
+
+    async def close(self) -> None:
+        """End the actors. The crew can be started again."""
+        coming = list(self._coming.values())
+        for task in coming:
+            task.cancel()
+        await asyncio.gather(*coming, return_exceptions=True)
+        await self._close(list(self._groups))
+
+    async def _place(self, names: Sequence[str]) -> None:
+        """Create the actors that are missing, of all pools or of none: there must be room for them together."""
+        await self._come(list(self._groups))  # until they answer, they may not have taken their place yet
+        new = [self._pools[name] for name in names if name not in self._groups]
+        if not new:
+            return
+        gpus = await asyncio.to_thread(_claim_room, new, list(self._pools.values()))
+        for pool in new:
+            group = self._group(pool, gpus[pool.name])
+            self._groups[pool.name] = group
+            self._coming[pool.name] = asyncio.create_task(self._started(pool.name, group))
+
+    def _group(self, pool: Pool, gpus: float) -> ActorGroup:
+        return ActorGroup(
+            lambda index: pool.create(gpus),
+            pool.size,
+            name=pool.name,
+            on_replaced=lambda: self._on_replaced(pool.name),
+        )
+
+    async def _come(self, names: Sequence[str]) -> None:
+        """Wait for actors to answer, each to its end, so that nothing is still starting when a failure is raised."""
+        coming = [asyncio.shield(self._coming[name]) for name in names if name in self._coming]
+        for failure in await asyncio.gather(*coming, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _started(self, name: str, group: ActorGroup) -> None:
+        try:
+            await asyncio.gather(*(recovered(group, index, self._limits) for index in range(len(group))))
+        except BaseException as error:
+            await self._close([name])
+            if isinstance(error, WorkFailed) and error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise
+        finally:
+            if self._coming.get(name) is asyncio.current_task():
+                del self._coming[name]
+
+    async def _close(self, names: Sequence[str]) -> None:
+        groups = [self._groups.pop(name) for name in names if name in self._groups]
+        endings = [asyncio.ensure_future(_ended(actor)) for group in groups for actor in group.actors]
+        if endings:
+            await asyncio.wait(endings, timeout=_CLOSING_S)
+        for group in groups:
+            group.close()
+
+
+def _claim_room(new: Sequence[Pool], everyone: Sequence[Pool]) -> dict[str, float]:
+    """GPUs of an actor of each pool. Raises NoRoom where the cluster cannot hold all actors of the new ones together.
+
+    GPUs are divided among all pools, also those that come up later.
+    """
+    with connect() as cluster:
+        generators = sum(pool.size for pool in everyone if pool.whole_gpus is None)
+        splits = [pool.whole_gpus for pool in everyone if pool.whole_gpus for _ in range(pool.size)]
+        shares = gpu_shares(machines(), generators, splits=splits, grows=grows())
+        gpus = {
+            pool.name: shares.generator if pool.whole_gpus is None else shares.verifier(pool.whole_gpus)
+            for pool in everyone
+        }
+        wanted = [bundle(pool.role, num_gpus=gpus[pool.name]) for pool in new for _ in range(pool.size)]
+        require(cluster, wanted, purpose=_purpose(new))
+    return gpus
+
+
+def _purpose(pools: Sequence[Pool]) -> str:
+    counts = [f"{pool.name} ({pool.size} actor{'s' if pool.size > 1 else ''})" for pool in pools]
+    return f"starting {' and '.join(counts)}"
+
+
+async def _ended(actor: Any) -> None:
+    """Let an actor end what it has started, such as an engine's process."""
+    if not hasattr(actor, "close"):
+        return
+    with contextlib.suppress(RayError):  # an actor that is dead or never came up needs no ending
+        await actor.close.remote()

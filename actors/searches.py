@@ -1,0 +1,284 @@
+"""From a request to a finished record: runs searches on a crew that stays up over many of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path as File
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ObjectLostError
+
+from actors.clients import UnitRef, ask, lost_of, recovered
+from actors.crew import Crew
+from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
+from actors.unit_store import UnitStore
+from framegrove import logs
+from framegrove.cluster.metrics import Metrics
+from framegrove.cluster.supervise import ActorGroup, Limit
+from framegrove.config.base import validated
+from framegrove.config.model import ModelSource
+from framegrove.config.search import SearchConfig
+from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
+from framegrove.evaluation.report import SearchRecord, Shown, report_json
+from framegrove.media.writing import encode_mp4
+from framegrove.search import policies
+from framegrove.search.conductor import Conductor, Observer, Tally
+from framegrove.search.journal import Journal
+from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
+from framegrove.search.result import SearchResult
+from framegrove.search.tree import Layout
+from framegrove.types import Assessment, GenerationRequest, GenerationResult, Path, Progress, ScoreWork
+from framegrove.verification.identity import verifier_identity
+
+OnProgress = Callable[[Progress], None]
+Answer = TypeVar("Answer")
+
+# Settings of a search that decide how long it takes, and nothing else.
+_FOR_THE_TIME_ONLY = {"speculate", "attempts", "scores_in_flight", "start_limit", "sample_limit", "score_limit"}
+
+
+def search_runner(
+    model: ModelSource | None = None,
+    panel: PanelConfig | None = None,
+    search: SearchConfig | None = None,
+    *,
+    generators: int = 2,
+    threads: int = 1,
+    metrics: Metrics | None = None,
+) -> SearchRunner:
+    """A runner for a pyramidal model and a panel of verifiers; what is None is what comes with the package.
+
+    With ``metrics``, what its searches do is reported through Ray.
+    """
+    pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
+    return SearchRunner(
+        PyramidPool(model, generators, threads=threads),
+        pools,
+        search,
+        observer=metrics,
+        on_replaced=metrics.replaced if metrics else lambda pool: None,
+    )
+
+
+class SearchRunner:
+    """Runs searches on actors of its own: those of a generator pool and of the verifier pools of a panel.
+
+    ``search`` says how to search, except for policy and budget, which come with each request. ``observer`` is told what
+    the searches do, for metrics. Ray must be connected by the time of ``start``.
+    """
+
+    def __init__(
+        self,
+        generators: GeneratorPool,
+        verifiers: Sequence[VerifierPool],
+        search: SearchConfig | None = None,
+        *,
+        observer: Observer | None = None,
+        on_replaced: Callable[[str], None] = lambda pool: None,
+    ) -> None:
+        self._generators = generators
+        self._verifiers = {pool.name: pool for pool in verifiers}
+        self._search = search or SearchConfig()
+        self._observer = observer
+        for name in self._search.weights:
+            verifier = name.rpartition("/")[0]
+            if len(self._verifiers) > 1 and verifier not in self._verifiers:
+                raise UserError(
+                    f"the weight of {name} is of no verifier of the panel: write it verifier/score, where the verifier "
+                    f"is one of {', '.join(self._verifiers)}"
+                )
+        self.crew = Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
+
+    async def start(self, *, judging: bool = True) -> None:
+        """Bring the actors up and wait until they answer; without verifiers where nothing is to be judged. Idempotent.
+
+        Raises UserError for a missing model or a cluster without room, CrashLoop for actors that keep dying.
+        """
+        await self._generators.identity()  # missing files are told before anything is started
+        if judging:
+            PanelConfig(verifiers=tuple(pool.config for pool in self._verifiers.values())).check_files()
+        await self.crew.start([self._generators.name, *(self._verifiers if judging else ())])
+
+    async def close(self) -> None:
+        """End the actors. The runner can be started again."""
+        await self.crew.close()
+
+    async def run(
+        self, request: GenerationRequest, on_progress: OnProgress = lambda progress: None
+    ) -> GenerationResult:
+        """Make the video that is asked for. Raises as ``search`` does."""
+        record = await self.search(request, on_progress)
+        video = await asyncio.to_thread(encode_mp4, record.frames, record.fps)
+        return GenerationResult(video, report_json(record))
+
+    async def search(
+        self, request: GenerationRequest, on_progress: OnProgress = lambda progress: None, journal: File | None = None
+    ) -> SearchRecord:
+        """Search for the video that is asked for; with a ``journal`` folder, go on with what is finished in there.
+
+        Raises UserError for what the model or the policy cannot do, SearchFailed when actors keep dying. On
+        cancellation the works under way are given up and the actors stay usable.
+        """
+        await self._generators.check(request)
+        config = self._configured(request)
+        with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
+            on_progress(Progress(0.0, "starting the actors"))
+            await self.start(judging=policies.find(request.policy).judged)
+            opened = await self._generators.open(request, self._group, self._insist, config)
+            layout, result = await self._searched(request, config, opened, journal, on_progress)
+            shown = await _shown(result, layout)
+        return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
+
+    async def judge(self, record: SearchRecord) -> dict[str, float]:
+        """What the panel says of a record's winner as a whole video, whether or not its search asked.
+
+        Raises SearchFailed when a verifier keeps dying.
+        """
+        if record.scores:
+            return record.scores
+        await self.start()
+        winner = record.outcome.winner
+        branch = [winner[: n + 1] for n in range(len(winner))]
+        units = {path: UnitRef(0, None, ray.put(record.shown[path].frames), None) for path in branch}
+        scores: dict[str, float] = {}
+        with _failing_as_a_search():
+            for name, member in self._panel(record.request.prompt, self._search).items():
+                if Assessment.FINAL in member.judges:
+                    client = next(iter(member.clients.values()))
+                    work = ScoreWork(winner, Assessment.FINAL, name)
+                    scored = await _until_it_works(functools.partial(client.score, work, units), client.recover)
+                    columns = (
+                        f"{name}/{aspect}" if len(self._verifiers) > 1 else aspect for aspect, _ in scored.scores
+                    )
+                    scores |= dict(zip(columns, (score for _, score in scored.scores), strict=True))
+        return scores
+
+    def _configured(self, request: GenerationRequest) -> SearchConfig:
+        wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
+        return validated(SearchConfig, wanted, "the request")
+
+    async def _searched(
+        self,
+        request: GenerationRequest,
+        config: SearchConfig,
+        opened: Opened,
+        folder: File | None,
+        on_progress: OnProgress,
+    ) -> tuple[Layout, SearchResult]:
+        policy, _ = policies.make_policy(
+            config, request.units, opened.stages, opened.cost, given=len(opened.given), weigh=self._weigh
+        )
+        panel = self._panel(opened.prompt, config) if policies.find(config.policy).judged else {}
+
+        def tell(tally: Tally) -> None:
+            on_progress(Progress(tally.share, f"{tally.done} works done of at most {tally.at_most}"))
+
+        with contextlib.ExitStack() as stack:
+            journal = None
+            if folder is not None:
+                store = UnitStore(folder)
+                identity = await self._whose(request, config)
+                journal = stack.enter_context(Journal(folder / "journal.jsonl", identity, store))
+            conductor = Conductor(
+                policy,
+                opened.clients,
+                panel,
+                config,
+                given=opened.given,
+                journal=journal,
+                on_progress=tell,
+                lost=lost_of,
+                release=UnitRef.let_go,
+                observer=self._observer,
+            )
+            return policy.layout, await conductor.run()
+
+    def _panel(self, prompt: str, config: SearchConfig) -> Mapping[str, PanelMember]:
+        return {
+            name: PanelMember(pool.clients(self.crew[name], prompt, config), pool.judges, config.scores_in_flight)
+            for name, pool in self._verifiers.items()
+        }
+
+    def _weigh(self, column: str) -> float:
+        """The weight of a column of the panel's scores, "verifier/aspect", or the aspect alone of an only verifier."""
+        if column in self._search.weights:
+            return self._search.weights[column]
+        verifier, _, aspect = column.rpartition("/")
+        pool = self._verifiers[verifier] if verifier else next(iter(self._verifiers.values()))
+        return pool.config.weight_of(aspect)
+
+    async def identity(self, config: SearchConfig | None = None) -> dict[str, Any]:
+        """What decides the outcome of this runner's searches besides their requests, as JSON values."""
+        settings = config or self._search
+        options = {name: given for name, given in settings.options.items() if config is None or name == config.policy}
+        return {
+            "model": await self._generators.identity(),
+            "verifiers": {
+                name: await asyncio.to_thread(verifier_identity, pool.config) for name, pool in self._verifiers.items()
+            },
+            "search": settings.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY) | {"options": options},
+        }
+
+    async def _whose(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
+        """Everything that decides the outcome of one search, for its journal."""
+        return {
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "units": request.units,
+            "size": [request.width, request.height],
+            "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
+            **await self.identity(config),
+        }
+
+    @property
+    def _group(self) -> ActorGroup:
+        return self.crew[self._generators.name]
+
+    async def _insist(self, method: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Ask a generator something small, and again if it dies of something else meanwhile."""
+        limit = Limit(self._search.sample_limit, "reading the request")
+        return await _until_it_works(
+            lambda: ask(self._group, 0, method, limit), lambda: recovered(self._group, 0, self._search)
+        )
+
+
+async def _until_it_works(attempt: Callable[[], Awaitable[Answer]], recover: Callable[[], Awaitable[None]]) -> Answer:
+    while True:
+        try:
+            return await attempt()
+        except WorkFailed:
+            await recover()
+
+
+@contextlib.contextmanager
+def _failing_as_a_search() -> Iterator[None]:
+    """A worker that is given up, outside of any policy's work, ends the search."""
+    try:
+        yield
+    except WorkFailed as failure:
+        raise SearchFailed(str(failure)) from failure
+
+
+async def _shown(result: SearchResult, layout: Layout) -> dict[Path, Shown]:
+    """What the branches of a finished search look like; those that were cut and are lost by now are left out."""
+    frames = await asyncio.gather(*(_value(unit.frames) for unit in result.handles.values()))
+    return {
+        path: Shown(shown, draft=unit.stage < layout.last_stage)
+        for (path, unit), shown in zip(result.handles.items(), frames, strict=True)
+        if shown is not None
+    }
+
+
+async def _value(ref: Any) -> Any:
+    """What a reference stands for, None if it is lost."""
+    try:
+        return await ref
+    except ObjectLostError:
+        return None

@@ -1,0 +1,62 @@
+"""Clips of the digits world for the trainers: encoded for the generator, as pixels for the VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from framegrove.data.schema import LatentClip
+from framegrove.digits import world
+from framegrove.models.vae import CausalVideoVae
+from framegrove.models.vae_files import from_uint8
+
+_BATCH = 16
+
+
+def digits_clips(
+    vae: CausalVideoVae, count: int, *, seed: int = 0, units: int = 4, pairs: float = 0.5
+) -> Iterator[LatentClip]:
+    """``count`` clips of ``units`` units, encoded; a share of ``pairs`` shows two digits, the others show one."""
+    for first in range(0, count, _BATCH):
+        indices = range(first, min(first + _BATCH, count))
+        drawn = [world.clip(seed, index, digits=2 if _is_pair(index, pairs) else 1, units=units) for index in indices]
+        with torch.inference_mode():
+            video = from_uint8(torch.from_numpy(np.stack([clip.frames for clip in drawn])))
+            latents_BCTHW = vae.encode(video).mean
+        for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
+            yield LatentClip(index, clip.caption, world.SIZE, world.SIZE, float(world.FPS), latents)
+
+
+@dataclass(frozen=True)
+class DigitsFrames:
+    """The VAE trainer's source of clips (`framegrove.training.vae.ClipSource`), all of four units.
+
+    Training clips are those of ``seed``, a share of ``pairs`` with two digits; every statistic is taken of clips with
+    one digit and of clips with two.
+    """
+
+    seed: int
+    pairs: float = 0.4
+    kinds: ClassVar[tuple[str, ...]] = ("single", "pair")
+
+    def training(self, index: int) -> npt.NDArray[np.uint8]:
+        """Training clip ``index`` of an endless sequence, uint8 (25, 64, 64, 3)."""
+        return world.clip(self.seed, index, digits=2 if _is_pair(index, self.pairs) else 1).frames
+
+    def statistics(self, kind: str, index: int) -> npt.NDArray[np.uint8]:
+        """Clip ``index`` of a kind, of training scans, on which the latents' normalisation is measured."""
+        return world.clip(2, index, digits=1 + self.kinds.index(kind)).frames
+
+    def heldout(self, kind: str, index: int) -> npt.NDArray[np.uint8]:
+        """Clip ``index`` of a kind, of scans that no training clip shows."""
+        return world.clip(1, index, split="heldout", digits=1 + self.kinds.index(kind)).frames
+
+
+def _is_pair(index: int, share: float) -> bool:
+    """Whether clip ``index`` shows two digits; the golden ratio spreads a share evenly over all indices."""
+    return (index * 0.6180339887) % 1 < share

@@ -1,0 +1,101 @@
+"""What a search costs besides its workers' time: the conductor with simulated workers, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from framegrove.config.search import SearchConfig
+from framegrove.evaluation.benches import Finding
+from framegrove.evaluation.virtual_time import run_virtual
+from framegrove.search.conductor import Conductor
+from framegrove.search.policies import make_policy
+from framegrove.search.protocols import PanelMember
+from framegrove.search.result import SearchResult
+from framegrove.search.tree import Policy
+from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+
+BRANCHES = 10_000
+UNITS = 8
+STAGES = 3
+GENERATORS = 256
+ASPECTS = ("alignment", "motion", "clarity")
+
+
+def conductor(device: torch.device, repeats: int) -> list[Finding]:
+    """The conductor's own CPU time in searches of 10,000 branches by 256 generators, for each branch.
+
+    A search takes half a minute of it, so that one is enough: ``repeats`` is not heeded, nor is the ``device``.
+    """
+    findings = []
+    for name in ("linear", "tof"):
+        seconds, branches = conductor_seconds(name, BRANCHES)
+        each = 1000 * seconds / branches
+        findings.append(
+            Finding(f"conductor, {name}, {branches:,} branches", each, "ms a branch", aim="2 ms", met=each <= 2)
+        )
+    return findings
+
+
+def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
+    """CPU seconds of a whole search of about so many branches, its planning aside, and how many branches it had."""
+    config = SearchConfig(policy=name, budget=_budget(name, branches), scores_in_flight=64)
+    policy, _ = make_policy(config, UNITS, STAGES, _flops)
+    began = time.process_time()
+    result = run_virtual(_search(policy, config))
+    return time.process_time() - began, len(result.nodes)
+
+
+async def _search(policy: Policy, config: SearchConfig) -> SearchResult:
+    generators = {f"g{number}": _Generator(number) for number in range(GENERATORS)}
+    panel = {"verifier": PanelMember({f"v{n}": _Verifier(n) for n in range(8)}, at_a_time=config.scores_in_flight)}
+    return await Conductor(policy, generators, panel, config).run()
+
+
+def _budget(policy: str, branches: int) -> str:
+    if policy == "linear":
+        return f"{branches // UNITS}x"
+    low, high = 1, branches  # a tree's branches grow with its budget, and are told by planning it
+    while low < high:
+        middle = (low + high + 1) // 2
+        tree, _ = make_policy(SearchConfig(policy=policy, budget=f"{middle}x"), UNITS, STAGES, _flops)
+        paths = {path for work in tree.start().works if isinstance(work, SampleWork) for path in work.paths}
+        low, high = (middle, high) if len(paths) <= branches // 2 else (low, middle - 1)
+    return f"{low}x"
+
+
+def _flops(depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
+    return sum(4**stage for stage in range(first_stage, last_stage + 1)) * (10 * siblings + 3 * depth)
+
+
+class _Worker:
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    async def _take(self, seconds: float) -> None:
+        await asyncio.sleep(seconds * self._random.uniform(0.5, 1.5))
+
+    async def recover(self) -> None:
+        """Never needed: simulated workers do not die."""
+
+
+class _Generator(_Worker):
+    async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
+        await self._take(sum(4**stage for stage in range(work.first_stage, work.last_stage + 1)))
+        return Sampled(work, Cost(1, 1, 1.0), work.paths)
+
+    def cancel(self, work: SampleWork) -> None:
+        """Too late, always."""
+
+
+class _Verifier(_Worker):
+    async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
+        await self._take(5.0)
+        digest = hashlib.blake2b(f"{work.path} {work.assessment}".encode()).digest()
+        return Scored(work, tuple((aspect, digest[n] / 255) for n, aspect in enumerate(ASPECTS)), Cost(1, 1, 1.0))

@@ -1,0 +1,190 @@
+"""The frames of a video or picture file as they are meant to be seen, at a given rate and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.video.stream import VideoStream
+
+from framegrove.media.frames import Frames, MediaError, Size, nearest_size, one_line
+from framegrove.media.pictures import NotAPicture, fitted, pictures_of
+
+_LONGEST_GAP = 1.0  # seconds; frames further apart do not belong to one motion
+_WIDEST_PIXEL = 16  # times its height; whatever claims more is damaged in this field
+
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFrames:
+    """What was read of a file: ``frames`` is uint8 (T, H, W, 3); ``ended_by_gap`` if a gap in time cut it short."""
+
+    frames: Frames
+    ended_by_gap: bool = False
+
+
+def read_clip(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> ClipFrames:
+    """Up to ``most`` frames from the start of a file: those nearest in time to the ticks of ``fps`` frames a second.
+
+    Frames are turned as the file says, pixels that are not square become square, and what is transparent is white.
+    Each frame is then scaled to cover the one of the (height, width) ``sizes`` whose aspect ratio is closest, and cut
+    to its middle. A picture is one frame. Where two frames are more than a second apart the clip ends before the gap;
+    a slide show thus becomes a still. Raises MediaError for a file that cannot be read.
+    """
+    try:
+        taken, ended_by_gap = _read_picture(path, fps, most, sizes)
+    except NotAPicture:
+        taken, ended_by_gap = _read_video(path, fps, most, sizes)
+    if not taken:
+        raise MediaError(f"{path} holds no frame")
+    return ClipFrames(np.stack(taken), ended_by_gap)
+
+
+def _read_picture(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> tuple[list[Frames], bool]:
+    def fit(picture: Any) -> Frames:
+        return fitted(picture, nearest_size(picture.height, picture.width, sizes))
+
+    try:
+        with path.open("rb") as file:
+            return sampled(pictures_of(file, str(path)), fps, most, fit)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _read_video(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> tuple[list[Frames], bool]:
+    try:
+        # ffmpeg takes "12:30.mp4" for a protocol, but no absolute path. Titles may be in any encoding: they are unused.
+        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream):
+                raise MediaError(f"{path} cannot be read as a video (it holds none)")
+            stream.thread_type = "AUTO"
+            pixel = _pixel_width(stream.sample_aspect_ratio)
+            size: Size | None = None
+
+            def fit(frame: Any) -> Frames:
+                nonlocal size  # of the first frame: all frames of a clip have one size
+                turn = Turn.of(frame)
+                if size is None:
+                    size = nearest_size(*turn.shown(frame.height, frame.width * pixel), sizes)
+                return _fitted(frame, size, pixel, turn)
+
+            rate = float(stream.guessed_rate or stream.average_rate or fps)
+            return sampled(_timed(container.decode(stream), rate), fps, most, fit)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{path} cannot be read as a video ({one_line(error)})") from None
+
+
+def _timed(frames: Iterable[Any], rate: float) -> Iterator[tuple[float, Any]]:
+    """Frames with their times in seconds; those of a bare stream, which has no time stamps, come at ``rate``."""
+    for number, frame in enumerate(frames):
+        yield (number / rate if frame.time is None else frame.time), frame
+
+
+def sampled(
+    timed: Iterable[tuple[float, Source]], fps: float, most: int, fit: Callable[[Source], Frames]
+) -> tuple[list[Frames], bool]:
+    """The fitted frame nearest in time to each tick of 1 / ``fps`` seconds, and whether a gap ended them early.
+
+    The last frame lasts as long as the one before it. Frames that no tick needs are not fitted.
+    """
+    rest = iter(timed)
+    first = next(rest, None)
+    if first is None:
+        return [], False
+    start, shown = first
+    time = start
+    half = 0.0
+    taken: list[Frames] = []
+
+    def take(at_least: int) -> None:
+        """Take ``shown`` for every tick up to half-way between it and the frame after it."""
+        count = at_least
+        while len(taken) + count < most and (len(taken) + count) / fps < time - start + half:
+            count += 1
+        if count:
+            taken.extend([fit(shown)] * count)
+
+    for later, frame in rest:
+        # A jump back, as where recordings were joined, is as much of a break as one ahead.
+        if abs(later - time) > _LONGEST_GAP:
+            take(at_least=0 if taken else 1)
+            return taken, len(taken) < most
+        half = (later - time) / 2
+        take(at_least=0)
+        if len(taken) == most:
+            return taken, False
+        time, shown = later, frame
+    take(at_least=0 if taken else 1)
+    return taken, False
+
+
+class Turn(NamedTuple):
+    """How stored rows and columns are turned to be shown: exchanged first, then reversed."""
+
+    exchanged: bool = False
+    rows_reversed: bool = False
+    columns_reversed: bool = False
+
+    @classmethod
+    def of(cls, frame: Any) -> Turn:
+        """What a frame's display matrix asks for, as the nearest of the eight ways a rectangle can be laid down.
+
+        The matrix takes a stored point (x, y) to the shown one (a x + c y, b x + d y); its nine numbers begin with
+        a, b, u, c, d.
+        """
+        matrix = next((data for data in frame.side_data if data.type == SideData.DISPLAYMATRIX), None)
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, rows_reversed=d < 0, columns_reversed=a < 0)
+        return cls(True, rows_reversed=b < 0, columns_reversed=c < 0)
+
+    def shown(self, height: float, width: float) -> tuple[float, float]:
+        """(height, width) as shown, or as stored of what is shown."""
+        return (width, height) if self.exchanged else (height, width)
+
+    def apply(self, stored: Frames) -> Frames:
+        """Rows and columns of (H, W, 3) as shown."""
+        turned = stored.swapaxes(0, 1) if self.exchanged else stored
+        return turned[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
+
+
+def _pixel_width(ratio: Fraction | None) -> float:
+    """How many times as wide as high a pixel is shown; square where the file says nothing or nonsense."""
+    if ratio is None or ratio <= 0 or max(ratio, 1 / ratio) > _WIDEST_PIXEL:
+        return 1.0
+    return float(ratio)
+
+
+def _fitted(frame: Any, size: Size, pixel: float, turn: Turn) -> Frames:
+    """The middle of a frame, scaled to cover ``size`` = (height, width) as it is shown."""
+    height, width = (int(side) for side in turn.shown(*size))
+    frame = _over_white(frame)
+    scale = max(height / frame.height, width / (frame.width * pixel))
+    scaled = frame.reformat(
+        width=max(width, round(frame.width * pixel * scale)),
+        height=max(height, round(frame.height * scale)),
+        format="rgb24",
+        interpolation="LANCZOS",
+    ).to_ndarray()
+    top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
+    return turn.apply(scaled[top : top + height, left : left + width])
+
+
+def _over_white(frame: Any) -> Any:
+    """The frame without transparency; laid over white before it is scaled, so that hidden colours do not bleed."""
+    if not (frame.format.has_palette or any(component.is_alpha for component in frame.format.components)):
+        return frame
+    pixels = frame.reformat(format="rgba").to_ndarray().astype(np.uint16)
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    blended = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return av.VideoFrame.from_ndarray(blended.astype(np.uint8), format="rgb24")

@@ -1,0 +1,533 @@
+"""The state of a running search: a pure state machine that is told what happened and asked what to do next.
+
+No clock, no tasks and no waiting in here: the conductor passes events in (``on_done``, ``on_cancelled``, ``on_failed``,
+``on_lost``, ``on_recovered``, ``on_gone``) and carries out the commands that ``decide`` returns.
+
+A policy asks for samples and for judgements of the whole panel (PanelWork). Each of the latter becomes one ScoreWork
+for each verifier that takes part in the assessment; once all their scores are in, the policy is told. A work can be
+tried several times; each try is an attempt. What a work has made can be lost again (``forget``): if it is still needed,
+it is as if the work had never been done, except that its cost is wasted.
+
+Works that are not certain yet but probably will be are *speculative*: idle workers do them in advance.
+
+Laws, which hold after every event (``laws`` in tests/unit/test_dispatcher.py):
+
+1. Attempts are conserved: launched = running + done + cancelled + failed. So are certain works: planned =
+   finished + running + queued.
+2. A work has at most one running attempt, and at most one that is done and counts; never both. When the search is
+   finished, every certain work is done, and the winner's units are there.
+3. A worker never has more attempts running than it can take. A speculative work only gets a worker that no certain
+   work could use; a generator is asked to drop its speculative work as soon as a certain one could use it.
+4. Costs are conserved: spent = certain + at stake + wasted, and nothing is at stake once the search is finished.
+   Certain is what the done attempts of certain works took, at stake what finished speculative works took that may yet
+   become certain, wasted all the rest.
+5. The scores alone decide: a policy never sees anything else, so neither the winner nor the certain works, nor their
+   cost, depend on who did what when.
+
+Every event costs time in proportion to what it changes, not to the size of the search: works wait in queues, and a work
+moves from one to the next when the last of its inputs arrives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import islice
+from typing import Any
+
+from framegrove.errors import UserError
+from framegrove.search.protocols import SearchFailed, check_scores
+from framegrove.search.result import CostBreakdown, Ending, Span
+from framegrove.search.tree import Decision, Latent, Layout, PanelWork, Plan, PlannedWork, Policy, Result, Scores, Work
+from framegrove.search.workers import GENERATORS, Workers, pool_of
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a work by one worker."""
+
+    number: int
+    work: Work
+    worker: str
+    start: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Command: begin this attempt, with the handles of what the work builds on."""
+
+    attempt: Attempt
+    inputs: Mapping[Path, Any]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Command: ask this running attempt to stop."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Command: wait until this worker can take work again, then say ``on_recovered`` or ``on_gone``."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """Command: nothing will be sampled on top of this handle any more, its branch was dropped."""
+
+    handle: Any
+
+
+Command = Start | Cancel | Recover | Release
+
+_MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
+
+
+class Dispatcher:
+    """Assigns the works of a policy to workers.
+
+    ``panel`` names the verifiers that take part in each assessment. A certain work is tried ``attempts`` times.
+    ``given`` holds the handles of the units that are not searched for, oldest first.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        workers: Workers,
+        panel: Mapping[Assessment, Sequence[str]],
+        *,
+        speculate: bool = True,
+        attempts: int = 3,
+        given: Sequence[Any] = (),
+    ) -> None:
+        layout = policy.layout
+        if len(given) != layout.given:
+            raise ValueError(f"the layout has {layout.given} given units, and there are {len(given)} handles for them")
+        self._policy = policy
+        self._workers = workers
+        self._panel = panel
+        self._columns_named = len({name for names in panel.values() for name in names}) > 1
+        self._speculate = speculate
+        self._tries = attempts
+        # What is known.
+        self.plan = Plan()
+        self.panels: dict[PanelWork, Scores] = {}
+        self.done: dict[Work, Result] = {}
+        self.handles: dict[Latent, Any] = {}
+        self._latents: dict[Path, set[Latent]] = defaultdict(set)  # those in handles, by branch
+        self._children: dict[Path, set[Path]] = defaultdict(set)  # of branches that were ever in handles
+        self._makers: dict[Latent, tuple[SampleWork, str]] = {}  # the work that made it, and by whom
+        # What is to be done: a certain work is done, running, ready (in a heap by urgency), or waiting for inputs.
+        self._urgency: dict[Work, int] = {}  # of every certain work; smaller goes first
+        self._undone: Counter[str] = Counter()  # certain works that are not done, by pool
+        self._ready: dict[str, list[tuple[int, Work]]] = {pool: [] for pool in workers.pools}
+        self._missing: dict[Work, set[Latent]] = {}
+        self._waiting_for: dict[Latent, set[Work]] = defaultdict(set)
+        self._inputs: dict[Work, tuple[Latent, ...]] = {}  # of certain works
+        self._users: dict[Latent, list[Work]] = defaultdict(list)  # certain works that build on it
+        # What is going on.
+        self.running: dict[int, Attempt] = {}
+        self.spans: list[Span] = []
+        self.launched = 0
+        self._busy: set[Work] = set()
+        self._speculating: dict[int, Attempt] = {}  # running sample works that are not certain, nor being cancelled
+        self._cancelling: set[int] = set()
+        self._to_cancel: dict[int, Attempt] = {}
+        self._wasted: list[Result] = []  # results that count no more, for the next ``forget`` to tell
+        self._to_release: list[Any] = []
+        self._failures: dict[Work, list[str]] = {}
+        self._withdrawn: set[Work] = set()  # speculative works under which a worker died: not tried again
+        self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
+        self._next_look = 0  # the number of judged branches from which on to look for speculative work
+        self._stopped: dict[str, Cost] = dict.fromkeys(workers.pools, Cost())
+        for unit, handle in enumerate(given):
+            self._put(Latent(layout.prefix[: unit + 1], layout.last_stage), handle)
+        self._follow(policy.start())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the winner is known and every certain work is done."""
+        return self.plan.winner is not None and not self.undone
+
+    def certain(self, work: Work) -> bool:
+        """Whether the work is known to be needed, whatever scores are missing."""
+        return work in self._urgency
+
+    @property
+    def layout(self) -> Layout:
+        """The grid that the search moves on."""
+        return self._policy.layout
+
+    @property
+    def at_most(self) -> int:
+        """How many certain works there can be in the end."""
+        widest = max((len(names) for names in self._panel.values()), default=1)
+        return len(self._urgency) + (self.plan.at_most - len(self.plan.certain)) * max(widest, 1)
+
+    @property
+    def certain_works(self) -> Collection[Work]:
+        """Every work that is known to be needed, finished or not."""
+        return self._urgency.keys()
+
+    @property
+    def undone(self) -> int:
+        """How many of them are not done."""
+        return self._undone.total()
+
+    def load(self, pool: str) -> tuple[int, int]:
+        """How many works of a pool run, and how many certain ones wait."""
+        running = self._workers.load(pool)
+        return running, max(0, self._undone[pool] - running)
+
+    # ---- what to do next
+
+    def decide(self, now: float) -> list[Command]:
+        """Commands, to be carried out at once: certain works first, speculative ones on whatever is left idle."""
+        commands: list[Command] = [Release(handle) for handle in self._to_release]
+        self._to_release.clear()
+        if self.finished:
+            self._to_cancel |= self._speculating
+        commands += self._cancel(attempt for number, attempt in self._to_cancel.items() if number in self._speculating)
+        self._to_cancel.clear()
+        for pool in self._ready:
+            commands += self._start_certain(pool, now)
+        commands += self._cancel(self._in_the_way())
+        if self._speculate and not self.finished:
+            commands += self._start_speculative(now)
+        commands += [Recover(worker) for worker in self._workers.to_recover()]
+        return commands
+
+    def _start_certain(self, pool: str, now: float) -> Iterator[Start]:
+        """Start the most urgent works that are ready, as long as the pool has workers for them."""
+        ready = self._ready[pool]
+        while self._workers.any_free(pool) and self._peek(pool):
+            _, work = heappop(ready)
+            yield self._begin(work, now)
+
+    def _peek(self, pool: str) -> Work | None:
+        """The most urgent work that is ready. Entries that are out of date are removed from the queue on the way."""
+        ready = self._ready[pool]
+        while ready:
+            work = ready[0][1]
+            if work not in self.done and work not in self._busy:
+                if all(latent in self.handles for latent in self._inputs[work]):
+                    return work
+                heappop(ready)  # an input was lost meanwhile
+                self._queue(work)
+            else:
+                heappop(ready)
+        return None
+
+    def _begin(self, work: Work, now: float) -> Start:
+        inputs = self._inputs.get(work) or self._policy.layout.inputs(work)
+        makers = {self._makers[latent][1] for latent in inputs if latent in self._makers}
+        worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), makers)
+        attempt = Attempt(self.launched, work, worker, now)
+        self.launched += 1
+        self.running[attempt.number] = attempt
+        self._busy.add(work)
+        self._workers.take(worker)
+        if isinstance(work, SampleWork) and not self.certain(work):
+            self._speculating[attempt.number] = attempt
+        return Start(attempt, {latent.path: self.handles[latent] for latent in inputs})
+
+    def _start_speculative(self, now: float) -> Iterator[Start]:
+        """Start likely works on idle workers.
+
+        A look that found nothing is not repeated before enough new scores are in to pay for it: how many works are
+        looked at grows with the search, and most scores change nothing.
+        """
+        idle = self._workers.any_free(GENERATORS) and len(self.panels) >= self._next_look
+        if not idle and not self._sampled_ahead:
+            return
+        self._sampled_ahead = False
+        looked = started = 0
+        for planned in islice(self._policy.speculative(), _MOST_LOOKED_AT):
+            looked += 1
+            for work in self._expanded(planned):
+                if self._can_speculate(work):
+                    started += 1
+                    yield self._begin(work, now)
+        self._next_look = 0 if started else len(self.panels) + 1 + looked // 32
+
+    def _can_speculate(self, work: Work) -> bool:
+        if work in self.done or work in self._busy or work in self._withdrawn or self.certain(work):
+            return False
+        if not self._workers.any_free(pool_of(work)):
+            return False
+        return all(latent in self.handles for latent in self._policy.layout.inputs(work))
+
+    def _cancel(self, attempts: Iterable[Attempt]) -> list[Command]:
+        commands: list[Command] = []
+        for attempt in list(attempts):
+            del self._speculating[attempt.number]
+            self._cancelling.add(attempt.number)
+            commands.append(Cancel(attempt))
+        return commands
+
+    def _in_the_way(self) -> list[Attempt]:
+        """As many speculative samples, least likely first, as there are certain ones that wait for a generator."""
+        if not self._speculating or self._peek(GENERATORS) is None:
+            return []
+        ready = (work for _, work in self._ready[GENERATORS] if work not in self.done and work not in self._busy)
+        waiting = sum(1 for _ in islice(ready, len(self._speculating) + len(self._cancelling)))
+        place: dict[Work | PanelWork, int] = {work: n for n, work in enumerate(self._policy.speculative())}
+        running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
+        return running[: max(waiting - len(self._cancelling), 0)]
+
+    # ---- what happened
+
+    def restore(self, result: Result, handles: Sequence[Any] = ()) -> None:
+        """An earlier run of this search has finished this work. Comes before the first ``decide``."""
+        self._keep(result, handles)
+
+    def restore_waste(self, pool: str, cost: Cost) -> None:
+        """An earlier run of this search has wasted this much."""
+        self._stopped[pool] += cost
+
+    def on_done(self, attempt: Attempt, result: Result, now: float) -> None:
+        """The attempt has a result. Raises UserError for scores outside [0, 1], ValueError for a wrong work."""
+        if result.work != attempt.work:
+            raise ValueError(f"{attempt.worker} was asked for {describe(attempt.work)}, it answered {result.work}")
+        self._end(attempt, Ending.DONE, result.cost, now)
+        self._keep(result, result.handles if isinstance(result, Sampled) else (), attempt.worker)
+
+    def on_cancelled(self, attempt: Attempt, cost: Cost, now: float) -> None:
+        """The attempt stopped as it was told to. One that was not told to has failed."""
+        if attempt.number in self._cancelling:
+            self._end(attempt, Ending.CANCELLED, cost, now)
+        else:
+            self.on_failed(attempt, cost, "it stopped without being cancelled", now)
+
+    def on_failed(self, attempt: Attempt, cost: Cost, reason: str, now: float) -> None:
+        """The worker died under the attempt. Raises SearchFailed when a certain work has been tried often enough."""
+        self._end(attempt, Ending.FAILED, cost, now)
+        self._workers.down(attempt.worker)
+        if not self.certain(attempt.work):
+            self._withdrawn.add(attempt.work)
+            return
+        self._count(attempt.work, attempt.worker, reason)
+
+    def on_lost(self, attempt: Attempt, cost: Cost, now: float) -> None:
+        """The attempt could not go on because handles it was given are lost; ``forget`` says which."""
+        self._end(attempt, Ending.FAILED, cost, now)
+
+    def forget(self, lost: Mapping[Path, Any]) -> list[Result]:
+        """These handles, by branch, are lost: the works that made them are done again where they are still needed.
+
+        Returns the results that are wasted thereby. Handles that have been replaced meanwhile are passed over. Raises
+        SearchFailed for given units, which no work makes, and when a certain work's are lost as often as it is tried.
+        """
+        for path, handle in lost.items():
+            for latent in [latent for latent in self._latents[path] if self.handles[latent] is handle]:
+                if len(path) <= self._policy.layout.given:
+                    raise SearchFailed(f"the given unit {len(path) - 1} was lost: start the search again")
+                del self.handles[latent]
+                self._latents[path].discard(latent)
+                if self._needed(latent):
+                    self._undo(latent)
+        wasted, self._wasted = self._wasted, []
+        return wasted
+
+    def on_recovered(self, worker: str) -> None:
+        """The worker can take work again."""
+        self._workers.back(worker)
+
+    def on_gone(self, worker: str, reason: str) -> None:
+        """The worker will never be back. Raises SearchFailed if it was the last of its pool."""
+        self._workers.gone(worker, reason)
+
+    def _needed(self, latent: Latent) -> bool:
+        """Whether a certain work builds on it that is not done, or a later one may, or the winner is made of it."""
+        if any(work not in self.done for work in self._users[latent]):
+            return True
+        if latent.stage < self._policy.layout.last_stage:  # a draft is of no use once it has been refined
+            refined = Latent(latent.path, self._policy.layout.last_stage) in self.handles
+            return not (refined or self.plan.winner or self.plan.is_dropped(latent.path))
+        if self.plan.winner is not None:
+            return self.plan.winner[: len(latent.path)] == latent.path
+        return not self.plan.is_dropped(latent.path)
+
+    def _undo(self, latent: Latent) -> None:
+        """The work that made it counts as not done, and its cost is wasted."""
+        work, worker = self._makers[latent]
+        result = self.done.pop(work, None)
+        if result is None:  # a sibling was lost with it
+            return
+        self._wasted.append(result)
+        self._stopped[GENERATORS] += result.cost
+        self._count(work, worker, "what it made was lost")
+        if self.certain(work):
+            self._undone[GENERATORS] += 1
+            self._queue(work)
+
+    def _count(self, work: Work, worker: str, reason: str) -> None:
+        failures = self._failures.setdefault(work, [])
+        failures.append(worker)
+        if len(failures) >= self._tries and self.certain(work):
+            raise SearchFailed(f"{describe(work)} failed {len(failures)} times, the last time with: {reason}")
+
+    def _end(self, attempt: Attempt, ending: Ending, cost: Cost, now: float) -> None:
+        del self.running[attempt.number]
+        self._busy.discard(attempt.work)
+        self._cancelling.discard(attempt.number)
+        self._speculating.pop(attempt.number, None)
+        self._workers.release(attempt.worker)
+        self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost))
+        if ending is not Ending.DONE:
+            self._stopped[pool_of(attempt.work)] += cost
+            self._next_look = 0
+            if self.certain(attempt.work):
+                self._queue(attempt.work)
+
+    def _keep(self, result: Result, handles: Sequence[Any], worker: str = "an earlier run") -> None:
+        if self.certain(result.work) and result.work not in self.done:
+            self._undone[pool_of(result.work)] -= 1
+        if isinstance(result, Scored):
+            check_scores(result)
+            self.done[result.work] = result
+            self._judge(PanelWork(result.work.path, result.work.assessment))
+            return
+        self.done[result.work] = result
+        self._sampled_ahead |= not self.certain(result.work)
+        for latent, handle in zip(self._policy.layout.outputs(result.work), handles, strict=True):
+            self._makers[latent] = result.work, worker
+            self._put(latent, handle)
+            if self.plan.is_dropped(latent.path):
+                self._to_release.append(handle)
+
+    def _put(self, latent: Latent, handle: Any) -> None:
+        """A handle is there: works that had waited for this last input are ready."""
+        self.handles[latent] = handle
+        self._latents[latent.path].add(latent)
+        self._children[latent.path[:-1]].add(latent.path)
+        for work in self._waiting_for.pop(latent, ()):
+            self._missing[work].discard(latent)
+            if not self._missing[work]:
+                del self._missing[work]
+                heappush(self._ready[pool_of(work)], (self._urgency[work], work))
+
+    # ---- what follows from it
+
+    def _judge(self, work: PanelWork) -> None:
+        """Once all verifiers have scored the branch, and the policy has asked for it, the policy is told."""
+        if work in self.panels:
+            return
+        results = [self.done.get(each) for each in self._expanded(work)]
+        if all(isinstance(result, Scored) for result in results):
+            self.panels[work] = tuple(
+                (self._column(result.work.verifier, aspect), score)
+                for result in results
+                if isinstance(result, Scored)
+                for aspect, score in result.scores
+            )
+            if work in self.plan.certain:
+                self._follow(self._policy.judged(work, self.panels[work]))
+
+    def _column(self, verifier: str, aspect: str) -> str:
+        return f"{verifier}/{aspect}" if self._columns_named else aspect
+
+    def _follow(self, decision: Decision) -> None:
+        """Carry a policy's decision over into the queues, and those that follow from it at once."""
+        decisions = [decision]
+        while decisions:
+            decision = decisions.pop()
+            self.plan.add(decision)
+            for planned in decision.works:
+                for work in self._expanded(planned):
+                    self._becomes_certain(work)
+                if isinstance(planned, PanelWork) and planned in self.panels:  # scored on speculation
+                    decisions.append(self._policy.judged(planned, self.panels[planned]))
+            for path, _ in decision.dropped:
+                self._drop(path)
+
+    def _expanded(self, planned: PlannedWork) -> tuple[Work, ...]:
+        """The works for single workers that make up a planned one. Raises UserError where no verifier can judge."""
+        if isinstance(planned, SampleWork):
+            return (planned,)
+        names = self._panel.get(planned.assessment, ())
+        if not names:
+            raise UserError(
+                f"no verifier takes part in the {planned.assessment} assessment, which this policy asks for: add it to "
+                "what a verifier judges, or choose another policy"
+            )
+        return tuple(ScoreWork(planned.path, planned.assessment, name) for name in names)
+
+    def _becomes_certain(self, work: Work) -> None:
+        self._urgency[work] = len(self._urgency)
+        self._inputs[work] = self._policy.layout.inputs(work)
+        for latent in self._inputs[work]:
+            self._users[latent].append(work)
+        if work in self.done:
+            return
+        self._undone[pool_of(work)] += 1
+        if work in self._busy:
+            running = [number for number, attempt in self._speculating.items() if attempt.work == work]
+            for number in running:
+                del self._speculating[number]
+        else:
+            self._queue(work)
+
+    def _queue(self, work: Work) -> None:
+        missing = {latent for latent in self._inputs[work] if latent not in self.handles}
+        if not missing:
+            heappush(self._ready[pool_of(work)], (self._urgency[work], work))
+            return
+        self._missing[work] = missing
+        for latent in missing:
+            self._waiting_for[latent].add(work)
+            if latent in self._makers:  # it was lost when nothing seemed to need it
+                self._undo(latent)
+
+    def _drop(self, path: Path) -> None:
+        """A branch leads no further: what hangs on it is released, and speculation on it is given up."""
+        self._to_cancel |= {n: attempt for n, attempt in self._speculating.items() if self._is_lost(attempt.work)}
+        below = [path]
+        while below:
+            each = below.pop()
+            below += self._children.get(each, ())
+            for latent in self._latents.get(each, ()):
+                self._to_release.append(self.handles[latent])
+
+    def _is_lost(self, work: Work) -> bool:
+        """Whether the work will never be certain: a branch that it builds on, or the branch itself, is dropped."""
+        if self.certain(work):
+            return False
+        paths = work.paths if isinstance(work, SampleWork) else (work.path,)
+        return self.finished or any(self.plan.is_dropped(path) for path in paths)
+
+    # ---- what it cost
+
+    def costs(self, pool: str) -> CostBreakdown:
+        """The costs of one pool's work so far."""
+        certain = Cost()
+        at_stake = Cost()
+        wasted = self._stopped[pool]
+        for work, result in self.done.items():
+            if pool_of(work) != pool:
+                continue
+            if self.certain(work):
+                certain += result.cost
+            elif self._is_lost(work):
+                wasted += result.cost
+            else:
+                at_stake += result.cost
+        return CostBreakdown(certain, at_stake, wasted)
+
+
+def describe(work: Work) -> str:
+    """The work in words, for messages."""
+    if isinstance(work, ScoreWork):
+        return f"the {work.assessment} score of branch {_name(work.path)} by {work.verifier}"
+    branches = ", ".join(map(_name, work.paths))
+    return f"sampling {'branch' if len(work.paths) == 1 else 'branches'} {branches}"
+
+
+def _name(path: Path) -> str:
+    return ".".join(map(str, path))

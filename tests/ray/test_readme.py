@@ -1,0 +1,108 @@
+"""README's commands as written, in a fresh copy of the checkout, on one shared cluster.
+
+Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
+/shared, and the evaluation of 64 prompts, which takes an hour.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from framegrove.cluster.session import Cluster
+from tests import readme
+from tests.ray.test_interrupt import take_interrupts
+from tests.readme import ROOT, Block
+
+ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64")
+RUN = [block for block in readme.blocks() if not any(mark in block.text for mark in ELSEWHERE)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a clone would have, with this environment in the place of the one that make installs."""
+    copy = tmp_path_factory.mktemp("clone") / "framegrove"
+    left = shutil.ignore_patterns(".git", ".venv", "runs", ".*_cache", ".hypothesis", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left)
+    (copy / ".venv").symlink_to(sys.prefix)
+    return copy
+
+
+def environment(checkout: Path, cluster: Cluster) -> dict[str, str]:
+    # Like the installation in a clone, the copy's own packages come first.
+    own = {"PYTHONPATH": f"{checkout / 'platform'}:{checkout}", "RAY_ADDRESS": cluster.address}
+    return {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | own
+
+
+def run(block: Block, checkout: Path, cluster: Cluster, port: int = 8000) -> str:
+    """Run a block in bash, as a user does after activating .venv; returns what it prints."""
+    assert cluster.dashboard_url is not None
+    text = block.text.replace("http://127.0.0.1:8265", cluster.dashboard_url).replace("8000", str(port))
+    done = subprocess.run(
+        ["bash", "-c", f"source .venv/bin/activate\nset -euo pipefail\n{text}"],
+        cwd=checkout,
+        env=environment(checkout, cluster),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def block_with(text: str) -> Block:
+    (found,) = (block for block in RUN if text in block.text)
+    return found
+
+
+def test_a_search_and_its_tree(checkout: Path, cluster: Cluster) -> None:
+    run(block_with("--seed 1"), checkout, cluster)
+    for name in ("video.mp4", "tree.png", "slide.png", "report.json"):
+        assert (checkout / "runs" / "red3" / name).is_file()
+    tree = readme.blocks("python")[1]
+    done = subprocess.run([sys.executable, "-c", tree.text], cwd=checkout, capture_output=True, text=True, check=True)
+    assert " won " in done.stdout
+
+
+def test_training_by_itself_and_as_a_submitted_job(checkout: Path, cluster: Cluster) -> None:
+    run(block_with("jobs.prepare --clips"), checkout, cluster)
+    assert (checkout / "runs" / "blue5" / "video.mp4").is_file()
+    run(block_with("ray job submit"), checkout, cluster)
+    assert (checkout / "runs" / "submitted" / "model" / "framegrove.json").is_file()
+
+
+def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable if word == "python" else word for word in block_with("jobs.serve").commands[0]]
+    with subprocess.Popen(
+        [str(port) if word == "8000" else word for word in command],
+        cwd=checkout,
+        env=environment(checkout, cluster),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=take_interrupts,
+    ) as serving:
+        try:
+            assert serving.stdout is not None
+            assert any("serving on" in line for line in serving.stdout)
+            run(block_with("curl"), checkout, cluster, port)
+            assert (checkout / "video.mp4").stat().st_size > 1000
+        finally:
+            serving.send_signal(signal.SIGINT)
+    assert serving.returncode == 130
+
+
+def test_no_block_is_forgotten() -> None:
+    """A block that is new in README is run above, or is one of those that cannot be."""
+    tested = [block_with(text) for text in ("--seed 1", "jobs.prepare --clips", "ray job submit", "jobs.serve", "curl")]
+    assert sorted(block.text for block in RUN) == sorted(block.text for block in tested)

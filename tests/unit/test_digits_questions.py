@@ -1,0 +1,72 @@
+"""What the digits world's verifier is asked: object by object, and as before by sentence and order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framegrove.config.verifier import SETTINGS_FILE, VerifierConfig, own_settings, question_source, shipped_folder
+from framegrove.digits.questions import QUESTIONS, Aspect, static_scene, write_settings
+from framegrove.digits.world import parse
+from framegrove.types import Assessment
+from framegrove.verification.questions import load_question_set
+
+TWO = "a red 3 moves left and right and a blue 2 moves up and down"
+
+
+def test_the_sentences_and_their_order_are_those_the_shipped_verifier_was_tuned_with() -> None:
+    expected = [
+        ("Is there a red 3 in every frame?", "alignment", 1.0),
+        ("Is there a 3 in every frame?", "alignment", 0.5),
+        ("Is there something red in every frame?", "alignment", 0.5),
+        ("Does the red 3 move left and right?", "motion", 1.0),
+        ("Is there a blue 2 in every frame?", "alignment", 1.0),
+        ("Is there a 2 in every frame?", "alignment", 0.5),
+        ("Is there something blue in every frame?", "alignment", 0.5),
+        ("Does the blue 2 move up and down?", "motion", 1.0),
+        ("Are there exactly two objects?", "alignment", 0.5),
+        ("Does everything keep its shape and colour?", "motion", 1.0),
+        (
+            "Does this show a red 3 moving left and right and a blue 2 moving up and down?",
+            "alignment",
+            0.25,
+        ),
+        ("Is the picture clear?", "clarity", 1.0),
+    ]
+    asked = QUESTIONS.questions(Assessment.FINAL, TWO)
+    assert [(q.text, q.score, q.weight) for q in asked] == expected
+    assert not any(q.against for q in asked)
+
+
+def test_every_object_is_asked_about_by_itself() -> None:
+    asked = QUESTIONS.questions(Assessment.FINAL, TWO)
+    for name in ("red 3", "blue 2"):
+        assert {q.aspect for q in asked if name in q.text} == {Aspect.BINDING, Aspect.MOTION, Aspect.MATCH}
+
+
+def test_a_single_picture_is_not_asked_about_motion() -> None:
+    for assessment in (Assessment.POTENTIAL, Assessment.IMAGE):
+        assert {q.score for q in QUESTIONS.questions(assessment, TWO)} == {"alignment", "clarity"}
+    assert {q.score for q in QUESTIONS.questions(Assessment.MOTION, TWO)} == {"alignment", "motion"}
+
+
+@pytest.mark.parametrize("assessment", list(Assessment))
+def test_other_prompts_get_the_brief_set(assessment: Assessment) -> None:
+    prompt = "a paper boat drifts down a stream, then sinks"
+    asked = QUESTIONS.questions(assessment, prompt)
+    assert asked == load_question_set("brief").questions(assessment, prompt)
+
+
+def test_a_still_picture_of_a_caption() -> None:
+    objects = parse(TWO)
+    assert objects is not None
+    assert static_scene(objects) == "a red 3 and a blue 2"
+
+
+def test_the_shipped_verifier_names_this_set(tmp_path: Path) -> None:
+    source = question_source(VerifierConfig())
+    assert load_question_set(source) is QUESTIONS
+    write_settings(tmp_path)
+    assert (tmp_path / SETTINGS_FILE).read_text() == (shipped_folder() / SETTINGS_FILE).read_text()
+    assert own_settings(str(tmp_path)) == own_settings(None)

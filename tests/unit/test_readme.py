@@ -1,0 +1,81 @@
+"""What README says exists: options, targets, files; its Python runs. tests/ray/test_readme.py runs its commands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from framegrove.evaluation.report import report_json
+from tests import readme
+from tests.readme import ROOT
+from tests.unit.test_report import search_record
+
+
+@pytest.mark.parametrize(("job", "arguments"), readme.jobs(), ids=lambda each: each if isinstance(each, str) else "")
+def test_every_option_exists_and_takes_what_is_given(job: str, arguments: list[str]) -> None:
+    command = typer.main.get_command(importlib.import_module(job).app)
+    command.make_context(job, list(arguments))  # raises for an option that is unknown, missing or of another type
+
+
+def test_every_option_of_ray_job_submit_exists() -> None:
+    from ray.dashboard.modules.job.cli import submit
+
+    known = {option for parameter in submit.params for option in parameter.opts}
+    used = [
+        word
+        for block in readme.blocks()
+        for words in block.commands
+        if words[:3] == ["ray", "job", "submit"]
+        for word in words[: words.index("--")]
+        if word.startswith("--")
+    ]
+    assert used
+    assert set(used) <= known
+
+
+def test_every_target_exists() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z]+)", "\n".join(re.findall(r"`+[^`]+`+", readme.TEXT)))
+    assert {"demo", "setup", "test"} <= set(named) <= set(targets)
+
+
+def test_every_file_exists() -> None:
+    named = re.findall(r"[`(]((?:platform|jobs|tests|actors)/[\w./-]+)[`)]", readme.TEXT)
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
+    (listing,) = re.findall(r"^```\n(platform/.*?)^```$", readme.TEXT, re.MULTILINE | re.DOTALL)
+    for line in listing.splitlines():
+        indent, names = re.fullmatch(r"( *)(\S+(?: \S+)*?)  .*", line).groups()  # type: ignore[union-attr]
+        for name in names.split():
+            assert (ROOT / ("platform/framegrove" if indent else "") / name).exists(), name
+
+
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/red3").mkdir(parents=True)
+    Path("runs/red3/report.json").write_text(json.dumps(report_json(search_record())))
+    sample, tree = readme.blocks("python")
+    exec(compile(sample.text, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "(25, 64, 64, 3)\n"
+    assert Path("sample.mp4").stat().st_size > 1000
+    exec(compile(tree.text, "README.md", "exec"), {})
+    assert "[1, 0, 0, 0] won" in capsys.readouterr().out
+
+
+def test_help_loses_nothing_to_markup() -> None:
+    """Square brackets, for one, are what rich would take for markup."""
+    for path in sorted((ROOT / "jobs").glob("*.py")):
+        app = getattr(importlib.import_module(f"jobs.{path.stem}"), "app", None)
+        if app is None:
+            continue
+        command = typer.main.get_command(app)
+        shown = " ".join(command.get_help(click.Context(command, info_name=path.stem)).split())
+        for parameter in command.params:
+            text = " ".join((getattr(parameter, "help", None) or "").split())
+            assert text.replace("- ", "-") in shown.replace("- ", "-"), f"{path.stem}: {text}"
