@@ -170,6 +170,8 @@ async def recovered(group: ActorGroup, index: int, config: SearchConfig = _DEFAU
             continue
         except CrashLoop as error:
             raise WorkFailed(str(error)) from error
+        except RayTaskError as error:  # the actor is well, and says why it cannot be used
+            raise error.cause from None
         return
 
 

@@ -195,7 +195,7 @@ class Generator:
         before: State | None,
         go_on: bool = True,
     ) -> list[Unit]:
-        """Decode siblings' units, drafts as ``finished`` in a few steps, from the decoder's state after their parent."""
+        """Decode siblings' units, drafts as ``finished`` in a few steps, from the state after their parent."""
         norm, device = self._pipeline.latent_norm, self._sampler.device
         raw = [norm.denormalise(latent.x.to(device), unit)[None] for latent in finished]
         decoded = decode_units(self._pipeline.vae, raw, [before] * len(raw))

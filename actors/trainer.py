@@ -114,7 +114,7 @@ class EndAtUserErrors(ray.train.UserCallback):
         for rank, error in worker_exceptions.items():
             if isinstance(error, UserError):
                 raise ControllerError(error)
-            _log.warning("worker %d failed (%s: %s)", rank, type(error).__name__, _last_line(error))
+            _log.warning("worker %d failed (%s)", rank, _in_one_line(error))
 
 
 def at_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -210,11 +210,12 @@ def _reason(error: ray.train.TrainingFailedError) -> str:
     """What ended the run, in one sentence; the traceback of the worker is in the message of ``error`` itself."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
-        return f"training failed in Ray Train's controller: {_last_line(error)}"
+        return f"training failed in Ray Train's controller: {_in_one_line(error)}"
     rank = min(failures)
-    return f"worker {rank} failed again after every restart, the last time with: {_last_line(failures[rank])}"
+    return f"worker {rank} failed again after every restart, the last time with {_in_one_line(failures[rank])}"
 
 
-def _last_line(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
+    """Kind and last line of an error: messages of Ray's are long, and what happened stands at their end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[-1:]])

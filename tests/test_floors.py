@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[str, int] = {
-    # The kit stands below the ground floor: everybody may use it.
+    # The kit and the nouns stand below the ground floor: everybody may use them, the configuration too.
     "framegrove.errors": -2,
     "framegrove.files": -1,
     "framegrove.logs": -1,
-    "framegrove.types": 0,
+    "framegrove.types": -1,
     "framegrove.config": 0,
     "framegrove.models": 1,
     "framegrove.media": 1,

@@ -27,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
-        _sync(partial)
+        for written in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
+            _sync(written)
         if partial.is_dir() and path.is_dir():  # rename does not replace a folder that is not empty
             _replace_folder(partial, path)
         else:
@@ -80,11 +81,9 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make sure that a file, or a folder with all files in it, survives a power cut."""
-    inside = path.rglob("*") if path.is_dir() else ()
-    for each in (*inside, path):
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Make sure that a file's contents, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,10 @@ def test_a_search_and_its_tree(checkout: Path, cluster: Cluster) -> None:
 def test_training_by_itself_and_as_a_submitted_job(checkout: Path, cluster: Cluster) -> None:
     run(block_with("jobs.prepare --clips"), checkout, cluster)
     assert (checkout / "runs" / "blue5" / "video.mp4").is_file()
+    # Ray keeps what a job has uploaded for ten minutes, and skips the upload of what it still has: without this the
+    # checkout could vanish under the job.
+    for package in ("platform/framegrove", "jobs"):
+        (checkout / package / "only_here.txt").write_text(str(time.time()))
     run(block_with("ray job submit"), checkout, cluster)
     assert (checkout / "runs" / "submitted" / "model" / "framegrove.json").is_file()
 

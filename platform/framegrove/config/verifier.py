@@ -66,7 +66,7 @@ class VerifierConfig(Config):
     and returns a score or several scores by name, each in [0, 1].
     """
 
-    name: str = Field("verifier", pattern=r"^[A-Za-z0-9][\w.-]{0,39}$")
+    name: str = "verifier"
     kind: Kind = "vllm"
     # Weight of each of its scores in the fused rank, or weights by score; 0 reports a score without ranking by it.
     weight: float | dict[str, float] = 1.0
@@ -75,6 +75,13 @@ class VerifierConfig(Config):
     questions: str | None = None  # a shipped set such as "general", a YAML file, or "module:attribute"
     engine: EngineConfig = EngineConfig()
     function: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _short_word(cls, name: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,39}", name) is None:
+            raise ValueError("a verifier's name must be 1 to 40 letters, digits, dots, hyphens and underscores")
+        return name
 
     @field_validator("weight", mode="before")
     @classmethod

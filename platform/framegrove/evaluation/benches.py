@@ -316,7 +316,7 @@ def _counted(
 
 
 class _Counter(TorchDispatchMode):
-    """Records in ``most`` the most bytes alive at one time on the GPU, besides the weights of ``model``."""
+    """Records in ``most`` the peak of bytes alive on the GPU, not counting the weights of ``model``."""
 
     def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
         super().__init__()

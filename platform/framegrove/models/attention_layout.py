@@ -102,7 +102,7 @@ class Table(Protocol):
 
 
 def mask_rule(sequence: Tensor, member: Tensor, time: Tensor, causal: bool) -> Callable[..., Tensor]:
-    """Who sees whom, as a FlexAttention ``mask_mod`` over positions in sequence order. Tensors: one entry per token."""
+    """Who sees whom, as a FlexAttention ``mask_mod``; the tensors have one entry per token, in sequence order."""
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (sequence[query] == sequence[key]) & ((member[key] == 0) | (member[key] == member[query]))

@@ -125,7 +125,7 @@ class Past:
         self._cached = iter(state or ())
 
     def extend(self, x: Tensor, needed: int, kept: int) -> Tensor:
-        """``x`` after the ``needed`` frames before it (zeros at the start); stores the last ``kept`` of the result."""
+        """``x`` preceded by the ``needed`` frames before it (zeros at the start); stores the last ``kept`` frames."""
         if self.first:
             x = _zeros_before(x, needed)
         else:
@@ -314,7 +314,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """``extent`` and ``finer`` are the temporal kernel sizes of this level and of the next, for its upsamplers."""
+    """``extent`` and ``finer`` are the temporal kernel sizes of this level and, for its upsamplers, of the next."""
 
     def __init__(
         self, inputs: int, outputs: int, layers: int, groups: int, extent: int, finer: int, space: bool, time: bool

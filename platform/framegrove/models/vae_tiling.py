@@ -96,14 +96,14 @@ def decode_flops(config: VaeConfig, size: tuple[int, int]) -> tuple[int, int]:
 def decode_unit_tiled(
     vae: CausalVideoVae, latent_BCTHW: Tensor, state: State | None = None, tile: int = TILE
 ) -> tuple[Tensor, State]:
-    """`CausalVideoVae.decode_unit` in tiles of ``tile`` x ``tile`` latent cells; the state is a flat list, too."""
+    """`CausalVideoVae.decode_unit` in tiles of ``tile`` x ``tile`` latent cells; the state is a flat list here too."""
     return _by_tiles(vae.decode_unit, latent_BCTHW, state, tile, cell=1, factor=vae.config.spatial_factor)
 
 
 def encode_unit_tiled(
     vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = None, tile: int = TILE
 ) -> tuple[Moments, State]:
-    """`CausalVideoVae.encode_unit` in tiles of ``tile`` x ``tile`` latent cells; the state is a flat list, too."""
+    """`CausalVideoVae.encode_unit` in tiles of ``tile`` x ``tile`` latent cells; the state is a flat list here too."""
 
     def encode(part: Tensor, held: State | None) -> tuple[Tensor, State]:
         moments, later = vae.encode_unit(part, held)
@@ -149,7 +149,7 @@ def _by_tiles(
 
 
 def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of evenly spread tiles over ``size`` cells, which overlap by a quarter, at least by three cells."""
+    """(start, end) of evenly spread tiles over ``size`` cells; they overlap by a quarter of a tile, or 3 cells."""
     stride = tile - max(min(3, tile - 1), tile // 4)
     count = max(1, -(-(size - tile) // stride) + 1)
     for index in range(count):

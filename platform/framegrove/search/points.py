@@ -1,12 +1,14 @@
-"""Totals of fused ranks as whole numbers in NumPy arrays, exact in every comparison: what search/ranks.py adds up."""
+"""Totals of fused ranks as whole numbers in NumPy arrays, exact in every comparison: what search/bounds.py adds up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from framegrove.errors import UserError
 
@@ -43,7 +45,7 @@ class Scale:
         # The largest number that occurs is a margin: collected, own points, and the worst case for two.
         self.dtype = _smallest_dtype(max(self.collected, default=0) + 4 * one * self.point)
         largest = max(exact, default=0) + one * self.denominator
-        self.exact = np.array(exact, _smallest_dtype(2 * count * count * largest))
+        self.exact: npt.NDArray[Any] = np.array(exact, _smallest_dtype(2 * count * count * largest))
 
 
 def _smallest_dtype(largest: int) -> type:

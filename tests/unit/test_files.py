@@ -1,0 +1,43 @@
+"""Files that are never half-written."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from framegrove.files import replacing
+
+
+def test_a_file_or_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    for content in ("one", "two"):
+        with replacing(file) as partial:
+            partial.write_text(content)
+        with replacing(folder) as partial:
+            (partial / "inside").mkdir(parents=True)
+            (partial / "inside" / content).write_text(content)
+
+    def fail() -> None:
+        with replacing(file) as partial:
+            partial.write_text("three")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert file.read_text() == "two"
+    assert [path.name for path in sorted(folder.rglob("*"))] == ["inside", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_files_of_one_folder_can_be_written_side_by_side(tmp_path: Path) -> None:
+    """Whoever finishes must not stumble over what others are still writing there."""
+
+    def write(index: int) -> None:
+        with replacing(tmp_path / f"unit-{index}") as partial:
+            partial.write_text(str(index))
+
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(write, range(300)))
+    assert {path.read_text() for path in tmp_path.iterdir()} == {str(index) for index in range(300)}
