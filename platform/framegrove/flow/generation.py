@@ -57,8 +57,8 @@ def generate(
     The recipe's suffix is appended to prompts; without ``negative``, the recipe's negative prompt is used.
 
     With ``images``, uint8 (H, W, 3), each video starts from its image. At most ``batch`` videos share a forward pass;
-    ``on_unit(done, total)`` is called after every unit. Raises ValueError for sizes or counts that do not fit together,
-    and CancelledSampling when ``should_stop`` returns true between two steps.
+    ``on_unit(done, total)`` is called after every unit. Raises ValueError for sizes or counts that do not fit
+    together, and CancelledSampling when ``should_stop`` returns true between two steps.
     """
     recipe = pipeline.recipe
     against = recipe.negative_prompt if negative is None else negative

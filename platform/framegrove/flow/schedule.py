@@ -62,7 +62,7 @@ class PyramidSchedule:
         return self._nominal_start(stage + 1) if stage + 1 < self.stages else 0.0
 
     def training_timesteps(self, stage: int) -> np.ndarray:
-        """The 1000 timesteps of ``stage``, falling, float64; the model receives these values, 0 to 1000, unchanged."""
+        """The 1000 timesteps of ``stage``, falling, float64; the model receives them (0 to 1000) as they are."""
         return self._timesteps[stage]
 
     @staticmethod
@@ -76,7 +76,7 @@ class PyramidSchedule:
         return tuple(np.linspace(grid[0], grid[-1], _positive(steps)).tolist())
 
     def ratios(self, stage: int, steps: int) -> tuple[float, ...]:
-        """The steps + 1 interpolation ratios between which that sampler moves, to 0; the same for every ``stage``."""
+        """The steps + 1 interpolation ratios between which that sampler moves, ending at 0; equal for all stages."""
         self._check(stage)
         grid = self.training_ratios()
         return (*np.linspace(grid[0], grid[-1], _positive(steps)).tolist(), 0.0)

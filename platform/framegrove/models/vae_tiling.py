@@ -149,7 +149,7 @@ def _by_tiles(
 
 
 def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of evenly spread tiles over ``size`` cells; they overlap by a quarter, at least by 3 cells."""
+    """(start, end) of evenly spread tiles over ``size`` cells; they overlap by a quarter of a tile, or 3 cells."""
     stride = tile - max(min(3, tile - 1), tile // 4)
     count = max(1, -(-(size - tile) // stride) + 1)
     for index in range(count):
