@@ -124,7 +124,8 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "ids", {}),
         }
-        fields = {name: _plain(value) for name, value in vars(record).items() if name not in _STANDARD}
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        fields = {name: _plain(value) for name, value in given.items() if not name.startswith("_")}  # "_": Ray's own
         if fields:
             line["fields"] = fields
         if record.exc_info:
