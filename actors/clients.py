@@ -177,16 +177,22 @@ async def recovered(group: ActorGroup, index: int, config: SearchConfig = _DEFAU
 
 async def lost_of(units: Mapping[Path, UnitRef]) -> list[Path]:
     """The branches whose newest frames are gone with the machine that held them. Fetches the others."""
-    frames = [_whether_lost(unit.frames) for unit in units.values()]
-    return [path for path, lost in zip(units, await asyncio.gather(*frames), strict=True) if lost]
+    there = await frames_of(units)
+    return [path for path in units if path not in there]
 
 
-async def _whether_lost(ref: Any) -> bool:
+async def frames_of(units: Mapping[Path, UnitRef]) -> dict[Path, Any]:
+    """The frames of the branches' newest units, uint8 (T, H, W, 3), except for those that are lost."""
+    frames = await asyncio.gather(*(_value(unit.frames) for unit in units.values()))
+    return {path: found for path, found in zip(units, frames, strict=True) if found is not None}
+
+
+async def _value(ref: Any) -> Any:
+    """What a reference stands for, None if it is lost."""
     try:
-        await ref
+        return await ref
     except ObjectLostError:
-        return True
-    return False
+        return None
 
 
 def _gone(error: ObjectLostError, units: Mapping[Path, UnitRef]) -> Exception:

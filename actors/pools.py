@@ -7,7 +7,7 @@ score. Another generator or verifier is another class with these methods: nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
+from framegrove.errors import UserError
 from framegrove.flow.cost import SamplingCosts
 from framegrove.models.vae_tiling import decode_flops
 from framegrove.search.protocols import GeneratorClient, VerifierClient
@@ -183,6 +184,30 @@ class VerifierPool:
         """Clients that judge videos made for this prompt, by the names of their workers."""
         names = [self.name if self.size == 1 else f"{self.name} {index + 1}" for index in range(self.size)]
         return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(names)}
+
+
+class PanelWeights:
+    """The weight of each of the panel's scores in the fused rank: as given for a search, or by the verifier itself.
+
+    A score is called verifier/aspect, or by its aspect alone where there is a single verifier. Raises UserError for a
+    weight ``given`` to a verifier that is not there.
+    """
+
+    def __init__(self, given: Mapping[str, float], verifiers: Sequence[VerifierPool]) -> None:
+        self._given = given
+        self._configs = {pool.name: pool.config for pool in verifiers}
+        for name in given:
+            if len(verifiers) > 1 and name.rpartition("/")[0] not in self._configs:
+                raise UserError(
+                    f"the weight of {name} is of no verifier of the panel: write it verifier/score, where the verifier "
+                    f"is one of {', '.join(self._configs)}"
+                )
+
+    def __call__(self, column: str) -> float:
+        if column in self._given:
+            return self._given[column]
+        verifier, _, aspect = column.rpartition("/")
+        return self._configs[verifier or next(iter(self._configs))].weight_of(aspect)
 
 
 def context_of(files: ModelFiles, request: GenerationRequest) -> Context:

@@ -12,11 +12,10 @@ from pathlib import Path as File
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ObjectLostError
 
-from actors.clients import UnitRef, ask, lost_of, recovered
+from actors.clients import UnitRef, ask, frames_of, lost_of, recovered
 from actors.crew import Crew
-from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
+from actors.pools import GeneratorPool, Opened, PanelWeights, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
@@ -25,7 +24,6 @@ from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
-from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
@@ -34,7 +32,7 @@ from framegrove.search.journal import Journal
 from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
 from framegrove.search.result import SearchResult
 from framegrove.search.tree import Layout
-from framegrove.types import Assessment, GenerationRequest, GenerationResult, Path, Progress, ScoreWork
+from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork
 from framegrove.verification.identity import verifier_identity
 
 OnProgress = Callable[[Progress], None]
@@ -87,13 +85,7 @@ class SearchRunner:
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
-        for name in self._search.weights:
-            verifier = name.rpartition("/")[0]
-            if len(self._verifiers) > 1 and verifier not in self._verifiers:
-                raise UserError(
-                    f"the weight of {name} is of no verifier of the panel: write it verifier/score, where the verifier "
-                    f"is one of {', '.join(self._verifiers)}"
-                )
+        self._weigh = PanelWeights(self._search.weights, verifiers)
         self.crew = Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
     async def start(self, *, judging: bool = True) -> None:
@@ -133,7 +125,9 @@ class SearchRunner:
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
             layout, result = await self._searched(request, config, opened, journal, on_progress)
-            shown = await _shown(result, layout)
+            frames = await frames_of(result.handles)
+        drafts = {path for path, unit in result.handles.items() if unit.stage < layout.last_stage}
+        shown = {path: Shown(pixels, draft=path in drafts) for path, pixels in frames.items()}
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
 
     async def judge(self, record: SearchRecord) -> dict[str, float]:
@@ -206,14 +200,6 @@ class SearchRunner:
             for name, pool in self._verifiers.items()
         }
 
-    def _weigh(self, column: str) -> float:
-        """The weight of a column of the panel's scores, "verifier/aspect", or the aspect alone of an only verifier."""
-        if column in self._search.weights:
-            return self._search.weights[column]
-        verifier, _, aspect = column.rpartition("/")
-        pool = self._verifiers[verifier] if verifier else next(iter(self._verifiers.values()))
-        return pool.config.weight_of(aspect)
-
     async def identity(self, config: SearchConfig | None = None) -> dict[str, Any]:
         """What decides the outcome of this runner's searches besides their requests, as JSON values."""
         settings = config or self._search
@@ -264,21 +250,3 @@ def _failing_as_a_search() -> Iterator[None]:
         yield
     except WorkFailed as failure:
         raise SearchFailed(str(failure)) from failure
-
-
-async def _shown(result: SearchResult, layout: Layout) -> dict[Path, Shown]:
-    """What the branches of a finished search look like; those that were cut and are lost by now are left out."""
-    frames = await asyncio.gather(*(_value(unit.frames) for unit in result.handles.values()))
-    return {
-        path: Shown(shown, draft=unit.stage < layout.last_stage)
-        for (path, unit), shown in zip(result.handles.items(), frames, strict=True)
-        if shown is not None
-    }
-
-
-async def _value(ref: Any) -> Any:
-    """What a reference stands for, None if it is lost."""
-    try:
-        return await ref
-    except ObjectLostError:
-        return None

@@ -24,21 +24,20 @@ Laws, which hold after every event (``laws`` in tests/unit/test_dispatcher.py):
 5. The scores alone decide: a policy never sees anything else, so neither the winner nor the certain works, nor their
    cost, depend on who did what when.
 
-Every event costs time in proportion to what it changes, not to the size of the search: works wait in queues, and a work
-moves from one to the next when the last of its inputs arrives.
+Every event costs time in proportion to what it changes, not to the size of the search (queue.py).
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import islice
 from typing import Any
 
 from framegrove.errors import UserError
 from framegrove.search.protocols import SearchFailed, check_scores
+from framegrove.search.queue import WorkQueue
 from framegrove.search.result import CostBreakdown, Ending, Span
 from framegrove.search.tree import Decision, Latent, Layout, PanelWork, Plan, PlannedWork, Policy, Result, Scores, Work
 from framegrove.search.workers import GENERATORS, Workers, pool_of
@@ -123,14 +122,8 @@ class Dispatcher:
         self._latents: dict[Path, set[Latent]] = defaultdict(set)  # those in handles, by branch
         self._children: dict[Path, set[Path]] = defaultdict(set)  # of branches that were ever in handles
         self._makers: dict[Latent, tuple[SampleWork, str]] = {}  # the work that made it, and by whom
-        # What is to be done: a certain work is done, running, ready (in a heap by urgency), or waiting for inputs.
-        self._urgency: dict[Work, int] = {}  # of every certain work; smaller goes first
-        self._undone: Counter[str] = Counter()  # certain works that are not done, by pool
-        self._ready: dict[str, list[tuple[int, Work]]] = {pool: [] for pool in workers.pools}
-        self._missing: dict[Work, set[Latent]] = {}
-        self._waiting_for: dict[Latent, set[Work]] = defaultdict(set)
-        self._inputs: dict[Work, tuple[Latent, ...]] = {}  # of certain works
-        self._users: dict[Latent, list[Work]] = defaultdict(list)  # certain works that build on it
+        # What is to be done.
+        self._queue = WorkQueue(workers.pools, layout, self.handles)
         # What is going on.
         self.running: dict[int, Attempt] = {}
         self.spans: list[Span] = []
@@ -157,7 +150,7 @@ class Dispatcher:
 
     def certain(self, work: Work) -> bool:
         """Whether the work is known to be needed, whatever scores are missing."""
-        return work in self._urgency
+        return self._queue.certain(work)
 
     @property
     def layout(self) -> Layout:
@@ -168,22 +161,22 @@ class Dispatcher:
     def at_most(self) -> int:
         """How many certain works there can be in the end."""
         widest = max((len(names) for names in self._panel.values()), default=1)
-        return len(self._urgency) + (self.plan.at_most - len(self.plan.certain)) * max(widest, 1)
+        return len(self._queue.works) + (self.plan.at_most - len(self.plan.certain)) * max(widest, 1)
 
     @property
     def certain_works(self) -> Collection[Work]:
         """Every work that is known to be needed, finished or not."""
-        return self._urgency.keys()
+        return self._queue.works
 
     @property
     def undone(self) -> int:
         """How many of them are not done."""
-        return self._undone.total()
+        return self._queue.undone.total()
 
     def load(self, pool: str) -> tuple[int, int]:
         """How many works of a pool run, and how many certain ones wait."""
         running = self._workers.load(pool)
-        return running, max(0, self._undone[pool] - running)
+        return running, max(0, self._queue.undone[pool] - running)
 
     # ---- what to do next
 
@@ -195,7 +188,7 @@ class Dispatcher:
             self._to_cancel |= self._speculating
         commands += self._cancel(attempt for number, attempt in self._to_cancel.items() if number in self._speculating)
         self._to_cancel.clear()
-        for pool in self._ready:
+        for pool in self._workers.pools:
             commands += self._start_certain(pool, now)
         commands += self._cancel(self._in_the_way())
         if self._speculate and not self.finished:
@@ -205,27 +198,16 @@ class Dispatcher:
 
     def _start_certain(self, pool: str, now: float) -> Iterator[Start]:
         """Start the most urgent works that are ready, as long as the pool has workers for them."""
-        ready = self._ready[pool]
-        while self._workers.any_free(pool) and self._peek(pool):
-            _, work = heappop(ready)
+        while self._workers.any_free(pool) and (work := self._queue.first(pool, self._is_open)) is not None:
+            self._queue.take(pool)
             yield self._begin(work, now)
 
-    def _peek(self, pool: str) -> Work | None:
-        """The most urgent work that is ready. Entries that are out of date are removed from the queue on the way."""
-        ready = self._ready[pool]
-        while ready:
-            work = ready[0][1]
-            if work not in self.done and work not in self._busy:
-                if all(latent in self.handles for latent in self._inputs[work]):
-                    return work
-                heappop(ready)  # an input was lost meanwhile
-                self._queue(work)
-            else:
-                heappop(ready)
-        return None
+    def _is_open(self, work: Work) -> bool:
+        """Neither done nor running."""
+        return work not in self.done and work not in self._busy
 
     def _begin(self, work: Work, now: float) -> Start:
-        inputs = self._inputs.get(work) or self._policy.layout.inputs(work)
+        inputs = self._queue.inputs(work)
         makers = {self._makers[latent][1] for latent in inputs if latent in self._makers}
         worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), makers)
         attempt = Attempt(self.launched, work, worker, now)
@@ -257,7 +239,7 @@ class Dispatcher:
         self._next_look = 0 if started else len(self.panels) + 1 + looked // 32
 
     def _can_speculate(self, work: Work) -> bool:
-        if work in self.done or work in self._busy or work in self._withdrawn or self.certain(work):
+        if not self._is_open(work) or work in self._withdrawn or self.certain(work):
             return False
         if not self._workers.any_free(pool_of(work)):
             return False
@@ -273,9 +255,9 @@ class Dispatcher:
 
     def _in_the_way(self) -> list[Attempt]:
         """As many speculative samples, least likely first, as there are certain ones that wait for a generator."""
-        if not self._speculating or self._peek(GENERATORS) is None:
+        if not self._speculating or self._queue.first(GENERATORS, self._is_open) is None:
             return []
-        ready = (work for _, work in self._ready[GENERATORS] if work not in self.done and work not in self._busy)
+        ready = filter(self._is_open, self._queue.ready(GENERATORS))
         waiting = sum(1 for _ in islice(ready, len(self._speculating) + len(self._cancelling)))
         place: dict[Work | PanelWork, int] = {work: n for n, work in enumerate(self._policy.speculative())}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
@@ -345,7 +327,7 @@ class Dispatcher:
 
     def _needed(self, latent: Latent) -> bool:
         """Whether a certain work builds on it that is not done, or a later one may, or the winner is made of it."""
-        if any(work not in self.done for work in self._users[latent]):
+        if any(work not in self.done for work in self._queue.users(latent)):
             return True
         if latent.stage < self._policy.layout.last_stage:  # a draft is of no use once it has been refined
             refined = Latent(latent.path, self._policy.layout.last_stage) in self.handles
@@ -364,8 +346,8 @@ class Dispatcher:
         self._stopped[GENERATORS] += result.cost
         self._count(work, worker, "what it made was lost")
         if self.certain(work):
-            self._undone[GENERATORS] += 1
-            self._queue(work)
+            self._queue.undone[GENERATORS] += 1
+            self._enqueue(work)
 
     def _count(self, work: Work, worker: str, reason: str) -> None:
         failures = self._failures.setdefault(work, [])
@@ -384,11 +366,11 @@ class Dispatcher:
             self._stopped[pool_of(attempt.work)] += cost
             self._next_look = 0
             if self.certain(attempt.work):
-                self._queue(attempt.work)
+                self._enqueue(attempt.work)
 
     def _keep(self, result: Result, handles: Sequence[Any], worker: str = "an earlier run") -> None:
         if self.certain(result.work) and result.work not in self.done:
-            self._undone[pool_of(result.work)] -= 1
+            self._queue.undone[pool_of(result.work)] -= 1
         if isinstance(result, Scored):
             check_scores(result)
             self.done[result.work] = result
@@ -403,15 +385,11 @@ class Dispatcher:
                 self._to_release.append(handle)
 
     def _put(self, latent: Latent, handle: Any) -> None:
-        """A handle is there: works that had waited for this last input are ready."""
+        """A handle is there."""
         self.handles[latent] = handle
         self._latents[latent.path].add(latent)
         self._children[latent.path[:-1]].add(latent.path)
-        for work in self._waiting_for.pop(latent, ()):
-            self._missing[work].discard(latent)
-            if not self._missing[work]:
-                del self._missing[work]
-                heappush(self._ready[pool_of(work)], (self._urgency[work], work))
+        self._queue.arrived(latent)
 
     # ---- what follows from it
 
@@ -460,28 +438,17 @@ class Dispatcher:
         return tuple(ScoreWork(planned.path, planned.assessment, name) for name in names)
 
     def _becomes_certain(self, work: Work) -> None:
-        self._urgency[work] = len(self._urgency)
-        self._inputs[work] = self._policy.layout.inputs(work)
-        for latent in self._inputs[work]:
-            self._users[latent].append(work)
+        self._queue.add(work)
         if work in self.done:
             return
-        self._undone[pool_of(work)] += 1
-        if work in self._busy:
-            running = [number for number, attempt in self._speculating.items() if attempt.work == work]
-            for number in running:
-                del self._speculating[number]
-        else:
-            self._queue(work)
+        self._queue.undone[pool_of(work)] += 1
+        if work not in self._busy:
+            self._enqueue(work)
+        for number in [number for number, attempt in self._speculating.items() if attempt.work == work]:
+            del self._speculating[number]
 
-    def _queue(self, work: Work) -> None:
-        missing = {latent for latent in self._inputs[work] if latent not in self.handles}
-        if not missing:
-            heappush(self._ready[pool_of(work)], (self._urgency[work], work))
-            return
-        self._missing[work] = missing
-        for latent in missing:
-            self._waiting_for[latent].add(work)
+    def _enqueue(self, work: Work) -> None:
+        for latent in self._queue.put(work):
             if latent in self._makers:  # it was lost when nothing seemed to need it
                 self._undo(latent)
 
