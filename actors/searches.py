@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path as File
@@ -31,9 +32,11 @@ from framegrove.search.conductor import Conductor, Observer, Tally
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
 from framegrove.search.result import SearchResult
-from framegrove.search.tree import Layout
+from framegrove.search.tree import Layout, columns
 from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork
 from framegrove.verification.identity import verifier_identity
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
 Answer = TypeVar("Answer")
@@ -119,13 +122,16 @@ class SearchRunner:
         cancellation the works under way are given up and the actors stay usable.
         """
         await self._generators.check(request)
-        config = self._configured(request)
+        wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
+        config = validated(SearchConfig, wanted, "the request")
         with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
+            log.info("search begins: policy %s, budget %gx, %d units", config.policy, request.budget, request.units)
             on_progress(Progress(0.0, "starting the actors"))
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
             layout, result = await self._searched(request, config, opened, journal, on_progress)
             frames = await frames_of(result.handles)
+            log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
         drafts = {path for path, unit in result.handles.items() if unit.stage < layout.last_stage}
         shown = {path: Shown(pixels, draft=path in drafts) for path, pixels in frames.items()}
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
@@ -148,15 +154,8 @@ class SearchRunner:
                     client = next(iter(member.clients.values()))
                     work = ScoreWork(winner, Assessment.FINAL, name)
                     scored = await _until_it_works(functools.partial(client.score, work, units), client.recover)
-                    columns = (
-                        f"{name}/{aspect}" if len(self._verifiers) > 1 else aspect for aspect, _ in scored.scores
-                    )
-                    scores |= dict(zip(columns, (score for _, score in scored.scores), strict=True))
+                    scores |= columns(scored, alone=len(self._verifiers) == 1)
         return scores
-
-    def _configured(self, request: GenerationRequest) -> SearchConfig:
-        wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
-        return validated(SearchConfig, wanted, "the request")
 
     async def _searched(
         self,
@@ -177,8 +176,7 @@ class SearchRunner:
         with contextlib.ExitStack() as stack:
             journal = None
             if folder is not None:
-                store = UnitStore(folder)
-                identity = await self._whose(request, config)
+                store, identity = UnitStore(folder), await self._whose(request, config)
                 journal = stack.enter_context(Journal(folder / "journal.jsonl", identity, store))
             conductor = Conductor(
                 policy,

@@ -8,12 +8,13 @@ particular work.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from framegrove.config.search import SearchConfig
-from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start
+from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start, describe
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import (
     GeneratorClient,
@@ -27,6 +28,8 @@ from framegrove.search.result import Ending, SearchResult, nodes_of
 from framegrove.search.tree import Policy, Result
 from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,12 @@ class Conductor:
             self._state.on_cancelled(attempt, stop.cost, self._now())
         except WorkFailed as failure:
             ending, reason = Ending.FAILED, str(failure)
+            log.warning("%s failed on %s: %s", describe(attempt.work), attempt.worker, reason)
             await self._waste(pool, failure.cost)
             self._state.on_failed(attempt, failure.cost, reason, self._now())
         except UnitsLost as loss:
             ending, reason = Ending.FAILED, str(loss)
+            log.warning("%s is put off: %s", describe(attempt.work), reason)
             await self._waste(pool, loss.cost)
             self._state.on_lost(attempt, loss.cost, self._now())
             await self._forget({path: inputs[path] for path in loss.paths})

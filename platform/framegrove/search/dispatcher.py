@@ -29,17 +29,29 @@ Every event costs time in proportion to what it changes, not to the size of the 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from framegrove.errors import UserError
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
 from framegrove.search.result import CostBreakdown, Ending, Span
-from framegrove.search.tree import Decision, Latent, Layout, PanelWork, Plan, PlannedWork, Policy, Result, Scores, Work
+from framegrove.search.tree import (
+    Decision,
+    Latent,
+    Layout,
+    PanelWork,
+    Plan,
+    PlannedWork,
+    Policy,
+    Result,
+    Scores,
+    Work,
+    columns,
+)
 from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
@@ -111,7 +123,7 @@ class Dispatcher:
         self._policy = policy
         self._workers = workers
         self._panel = panel
-        self._columns_named = len({name for names in panel.values() for name in names}) > 1
+        self._alone = len({name for names in panel.values() for name in names}) == 1
         self._speculate = speculate
         self._tries = attempts
         # What is known.
@@ -230,7 +242,7 @@ class Dispatcher:
             return
         self._sampled_ahead = False
         looked = started = 0
-        for planned in islice(self._policy.speculative(), _MOST_LOOKED_AT):
+        for planned in itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT):
             looked += 1
             for work in self._expanded(planned):
                 if self._can_speculate(work):
@@ -258,7 +270,7 @@ class Dispatcher:
         if not self._speculating or self._queue.first(GENERATORS, self._is_open) is None:
             return []
         ready = filter(self._is_open, self._queue.ready(GENERATORS))
-        waiting = sum(1 for _ in islice(ready, len(self._speculating) + len(self._cancelling)))
+        waiting = sum(1 for _ in itertools.islice(ready, len(self._speculating) + len(self._cancelling)))
         place: dict[Work | PanelWork, int] = {work: n for n, work in enumerate(self._policy.speculative())}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
         return running[: max(waiting - len(self._cancelling), 0)]
@@ -399,17 +411,10 @@ class Dispatcher:
             return
         results = [self.done.get(each) for each in self._expanded(work)]
         if all(isinstance(result, Scored) for result in results):
-            self.panels[work] = tuple(
-                (self._column(result.work.verifier, aspect), score)
-                for result in results
-                if isinstance(result, Scored)
-                for aspect, score in result.scores
-            )
+            scored = (columns(result, alone=self._alone) for result in results if isinstance(result, Scored))
+            self.panels[work] = tuple(itertools.chain.from_iterable(scored))
             if work in self.plan.certain:
                 self._follow(self._policy.judged(work, self.panels[work]))
-
-    def _column(self, verifier: str, aspect: str) -> str:
-        return f"{verifier}/{aspect}" if self._columns_named else aspect
 
     def _follow(self, decision: Decision) -> None:
         """Carry a policy's decision over into the queues, and those that follow from it at once."""

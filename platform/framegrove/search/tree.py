@@ -32,6 +32,12 @@ Scores = tuple[tuple[str, float], ...]
 """What the panel says about one branch: scores in [0, 1] by column, one column for each score of each verifier."""
 
 
+def columns(scored: Scored, *, alone: bool) -> Scores:
+    """A verifier's scores as columns: "verifier/aspect", or just the aspect for one that is ``alone`` in its panel."""
+    prefix = "" if alone else f"{scored.work.verifier}/"
+    return tuple((prefix + aspect, score) for aspect, score in scored.scores)
+
+
 class Latent(NamedTuple):
     """The newest unit of a branch, sampled up to and including ``stage``. What a generator makes and a search keeps."""
 
