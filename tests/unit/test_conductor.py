@@ -1,4 +1,4 @@
-"""Whole searches with fake workers on a virtual clock: delays, deaths, lost bets, and always the same video."""
+"""Whole searches with fake workers on a virtual clock: delays, deaths, lost speculation, and always the same video."""
 
 from __future__ import annotations
 
@@ -117,24 +117,24 @@ def test_overlapping_is_faster_than_taking_turns() -> None:
 
 
 def test_speculation_saves_time_and_shows_its_waste() -> None:
-    """Without bets, two generators idle in front of every cut."""
+    """Without speculation, two generators idle in front of every cut."""
     saved, wasted = [], 0
     for seed in range(8):
         world = World(seed=seed, aspects=("only",), score_s=4.0)
         patient = search(world, TOF.model_copy(update={"speculate": False}))
-        betting = search(world, TOF)
-        assert same_video(betting, patient)
+        eager = search(world, TOF)
+        assert same_video(eager, patient)
         assert patient.sampling.wasted.nfe == 0
-        saved.append(1 - betting.seconds / patient.seconds)
-        wasted += betting.sampling.wasted.nfe
-        samples = [span for span in betting.spans if isinstance(span.work, SampleWork)]
+        saved.append(1 - eager.seconds / patient.seconds)
+        wasted += eager.sampling.wasted.nfe
+        samples = [span for span in eager.spans if isinstance(span.work, SampleWork)]
         cancelled = [span for span in samples if span.ending is Ending.CANCELLED]
-        lost = [span for span in samples if span.ending is Ending.DONE and span.work not in betting.certain]
-        assert betting.sampling.wasted.nfe == sum(span.cost.nfe for span in (*cancelled, *lost))
+        lost = [span for span in samples if span.ending is Ending.DONE and span.work not in eager.certain]
+        assert eager.sampling.wasted.nfe == sum(span.cost.nfe for span in (*cancelled, *lost))
         assert all(span.cost.nfe < 12 for span in cancelled)
     assert wasted > 0
     assert sum(saved) / len(saved) > 0.05
-    assert min(saved) > -0.03  # a bet can hold up certain work by a denoising step, no more
+    assert min(saved) > -0.03  # speculation can hold up certain work by a denoising step, no more
 
 
 def test_killing_a_generator_or_the_verifier_changes_nothing_but_the_time() -> None:

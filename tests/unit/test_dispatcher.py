@@ -187,88 +187,88 @@ def drafted(workers: Workers, policy: TreeOfFrames | None = None) -> Dispatcher:
     return state
 
 
-def test_a_certain_work_takes_a_generator_from_the_worst_bet() -> None:
+def test_a_certain_work_takes_a_generator_from_the_least_likely_speculation() -> None:
     state = drafted(workers(["g0", "g1"], ["v"]))
     for root, value in enumerate((0.1, 0.2, 0.3)):
         score(state, (root,), Assessment.POTENTIAL, value)
-    bets = [attempt for attempt in start(state) if isinstance(attempt.work, SampleWork)]
-    assert [bet.work for bet in bets] == [SampleWork(((2,),), 2, 2)]  # the one that is above the average so far
+    ahead = [attempt for attempt in start(state) if isinstance(attempt.work, SampleWork)]
+    assert [early.work for early in ahead] == [SampleWork(((2,),), 2, 2)]  # the one that is above the average so far
     for root, value in ((3, 0.4), (4, 0.0)):
         score(state, (root,), Assessment.POTENTIAL, value)
-    # Root 3 has four below it: certain, and it gets the idle generator. Root 2 stays a bet.
+    # Root 3 has four below it: certain, and it gets the idle generator. Root 2 stays a early.
     assert [a.work for a in start(state)] == [SampleWork(((3,),), 2, 2)]
-    score(state, (5,), Assessment.POTENTIAL, 0.9)  # root 5 is certain too: the bet has to make room
-    assert [command for command in state.decide(1.0) if isinstance(command, Cancel)] == [Cancel(bets[0])]
+    score(state, (5,), Assessment.POTENTIAL, 0.9)  # root 5 is certain too: the early has to make room
+    assert [command for command in state.decide(1.0) if isinstance(command, Cancel)] == [Cancel(ahead[0])]
     assert not any(isinstance(command, Cancel) for command in state.decide(1.0)), "cancelled once"
-    state.on_cancelled(bets[0], Cost(3, 30), 2.0)
+    state.on_cancelled(ahead[0], Cost(3, 30), 2.0)
     assert [a.work for a in start(state, 2.0)] == [SampleWork(((5,),), 2, 2)]
     assert state.costs(GENERATORS).wasted == Cost(3, 30)
 
 
-def bets_on_two_and_a_certain_work(workers: Workers) -> tuple[Dispatcher, dict[int, Attempt]]:
+def speculation_on_two_and_a_certain_work(workers: Workers) -> tuple[Dispatcher, dict[int, Attempt]]:
     """Bets that run on roots 5 and 4, the likelier first, and root 6, certain now, without a generator."""
     state = drafted(workers, tree(roots=12, widest=6))
     for root in range(6):
         score(state, (root,), Assessment.POTENTIAL, root / 10)
-    bets = {a.work.paths[0][0]: a for a in start(state) if isinstance(a.work, SampleWork)}
-    assert list(bets) == [5, 4]
+    ahead = {a.work.paths[0][0]: a for a in start(state) if isinstance(a.work, SampleWork)}
+    assert list(ahead) == [5, 4]
     score(state, (6,), Assessment.POTENTIAL, 0.9)
     assert SampleWork(((6,),), 2, 2) in state.certain_works
     assert [work.paths for work in state._policy.speculative() if isinstance(work, SampleWork)] == [((5,),), ((4,),)]
-    return state, bets
+    return state, ahead
 
 
-def test_of_several_bets_the_worst_makes_room() -> None:
-    state, bets = bets_on_two_and_a_certain_work(workers(["g0", "g1"], ["v"]))
-    assert [command for command in state.decide(1.0) if isinstance(command, Cancel)] == [Cancel(bets[4])]
+def test_the_least_likely_of_several_speculative_works_makes_room() -> None:
+    state, ahead = speculation_on_two_and_a_certain_work(workers(["g0", "g1"], ["v"]))
+    assert [command for command in state.decide(1.0) if isinstance(command, Cancel)] == [Cancel(ahead[4])]
 
 
-def test_no_more_bets_make_room_than_needed() -> None:
-    state, bets = bets_on_two_and_a_certain_work(workers(["g0", "g1"], ["v"]))
+def test_no_more_speculative_works_make_room_than_needed() -> None:
+    state, ahead = speculation_on_two_and_a_certain_work(workers(["g0", "g1"], ["v"]))
     state.decide(1.0)
     assert not any(isinstance(command, Cancel) for command in state.decide(2.0)), "one is on its way out already"
-    state.on_cancelled(bets[4], Cost(1, 1), 3.0)
-    assert [(a.work, a.worker) for a in start(state, 3.0)] == [(SampleWork(((6,),), 2, 2), bets[4].worker)]
-    assert bets[5].number in state.running
+    state.on_cancelled(ahead[4], Cost(1, 1), 3.0)
+    assert [(a.work, a.worker) for a in start(state, 3.0)] == [(SampleWork(((6,),), 2, 2), ahead[4].worker)]
+    assert ahead[5].number in state.running
 
 
-def test_a_bet_that_killed_its_worker_is_not_made_again_until_it_is_certain() -> None:
+def test_a_speculative_work_that_killed_its_worker_waits_until_it_is_certain() -> None:
     state = drafted(workers(["g0"], ["v"]))
     for root, value in enumerate((0.1, 0.2)):
         score(state, (root,), Assessment.POTENTIAL, value)
-    (bet,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
-    state.on_failed(bet, Cost(1, 1), "out of memory", 1.0)
-    assert Recover(bet.worker) in state.decide(1.0)
-    state.on_recovered(bet.worker)
-    assert bet.work in state._policy.speculative()
+    (early,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
+    state.on_failed(early, Cost(1, 1), "out of memory", 1.0)
+    assert Recover(early.worker) in state.decide(1.0)
+    state.on_recovered(early.worker)
+    assert early.work in state._policy.speculative()
     assert not start(state, 2.0)
     for root in range(2, 5):
         score(state, (root,), Assessment.POTENTIAL, 0.0)
-    assert [attempt.work for attempt in start(state, 3.0)] == [bet.work]
+    assert [attempt.work for attempt in start(state, 3.0)] == [early.work]
 
 
-def test_a_lost_bet_is_cancelled_and_counted() -> None:
+def test_lost_speculation_is_cancelled_and_counted() -> None:
     state = drafted(workers(["g0"], ["v"]))
     for root, value in enumerate((0.1, 0.2)):
         score(state, (root,), Assessment.POTENTIAL, value)
-    (bet,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
+    (early,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
     for root in range(2, 6):
         score(state, (root,), Assessment.POTENTIAL, 0.3 + root / 10)
-    assert Cancel(bet) in state.decide(1.0)
-    state.on_done(bet, sampled(bet), 2.0)  # too late to cancel
+    assert Cancel(early) in state.decide(1.0)
+    state.on_done(early, sampled(early), 2.0)  # too late to cancel
     assert state.costs(GENERATORS).wasted == Cost(1, 1)
 
 
-def test_a_won_bet_costs_nothing_extra() -> None:
+def test_speculation_that_was_right_costs_nothing_extra() -> None:
     state = drafted(workers(["g0"], ["v"]))
     for root, value in enumerate((0.1, 0.2)):
         score(state, (root,), Assessment.POTENTIAL, value)
-    (bet,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
-    state.on_done(bet, sampled(bet), 1.0)
+    (early,) = (attempt for attempt in start(state) if isinstance(attempt.work, SampleWork))
+    state.on_done(early, sampled(early), 1.0)
     assert state.costs(GENERATORS).at_stake == Cost(1, 1)
     for root in range(2, 8):
         score(state, (root,), Assessment.POTENTIAL, 0.0)
-    assert state.certain(bet.work)
+    assert state.certain(early.work)
     assert state.costs(GENERATORS).wasted == Cost()
 
 
