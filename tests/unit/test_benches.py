@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from framegrove.evaluation import benches
+from framegrove.evaluation import bench_vae, benches
 from jobs.bench import app
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def test_the_dense_mask_lets_through_what_packed_attention_does(stage: int, monk
 
 
 def test_tensors_are_counted_while_they_live() -> None:
-    with benches._Counter(torch.nn.Module(), with_host=True) as counter:  # type: ignore[arg-type]
+    with bench_vae._Counter(torch.nn.Module(), with_host=True) as counter:  # type: ignore[arg-type]
         one = torch.zeros(100)
         two = one + 1
         del one
@@ -42,9 +42,9 @@ def test_tensors_are_counted_while_they_live() -> None:
 
 def test_memory_of_a_streamed_decode_does_not_grow() -> None:
     size = (48, 48)
-    peak, state = benches._counted(torch.float32, size, units=2)
-    longer, same = benches._counted(torch.float32, size, units=4)
-    whole, _ = benches._counted(torch.float32, size, units=4, at_once=True)
+    peak, state = bench_vae._counted(torch.float32, size, units=2)
+    longer, same = bench_vae._counted(torch.float32, size, units=4)
+    whole, _ = bench_vae._counted(torch.float32, size, units=4, at_once=True)
     assert (peak, state) == (longer, same)
     assert peak < whole / 2
 
@@ -73,7 +73,7 @@ def test_times_are_cpu_time_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         while time.process_time() - began < 0.06:
             pass
 
-    idle, busy = benches._in_turns([sleep, work], 1, CPU)
+    idle, busy = benches.in_turns([sleep, work], 1, CPU)
     assert turns[:4] == ["sleep", "work", "sleep", "work"]
     assert idle.median < 0.05 < busy.median
 

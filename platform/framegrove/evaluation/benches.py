@@ -2,52 +2,36 @@
 
 The implementations of one thing take turns (A B A B ..), so that changes in the machine's speed affect them alike, and
 the figure of each is the median of its turns. On a CPU the time is the process's CPU time over all threads, to which
-other processes add little; on a GPU it is the time between two CUDA events. GPU memory is counted tensor by tensor, so
-that no GPU is needed; on the device at hand it is measured for one tile.
+other processes add little; on a GPU it is the time between two CUDA events. The VAE's benches are in bench_vae.py.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import resource
 import statistics
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from framegrove.config.flow import GuidanceConfig, StepsConfig
 from framegrove.config.model import TransformerConfig
-from framegrove.config.vae import VaeConfig
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import HashNoise, block_noise, double
 from framegrove.flow.sampler import Sampler, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.attention import AttentionPlan
 from framegrove.models.packed import Packed, Prefix, Sample, TextEmbedding
-from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.transformers import Transformer, fresh_transformer
-from framegrove.models.vae import CausalVideoVae, State
-from framegrove.models.vae_files import load_vae
-from framegrove.models.vae_tiling import decode_unit, decode_unit_tiled, decode_units, encode_unit
 
 _STAGES = 3
 _LATENT = (48, 80)  # a 384p unit
 _LARGE = (96, 160)  # a 768p unit
-_SMALL = (16, 16)  # a unit of 128x128 pixels
-_CLIP = 4  # units whose decoding is counted
-_SIBLINGS = 5  # clips that are decoded together
 _TURN = 0.05  # s that a turn lasts at least
 _TEXT = 128  # tokens
 _HISTORY = 8  # units
@@ -127,7 +111,7 @@ def jump(device: torch.device, repeats: int) -> list[Finding]:
         return alpha * F.interpolate(before, scale_factor=2.0, mode="nearest") + beta * noise
 
     cpu = torch.device("cpu")  # noise is drawn there, on any machine
-    quick, slow = _in_turns([ours, plain], repeats, cpu)
+    quick, slow = in_turns([ours, plain], repeats, cpu)
     what = f"jump to 1x16x1x{height}x{width} (plain: block by block)"
     return [Finding.timed(what, quick, slow, "<= 2 ms", quick.median <= 0.002, "ms")]
 
@@ -140,7 +124,7 @@ def transformer(device: torch.device, repeats: int) -> list[Finding]:
     for stage in range(_STAGES):
         packed = model.pack(_guided(stage, (_TEXT, _TEXT), device))
         dense = replace(packed, attention=_dense(packed, device))
-        ours, plain = _in_turns([partial(model, packed), partial(model, dense)], repeats, device)
+        ours, plain = in_turns([partial(model, packed), partial(model, dense)], repeats, device)
         tokens = len(packed.attention.tokens.joint) // 2
         what = f"MM-DiT forward, stage {stage}, batch 2, {tokens:,} tokens each (plain: dense mask)"
         findings.append(Finding.timed(what, ours, plain, "<= plain", ours.median <= plain.median))
@@ -162,7 +146,7 @@ def packing(device: torch.device, repeats: int) -> list[Finding]:
         ("5 siblings that share their past", shared, alone),
     ):
         tokens = [len(packed.attention.tokens.joint) for packed in (left, right)]
-        ours, plain = _in_turns([partial(model, left), partial(model, right)], repeats, device)
+        ours, plain = in_turns([partial(model, left), partial(model, right)], repeats, device)
         findings.append(Finding(f"{what}: tokens", tokens[0], "", tokens[1], "< plain", tokens[0] < tokens[1]))
         findings.append(Finding.timed(f"{what}: forward", ours, plain, "< plain", ours.median < plain.median))
     return findings
@@ -172,10 +156,10 @@ def packing(device: torch.device, repeats: int) -> list[Finding]:
 def sampling(device: torch.device, repeats: int) -> list[Finding]:
     """The share of a unit's sampling time that is spent in the transformer."""
     model = _model(device)
-    spent: list[_Stopwatch] = []
+    spent: list[Stopwatch] = []
 
     def before(*_: object) -> None:
-        spent.append(_Stopwatch(device))
+        spent.append(Stopwatch(device))
 
     def after(*_: object) -> None:
         spent[-1].stop()
@@ -187,7 +171,7 @@ def sampling(device: torch.device, repeats: int) -> list[Finding]:
     shares = []
     for turn in range(repeats + 1):
         spent.clear()
-        whole = _Stopwatch(device)
+        whole = Stopwatch(device)
         sampler.sample([task])
         whole.stop()
         if turn > 0:  # the first warms up
@@ -198,150 +182,6 @@ def sampling(device: torch.device, repeats: int) -> list[Finding]:
     what = "sampling a guided 384p unit: time in the transformer"
     between = (min(shares), max(shares))
     return [Finding(what, share, "%", None, ">= 95 %", share >= 95, between)]
-
-
-def vae(device: torch.device, repeats: int) -> list[Finding]:
-    """Time of the shipped VAE on a CPU, and peak memory of decoding 768p with the public VAE's architecture.
-
-    Memory is without the weights. It is counted for a GPU in bfloat16, tile by tile and unit by unit, beside the whole
-    clip at once; and measured on this device, beside what is counted for it: for a 768p unit on a GPU, for a small one
-    in float32 on a CPU.
-    """
-    gpu = (torch.bfloat16, _LARGE)
-    one, held = _counted(*gpu, units=2)
-    all_units, _ = _counted(*gpu, units=_CLIP)
-    whole, _ = _counted(*gpu, units=_CLIP, at_once=True)
-    here = gpu if device.type == "cuda" else (torch.float32, _SMALL)
-    # In a new process, because a process's peak memory never falls.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        measured, seconds = fresh.submit(_measured, device.type, *here, torch.get_num_threads()).result()
-    counted, _ = _counted(*here, units=2, with_host=device.type == "cpu")
-    large, small = (f"{8 * width}x{8 * height}" for height, width in (_LARGE, here[1]))
-    streamed = f"VAE decode of {_CLIP} units at {large} by tiles, bfloat16: GPU memory, counted"
-    return [
-        *_vae_on_cpu(repeats),
-        Finding(f"{streamed} (plain: the whole clip at once)", all_units, "GiB", whole, "< plain", all_units < whole),
-        Finding(f"{streamed} (plain: of 2 units)", all_units, "GiB", one, "= plain", all_units == one),
-        Finding(f"what a branch keeps in host memory to go on decoding at {large}, bfloat16", held, "GiB"),
-        Finding(f"VAE decode of a unit of 8 frames, {small}: peak memory (plain: counted)", measured, "GiB", counted),
-        Finding(f"VAE decode of a unit of 8 frames, {small}", seconds, "s"),
-    ]
-
-
-def _vae_on_cpu(repeats: int) -> list[Finding]:
-    """Decoding and encoding a clip with the shipped VAE, beside the convolutions that PyTorch chooses by itself."""
-    cpu = torch.device("cpu")
-    model, norm = load_vae(embedded_model() / VAE)
-    size = 64 // model.config.spatial_factor
-    shape = (_SIBLINGS, model.config.decoder_in_channels, _CLIP, size, size)
-    siblings = norm.denormalise(torch.randn(shape, generator=torch.Generator().manual_seed(0))).split(1)
-
-    def decode() -> Tensor:
-        state, frames = None, []
-        for unit in siblings[0].split(1, dim=2):
-            part, state = decode_unit(model, unit, state)
-            frames.append(part)
-        return torch.cat(frames, 2)
-
-    with torch.no_grad():
-        video = decode()
-
-    def encode() -> None:
-        state = None
-        for part in video.split([1] + [model.config.temporal_factor] * (_CLIP - 1), dim=2):
-            _, state = encode_unit(model, part, state)
-
-    def one_by_one() -> None:
-        state: list[State | None] = [None] * _SIBLINGS
-        for units in zip(*(clip.split(1, dim=2) for clip in siblings), strict=True):
-            state = [decode_unit(model, unit, held)[1] for unit, held in zip(units, state, strict=True)]
-
-    def together() -> None:
-        state: list[State | None] = [None] * _SIBLINGS
-        for units in zip(*(clip.split(1, dim=2) for clip in siblings), strict=True):
-            state = [after for _, after in decode_units(model, units, state)]
-
-    def ours(work: Callable[[], object]) -> Callable[[], object]:
-        return torch.no_grad()(work)
-
-    def plain(work: Callable[[], object]) -> Callable[[], object]:
-        return torch.enable_grad()(work)  # weights are frozen: no graph is built, only PyTorch's own choice returns
-
-    findings = []
-    for what, quick, slow in (
-        (f"VAE decode of {_CLIP} units at 64x64, one clip (plain: PyTorch's choice)", ours(decode), plain(decode)),
-        (f"VAE encode of {_CLIP} units at 64x64, one clip (plain: PyTorch's choice)", ours(encode), plain(encode)),
-        (f"VAE decode of {_SIBLINGS} siblings (plain: one by one)", ours(together), ours(one_by_one)),
-    ):
-        first, second = _in_turns([quick, slow], repeats, cpu)
-        findings.append(Finding.timed(what, first, second, "< plain", first.median < second.median, "ms"))
-    return findings
-
-
-@torch.no_grad()
-def _measured(kind: str, dtype: torch.dtype, size: tuple[int, int], threads: int) -> tuple[float, float]:
-    """Peak GiB and seconds (see `_Stopwatch`) of decoding the second unit of a clip."""
-    torch.set_num_threads(threads)
-    device = torch.device(kind)
-    model = CausalVideoVae(VaeConfig()).to(device, dtype).eval()
-    latent = torch.randn(1, model.config.decoder_in_channels, 1, *size, device=device)
-    before = _memory(device)
-    _, state = decode_unit_tiled(model, latent)
-    watch = _Stopwatch(device)
-    decode_unit_tiled(model, latent, state)
-    watch.stop()
-    return (_memory(device) - before) / 2**30, watch.seconds()
-
-
-@torch.no_grad()
-def _counted(
-    dtype: torch.dtype, size: tuple[int, int], units: int, *, at_once: bool = False, with_host: bool = False
-) -> tuple[float, float]:
-    """Peak GiB on an imagined GPU, and GiB of the decoder's state, which is kept in host memory.
-
-    With ``with_host`` the peak includes host memory, which on a CPU is the same memory.
-    """
-    state: list[Tensor] = []
-    with torch.device("meta"):
-        model = CausalVideoVae(VaeConfig()).to(dtype).eval()
-    # The device "meta" stands for the GPU: where torch was built without CUDA, fake CUDA tensors support few operators.
-    with FakeTensorMode(allow_non_fake_inputs=True), _Counter(model, with_host) as counter:
-        channels = model.config.decoder_in_channels
-        if at_once:
-            model.decode(torch.empty(1, channels, units, *size, device="meta"))
-        for _ in () if at_once else range(units):
-            unit = torch.empty(1, channels, 1, *size, device="meta")
-            state = decode_unit_tiled(model, unit, state or None)[1]  # the frames are not kept
-    return counter.most / 2**30, sum(part.untyped_storage().nbytes() for part in state) / 2**30
-
-
-class _Counter(TorchDispatchMode):
-    """Records in ``most`` the peak of bytes alive on the GPU, not counting the weights of ``model``."""
-
-    def __init__(self, model: CausalVideoVae, with_host: bool) -> None:
-        super().__init__()
-        self._kinds = ("meta", "cpu") if with_host else ("meta",)
-        self._seen = weakref.WeakSet(weight.untyped_storage() for weight in model.parameters())
-        self._now = self.most = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.device.type in self._kinds:
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._seen:
-            self._seen.add(storage)
-            self._add(storage.nbytes())
-            weakref.finalize(storage, self._add, -storage.nbytes())
-
-    def _add(self, size: int) -> None:
-        self._now += size
-        self.most = max(self.most, self._now)
 
 
 @dataclass(frozen=True, eq=False)
@@ -415,7 +255,7 @@ def _siblings(stage: int, count: int, device: torch.device, *, together: bool) -
     return [Sample(prefix, _current(stage, device), 500.0) for prefix in prefixes]
 
 
-def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Times]:
+def in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Times]:
     """The times of each work in ``repeats`` turns.
 
     Two more turns come first: one warms up, the next finds how often a quick work must be repeated to fill a turn.
@@ -424,7 +264,7 @@ def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch
     calls = [1] * len(works)
     for turn in range(repeats + 2):
         for index, work in enumerate(works):
-            watch = _Stopwatch(device)
+            watch = Stopwatch(device)
             for _ in range(calls[index]):
                 work()
             watch.stop()
@@ -436,7 +276,7 @@ def _in_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch
     return [Times(tuple(times)) for times in seconds]
 
 
-class _Stopwatch:
+class Stopwatch:
     """Runs from its construction to ``stop``: CPU time of all threads, or time between two CUDA events on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
@@ -460,10 +300,3 @@ class _Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _memory(device: torch.device) -> int:
-    """The most bytes ever held, by this process or on the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
