@@ -21,6 +21,7 @@ from framegrove.cluster.placement import Role, bundle, fits, grows, placed, requ
 from framegrove.cluster.session import Cluster, connect
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
+from framegrove.errors import UserError
 from framegrove.search.protocols import UnitsLost, WorkFailed
 from framegrove.types import Assessment, Cost, Scored, ScoreWork
 
@@ -243,7 +244,7 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
     first, second = done.stdout.splitlines()
     assert first.startswith("no Ray cluster answers at 127.0.0.1:1")
     assert "takes submitted jobs only" in second
-    assert issubclass(NoCluster, ValueError)
+    assert issubclass(NoCluster, UserError)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])

@@ -51,7 +51,7 @@ def test_budgets_are_tried_with_the_model_that_is_named(cluster: Cluster, tmp_pa
     ("given", "message"),
     [
         (["--what", "stages", "--stages", "1,9"], "--stages must be numbers from 1 to 6"),
-        (["--what", "stages", "--set", "model.start=shipped"], "give model.start: null"),
+        (["--what", "stages", "--set", "model.start=shipped"], "set model.start=null"),
         (["--what", "budget", "--budgets", "lots"], "a budget is a number"),
         (["--what", "budget", "--model", "nowhere"], "no model folder at nowhere"),
         (["--what", "budget", "--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
