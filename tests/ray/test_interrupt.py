@@ -47,7 +47,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "moment"),
     [
         (("jobs.demo",), "connecting to Ray"),
-        (("jobs.demo",), "  training with 1 worker"),  # said by the submitted job
+        (("jobs.demo",), "  waiting for 1 worker"),  # said by the submitted job
         (("jobs.generate", *PROMPT), "starting generators"),
         (("jobs.generate", *PROMPT, "--policy", "linear", "--budget", "64x"), "searching"),
     ],
