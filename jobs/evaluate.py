@@ -207,10 +207,9 @@ def measured(item: Item, record: SearchRecord, panel: Mapping[str, float], oracl
 
 def _finish(rows: list[Row], out: Path, display: Display) -> None:
     """Write what was found and print it."""
-    import json
-
     from framegrove.evaluation import results
     from framegrove.evaluation.curves import draw_curves
+    from framegrove.files import write_json
 
     results.write_parquet(rows, out / "results.parquet")
     prompts = len({row.prompt_index for row in rows})
@@ -218,7 +217,7 @@ def _finish(rows: list[Row], out: Path, display: Display) -> None:
     title = f"Share of videos fully right, {prompts} held-out prompts"
     draw_curves(results.curves(rows, metric), out / "curves.png", title=title, score="fully right (oracle)")
     found = results.findings(rows)
-    (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", found)
     for table in (_settings_table(rows), _differences_table(rows)):
         display.console.print(table)
     display.say("\n".join(str(out / name) for name in ("results.parquet", "curves.png", "summary.json")))

@@ -151,24 +151,19 @@ def write(
 
     ``single`` is the sample without a search, where it was made too.
     """
-    import json
     import shutil
 
     from framegrove.evaluation import tree_picture
     from framegrove.evaluation.report import report_json
+    from framegrove.files import replacing, write_json
     from framegrove.media.writing import encode_mp4
 
-    partial = out / ".partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / "video.mp4").write_bytes(encode_mp4(record.frames, record.fps))
+    with replacing(out / "video.mp4") as partial:
+        partial.write_bytes(encode_mp4(record.frames, record.fps))
     beside = single.frames if single is not None else None
-    tree_picture.draw(record, partial / "tree.png", beside)
-    tree_picture.draw_slide(record, partial / "slide.png", beside)
-    report = {**report_json(record), **(more or {})}
-    (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for file in sorted(partial.iterdir()):
-        file.replace(out / file.name)
-    partial.rmdir()
+    tree_picture.draw(record, out / "tree.png", beside)
+    tree_picture.draw_slide(record, out / "slide.png", beside)
+    write_json(out / "report.json", {**report_json(record), **(more or {})})
     shutil.rmtree(out / ".search", ignore_errors=True)
 
 

@@ -21,6 +21,7 @@ import typer
 
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.search import policies
 from jobs.console import (
     Display,
     DtypeOption,
@@ -33,6 +34,7 @@ from jobs.console import (
     make_folder,
     model_source,
     one_line_errors,
+    policy_help,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for sweep.json, sweep.png and the trials.")],
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that each trial makes a video for.")] = 8,
     budgets: Annotated[str, typer.Option(help="Comma-separated search budgets.")] = "1x,2x,4x,8x",
+    policy: Annotated[str, typer.Option(help=f"How to search above 1x. {policy_help()}; or module:ENTRY.")] = "tof",
     stages: Annotated[str, typer.Option(help="Comma-separated numbers of pyramid stages.")] = "1,2,3",
     model: ModelOption = None,
     variant: VariantOption = None,
@@ -94,7 +97,7 @@ def main(
         if what is What.BUDGET and (data or set_):
             raise UserError("--data and --set are for --what stages, which trains: leave them out")
         if what is What.BUDGET:
-            space, trial = _budgets(budgets, model_source(model, variant, dtype, allow_pickle), prompts)
+            space, trial = _budgets(budgets, policy, model_source(model, variant, dtype, allow_pickle), prompts)
         else:
             overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
             space, trial = _heights(stages, config, overrides, prompts, out)
@@ -107,15 +110,16 @@ def main(
         _finish(what, found, prompts, out, display)
 
 
-def _budgets(text: str, source: ModelSource, prompts: int) -> tuple[list[Any], dict[str, Any]]:
+def _budgets(text: str, policy: str, source: ModelSource, prompts: int) -> tuple[list[Any], dict[str, Any]]:
     from framegrove.config.search import parse_budget
 
+    policies.find(policy)
     multiples = [parse_budget(part) for part in text.split(",") if part.strip()]
     if not multiples:
         raise UserError("nothing to sweep: give at least one of --budgets")
     from actors.model_files import ModelFiles
 
-    return multiples, {"source": ModelFiles.read(source).source, "prompts": prompts}
+    return multiples, {"source": ModelFiles.read(source).source, "policy": policy, "prompts": prompts}
 
 
 def _heights(
@@ -201,7 +205,8 @@ def try_budget(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
     from ray import tune
 
     budget = config["budget"]
-    tune.report(ray.get(studio.measure.remote(f"{budget:g}x", given["source"], budget, given["prompts"])))
+    measured = studio.measure.remote(f"{budget:g}x", given["source"], budget, given["prompts"], given["policy"])
+    tune.report(ray.get(measured))
 
 
 def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> None:
@@ -235,8 +240,10 @@ class Studio:
         self._source: ModelSource | None = None
         self._runner: Any = None
 
-    async def measure(self, label: str, source: ModelSource, budget: float, prompts: int) -> dict[str, Any]:
-        """A ``Trial`` as a dictionary: ToF on a budget over held-out prompts, 1x: the samples as they come."""
+    async def measure(
+        self, label: str, source: ModelSource, budget: float, prompts: int, policy: str = "single"
+    ) -> dict[str, Any]:
+        """A ``Trial`` as a dictionary: a policy on a budget over held-out prompts; at 1x there is nothing to search."""
         from actors.model_files import ModelFiles
         from actors.searches import search_runner
         from framegrove.digits import world
@@ -248,12 +255,12 @@ class Studio:
             await self.close()
             runner = search_runner(source, self._verifier, generators=self._generators)
             self._source, self._runner = source, runner
+        how = policy if budget > 1 else "single"
         oracle, recipe, began = DigitsOracle(), ModelFiles.read(source).recipe, time.monotonic()
         verdicts, flops, prices = [], [], []
         for index, objects in enumerate(world.prompts(prompts, SEED)):
-            policy = "tof" if budget > 1 else "single"
             size = (recipe.units, recipe.height, recipe.width)
-            request = GenerationRequest(world.caption(objects), SEED + index, *size, policy, budget)
+            request = GenerationRequest(world.caption(objects), SEED + index, *size, how, budget)
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
             prices.append(record.price.total)
@@ -305,11 +312,11 @@ def _last_line(error: BaseException) -> str:
 
 def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Display) -> None:
     """Write what was found and print it."""
-    import json
 
     from rich.table import Table
 
     from framegrove.evaluation.curves import PRICE, CurvePoint, Interval, draw_curves, pareto
+    from framegrove.files import write_json
 
     # Models of different pyramids have no sample in common, so that only FLOPs compare them.
     axis, shown = (PRICE, "price") if what is What.BUDGET else ("FLOPs of a video, all parts", "flops")
@@ -333,7 +340,7 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
         table.add_row(each.label, *cells)
     title = f"What {what} costs and is worth, {prompts} held-out prompts"
     draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score", cost=axis)
-    (out / "sweep.json").write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
+    write_json(out / "sweep.json", [asdict(each) for each in found])
     display.console.print(table)
     display.say("\n".join(str(out / name) for name in ("sweep.json", "sweep.png")))
 

@@ -80,7 +80,7 @@ def test_ledger_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not second.has(0, TOF)
     second.add(ROWS[2])
     assert Ledger(path, {"model": "m"}).rows == ROWS[:3]
-    with pytest.raises(UserError, match=r"another evaluation \(model was 'm', now it is 'n'\)"):
+    with pytest.raises(UserError, match=r"another evaluation, its model is 'm' and here it is 'n'"):
         Ledger(path, {"model": "n"})
 
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from framegrove.files import replacing
+
 INK = "#22262e"
 MUTED = "#8a919e"
 GRID = "#e6e8ec"
@@ -144,4 +146,5 @@ def draw_curves(
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", colors=MUTED)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from framegrove import files
 from framegrove.errors import UserError
 from framegrove.evaluation.curves import Comparison, CurvePoint, Interval, bootstrap, compare
 from framegrove.evaluation.report import Price
@@ -79,20 +80,18 @@ class Ledger:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self._path = path
-        wanted = json.loads(json.dumps(identity))
+        wanted = files.identity(identity)
         lines = _whole_lines(path)
-        if lines and lines[0] != wanted:
-            changed = next(key for key in {*wanted, *lines[0]} if wanted.get(key) != lines[0].get(key))
+        other = files.difference(lines[0], wanted) if lines else None
+        if other is not None:
             raise UserError(
-                f"{path} holds results of another evaluation ({changed} was {lines[0].get(changed)!r}, now it is "
-                f"{wanted.get(changed)!r}): choose another --out, or remove the file"
+                f"{path} holds results of another evaluation, {other}: choose another --out, or remove the file"
             )
         self.rows = [Row(**line) for line in lines[1:]]
         whole = "".join(json.dumps(line) + "\n" for line in lines or [wanted])
         if not path.is_file() or path.read_text(encoding="utf-8") != whole:  # new, or its last line is torn
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(whole, encoding="utf-8")
-            partial.replace(path)
+            with files.replacing(path) as partial:
+                partial.write_text(whole, encoding="utf-8")
 
     def has(self, prompt_index: int, setting: Setting) -> bool:
         return any(row.prompt_index == prompt_index and row.setting == setting for row in self.rows)
@@ -117,13 +116,13 @@ def _whole_lines(path: Path) -> list[Any]:
 
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """All rows as one parquet file, written beside its name and renamed."""
+    """All rows as one parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist([{**asdict(row), "price": row.price.total} for row in rows]), partial)
-    partial.replace(path)
+    table = pa.Table.from_pylist([{**asdict(row), "price": row.price.total} for row in rows])
+    with files.replacing(path) as partial:
+        pq.write_table(table, partial)
 
 
 def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:

@@ -19,6 +19,7 @@ from matplotlib.path import Path as Outline
 
 from framegrove.evaluation.report import Frames, SearchRecord, was_needed
 from framegrove.evaluation.tree_layout import PAD, SIDE, UNUSED, Card, lay_out, strip_of
+from framegrove.files import replacing
 from framegrove.search.result import Fate
 from framegrove.types import Path, SampleWork
 
@@ -66,7 +67,8 @@ def draw(record: SearchRecord, path: File, single: Frames | None = None) -> None
     _draw_tree(tree, cards, record.request.units)
     _draw_price(price, record)
     _draw_timeline(timeline, record, lanes)
-    figure.savefig(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -> None:
@@ -85,7 +87,8 @@ def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -
     left = margin + half + 0.5
     tree = area(left, 1.15, width - left - margin, height - 1.15 - margin)
     _draw_tree(tree, lay_out(record, words=False), record.request.units, words=False)
-    figure.savefig(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _figure(width: float, height: float) -> Figure:
