@@ -25,6 +25,8 @@ import torch
 from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 
+from framegrove import logs
+from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.placement import Role, bundle, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
@@ -126,6 +128,7 @@ def at_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def work(given: dict[str, Any]) -> None:
     """What every worker does, from the newest checkpoint on. Raises UserError for what `fit` could not foresee."""
+    logs.set_up()
     torch.set_num_threads(given["threads"])
     setup: Setup = given["setup"]
     out = Path(given["out"])
@@ -159,7 +162,8 @@ def work(given: dict[str, Any]) -> None:
                 checkpoint.describe(Path(folder), step, setup.config, engine.world)
             ray.train.report({"step": step, **latest_losses}, checkpoint=Checkpoint.from_directory(folder))
 
-    hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=report)
+    metrics = Metrics()
+    hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=report, on_speed=metrics.training)
     train_to_the_end(setup, engine, out, first_step, hooks, read)
     say("finished")
 

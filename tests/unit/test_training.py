@@ -144,6 +144,16 @@ def test_packing_changes_the_passes_and_not_the_result(world: Path, tmp_path: Pa
         assert one == pytest.approx(many, rel=1e-4)
 
 
+def test_a_run_tells_its_speed_and_its_wait_for_data(world: Path, tmp_path: Path) -> None:
+    told: list[tuple[float, float]] = []
+    points: list[int] = []
+    config = make_config(world)
+    config = config.model_copy(update={"phases": config.phases[:1]})
+    run(config, tmp_path, Hooks(on_point=lambda at: points.append(at.step), on_speed=lambda *at: told.append(at)))
+    assert len(told) == len(points) > 1
+    assert all(tokens > 0 < waited for tokens, waited in told)
+
+
 def test_a_worker_reads_the_shards_of_its_share_and_no_others(world: Path, tmp_path: Path) -> None:
     """As it is sent to the workers, a setup needs neither the other shards nor the data's sizes again."""
     shutil.copytree(world / "clips", tmp_path / "clips")

@@ -7,6 +7,7 @@ or killed therefore continues exactly along the curve of an undisturbed one.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.curve import Tally
 from framegrove.training.engine import Update
 from framegrove.training.step import Trainable
+
+log = logging.getLogger(__name__)
 
 
 class TrainingDiverged(UserError):
@@ -81,6 +84,7 @@ class Hooks:
     on_point: Callable[[Point], None] = _nothing
     on_checkpoint: Callable[[int], None] = _nothing  # steps done; time to save
     on_phase_end: Callable[[PhaseConfig], None] = _nothing
+    on_speed: Callable[[float, float], None] = _nothing  # this worker's visual tokens/s; seconds it waited for data
 
 
 def train(
@@ -101,6 +105,7 @@ def train(
     hooks.on_start(first_step)
     tally = Tally(schedule.stages)
     tally_began = time.monotonic()
+    waited, tokens = 0.0, 0
     pool: Pool | None = None
     for step in range(first_step, config.steps):
         done = step + 1
@@ -108,10 +113,14 @@ def train(
         phase = position.phase
 
         # 1. Draw this worker's samples and share them out to forward passes.
+        drawing_began = time.monotonic()
         if pool is None or position.step == 0:
             pool = open_pool(phase, position.step)
         samples = draw_samples(pool.at(position.step), position, schedule, norm, config.seed, engine.rank, engine.world)
         packs = _packs(samples, phase, engine)
+        waited += time.monotonic() - drawing_began
+        patch = engine.module.transformer.config.patch_size
+        tokens += sum(sample.visual_tokens(patch) for sample in samples)
 
         # 2. Update the weights.
         scale = phase.learning_rate_scale(position.step)
@@ -136,10 +145,13 @@ def train(
             speed = float(totals[1, schedule.stages :].sum()) / (now - tally_began)
             rate = scale * phase.learning_rate
             hooks.on_point(Point(done, phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed))
+            hooks.on_speed(tokens / (now - tally_began), waited)
             tally = Tally(schedule.stages)
             tally_began = time.monotonic()
+            waited, tokens = 0.0, 0
         if checkpoint_due:
             hooks.on_checkpoint(done)
+            log.info("checkpoint after step %d written", done)
         if phase_ends:
             hooks.on_phase_end(phase)
 
