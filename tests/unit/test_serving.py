@@ -160,7 +160,7 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({"prompt": PROMPT, "size": "70x64"}, 400, "multiples of 64"),
         ({"prompt": PROMPT, "seconds": "forever"}, 400, "not a number of seconds"),
         ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 and less than 1,000,000 seconds, not nan"),
-        ({"prompt": PROMPT, "seconds": 60}, 400, "ask for at most 7.125"),
+        ({"prompt": PROMPT, "seconds": 60}, 400, "at most 7.125"),
         ({"prompt": PROMPT, "seed": -1}, 400, "seed must be at least 0, not -1"),
         (
             {"prompt": PROMPT, "search": {"policy": "dfs"}},
