@@ -17,7 +17,7 @@ from framegrove.search.policies.linear import Linear
 from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.protocols import SearchFailed
 from framegrove.search.result import Ending
-from framegrove.search.rounds import Shape
+from framegrove.search.rounds import TreeShape
 from framegrove.search.tree import Layout, Result
 from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
@@ -28,7 +28,7 @@ EVERYBODY = {each: ["verifier"] for each in Assessment}
 
 
 def tree(roots: int = 8, widest: int = 4) -> TreeOfFrames:
-    return TreeOfFrames(LAYOUT, Shape(roots, children=(2, 1, 2), widths=(widest, 2, 2, 1)), roots_per_work=3)
+    return TreeOfFrames(LAYOUT, TreeShape(roots, children=(2, 1, 2), widths=(widest, 2, 2, 1)), roots_per_work=3)
 
 
 def workers(generators: list[str], verifiers: list[str], at_a_time: int = 1) -> Workers:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framegrove.data.ingest import DataError, Pool, clips_of, open_shards, read_shard, stream
+from framegrove.data.ingest import ClipPool, DataError, clips_of, open_shards, read_shard, stream
 from framegrove.data.packing import pack
 from framegrove.data.schema import LatentClip, from_table, to_table
 from framegrove.errors import UserError
@@ -67,8 +67,8 @@ def test_workers_share_every_epoch_and_can_start_anywhere(tmp_path: Path, world:
 def test_a_pool_holds_the_same_clips_however_its_step_was_reached(tmp_path: Path) -> None:
     shards = open_shards(write_shards(tmp_path, 5, 3, 4), {SIZE})
 
-    def pool(step: int) -> Pool:
-        return Pool(lambda start: stream(shards, {SIZE}, 0, start=start), 12, size=6, refresh=2, step=step)
+    def pool(step: int) -> ClipPool:
+        return ClipPool(lambda start: stream(shards, {SIZE}, 0, start=start), 12, size=6, refresh=2, step=step)
 
     walked = pool(0)
     for step in range(9):
@@ -79,7 +79,7 @@ def test_a_pool_holds_the_same_clips_however_its_step_was_reached(tmp_path: Path
 
 def test_a_pool_that_holds_everything_never_changes(tmp_path: Path) -> None:
     shards = open_shards(write_shards(tmp_path, 3), {SIZE})
-    pool = Pool(lambda start: stream(shards, {SIZE}, 0, start=start), 3, size=10, refresh=2, step=40)
+    pool = ClipPool(lambda start: stream(shards, {SIZE}, 0, start=start), 3, size=10, refresh=2, step=40)
     assert sorted(clip.id for clip in pool.at(77)) == [0, 1, 2]
     assert pool.at(3) == pool.at(77)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from framegrove.config.model import TransformerConfig
 from framegrove.models.fused import norm_rotate
 from framegrove.models.mmdit import MMDiT
-from framegrove.models.modulation import NORM_EPS, Rows, Span, gated_add, modulate
+from framegrove.models.modulation import NORM_EPS, Rows, TokenSpan, gated_add, modulate
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 
 CONFIG = TransformerConfig(
@@ -24,7 +24,7 @@ CONFIG = TransformerConfig(
     sample_size=16,
     pos_embed_max_size=12,
 )
-ROWS = Rows(torch.tensor([1, 0, 1, 2, 2]), (Span(0, 0, 2, 3), Span(6, 2, 1, 5), Span(11, 3, 2, 1)))
+ROWS = Rows(torch.tensor([1, 0, 1, 2, 2]), (TokenSpan(0, 0, 2, 3), TokenSpan(6, 2, 1, 5), TokenSpan(11, 3, 2, 1)))
 TOKENS = 13
 
 

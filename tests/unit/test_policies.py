@@ -17,7 +17,7 @@ from framegrove.errors import UserError
 from framegrove.search.policies import Allotment, find, linear, make_policy
 from framegrove.search.policies.linear import Linear
 from framegrove.search.policies.tof import TreeOfFrames
-from framegrove.search.rounds import Shape
+from framegrove.search.rounds import TreeShape
 from framegrove.search.tree import Decision, Layout, PanelWork, Plan, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
 from tests.fakes import World, fake_cost, replayed
@@ -26,7 +26,7 @@ from tests.fakes import World, fake_cost, replayed
 def small() -> TreeOfFrames:
     return TreeOfFrames(
         Layout(3, 3, draft_stage=1),
-        Shape(roots=4, children=(2, 2), widths=(2, 1, 1)),
+        TreeShape(roots=4, children=(2, 2), widths=(2, 1, 1)),
         roots_per_work=2,
         path_score="sum",
     )
@@ -79,7 +79,7 @@ def scored(assessment: Assessment, values: dict[Path, float]) -> dict[PanelWork,
 
 def test_the_paths_score_is_collected_over_depths() -> None:
     def winner(path_score: Literal["last", "sum"], finals: dict[Path, float]) -> Path | None:
-        tree = TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,)), path_score=path_score)
+        tree = TreeOfFrames(Layout(2, 1), TreeShape(roots=4, children=(1,), widths=(2,)), path_score=path_score)
         return replayed(tree, images | scored(Assessment.FINAL, finals)).winner
 
     images = scored(Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2, (3,): 0.8})
@@ -91,7 +91,7 @@ def test_the_paths_score_is_collected_over_depths() -> None:
 
 def test_by_the_newest_rank_alone_nobody_waits_for_a_whole_cohort() -> None:
     def plan(scores: dict[PanelWork, Scores]) -> Plan:
-        return replayed(TreeOfFrames(Layout(2, 1), Shape(roots=4, children=(1,), widths=(2,))), scores)
+        return replayed(TreeOfFrames(Layout(2, 1), TreeShape(roots=4, children=(1,), widths=(2,))), scores)
 
     images = scored(Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2})
     assert SampleWork(((1, 0),), 0, 0) in plan(images).certain

@@ -2,9 +2,9 @@
 
 ``open_shards`` reads footers and small columns only, so that a damaged or foreign file is found before training starts.
 ``stream`` is a worker's endless share of the clips. It is given the function that reads the files: ``read_shards`` in
-one process, Ray Data on a cluster; both give the same clips in the same order. ``Pool`` holds a window of the stream
-that moves forward with every step. Its contents depend on the step alone, not on where the run was started, so that a
-resumed run sees the same clips as an uninterrupted one.
+one process, Ray Data on a cluster; both give the same clips in the same order. ``ClipPool`` holds a window of the
+stream that moves forward with every step. Its contents depend on the step alone, not on where the run was started, so
+that a resumed run sees the same clips as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def read_shard(path: Path, sizes: Collection[Size]) -> Iterator[LatentClip]:
         raise _damaged(path, error) from None
 
 
-class Pool:
+class ClipPool:
     """The clips in memory: a window of ``size`` clips on a worker's stream that moves by ``refresh`` clips a step."""
 
     def __init__(

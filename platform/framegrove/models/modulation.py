@@ -19,7 +19,7 @@ NORM_EPS = 1e-6  # every LayerNorm of the published models
 
 
 @dataclass(frozen=True)
-class Span:
+class TokenSpan:
     """``count`` rows of ``length`` tokens each, from token ``token`` and from row ``row`` on."""
 
     token: int
@@ -33,13 +33,13 @@ class Rows:
     """A stream of tokens cut into rows, each of one sequence: ``owners_N`` says which."""
 
     owners_N: Tensor
-    spans: tuple[Span, ...]
+    spans: tuple[TokenSpan, ...]
 
     def followed_by(self, other: Rows) -> Rows:
         """The rows of two streams of which the other stands behind this one."""
         last = self.spans[-1]
         token, row = last.token + last.count * last.length, last.row + last.count
-        shifted = (Span(span.token + token, span.row + row, span.count, span.length) for span in other.spans)
+        shifted = (TokenSpan(span.token + token, span.row + row, span.count, span.length) for span in other.spans)
         return Rows(torch.cat([self.owners_N, other.owners_N]), (*self.spans, *shifted))
 
 

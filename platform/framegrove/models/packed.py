@@ -34,7 +34,7 @@ from torch import Tensor
 
 from framegrove.models.attention import AttentionPlan
 from framegrove.models.attention_layout import Piece
-from framegrove.models.modulation import Rows, Span
+from framegrove.models.modulation import Rows, TokenSpan
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +248,7 @@ def _rows(lengths: Sequence[int], owners: Sequence[int], device: torch.device) -
     token = row = 0
     for length, group in itertools.groupby(lengths):
         count = len(list(group))
-        spans.append(Span(token, row, count, length))
+        spans.append(TokenSpan(token, row, count, length))
         token, row = token + count * length, row + count
     return Rows(torch.tensor(list(owners), device=device), tuple(spans))
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cache
 
 from framegrove.errors import UserError
-from framegrove.search.rounds import Branching, CostTable, Shape, cuts_of, rounds_of
+from framegrove.search.rounds import Branching, CostTable, TreeShape, cuts_of, rounds_of
 from framegrove.search.tree import Layout
 
 
@@ -62,7 +62,7 @@ def allot_tof(
     branching: Branching = "prompts",
     roots: int | None = None,
     widths: tuple[int, ...] | None = None,
-) -> tuple[Shape, Allotment]:
+) -> tuple[TreeShape, Allotment]:
     """The widest tree whose worst case the budget pays for; ``roots`` and ``widths`` fix parts of it.
 
     Raises BudgetError when even the smallest tree with those parts costs more, or when ``widths`` has the wrong length.
@@ -75,14 +75,14 @@ def allot_tof(
         )
     priced = cache(cost)
 
-    def worst_case(shape: Shape) -> int:
+    def worst_case(shape: TreeShape) -> int:
         total, entrants = 0, shape.roots
         for step in rounds_of(layout, shape, roots_per_work):
             total += step.flops(entrants, priced)
             entrants = min(step.width, step.size(entrants))
         return total
 
-    shape = Shape(
+    shape = TreeShape(
         roots=roots or 1,
         children=(1,) * (layout.units - layout.given - 1),
         widths=widths or (1,) * cuts_of(layout),
@@ -108,8 +108,8 @@ def _amounts(multiple: float, layout: Layout, cost: CostTable) -> tuple[int, int
 
 
 def _wider(
-    shape: Shape, layout: Layout, branching: Branching, *, fixed_roots: bool, fixed_widths: bool
-) -> Iterator[Shape]:
+    shape: TreeShape, layout: Layout, branching: Branching, *, fixed_roots: bool, fixed_widths: bool
+) -> Iterator[TreeShape]:
     """Trees one step wider, the step worth most first.
 
     First the branchings, for a fault of a later unit can only be mended by choosing among its own children. Then
@@ -131,7 +131,7 @@ def _wider(
         yield replace(shape, roots=shape.roots + 1)
 
 
-def _cohorts(shape: Shape, layout: Layout) -> list[int]:
+def _cohorts(shape: TreeShape, layout: Layout) -> list[int]:
     """How many branches each round judges at most."""
     sizes, entrants = [], shape.roots
     for step in rounds_of(layout, shape, roots_per_work=1):

@@ -22,7 +22,7 @@ Branching = Literal["units", "prompts", "never"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class TreeShape:
     """How wide a tree may grow: ``roots``, children per branch at each later depth, and the most kept by each cut.
 
     ``widths`` has one entry per round but the last, which ends with one winner.
@@ -83,7 +83,7 @@ class Round:
         return total + (cost(self.depth, self.first_stage, self.last_stage, rest) if rest else 0)
 
 
-def rounds_of(layout: Layout, shape: Shape, roots_per_work: int) -> tuple[Round, ...]:
+def rounds_of(layout: Layout, shape: TreeShape, roots_per_work: int) -> tuple[Round, ...]:
     """The rounds of a search: drafts of the first unit and their refinement, if there are any, then one per depth."""
     first, draft, last = layout.given, layout.draft_stage, layout.last_stage
     widths = iter((*shape.widths, 1))

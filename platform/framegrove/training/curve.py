@@ -23,7 +23,7 @@ LINES, PICTURE = "loss.jsonl", "loss.png"
 
 
 @dataclass
-class Tally:
+class LossTally:
     """Sums of losses between two lines, by stage and by kind of unit (image: unit 0; video: the others).
 
     ``sums`` has two rows, losses and counts, and a column for each stage followed by image and video.

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from framegrove.config.train import PhaseConfig, TrainConfig
-from framegrove.data.ingest import Pool
+from framegrove.data.ingest import ClipPool
 from framegrove.data.packing import pack
 from framegrove.errors import UserError
 from framegrove.flow.objective import StageSample
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.vae_files import LatentNorm
 from framegrove.training.curriculum import Position, draw_samples
-from framegrove.training.curve import Tally
+from framegrove.training.curve import LossTally
 from framegrove.training.engine import Update
 from framegrove.training.step import Trainable
 
@@ -90,7 +90,7 @@ class Hooks:
 def train(
     config: TrainConfig,
     engine: Engine,
-    open_pool: Callable[[PhaseConfig, int], Pool],
+    open_pool: Callable[[PhaseConfig, int], ClipPool],
     schedule: PyramidSchedule,
     norm: LatentNorm,
     hooks: Hooks,
@@ -103,10 +103,10 @@ def train(
     time of earlier sessions. Raises TrainingDiverged.
     """
     hooks.on_start(first_step)
-    tally = Tally(schedule.stages)
+    tally = LossTally(schedule.stages)
     tally_began = time.monotonic()
     waited, tokens = 0.0, 0
-    pool: Pool | None = None
+    pool: ClipPool | None = None
     for step in range(first_step, config.steps):
         done = step + 1
         position = Position.of(config, step)
@@ -146,7 +146,7 @@ def train(
             rate = scale * phase.learning_rate
             hooks.on_point(Point(done, phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed))
             hooks.on_speed(tokens / (now - tally_began), waited)
-            tally = Tally(schedule.stages)
+            tally = LossTally(schedule.stages)
             tally_began = time.monotonic()
             waited, tokens = 0.0, 0
         if checkpoint_due:

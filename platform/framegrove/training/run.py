@@ -14,7 +14,7 @@ from torch import Tensor
 
 from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
-from framegrove.data.ingest import DataError, Pool, Reader, Shard, clips_of, open_shards, stream
+from framegrove.data.ingest import ClipPool, DataError, Reader, Shard, clips_of, open_shards, stream
 from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import (
@@ -181,21 +181,23 @@ class Setup:
         transformer.recompute = self.config.recompute
         return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
 
-    def pools(self, rank: int = 0, world: int = 1, read: Reader | None = None) -> Callable[[PhaseConfig, int], Pool]:
+    def pools(
+        self, rank: int = 0, world: int = 1, read: Reader | None = None
+    ) -> Callable[[PhaseConfig, int], ClipPool]:
         """What opens the pool of a worker's clips of a phase, as it is at a step of the phase.
 
         ``read`` is for pools that move on through the clips; one that never moves is read once, by `read_shards`.
         """
         size, refresh, seed = self.config.pool.clips, self.config.pool.refresh, self.config.seed
-        held: dict[object, Pool] = {}  # pools that never move are shared by phases
+        held: dict[object, ClipPool] = {}  # pools that never move are shared by phases
 
-        def open_pool(phase: PhaseConfig, step: int) -> Pool:
+        def open_pool(phase: PhaseConfig, step: int) -> ClipPool:
             shards, sizes = self.shards[phase.name], frozenset(phase.sizes)
             if (shards, sizes) in held:
                 return held[shards, sizes]
             available = clips_of(shards, rank, world, seed)
             reader = read if refresh and available > size else None
-            pool = Pool(
+            pool = ClipPool(
                 lambda start: stream(shards, sizes, seed, rank, world, start, reader), available, size, refresh, step
             )
             if not pool.refresh:

@@ -15,7 +15,7 @@ from framegrove.config.base import Config
 from framegrove.search.budget import Allotment, BudgetError, allot_tof
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.ranks import Change, Cohort, Weigh, equally
-from framegrove.search.rounds import Branching, Round, Shape, rounds_of
+from framegrove.search.rounds import Branching, Round, TreeShape, rounds_of
 from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
 from framegrove.types import Assessment, Path
 
@@ -69,7 +69,7 @@ class TreeOfFrames:
     def __init__(
         self,
         layout: Layout,
-        shape: Shape,
+        shape: TreeShape,
         roots_per_work: int = 4,
         weigh: Weigh = equally,
         path_score: Literal["last", "sum"] = "last",
