@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -173,6 +173,27 @@ async def recovered(group: ActorGroup, index: int, config: SearchConfig = _DEFAU
         except RayTaskError as error:  # the actor is well, and says why it cannot be used
             raise error.cause from None
         return
+
+
+async def by_one_of(
+    calls: Iterable[tuple[Callable[[], Awaitable[Answer]], Callable[[], Awaitable[None]]]],
+) -> Answer:
+    """The answer of the first worker that is not given up. Raises WorkFailed if all are."""
+    failed: WorkFailed | None = None
+    for attempt, recover in calls:
+        try:
+            return await _until_it_works(attempt, recover)
+        except WorkFailed as failure:
+            failed = failure
+    raise failed or AssertionError("there are no workers")
+
+
+async def _until_it_works(attempt: Callable[[], Awaitable[Answer]], recover: Callable[[], Awaitable[None]]) -> Answer:
+    while True:
+        try:
+            return await attempt()
+        except WorkFailed:
+            await recover()
 
 
 async def lost_of(units: Mapping[Path, UnitRef]) -> list[Path]:

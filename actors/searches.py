@@ -10,11 +10,11 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path as File
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
-from actors.clients import UnitRef, ask, frames_of, lost_of, recovered
+from actors.clients import UnitRef, ask, by_one_of, frames_of, lost_of, recovered
 from actors.crew import Crew
 from actors.pools import GeneratorPool, Opened, PanelWeights, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
@@ -39,7 +39,6 @@ from framegrove.verification.identity import verifier_identity
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
-Answer = TypeVar("Answer")
 
 # Settings of a search that decide how long it takes, and nothing else.
 _FOR_THE_TIME_ONLY = {"speculate", "attempts", "scores_in_flight", "start_limit", "sample_limit", "score_limit"}
@@ -151,9 +150,9 @@ class SearchRunner:
         with _failing_as_a_search():
             for name, member in self._panel(record.request.prompt, self._search).items():
                 if Assessment.FINAL in member.judges:
-                    client = next(iter(member.clients.values()))
                     work = ScoreWork(winner, Assessment.FINAL, name)
-                    scored = await _until_it_works(functools.partial(client.score, work, units), client.recover)
+                    asked = [(functools.partial(c.score, work, units), c.recover) for c in member.clients.values()]
+                    scored = await by_one_of(asked)
                     scores |= columns(scored, alone=len(self._verifiers) == 1)
         return scores
 
@@ -228,17 +227,11 @@ class SearchRunner:
     async def _insist(self, method: Callable[[Any], Awaitable[Any]]) -> Any:
         """Ask a generator something small, and again if it dies of something else meanwhile."""
         limit = Limit(self._search.sample_limit, "reading the request")
-        return await _until_it_works(
-            lambda: ask(self._group, 0, method, limit), lambda: recovered(self._group, 0, self._search)
-        )
-
-
-async def _until_it_works(attempt: Callable[[], Awaitable[Answer]], recover: Callable[[], Awaitable[None]]) -> Answer:
-    while True:
-        try:
-            return await attempt()
-        except WorkFailed:
-            await recover()
+        calls = [
+            (functools.partial(ask, self._group, n, method, limit), functools.partial(recovered, self._group, n))
+            for n in range(len(self._group))
+        ]
+        return await by_one_of(calls)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write a file or a folder to; it takes ``path``'s place once the block ends well.
 
     When the block raises, ``path`` stays as it was and what was written is removed. Contents are on the disk before
-    the name changes, so that a power cut leaves either the old or the new one. A folder replaces a folder; the old one
-    is removed. Two processes that write the same ``path`` at the same time are not provided for.
+    the name changes, so that a power cut leaves either the old or the new file. A folder replaces a folder; a crash
+    between the two renames that this takes leaves the old one beside it, as ``.NAME.old``. Two processes that write
+    the same ``path`` at the same time are not provided for.
 
     >>> with replacing(Path("runs/report.json")) as partial:
     ...     partial.write_text("{}")

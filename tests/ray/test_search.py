@@ -252,6 +252,7 @@ class Impatient:
 
     def __init__(self, layout: Layout, roots: int) -> None:
         self.layout = layout
+        self.assessments = (Assessment.IMAGE,)
         self._roots = [(root,) for root in range(roots)]
 
     def start(self) -> Decision:

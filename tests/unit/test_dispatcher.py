@@ -347,7 +347,7 @@ def test_wrong_answers_are_refused() -> None:
         ((("a", 7.0),), "7.0"),
     ):
         with pytest.raises(UserError, match=says):
-            state.restore(Scored(ScoreWork((0,), Assessment.FINAL), panel))
+            state.on_done(asked, Scored(ScoreWork((0,), Assessment.FINAL), panel), 2.0)
     assert asked.worker == "v"
 
 

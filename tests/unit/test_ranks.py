@@ -276,7 +276,7 @@ def test_weights_that_leave_an_assessment_without_any_are_refused() -> None:
 
 
 def test_a_cohort_judged_by_different_panels_is_refused() -> None:
-    with pytest.raises(ValueError, match="was scored by b and others of its cohort by a"):
+    with pytest.raises(UserError, match="was scored by b and others of its cohort by a"):
         cohort({(0,): {"a": 0.1}, (1,): {"b": 0.1}}, 2)
 
 

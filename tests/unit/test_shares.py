@@ -67,3 +67,4 @@ def test_several_verifiers() -> None:
     assert gpu_shares([cards(4)], 2, splits=[1, 2]) == Shares(1 / 2, 1)
     assert gpu_shares([cards(1)], 2, splits=[1, 1]) == Shares(1 / 4, 1 / 4)
     assert gpu_shares([cards(2)], 2, splits=[]) == Shares(1, 1)
+    assert gpu_shares([cards(2)], 1, splits=[1, 1]) == Shares(1 / 2, 1 / 2)

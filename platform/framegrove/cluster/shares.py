@@ -27,9 +27,10 @@ def gpu_shares(
     """GPUs for so many ``generators`` and for verifiers, each split over so many whole ones, on machines like these.
 
     Whole GPUs where there are enough, and on a cluster that ``grows``, which gets more when all are taken. Where there
-    are fewer, generators share; a verifier, which sizes its memory by the GPU, shares only where there is a single one.
+    are fewer, generators share; verifiers, which size their memory by the GPU, share only where there is no other way.
     """
-    theirs, its = _cards(nodes, Role.GENERATE), _cards(nodes, Role.VERIFY)
+    theirs = _cards(nodes, Role.GENERATE)
+    its = _cards(nodes, Role.VERIFY)
     its_alone = sum(its) - sum(map(min, theirs, its))
     unsplit = 1.0 if sum(its) else 0.0
     wanted = sum(splits) * unsplit
@@ -39,7 +40,8 @@ def gpu_shares(
     if grows:
         return Shares(1.0, unsplit)
     if left < 1 and all(split == 1 for split in splits):
-        share = 1 / (generators + len(splits))
+        common = max(1.0, sum(map(min, theirs, its)))
+        share = 1 / math.ceil((generators + len(splits)) / common)
         return Shares(share, share if unsplit else 0.0)
     return Shares(1 / math.ceil(generators / max(1.0, left)), unsplit)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from framegrove.cluster.errors import ActorLost, CrashLoop
 
@@ -53,6 +53,7 @@ class ActorGroup:
         self._create = create
         self._name = name
         self._on_replaced = on_replaced
+        self._closed = False
         self._limit = failures_in_a_row
         self._slots = [_Slot(create(index)) for index in range(size)]
 
@@ -83,7 +84,7 @@ class ActorGroup:
         try:
             async with asyncio.timeout(limit.seconds if limit else None) as clock:
                 result = await method(actor)
-        except (RayActorError, TimeoutError) as error:
+        except (RayActorError, OutOfMemoryError, TimeoutError) as error:  # Ray kills actors when memory is short
             if isinstance(error, RayTaskError):  # the method itself met a dead actor, or a time limit: not this one
                 raise
             reason = (
@@ -97,6 +98,8 @@ class ActorGroup:
 
     def _replace(self, index: int, dead: ActorHandle[Any], reason: str, error: Exception) -> None:
         slot = self._slots[index]
+        if self._closed:  # it has been killed on purpose
+            raise CrashLoop(f"actor {index} of {self._name} was closed") from error
         if slot.actor is not dead:  # several calls were under way: the first to notice has replaced it
             return
         slot.failures += 1
@@ -114,6 +117,7 @@ class ActorGroup:
 
     def close(self) -> None:
         """Kill all actors. The group is of no use afterwards."""
+        self._closed = True
         for slot in self._slots:
             ray.kill(slot.actor)
 

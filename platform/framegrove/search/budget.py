@@ -2,7 +2,7 @@
 
 A budget of 4x pays for four times the FLOPs of one unsearched sample, the branch ``(0,) * units`` sampled alone. What
 is held to it is the *worst case of certain work*: however the scores fall, the works that a policy asks for cost no
-more. Bets that speculation loses are not in it; they are counted apart (see dispatch.py). The verifiers' own
+more. Bets that speculation loses are not in it; they are counted apart (see dispatcher.py). The verifiers' own
 cost is reported, not budgeted.
 """
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from framegrove.config.search import SearchConfig
-from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start, describe
+from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start, check, describe
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import (
     GeneratorClient,
@@ -156,12 +156,8 @@ class Conductor:
         """Before the end: whether a unit of the winner was lost, so that it has to be computed again."""
         units = self._winning_units()
         lost = await self._lost(units) if self._lost is not None else ()
-        await self._forget({path: units[path] for path in lost})
+        self._state.forget({path: units[path] for path in lost})
         return bool(lost)
-
-    async def _forget(self, lost: Mapping[Path, Any]) -> None:
-        for result in self._state.forget(lost):
-            await self._waste(pool_of(result.work), result.cost)
 
     async def _attempt(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> None:
         pool = pool_of(attempt.work)
@@ -169,6 +165,7 @@ class Conductor:
         try:
             result = await self._work(attempt, inputs)
             end = self._now()
+            check(result, attempt)  # before it is on the disk, where it would meet every later run
             if self._journal is not None:
                 await self._journal.record(result)
         except WorkCancelled as stop:
@@ -182,10 +179,10 @@ class Conductor:
             self._state.on_failed(attempt, failure.cost, reason, self._now())
         except UnitsLost as loss:
             ending, reason = Ending.FAILED, str(loss)
-            log.warning("%s is put off: %s", describe(attempt.work), reason)
+            log.warning("%s is postponed: %s", describe(attempt.work), reason)
             await self._waste(pool, loss.cost)
             self._state.on_lost(attempt, loss.cost, self._now())
-            await self._forget({path: inputs[path] for path in loss.paths})
+            self._state.forget({path: inputs[path] for path in loss.paths})
         else:
             self._state.on_done(attempt, result, end)
         self._observer.ended(pool, ending, self._now() - attempt.start, reason)

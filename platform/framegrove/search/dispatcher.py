@@ -151,6 +151,8 @@ class Dispatcher:
         self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
         self._next_look = 0  # the number of judged branches from which on to look for speculative work
         self._stopped: dict[str, Cost] = dict.fromkeys(workers.pools, Cost())
+        for assessment in policy.assessments:  # told now, not when the first such branch has been sampled
+            self._expanded(PanelWork(layout.prefix, assessment))
         for unit, handle in enumerate(given):
             self._put(Latent(layout.prefix[: unit + 1], layout.last_stage), handle)
         self._follow(policy.start())
@@ -205,7 +207,8 @@ class Dispatcher:
         commands += self._cancel(self._in_the_way())
         if self._speculate and not self.finished:
             commands += self._start_speculative(now)
-        commands += [Recover(worker) for worker in self._workers.to_recover()]
+        if not self.finished:  # a worker that is not needed any more need not come back
+            commands += [Recover(worker) for worker in self._workers.to_recover()]
         return commands
 
     def _start_certain(self, pool: str, now: float) -> Iterator[Start]:
@@ -278,7 +281,13 @@ class Dispatcher:
     # ---- what happened
 
     def restore(self, result: Result, handles: Sequence[Any] = ()) -> None:
-        """An earlier run of this search has finished this work. Comes before the first ``decide``."""
+        """An earlier run of this search has finished this work. Comes before the first ``decide``.
+
+        A work that was done twice had been lost in between: the first time counts as wasted.
+        """
+        earlier = self.done.get(result.work)
+        if earlier is not None:
+            self._stopped[pool_of(result.work)] += earlier.cost
         self._keep(result, handles)
 
     def restore_waste(self, pool: str, cost: Cost) -> None:
@@ -286,9 +295,8 @@ class Dispatcher:
         self._stopped[pool] += cost
 
     def on_done(self, attempt: Attempt, result: Result, now: float) -> None:
-        """The attempt has a result. Raises UserError for scores outside [0, 1], ValueError for a wrong work."""
-        if result.work != attempt.work:
-            raise ValueError(f"{attempt.worker} was asked for {describe(attempt.work)}, it answered {result.work}")
+        """The attempt has a result. Raises as ``check`` does."""
+        check(result, attempt)
         self._end(attempt, Ending.DONE, result.cost, now)
         self._keep(result, result.handles if isinstance(result, Sampled) else (), attempt.worker)
 
@@ -384,7 +392,6 @@ class Dispatcher:
         if self.certain(result.work) and result.work not in self.done:
             self._queue.undone[pool_of(result.work)] -= 1
         if isinstance(result, Scored):
-            check_scores(result)
             self.done[result.work] = result
             self._judge(PanelWork(result.work.path, result.work.assessment))
             return
@@ -420,7 +427,7 @@ class Dispatcher:
         """Carry a policy's decision over into the queues, and those that follow from it at once."""
         decisions = [decision]
         while decisions:
-            decision = decisions.pop()
+            decision = decisions.pop(0)  # in the order in which they were taken
             self.plan.add(decision)
             for planned in decision.works:
                 for work in self._expanded(planned):
@@ -491,6 +498,14 @@ class Dispatcher:
             else:
                 at_stake += result.cost
         return CostBreakdown(certain, at_stake, wasted)
+
+
+def check(result: Result, attempt: Attempt) -> None:
+    """Raise ValueError for a result of another work, UserError for scores outside [0, 1]."""
+    if result.work != attempt.work:
+        raise ValueError(f"{attempt.worker} was asked for {describe(attempt.work)}, it answered {result.work}")
+    if isinstance(result, Scored):
+        check_scores(result)
 
 
 def describe(work: Work) -> str:

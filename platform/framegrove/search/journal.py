@@ -22,6 +22,7 @@ from framegrove import files
 from framegrove.errors import UserError
 from framegrove.search.protocols import WorkFailed
 from framegrove.search.tree import Latent, Result
+from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
 _VERSION = 4
@@ -90,7 +91,10 @@ class Journal:
         self.close()
 
     async def restore(self) -> Restored:
-        """What was finished when the file was opened. Samples whose latents are gone are left out."""
+        """What was finished when the file was opened. Samples whose latents are gone were for nothing.
+
+        A work can stand there twice: what it had made was lost, and it was done again.
+        """
         results: list[tuple[Result, tuple[Any, ...]]] = []
         wasted = []
         for number, line in enumerate(self._lines, start=2):
@@ -106,6 +110,8 @@ class Journal:
                 handles = [await self._store.load(name) for name in _names(entry.work)]
                 if all(handle is not None for handle in handles):
                     results.append((entry, tuple(handles)))
+                else:
+                    wasted.append((GENERATORS, entry.cost))
         return Restored(tuple(results), tuple(wasted))
 
     async def record(self, result: Result) -> None:
@@ -132,7 +138,9 @@ class Journal:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
 
     def _write(self, lines: Sequence[str]) -> None:
-        os.write(self._file, "".join(f"{line}\n" for line in lines).encode())
+        rest = memoryview("".join(f"{line}\n" for line in lines).encode())
+        while rest:  # a disk that is nearly full takes less than it is given
+            rest = rest[os.write(self._file, rest) :]
         os.fsync(self._file)
 
     def _read(self) -> list[Any]:

@@ -55,6 +55,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from framegrove.errors import UserError
 from framegrove.search.bounds import DROPPED, KEPT, UNDECIDED, Bounds
 from framegrove.search.points import whole_weights
 from framegrove.search.tree import Scores
@@ -160,8 +161,8 @@ class Cohort:
     def add(self, path: Path, scores: Scores) -> Change:
         """Take a member's scores and return what has become certain by them.
 
-        Raises UserError when a column's weight is negative or all weights are 0, and ValueError for a path that is no
-        member or was scored before, and for other columns than those of the cohort's first scores.
+        Raises UserError when a column's weight is negative or all weights are 0, and for other columns than those of
+        the cohort's first scores; ValueError for a path that is no member or was scored before.
         """
         number = self._number.get(path)
         if number is None or self._bounds.is_scored(number):
@@ -172,8 +173,9 @@ class Cohort:
             self._bounds = self._fresh_bounds(whole_weights(names, [self._weigh(name) for name in names]))
             self._names = names
         if names != self._names:
-            raise ValueError(
-                f"branch {path} was scored by {', '.join(names)} and others of its cohort by {', '.join(self._names)}"
+            raise UserError(
+                f"branch {path} was scored by {', '.join(names)} and others of its cohort by {', '.join(self._names)}: "
+                "a verifier must return the same names for every clip"
             )
         self._bounds.add(number, [by_name[name] for name in names])
         return self._settle()

@@ -1,4 +1,4 @@
-"""The nouns of this room, and what a policy is.
+"""The types of a search tree, and the Policy protocol.
 
 A search grows a tree of branches. A policy is told the scores as they come in and answers with decisions: what must be
 done, which branches are dropped, which one wins. Everything else (who samples what, when, how often) is the
@@ -7,7 +7,7 @@ dispatcher's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -139,6 +139,11 @@ class Policy(Protocol):
 
     @property
     def layout(self) -> Layout: ...
+
+    @property
+    def assessments(self) -> Collection[Assessment]:
+        """Everything that it may ask the panel for."""
+        ...
 
     def start(self) -> Decision:
         """What is certain before anything is scored. Called once, first."""

@@ -75,7 +75,7 @@ class Workers:
         self._sort_in(worker)
 
     def release(self, worker: str) -> None:
-        """The worker is rid of a work, one way or another."""
+        """One of the worker's works has ended, for whatever reason."""
         self._load[worker] -= 1
         self._running[self._pool[worker]] -= 1
         self._sort_in(worker)
@@ -86,7 +86,7 @@ class Workers:
         self._sort_in(worker)
 
     def to_recover(self) -> list[str]:
-        """Workers that are down and that nobody waits for yet; from now on somebody does."""
+        """Workers that are down and not being recovered yet; from now on they are."""
         if not self._down:
             return []
         names = sorted(self._down - self._recovering)

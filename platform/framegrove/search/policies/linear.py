@@ -30,6 +30,8 @@ class Linear:
     ``weigh`` gives the weights of the panel's scores in the fused rank.
     """
 
+    assessments = (Assessment.FINAL,)
+
     def __init__(self, layout: Layout, roots: int, weigh: Weigh = equally) -> None:
         self.layout = layout
         self.roots = roots

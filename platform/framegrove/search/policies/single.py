@@ -13,6 +13,8 @@ from framegrove.types import SampleWork
 class Single:
     """Samples branch (0, 0, ..) to the end and asks no verifier."""
 
+    assessments = ()
+
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 

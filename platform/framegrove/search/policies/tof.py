@@ -77,6 +77,7 @@ class TreeOfFrames:
         self.layout = layout
         self.shape = shape
         self.rounds = rounds_of(layout, shape, roots_per_work)
+        self.assessments = {step.assessment for step in self.rounds}
         self._weigh = weigh
         self._path_score = path_score
         # Round i judges assessment a at depth d: where a score belongs.
