@@ -286,3 +286,23 @@ def daemons(address: str) -> list[int]:
         if address in command and ("raylet" in command or "gcs" in command or "dashboard" in command):
             found.append(int(entry.name))
     return found
+
+
+def test_a_group_that_was_closed_brings_nobody_back(cluster: Cluster) -> None:
+    created: list[int] = []
+
+    def counted(index: int) -> Any:
+        created.append(index)
+        return create(index)
+
+    group = ActorGroup(counted, 1)
+
+    async def closed_meanwhile() -> None:
+        waiting = asyncio.create_task(group.call(0, lambda actor: actor.long.remote()))
+        await asyncio.sleep(0.5)
+        group.close()
+        with pytest.raises(CrashLoop, match="was closed"):
+            await waiting
+
+    asyncio.run(closed_meanwhile())
+    assert created == [0]
