@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -258,7 +259,12 @@ def test_an_own_cluster_ends_with_its_driver(cluster: Cluster, ending: signal.Si
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(
-        [sys.executable, "-c", driver], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", driver],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a script ignores SIGINT, and so would what this test starts there.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout
         address = process.stdout.readline().strip()

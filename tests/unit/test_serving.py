@@ -424,6 +424,7 @@ def test_log_records_carry_the_videos_id_and_no_prompt(tmp_path: Path, caplog: p
         assert ids == {"accepted:": refused["id"], "completed": video["id"], "failed": refused["id"]}
 
     caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="framegrove")  # another test may have set up logging
     service.log.addFilter(note)
     try:
         serving(tmp_path, scene)
