@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,17 @@ class Config(BaseModel):
 def absolute(name: str | None) -> str | None:
     """The absolute path of a folder or file, for processes that stand elsewhere; any other name as it is."""
     return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+
+def imported(dotted: str, whose: str, kind: str = "") -> Any:
+    """What stands at ``module:attribute``. Raises ConfigError, which begins with ``whose`` it is; ``kind`` names it."""
+    module, _, attribute = dotted.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"{whose}: the module {module} cannot be imported ({error})") from error
+    except AttributeError:
+        raise ConfigError(f"{whose}: the module {module} has no {f'{kind} {attribute}'.strip()}") from None
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -10,7 +10,6 @@ several scores by name instead of one number. The module must be importable wher
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import numbers
 import os
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from framegrove.config.base import imported
 from framegrove.config.verifier import VerifierConfig
 from framegrove.errors import UserError
 from framegrove.types import Cost, Scored, ScoreWork
@@ -78,13 +78,7 @@ class CallableVerifier:
 
 
 def _imported(config: VerifierConfig) -> Callable[[Frames, str], Any]:
-    module, _, name = str(config.function).partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise UserError(f"verifier {config.name}: the module {module} cannot be imported ({error})") from error
-    except AttributeError:
-        raise UserError(f"verifier {config.name}: the module {module} has no function {name}") from None
+    function = imported(str(config.function), f"verifier {config.name}", "function")
     if not callable(function):
         raise UserError(f"verifier {config.name}: {config.function} is a {type(function).__name__}, not a function")
     found: Callable[[Frames, str], Any] = function

@@ -9,7 +9,6 @@ video is what was asked for. A question therefore names the assessments it belon
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import string
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, field_validator
 
-from framegrove.config.base import Config, ConfigError, read_yaml, validated
+from framegrove.config.base import Config, ConfigError, imported, read_yaml, validated
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.config.verifier import shipped_sets
 from framegrove.types import Assessment
@@ -130,13 +129,7 @@ def _template(entry: Any, where: str) -> _Template:
 
 
 def _imported(source: str) -> QuestionSet:
-    module, _, attribute = source.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"questions {source}: the module cannot be imported ({error})") from error
-    except AttributeError:
-        raise ConfigError(f"questions {source}: the module {module} has no {attribute}") from None
+    found = imported(source, f"questions {source}")
     if not callable(getattr(found, "questions", None)) or not isinstance(getattr(found, "fingerprint", None), str):
         raise ConfigError(
             f"questions {source}: must have a method questions(assessment, prompt) and a fingerprint, a string that "

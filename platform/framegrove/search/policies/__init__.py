@@ -6,11 +6,10 @@ evaluation and sweep read the registry. A policy of your own outside this packag
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from framegrove.config.base import validated
+from framegrove.config.base import imported, validated
 from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
 from framegrove.search.budget import Allotment, BudgetError
@@ -68,11 +67,7 @@ def make_policy(
 
 
 def _imported(name: str) -> PolicyEntry:
-    module, _, attribute = name.partition(":")
-    try:
-        entry = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the policy {name} cannot be imported ({error}): give it as module:ENTRY") from error
+    entry = imported(name, f"policy {name}", "entry")
     if not isinstance(entry, PolicyEntry):
         raise UserError(f"{name} is a {type(entry).__name__}, not a PolicyEntry as in search/policies/tof.py")
     return entry
