@@ -9,13 +9,16 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.data.schema import LatentClip
 from framegrove.digits import world
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import from_uint8
+from framegrove.models.vae_tiling import encode_unit
 
-_BATCH = 16
+_BATCH = 8  # clips encoded together
 
 
 def digits_clips(
@@ -25,9 +28,7 @@ def digits_clips(
     for first in range(0, count, _BATCH):
         indices = range(first, min(first + _BATCH, count))
         drawn = [world.clip(seed, index, digits=2 if _is_pair(index, pairs) else 1, units=units) for index in indices]
-        with torch.inference_mode():
-            video = from_uint8(torch.from_numpy(np.stack([clip.frames for clip in drawn])))
-            latents_BCTHW = vae.encode(video).mean
+        latents_BCTHW = _encoded(vae, from_uint8(torch.from_numpy(np.stack([clip.frames for clip in drawn]))))
         for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
             yield LatentClip(index, clip.caption, world.SIZE, world.SIZE, float(world.FPS), latents)
 
@@ -55,6 +56,18 @@ class DigitsFrames:
     def heldout(self, kind: str, index: int) -> npt.NDArray[np.uint8]:
         """Clip ``index`` of a kind, of scans that no training clip shows."""
         return world.clip(1, index, split="heldout", digits=1 + self.kinds.index(kind)).frames
+
+
+@torch.inference_mode()
+def _encoded(vae: CausalVideoVae, video_BCTHW: Tensor) -> Tensor:
+    """The latents of some clips, unit by unit: a long clip at once does not fit a processor's cache."""
+    first, *later = video_BCTHW.split([1, *[FRAMES_PER_UNIT] * ((video_BCTHW.shape[2] - 1) // FRAMES_PER_UNIT)], dim=2)
+    moments, state = encode_unit(vae, first)
+    latents = [moments.mean]
+    for unit in later:
+        moments, state = encode_unit(vae, unit, state)
+        latents.append(moments.mean)
+    return torch.cat(latents, dim=2)
 
 
 def _is_pair(index: int, share: float) -> bool:
