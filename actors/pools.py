@@ -7,7 +7,7 @@ score. Another generator or verifier is another class with these methods: nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,11 +23,10 @@ from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
-from framegrove.errors import UserError
 from framegrove.flow.cost import SamplingCosts
 from framegrove.models.vae_tiling import decode_flops
+from framegrove.search.prices import CostTable
 from framegrove.search.protocols import GeneratorClient, VerifierClient
-from framegrove.search.rounds import CostTable
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, GenerationRequest
 
@@ -42,9 +41,9 @@ _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and as
 class Opened:
     """A request as a generator pool has opened it: how it is priced, what is given, and clients that sample for it.
 
-    ``cost`` prices sample works in FLOPs, ``single`` is the whole cost of one unsearched video. ``given`` holds the
-    units that are not searched for. ``prompt`` is the part of the prompt that the model can read, ``unread`` the first
-    words of the rest.
+    ``cost`` prices sample works in FLOPs, decoding included; ``single`` is the whole cost of one unsearched video.
+    ``given`` holds the units that are not searched for. ``prompt`` is the part of the prompt that the model can read,
+    ``unread`` the first words of the rest.
     """
 
     stages: int
@@ -184,30 +183,6 @@ class VerifierPool:
         """Clients that judge videos made for this prompt, by the names of their workers."""
         names = [self.name if self.size == 1 else f"{self.name} {index + 1}" for index in range(self.size)]
         return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(names)}
-
-
-class PanelWeights:
-    """The weight of each of the panel's scores in the fused rank: as given for a search, or by the verifier itself.
-
-    A score is called verifier/aspect, or by its aspect alone where there is a single verifier. Raises UserError for a
-    weight ``given`` to a verifier that is not there.
-    """
-
-    def __init__(self, given: Mapping[str, float], verifiers: Sequence[VerifierPool]) -> None:
-        self._given = given
-        self._configs = {pool.name: pool.config for pool in verifiers}
-        for name in given:
-            if len(verifiers) > 1 and name.rpartition("/")[0] not in self._configs:
-                raise UserError(
-                    f"the weight of {name} is of no verifier of the panel: write it verifier/score, where the verifier "
-                    f"is one of {', '.join(self._configs)}"
-                )
-
-    def __call__(self, column: str) -> float:
-        if column in self._given:
-            return self._given[column]
-        verifier, _, aspect = column.rpartition("/")
-        return self._configs[verifier or next(iter(self._configs))].weight_of(aspect)
 
 
 def context_of(files: ModelFiles, request: GenerationRequest) -> Context:

@@ -16,7 +16,7 @@ import ray
 
 from actors.clients import UnitRef, ask, by_one_of, frames_of, lost_of, recovered
 from actors.crew import Crew
-from actors.pools import GeneratorPool, Opened, PanelWeights, PyramidPool, VerifierPool
+from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
@@ -29,7 +29,9 @@ from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
+from framegrove.search.fusion import Panel
 from framegrove.search.journal import Journal
+from framegrove.search.prices import Prices
 from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
 from framegrove.search.result import SearchResult
 from framegrove.search.tree import Layout, columns
@@ -87,7 +89,7 @@ class SearchRunner:
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
-        self._weigh = PanelWeights(self._search.weights, verifiers)
+        self._fusion = Panel([pool.config for pool in verifiers], self._search.weights)
         self.crew = Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
     async def start(self, *, judging: bool = True) -> None:
@@ -165,7 +167,13 @@ class SearchRunner:
         on_progress: OnProgress,
     ) -> tuple[Layout, SearchResult]:
         policy, _ = policies.make_policy(
-            config, request.units, opened.stages, opened.cost, given=len(opened.given), weigh=self._weigh
+            config,
+            request.units,
+            opened.stages,
+            Prices(opened.cost),
+            given=len(opened.given),
+            panel=self._fusion,
+            seed=request.seed,
         )
         panel = self._panel(opened.prompt, config) if policies.find(config.policy).judged else {}
 

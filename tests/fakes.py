@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from framegrove.evaluation.virtual_time import run_virtual
+from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.search.tree import PanelWork, Plan, Policy, Scores
 from framegrove.types import (
@@ -39,6 +40,10 @@ def fake_cost(depth: int, first_stage: int, last_stage: int, siblings: int) -> i
     """A cost table in which siblings carry a prefix once, later units carry more of it, and drafts are previewed."""
     steps = {s: STEPS if s <= last_stage else 1 for s in range(first_stage, len(STAGE_FLOPS))}
     return sum(count * step_flops(depth, s, siblings) for s, count in steps.items())
+
+
+FREE = Prices(fake_cost)  # judging costs nothing
+PAID = Prices(fake_cost, {each: [depth + 9 for depth in range(64)] for each in Assessment})
 
 
 def step_flops(depth: int, stage: int, siblings: int) -> int:

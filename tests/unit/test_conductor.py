@@ -16,9 +16,9 @@ from framegrove.search.protocols import PanelMember, SearchFailed
 from framegrove.search.result import Ending, Fate, SearchResult, overlap_seconds
 from framegrove.search.tree import Policy
 from framegrove.types import Assessment, Sampled, SampleWork, Scored, ScoreWork
-from tests.fakes import FakeGenerator, FakeVerifier, World, fake_cost, run_virtual
+from tests.fakes import FREE, FakeGenerator, FakeVerifier, World, run_virtual
 
-TOF = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}})
+TOF = SearchConfig(budget="4x", path_score="last", options={"tof": {"roots_per_work": 3}})
 
 
 class Stage:
@@ -35,7 +35,7 @@ class Stage:
 
     def new_policy(self) -> Policy:
         """A policy runs one search."""
-        return make_policy(self.config, 4, 3, fake_cost, given=self.given)[0]
+        return make_policy(self.config, 4, 3, FREE, given=self.given)[0]
 
 
 def search(world: World, *args: Any, **options: Any) -> SearchResult:

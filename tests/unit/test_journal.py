@@ -18,7 +18,7 @@ from framegrove.search.protocols import PanelMember
 from framegrove.search.result import SearchResult
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
-from tests.fakes import FakeGenerator, FakeVerifier, MemoryStore, World, fake_cost, run_virtual
+from tests.fakes import FREE, FakeGenerator, FakeVerifier, MemoryStore, World, run_virtual
 
 CONFIG = SearchConfig(budget="4x")
 IDENTITY: dict[str, Any] = {"prompt": "a red 3", "seed": 1, "search": CONFIG.model_dump(mode="json")}
@@ -30,7 +30,7 @@ def search(path: Path, store: MemoryStore, world: World, *, dies_after: float | 
     """A search with a journal; ``dies_after`` so many seconds it is gone without a word."""
 
     async def main() -> SearchResult | None:
-        policy, _ = make_policy(CONFIG, 4, 3, fake_cost)
+        policy, _ = make_policy(CONFIG, 4, 3, FREE)
         generators = {name: FakeGenerator(name, world) for name in ("g0", "g1")}
         panel = {"verifier": PanelMember({"v": FakeVerifier("v", world)})}
         with Journal(path, IDENTITY, store) as journal:

@@ -21,14 +21,14 @@ from framegrove.search.result import Ending, SearchResult
 from framegrove.search.tree import Layout
 from framegrove.search.workers import GENERATORS, Workers
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
-from tests.fakes import FakeGenerator, FakeVerifier, Handle, MemoryStore, World, fake_cost, run_virtual
+from tests.fakes import FREE, FakeGenerator, FakeVerifier, Handle, MemoryStore, World, run_virtual
 
 CONFIG = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}}, attempts=30)
 
 
 def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **options: Any) -> SearchResult:
     async def main() -> SearchResult:
-        policy, _ = make_policy(config, 4, 3, fake_cost, given=len(options.get("given", ())))
+        policy, _ = make_policy(config, 4, 3, FREE, given=len(options.get("given", ())))
         workers = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
         panel = {"verifier": PanelMember({"v0": FakeVerifier("v0", world)})}
         return await Conductor(policy, workers, panel, config, lost=world.lost_of, **options).run()

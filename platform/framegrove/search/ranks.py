@@ -72,10 +72,10 @@ def equally(column: str) -> float:
 
 @dataclass(frozen=True)
 class Standing:
-    """A member's fused rank in a complete cohort, and its path's total with that rank added."""
+    """A member of a complete cohort: its own fused rank, and its path's total with that rank added."""
 
     path: Path
-    rank: Fraction
+    own: Fraction
     total: Fraction
 
 

@@ -105,11 +105,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Where a branch stands once its whole cohort is scored: its fused rank in (0, 1) and its path's sum of them."""
+    """What a policy makes of a branch's scores: its own fused score, and its path's (fusion.py)."""
 
     path: Path
     assessment: Assessment
-    rank: float
+    own: float
     total: float
 
 

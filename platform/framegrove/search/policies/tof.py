@@ -1,22 +1,25 @@
-"""Tree-of-Frames (VT1 alg. 2), with unit 0 pruned inside the pyramid."""
+"""Tree-of-Frames as published (VT1 alg. 2), with unit 0 pruned inside the pyramid: the reference."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment, BudgetError, allot_tof
+from framegrove.search.cohorts import ScoreCohort
+from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
-from framegrove.search.ranks import Change, Cohort, Weigh, equally
+from framegrove.search.policies.single import unsearched
+from framegrove.search.ranks import Change, Cohort
 from framegrove.search.rounds import Branching, Round, TreeShape, rounds_of
-from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
+from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path
 
 
@@ -34,9 +37,6 @@ class TofOptions(Config):
     branching: Branching = Field(
         default="prompts",
         description="where a branch has two children: at all units, where the prompt's stages switch (VT1), or never",
-    )
-    path_score: Literal["last", "sum"] = Field(
-        default="last", description="branches are cut by their newest rank, or by the sum along their path (VT1)"
     )
     draft_stages: int | None = Field(
         default=None, ge=0, description="coarse stages that a draft of unit 0 runs through; default: all but the finest"
@@ -59,11 +59,9 @@ class TreeOfFrames:
     motion (MOTION), at the end as whole videos (FINAL). Each round keeps the branches whose rank is not below its
     average, up to the width in ``shape``; the best of the last round wins.
 
-    ``path_score`` "sum" is Video-T1's: a child's rank is added to what its path has collected. But every assessment
-    sees all of a branch so far, so a sum counts early units again and again; "last" goes by the newest rank alone, and
-    need not wait for a whole cohort's scores. POTENTIAL ranks are in no sum.
-
-    A branch that is certain to stay is extended before the rest of its cohort is scored; likely ones are speculated on.
+    As published, branches are compared by the sum of their fused ranks along the path; POTENTIAL ranks are in no sum.
+    ``scoring`` may say otherwise. By the newest rank alone ("last"), nobody waits for a whole cohort's scores: a branch
+    that is certain to stay is extended before the rest of its cohort is scored. Likely ones are speculated on.
     """
 
     def __init__(
@@ -71,19 +69,19 @@ class TreeOfFrames:
         layout: Layout,
         shape: TreeShape,
         roots_per_work: int = 4,
-        weigh: Weigh = equally,
-        path_score: Literal["last", "sum"] = "last",
+        scoring: Scoring = Scoring(),  # noqa: B008 - it is frozen
     ) -> None:
         self.layout = layout
         self.shape = shape
         self.rounds = rounds_of(layout, shape, roots_per_work)
         self.assessments = {step.assessment for step in self.rounds}
-        self._weigh = weigh
-        self._path_score = path_score
+        self._scoring = scoring
         # Round i judges assessment a at depth d: where a score belongs.
         self._round_of = {(step.depth, step.assessment): index for index, step in enumerate(self.rounds)}
-        self._cohorts: list[Cohort] = []  # one for each round whose members are known; the last is the frontier
-        self._collected: dict[Path, Fraction] = {}
+        self._cohorts: list[
+            Cohort | ScoreCohort
+        ] = []  # one for each round whose members are known; the last is the frontier
+        self._collected: dict[Path, Any] = {}  # path scores of judged branches: fractions of ranks, or floats
         self._early: dict[int, list[tuple[Path, Scores]]] = defaultdict(list)  # scores of rounds beyond the frontier
         self._planned = 0  # works of all rounds up to the frontier
         # What the next decision will say.
@@ -121,8 +119,7 @@ class TreeOfFrames:
         step = self.rounds[index]
         members = step.members(entrants)
         parents = {member: member[:-1] if step.children else member for member in members}
-        before = {member: self._collected.get(parent, Fraction(0)) for member, parent in parents.items()}
-        cohort = Cohort(members, self._weigh, before, step.width)
+        cohort = self._cohort(step, members, parents)
         self._cohorts.append(cohort)
         self._planned += step.count(len(entrants))
         self._follow(index, cohort.initial)
@@ -130,13 +127,23 @@ class TreeOfFrames:
             self._add(index, path, scores)
         self._advance(index)
 
+    def _cohort(self, step: Round, members: Sequence[Path], parents: Mapping[Path, Path]) -> Cohort | ScoreCohort:
+        """A round's cut: by ranks as the scores come in, or by what the scoring says."""
+        before = {member: self._collected[parent] for member, parent in parents.items() if parent in self._collected}
+        if self._scoring.fusion in (None, "ranks") and self._scoring.path != "min":
+            collected = dict.fromkeys(members, Fraction(0)) | before
+            return Cohort(members, self._scoring.weigh, collected, step.width)
+        return ScoreCohort(
+            members, step.assessment, self._scoring, before, step.width, fusion="ranks", above_average=True
+        )
+
     def _add(self, index: int, path: Path, scores: Scores) -> None:
         step, cohort = self.rounds[index], self._cohorts[index]
         self._follow(index, cohort.add(path, scores))
         if cohort.complete:
             standings = cohort.standings()
-            self._judgements += (Judgement(s.path, step.assessment, float(s.rank), float(s.total)) for s in standings)
-            if self._summed(step):
+            self._judgements += (Judgement(s.path, step.assessment, float(s.own), float(s.total)) for s in standings)
+            if self._collects(step):
                 self._collected = {standing.path: standing.total for standing in standings}
             if index == len(self.rounds) - 1:
                 self._winner = standings[0].path
@@ -155,11 +162,11 @@ class TreeOfFrames:
         frontier = index == len(self._cohorts) - 1
         if not frontier or index == len(self.rounds) - 1 or not cohort.decided:
             return
-        if cohort.complete or not self._summed(self.rounds[index]):
+        if cohort.complete or not self._collects(self.rounds[index]):
             self._open(cohort.kept)
 
-    def _summed(self, step: Round) -> bool:
-        return self._path_score == "sum" and step.assessment is not Assessment.POTENTIAL
+    def _collects(self, step: Round) -> bool:
+        return self._scoring.path != "last" and step.assessment is not Assessment.POTENTIAL
 
     def _decision(self) -> Decision:
         """Everything that was found since the last decision."""
@@ -179,8 +186,11 @@ class TreeOfFrames:
         return total
 
 
-def plan(task: Task, options: TofOptions) -> tuple[TreeOfFrames, Allotment]:
-    """The widest tree that the budget pays for, with drafts unless they leave room for one root only."""
+def plan(task: Task, options: TofOptions) -> tuple[Policy, Allotment]:
+    """The widest tree that the budget pays for, with drafts unless they leave room for one root only.
+
+    Where it pays for a single path, there is nothing to choose, and nothing is judged.
+    """
     layout = Layout(task.units, task.stages, _draft_stage(task, options), task.given)
     if options.draft_stages is None and options.widths is None:
         with suppress(BudgetError):
@@ -188,20 +198,26 @@ def plan(task: Task, options: TofOptions) -> tuple[TreeOfFrames, Allotment]:
             if tree.shape.roots > 1:
                 return tree, allotment
         layout = replace(layout, draft_stage=None)  # a lone root is not worth a preview
-    return _tree(task, options, layout)
+    try:
+        tree, allotment = _tree(task, options, layout)
+    except BudgetError:
+        if task.multiple < 1 or options.roots is not None or options.widths is not None:
+            raise
+        return unsearched(task)
+    return (tree, allotment) if tree.shape.chooses else unsearched(task)
 
 
 def _tree(task: Task, options: TofOptions, layout: Layout) -> tuple[TreeOfFrames, Allotment]:
     shape, allotment = allot_tof(
         task.multiple,
         layout,
-        task.cost,
+        task.prices,
         roots_per_work=options.roots_per_work,
         branching=options.branching,
         roots=options.roots,
         widths=options.widths,
     )
-    return TreeOfFrames(layout, shape, options.roots_per_work, task.weigh, options.path_score), allotment
+    return TreeOfFrames(layout, shape, options.roots_per_work, task.scoring), allotment
 
 
 def _draft_stage(task: Task, options: TofOptions) -> int | None:
@@ -216,7 +232,7 @@ def _draft_stage(task: Task, options: TofOptions) -> int | None:
 
 ENTRY = PolicyEntry(
     name="tof",
-    summary="Tree-of-Frames: many first units, pruned unit by unit",
+    summary="Tree-of-Frames as published: many first units, pruned unit by unit",
     options=TofOptions,
     plan=plan,
 )
