@@ -53,7 +53,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
     prompt: Annotated[str, typer.Option(help="What the video should show.")] = PROMPT,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video.")] = 0,
-    budget: Annotated[str, typer.Option(help="What sampling may cost, in samples without a search.")] = "4x",
+    budget: Annotated[str, typer.Option(help="What the search may cost, in samples without a search.")] = "4x",
     log_level: LogLevelOption = None,
 ) -> None:
     """Train a little, search a lot, and leave a video."""

@@ -196,10 +196,10 @@ def measured(item: Item, record: SearchRecord, panel: Mapping[str, float], oracl
         verifier_score=sum(panel.values()) / len(panel),
         nfe=outcome.sampling.spent.nfe,
         generator_flops=outcome.sampling.certain.flops,
-        wasted_flops=lost(outcome.sampling).flops,
-        decoding_flops=outcome.sampling.spent.decoding,
-        verifier_flops=outcome.scoring.spent.flops,
-        single_flops=record.single.flops,
+        decoding_flops=outcome.sampling.certain.decoding,
+        verifier_flops=outcome.scoring.certain.flops,
+        wasted_flops=(lost(outcome.sampling) + lost(outcome.scoring)).all_flops,
+        single_flops=record.single.all_flops,
         branches=len(outcome.nodes),
         seconds=outcome.seconds,
     )
@@ -232,7 +232,7 @@ def _settings_table(rows: list[Row]) -> Table:
     from framegrove.evaluation.report import Price
 
     parts = [part.name for part in fields(Price)]
-    table = Table(title="Means with 95% bootstrap intervals; prices: 1x = sampling a video once without a search")
+    table = Table(title="Means with 95% bootstrap intervals; prices: 1x = sampling and decoding a video once, without a search")
     for column in ("setting", *results.METRICS, *parts, "total", "seconds"):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     for setting, group in results.by_setting(rows).items():

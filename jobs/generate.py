@@ -52,7 +52,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
     policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = "tof",
     budget: Annotated[
-        str | None, typer.Option(help="What sampling may cost, in samples without a search; 4x if absent.")
+        str | None, typer.Option(help="What the search may cost, in samples without a search; 4x if absent.")
     ] = None,
     units: Annotated[
         int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")

@@ -32,13 +32,18 @@ class Assessment(enum.StrEnum):
 class Cost:
     """What some work took. ``nfe`` counts transformer evaluations, ``flops`` comes from exact token counts.
 
-    ``decoding``, the FLOPs of turning latents into frames, is no part of ``flops``: budgets are about sampling.
+    ``decoding``, the FLOPs of turning latents into frames, is no part of ``flops``.
     """
 
     nfe: int = 0
     flops: int = 0
     seconds: float = 0.0
     decoding: int = 0
+
+    @property
+    def all_flops(self) -> int:
+        """FLOPs, decoding included."""
+        return self.flops + self.decoding
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -102,7 +107,7 @@ class Scored:
 class GenerationRequest:
     """A video that somebody wants: ``units`` of it, ``height`` x ``width`` pixels, searched for by ``policy``.
 
-    ``budget`` counts multiples of one unsearched sample's FLOPs. ``image`` is an encoded first frame (PNG or JPEG).
+    ``budget`` counts multiples of the FLOPs of one unsearched sample with its decoding. ``image`` is an encoded first frame (PNG or JPEG).
     """
 
     prompt: str

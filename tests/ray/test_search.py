@@ -117,8 +117,9 @@ def test_a_search_leaves_a_whole_tree(undisturbed: SearchRecord, tmp_path: Path)
     assert set(undisturbed.scores) == {"alignment", "motion", "clarity"}
     assert len(outcome.nodes) > 4
     assert outcome.overlap > 0
-    budget = REQUEST.budget * undisturbed.single.flops
-    assert undisturbed.single.flops < outcome.sampling.certain.flops <= budget
+    budget = REQUEST.budget * undisturbed.single.all_flops
+    needed = outcome.sampling.certain.all_flops + outcome.scoring.certain.flops
+    assert undisturbed.single.all_flops < needed <= budget
     assert outcome.scoring.spent.flops > 0
     write(undisturbed, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "slide.png", "tree.png", "video.mp4"]

@@ -85,11 +85,11 @@ def test_report_adds_up_and_is_json() -> None:
 
 
 def test_one_price_is_said_everywhere(tmp_path: Path) -> None:
-    """A sample without a search costs 1x of sampling and its decoding; the console says what the report says."""
+    """A sample without a search costs 1x, with its decoding; the console says what the report says."""
     record = dataclasses.replace(search_record(), single=Cost(60, 1000, 1.0, decoding=320))
-    assert str(record.single_price) == "1.32x (sampling 1.00, wasted 0.00, decoding 0.32, judging 0.00)"
+    assert str(record.single_price) == "1.00x (sampling 0.76, decoding 0.24, judging 0.00, wasted 0.00)"
     said = report.report_json(record)["price"]["search"]
-    assert report_line(record).startswith(f"7 branches in 3.0 s at a price of {said['total']:.2f}x (sampling 3.00, ")
+    assert report_line(record).startswith(f"7 branches in 3.0 s at a price of {said['total']:.2f}x (sampling 2.27, ")
 
 
 def test_a_winner_that_its_judges_doubt_is_a_warning() -> None:

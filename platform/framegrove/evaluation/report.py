@@ -21,21 +21,21 @@ DOUBTFUL = 0.1  # final scores that are all below this say that the winner does 
 
 @dataclass(frozen=True)
 class Price:
-    """What a video cost, in *samples*: multiples of the FLOPs of sampling it once, without a search.
+    """What a video cost, in *samples*: multiples of the FLOPs of sampling and decoding it once, without a search.
 
-    This is the unit of a budget. A budget of 4x bounds ``sampling`` by 4; the other parts are outside the budget. One
-    sample without a search has sampling 1, wasted 0, judging 0, and decoding as the VAE compares with the transformer.
+    This is the unit of a budget. A budget of 4x bounds what the search needed, ``sampling``, ``decoding`` and
+    ``judging`` together, by 4. What was ``wasted`` comes on top.
     """
 
-    sampling: float  # denoising that the search needed
-    wasted: float  # denoising that it did not: lost speculation, and works that were cancelled or failed
+    sampling: float  # denoising
     decoding: float  # turning latents into frames, previews included
     judging: float  # the verifiers
+    wasted: float  # all of it that was not needed: lost speculation, and works that were cancelled or failed
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.sampling + self.wasted + self.decoding + self.judging
+        return self.sampling + self.decoding + self.judging + self.wasted
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in asdict(self).items())
@@ -103,11 +103,12 @@ class SearchRecord:
 
 def price_of(sampling: CostBreakdown, scoring: CostBreakdown, single: Cost) -> Price:
     """The price of a video from the costs of its works; ``single`` is the cost of one sample without a search."""
+    one = single.all_flops
     return Price(
-        sampling=sampling.certain.flops / single.flops,
-        wasted=lost(sampling).flops / single.flops,
-        decoding=sampling.spent.decoding / single.flops,
-        judging=scoring.spent.flops / single.flops,
+        sampling=sampling.certain.flops / one,
+        decoding=sampling.certain.decoding / one,
+        judging=scoring.certain.flops / one,
+        wasted=(lost(sampling) + lost(scoring)).all_flops / one,
     )
 
 
@@ -151,7 +152,7 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
         "overlap_seconds": round(outcome.overlap, 3),
         "warnings": warnings_of(record),
         "price": {
-            "unit": "the FLOPs of sampling this video once, without a search",
+            "unit": "the FLOPs of sampling and decoding this video once, without a search",
             "search": _price(record.price),
             "single_sample": _price(record.single_price),
         },

@@ -237,7 +237,7 @@ def _draw_verdicts(axes: Axes, card: Card, x: float, top: float, colour: str) ->
 
 
 def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
-    """What was spent, in samples, above one sample without a search; the budget bounds the sampling alone."""
+    """What was spent, in samples, above one sample without a search; the budget bounds all but what was wasted."""
     searched, single = record.price, record.single_price
     searching = len(record.outcome.nodes) > len(record.outcome.winner)
     rows = {"search": searched, "one sample": single} if searching else {"one sample": single}
@@ -252,9 +252,9 @@ def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
         axes.plot([record.request.budget] * 2, [-0.45, 0.45], color=INK, lw=1.4)
     parts = {name: value for name, value in asdict(searched).items() if value}
     handles = [Patch(facecolor=PARTS[name], label=f"{name} {value:.2f}x") for name, value in parts.items()]
-    said = ["price, 1x = sampling this video once without a search"]
+    said = ["price, 1x = sampling and decoding this video once, without a search"]
     if searching:
-        said.append(f"the line is the budget for sampling, {record.request.budget:g}x")
+        said.append(f"the line is the budget, {record.request.budget:g}x")
     axes.set_title(("\n" if narrow else "; ").join(said), fontsize=8.5, color=INK, loc="left")
     place = (
         {"loc": "upper left", "bbox_to_anchor": (0, -0.3)}
