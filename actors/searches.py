@@ -124,6 +124,8 @@ class SearchRunner:
         """
         await self._generators.check(request)
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
+        if request.until is not None:
+            wanted["until"] = request.until
         config = validated(SearchConfig, wanted, "the request")
         with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
             log.info("search begins: policy %s, budget %gx, %d units", config.policy, request.budget, request.units)

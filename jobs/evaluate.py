@@ -232,7 +232,9 @@ def _settings_table(rows: list[Row]) -> Table:
     from framegrove.evaluation.report import Price
 
     parts = [part.name for part in fields(Price)]
-    table = Table(title="Means with 95% bootstrap intervals; prices: 1x = sampling and decoding a video once, without a search")
+    table = Table(
+        title="Means with 95% bootstrap intervals; prices: 1x = sampling and decoding a video once, without a search"
+    )
     for column in ("setting", *results.METRICS, *parts, "total", "seconds"):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     for setting, group in results.by_setting(rows).items():

@@ -54,6 +54,14 @@ def main(
     budget: Annotated[
         str | None, typer.Option(help="What the search may cost, in samples without a search; 4x if absent.")
     ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Stop at a video that is right with this probability, by the verifiers; for policies that can.",
+        ),
+    ] = None,
     units: Annotated[
         int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")
     ] = None,
@@ -101,6 +109,7 @@ def main(
             policy=entry.name if entry.name in policies.summaries() else policy,
             budget=multiple,
             image=_picture(image) if image else None,
+            until=until,
         )
         files.check(request)
         advice = files.recipe.outside(text)

@@ -107,7 +107,9 @@ class Scored:
 class GenerationRequest:
     """A video that somebody wants: ``units`` of it, ``height`` x ``width`` pixels, searched for by ``policy``.
 
-    ``budget`` counts multiples of the FLOPs of one unsearched sample with its decoding. ``image`` is an encoded first frame (PNG or JPEG).
+    ``budget`` counts multiples of the FLOPs of one unsearched sample with its decoding. A policy that can stop
+    does so at a video that is right with probability ``until``, None: as it likes best. ``image`` is an encoded first
+    frame (PNG or JPEG).
     """
 
     prompt: str
@@ -118,6 +120,7 @@ class GenerationRequest:
     policy: str = "tof"
     budget: float = 4.0
     image: bytes | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)
