@@ -23,7 +23,13 @@ from tests.fakes import FREE, FakeGenerator, FakeVerifier, MemoryStore, World, r
 CONFIG = SearchConfig(budget="4x")
 IDENTITY: dict[str, Any] = {"prompt": "a red 3", "seed": 1, "search": CONFIG.model_dump(mode="json")}
 DRAFT = Sampled(SampleWork(((0,), (1,)), 0, 1), Cost(20, 10**15 + 1, 1.5), ("first", "second"))
-SCORE = Scored(ScoreWork((1,), Assessment.POTENTIAL), (("left", 0.1), ("right", 1 / 3)), Cost(1, 2, 0.25))
+SCORE = Scored(
+    ScoreWork((1,), Assessment.POTENTIAL),
+    (("left", 0.1), ("right", 1 / 3)),
+    Cost(1, 2, 0.25),
+    mass=0.9,
+    answers=(("Is it there?", 2 / 3),),
+)
 
 
 def search(path: Path, store: MemoryStore, world: World, *, dies_after: float | None = None) -> SearchResult | None:
@@ -138,10 +144,10 @@ def test_any_torn_end_is_tolerated(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_torn_first_line_is_a_fresh_journal(tmp_path: Path) -> None:
-    (tmp_path / "j").write_bytes(b'{"journal": 4, "iden')
+    (tmp_path / "j").write_bytes(b'{"journal": 5, "iden')
     with Journal(tmp_path / "j", IDENTITY, MemoryStore()):
         pass
-    assert json.loads((tmp_path / "j").read_text()) == {"journal": 4, "identity": IDENTITY}
+    assert json.loads((tmp_path / "j").read_text()) == {"journal": 5, "identity": IDENTITY}
 
 
 def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
@@ -159,8 +165,8 @@ def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'[]\n{"scored": 1}\n', "is not a search journal of version 4"),
-        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 4"),
+        (b'[]\n{"scored": 1}\n', "is not a search journal of version 5"),
+        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 5"),
         (b"what\nis\nthis\n", "line 1 is damaged: remove the file"),
     ],
 )

@@ -13,10 +13,11 @@ from framegrove.evaluation import report, tree_layout, tree_picture
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
 from framegrove.search.tree import Judgement, Scores
-from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, ScoreWork
+from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
 from jobs.generate import report_line
 
 REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64)
+ANSWERS = (("Is there a red 3?", 0.75), ("Does it move?", 0.8))
 PANEL: Scores = (("alignment", 0.6), ("motion", 0.8))
 LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 
@@ -24,7 +25,8 @@ LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None, total: float | None = None) -> Node:
     judged = (Judgement(path, assessment, 0.5, total),) if assessment and total else ()
     scores = ((assessment, PANEL),) if assessment else ()
-    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, judged, 0.0, 1.0)
+    said = (Scored(ScoreWork(path, assessment), PANEL, answers=ANSWERS),) if assessment else ()
+    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, judged, 0.0, 1.0, said)
 
 
 def search_record() -> SearchRecord:
@@ -82,6 +84,8 @@ def test_report_adds_up_and_is_json() -> None:
     assert [b["path"] for b in said["branches"]][:3] == [[0], [1], [2]]
     assert [stretch["needed"] for stretch in said["timeline"]] == [True, False, True, True]
     assert said["size"] == "64x64"
+    assert said["branches"][1]["answers"] == {"image": {"verifier": dict(ANSWERS)}}
+    assert next(b for b in said["branches"] if b["path"] == [2, 0])["answers"] == {}
 
 
 def test_one_price_is_said_everywhere(tmp_path: Path) -> None:

@@ -228,8 +228,18 @@ def _branch(node: Node) -> dict[str, Any]:
         "fate": str(node.fate),
         "dropped_by": str(node.dropped_by) if node.dropped_by else None,
         "verifier": {str(assessment): dict(panel) for assessment, panel in node.scores},
+        "answers": _answers(node),
         "path_score": node.judgements[-1].total if node.judgements else None,
     }
+
+
+def _answers(node: Node) -> dict[str, dict[str, dict[str, float]]]:
+    """P(yes) of every question, by assessment and verifier, for the verifiers that ask questions."""
+    said: dict[str, dict[str, dict[str, float]]] = {}
+    for scored in node.scored:
+        if scored.answers:
+            said.setdefault(str(scored.work.assessment), {})[scored.work.verifier] = dict(scored.answers)
+    return said
 
 
 def _stretch(span: Span, outcome: SearchResult) -> dict[str, Any]:

@@ -261,9 +261,10 @@ class Conductor:
         state = self._state
         assert state.plan.winner is not None
         sampled = [result.work for result in state.done.values() if isinstance(result, Sampled)]
+        scored = [result for result in state.done.values() if isinstance(result, Scored)]
         return SearchResult(
             winner=state.plan.winner,
-            nodes=nodes_of(state.plan, sampled, state.panels, state.spans),
+            nodes=nodes_of(state.plan, sampled, state.panels, scored, state.spans),
             certain=frozenset(state.certain_works),
             sampling=state.costs(GENERATORS),
             verifiers={name: state.costs(name) for name in self._panel},

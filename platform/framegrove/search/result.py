@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
-from framegrove.types import Assessment, Cost, Path, SampleWork
+from framegrove.types import Assessment, Cost, Path, SampleWork, Scored
 
 
 class Ending(enum.StrEnum):
@@ -63,7 +63,10 @@ class Fate(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored."""
+    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored.
+
+    ``scored`` is what each verifier said of it, with the answers to its questions.
+    """
 
     path: Path
     fate: Fate
@@ -72,6 +75,7 @@ class Node:
     judgements: tuple[Judgement, ...]
     start: float | None
     end: float | None
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,11 @@ def overlap_seconds(ones: Iterable[tuple[float, float]], others: Iterable[tuple[
 
 
 def nodes_of(
-    plan: Plan, sampled: Iterable[SampleWork], panels: Mapping[PanelWork, Scores], spans: Iterable[Span]
+    plan: Plan,
+    sampled: Iterable[SampleWork],
+    panels: Mapping[PanelWork, Scores],
+    scored: Iterable[Scored],
+    spans: Iterable[Span],
 ) -> tuple[Node, ...]:
     """The finished tree: every branch that was sampled, by path. ``plan`` must have a winner."""
     assert plan.winner is not None
@@ -139,6 +147,9 @@ def nodes_of(
             for path in paths:
                 times.setdefault(path, []).extend((span.start, span.end))
     order = list(Assessment)
+    said: dict[Path, list[Scored]] = {}
+    for each in scored:
+        said.setdefault(each.work.path, []).append(each)
     judgements: dict[Path, list[Judgement]] = {}
     for judgement in plan.judgements:
         judgements.setdefault(judgement.path, []).append(judgement)
@@ -153,6 +164,9 @@ def nodes_of(
             judgements=tuple(sorted(judgements.get(path, ()), key=lambda each: order.index(each.assessment))),
             start=min(times[path]) if path in times else None,
             end=max(times[path]) if path in times else None,
+            scored=tuple(
+                sorted(said.get(path, ()), key=lambda one: (order.index(one.work.assessment), one.work.verifier))
+            ),
         )
         for path in sorted({path for work in sampled for path in work.paths})
     )
