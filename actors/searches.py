@@ -168,16 +168,18 @@ class SearchRunner:
         folder: File | None,
         on_progress: OnProgress,
     ) -> tuple[Layout, SearchResult]:
+        judged = policies.find(config.policy).judged
+        judging = await self._judging_prices(request, opened.prompt) if judged else {}
         policy, _ = policies.make_policy(
             config,
             request.units,
             opened.stages,
-            Prices(opened.cost),
+            Prices(opened.cost, judging),
             given=len(opened.given),
             panel=self._fusion,
             seed=request.seed,
         )
-        panel = self._panel(opened.prompt, config) if policies.find(config.policy).judged else {}
+        panel = self._panel(opened.prompt, config) if judged else {}
 
         def tell(tally: Tally) -> None:
             on_progress(Progress(tally.share, f"{tally.done} works done of at most {tally.at_most}"))
@@ -200,6 +202,16 @@ class SearchRunner:
                 observer=self._observer,
             )
             return policy.layout, await conductor.run()
+
+    async def _judging_prices(self, request: GenerationRequest, prompt: str) -> dict[Assessment, list[int]]:
+        """FLOPs of the whole panel's judgement of a branch, by assessment and depth."""
+        total: dict[Assessment, list[int]] = {}
+        for name in self._verifiers:
+            asked = functools.partial(_price, prompt, request.units, request.height, request.width)
+            for assessment, by_depth in (await self._insist(asked, self.crew[name])).items():
+                before = total.get(assessment, [0] * request.units)
+                total[assessment] = [one + other for one, other in zip(before, by_depth, strict=True)]
+        return total
 
     def _panel(self, prompt: str, config: SearchConfig) -> Mapping[str, PanelMember]:
         return {
@@ -234,14 +246,20 @@ class SearchRunner:
     def _group(self) -> ActorGroup:
         return self.crew[self._generators.name]
 
-    async def _insist(self, method: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Ask a generator something small, and again if it dies of something else meanwhile."""
+    async def _insist(self, method: Callable[[Any], Awaitable[Any]], group: ActorGroup | None = None) -> Any:
+        """Ask an actor of a group (absent: a generator) something small, and again if it dies meanwhile."""
+        group = group or self._group
         limit = Limit(self._search.sample_limit, "reading the request")
         calls = [
-            (functools.partial(ask, self._group, n, method, limit), functools.partial(recovered, self._group, n))
-            for n in range(len(self._group))
+            (functools.partial(ask, group, n, method, limit), functools.partial(recovered, group, n))
+            for n in range(len(group))
         ]
         return await by_one_of(calls)
+
+
+def _price(prompt: str, units: int, height: int, width: int, verifier: Any) -> Awaitable[Any]:
+    asked: Awaitable[Any] = verifier.price.remote(prompt, units, height, width)
+    return asked
 
 
 @contextlib.contextmanager
