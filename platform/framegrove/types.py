@@ -22,7 +22,7 @@ def depth_of(path: Path) -> int:
 class Assessment(enum.StrEnum):
     """What a verifier is asked about a branch (Video-T1, section 3.3, stages a to c)."""
 
-    POTENTIAL = "potential"  # a preview of unit 0, sampled at the coarse stages only: is it worth refining?
+    POTENTIAL = "potential"  # a preview of a unit, sampled at the coarse stages only: is it worth refining?
     IMAGE = "image"  # the finished unit 0 against the static-scene prompt
     MOTION = "motion"  # a middle unit: motion and stability against the motion prompt
     FINAL = "final"  # the whole video against the whole prompt

@@ -128,45 +128,38 @@ def test_single_asks_nobody() -> None:
     assert not find("none").judged
 
 
-POLICIES = st.builds(
-    lambda name, budget, units, stages, first, per_work, branching, path_score, fusion, until, select, every: (
-        functools.partial(
-            make_policy,
-            SearchConfig(
-                policy=name,
-                budget=f"{budget}x",
-                path_score=path_score,
-                fusion=fusion,
-                until=until,
-                options={
-                    "tof": {"roots_per_work": per_work, "branching": branching},
-                    "tree": {"select": select, "every": every},
-                    "dfs": {"accept": 0.3},
-                },
-            ),
-            units,
-            stages,
-            PAID,
-            given=min(first, units - 1),
-        )
-    ),
-    st.sampled_from(["tof", "tof", "tree", "tree", *summaries()]),
-    st.sampled_from([1, 1.5, 3, 4, 7.5]),
-    st.integers(1, 5),
-    st.integers(1, 3),
-    st.integers(0, 1),
-    st.integers(1, 4),
-    st.sampled_from(["units", "prompts", "never"]),
-    st.sampled_from([None, "last", "sum", "min"]),
-    st.sampled_from([None, "log-p", "ranks", "z-scores"]),
-    st.sampled_from([None, 0.5, 0.9]),
-    st.sampled_from(["top", "threshold", "multinomial", "systematic"]),
-    st.integers(1, 3),
-)
+@st.composite
+def any_policy(draw: st.DrawFn) -> Callable[[], tuple[Policy, Allotment]]:
+    """What makes a policy, with options of all kinds."""
+    name = draw(st.sampled_from(["tof", "tof", "tree", "tree", *summaries()]))
+    units = draw(st.integers(1, 5))
+    config = SearchConfig(
+        policy=name,
+        budget=f"{draw(st.sampled_from([1, 1.5, 3, 4, 7.5]))}x",
+        path_score=draw(st.sampled_from([None, "last", "sum", "min"])),
+        fusion=draw(st.sampled_from([None, "log-p", "ranks", "z-scores"])),
+        until=draw(st.sampled_from([None, 0.5, 0.9])),
+        options={
+            "tof": {
+                "roots_per_work": draw(st.integers(1, 4)),
+                "branching": draw(st.sampled_from(["units", "prompts", "never"])),
+            },
+            "tree": {
+                "select": draw(st.sampled_from(["top", "threshold", "multinomial", "systematic"])),
+                "every": draw(st.integers(1, 3)),
+            },
+            "dfs": {"accept": 0.3},
+        },
+    )
+    stages = draw(st.integers(2 if name == "pyramid" else 1, 3))
+    given_units = min(draw(st.integers(0, 1)), units - 1)
+    return functools.partial(make_policy, config, units, stages, PAID, given=given_units)
 
 
 @settings(max_examples=200, deadline=None)
-@given(make=POLICIES, seed=st.integers(0, 2**32), grid=st.sampled_from([1, 2, 5, 1000]), orders=st.integers(0, 2**32))
+@given(
+    make=any_policy(), seed=st.integers(0, 2**32), grid=st.sampled_from([1, 2, 5, 1000]), orders=st.integers(0, 2**32)
+)
 def test_decisions_only_add_and_the_order_of_scores_does_not_matter(
     make: Callable[[], tuple[Policy, Allotment]], seed: int, grid: int, orders: int
 ) -> None:
@@ -214,7 +207,10 @@ def check_speculation(policy: Policy, plan: Plan) -> None:
 def test_a_policy_from_elsewhere_is_found_by_its_dotted_name() -> None:
     assert find("framegrove.search.policies.linear:ENTRY") is linear.ENTRY
     for name, says in (
-        ("bees", "there is no policy 'bees': choose one of single, linear, tof, tree, beam, smc, halving, dfs"),
+        (
+            "bees",
+            "there is no policy 'bees': choose one of single, linear, tof, tree, beam, smc, halving, dfs, pyramid",
+        ),
         ("nowhere.at.all:ENTRY", "cannot be imported"),
         ("framegrove.search.policies.linear:Linear", "not a PolicyEntry"),
     ):

@@ -55,7 +55,7 @@ class Layout:
     """The grid a search moves on: ``units`` of a video, each sampled over ``stages`` of the pyramid.
 
     The first ``given`` units are not searched for (image-to-video gives one): every branch starts with them, under
-    the path ``(0,) * given``. ``draft_stage`` is the last stage of a draft of unit 0, None where there are no drafts.
+    the path ``(0,) * given``. ``draft_stage`` is the last stage of a draft, None where there are no drafts.
     """
 
     units: int

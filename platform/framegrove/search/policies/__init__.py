@@ -15,12 +15,22 @@ from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
 from framegrove.search.budget import Allotment, BudgetError
 from framegrove.search.fusion import Panel, Scoring
-from framegrove.search.policies import dfs, linear, single, tof, tree
+from framegrove.search.policies import dfs, linear, pyramid, single, tof, tree
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.prices import Prices
 from framegrove.search.tree import Policy
 
-_ENTRIES = (single.ENTRY, linear.ENTRY, tof.ENTRY, tree.ENTRY, tree.BEAM, tree.SMC, tree.HALVING, dfs.ENTRY)
+_ENTRIES = (
+    single.ENTRY,
+    linear.ENTRY,
+    tof.ENTRY,
+    tree.ENTRY,
+    tree.BEAM,
+    tree.SMC,
+    tree.HALVING,
+    dfs.ENTRY,
+    pyramid.ENTRY,
+)
 _POLICIES = {entry.name: entry for entry in _ENTRIES}
 _OTHER_NAMES = {"none": "single"}  # accepted, never shown
 
