@@ -64,7 +64,7 @@ deaths = st.dictionaries(
     verifiers=st.integers(1, 2),
     in_flight=st.integers(1, 8),
     deaths=deaths,
-    speculate=st.booleans(),
+    speculate=st.sampled_from(["latency", "thrift", "off"]),
     step_s=st.sampled_from([0.1, 1.0, 5.0]),
     policy=st.sampled_from(["tof", "tof", "linear"]),
 )
@@ -76,12 +76,12 @@ def test_same_seed_same_video(
     verifiers: int,
     in_flight: int,
     deaths: dict[str, frozenset[int]],
-    speculate: bool,
+    speculate: str,
     step_s: float,
     policy: str,
 ) -> None:
     calm = search(
-        World(seed=seed, grid=grid), TOF.model_copy(update={"speculate": False, "policy": policy}), generators=1
+        World(seed=seed, grid=grid), TOF.model_copy(update={"speculate": "off", "policy": policy}), generators=1
     )
     config = TOF.model_copy(
         update={"speculate": speculate, "scores_in_flight": in_flight, "attempts": 20, "policy": policy}
@@ -121,7 +121,7 @@ def test_speculation_saves_time_and_shows_its_waste() -> None:
     saved, wasted = [], 0
     for seed in range(8):
         world = World(seed=seed, aspects=("only",), score_s=4.0)
-        patient = search(world, TOF.model_copy(update={"speculate": False}))
+        patient = search(world, TOF.model_copy(update={"speculate": "off"}))
         eager = search(world, TOF)
         assert same_video(eager, patient)
         assert patient.sampling.wasted.nfe == 0
@@ -208,7 +208,7 @@ def test_progress_rises_to_the_end() -> None:
 
 
 def test_the_outcome_tells_what_became_of_every_branch() -> None:
-    outcome = search(World(), TOF.model_copy(update={"speculate": False}))
+    outcome = search(World(), TOF.model_copy(update={"speculate": "off"}))
     by_path = {node.path: node for node in outcome.nodes}
     assert [by_path[outcome.winner[:n]].fate for n in range(1, 5)] == [Fate.WON] * 4
     assert {node.fate for node in outcome.nodes} <= {Fate.WON, Fate.KEPT, Fate.DROPPED}

@@ -77,6 +77,20 @@ def test_where_the_budget_ends_the_most_promising_branch_is_finished() -> None:
     assert asked == [(0,), (1,)]  # nothing that would follow from more scores
 
 
+def test_idle_workers_are_told_what_is_likeliest_to_be_needed() -> None:
+    """With units that are right four times in five, in the order of how likely each is needed."""
+    policy = DepthFirst(LAYOUT, PLENTY, PAID, DfsOptions(expect=0.8, grow=2, most=3))
+    policy.start()
+    bets = [bet for bet in policy.speculative() if isinstance(bet.work, SampleWork)]
+    assert [(bet.work.paths, round(bet.likely, 3)) for bet in bets[:3] if isinstance(bet.work, SampleWork)] == [
+        (((0, 0),), 0.8),
+        (((0, 0, 0),), 0.64),
+        (((1,),), 0.2),
+    ]
+    assert [bet.likely for bet in bets] == sorted((bet.likely for bet in bets), reverse=True)
+    assert (((0, 1), (0, 2)), 0.16) in [(bet.work.paths, round(bet.likely, 3)) for bet in bets]
+
+
 @pytest.mark.parametrize("prices", [FREE, PAID])
 def test_with_enough_budget_the_winner_is_right_wherever_a_right_one_can_be_grown(prices: object) -> None:
     for seed in range(30):

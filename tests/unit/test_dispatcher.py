@@ -49,7 +49,7 @@ class Life:
         verifiers = {"one": ["one0", "one1"], "two": ["two0"]}
         self.workers = Workers(self.names, verifiers, {"one": 2, "two": 2})
         panel = {each: ["one", "two"] for each in Assessment} | {Assessment.MOTION: ["two"]}
-        self.state = Dispatcher(tree(), self.workers, panel, speculate=speculate, attempts=1000)
+        self.state = Dispatcher(tree(), self.workers, panel, speculate=0.0 if speculate else None, attempts=1000)
         self.inputs: dict[int, dict[Path, str]] = {}
         self.cancelled: set[int] = set()
         self.recovering: list[str] = []
@@ -214,7 +214,10 @@ def speculation_on_two_and_a_certain_work(workers: Workers) -> tuple[Dispatcher,
     assert list(ahead) == [5, 4]
     score(state, (6,), Assessment.POTENTIAL, 0.9)
     assert SampleWork(((6,),), 2, 2) in state.certain_works
-    assert [work.paths for work in state._policy.speculative() if isinstance(work, SampleWork)] == [((5,),), ((4,),)]
+    assert [bet.work.paths for bet in state._policy.speculative() if isinstance(bet.work, SampleWork)] == [
+        ((5,),),
+        ((4,),),
+    ]
     return state, ahead
 
 
@@ -240,7 +243,7 @@ def test_a_speculative_work_that_killed_its_worker_waits_until_it_is_certain() -
     state.on_failed(early, Cost(1, 1), "out of memory", 1.0)
     assert Recover(early.worker) in state.decide(1.0)
     state.on_recovered(early.worker)
-    assert early.work in state._policy.speculative()
+    assert early.work in [bet.work for bet in state._policy.speculative()]
     assert not start(state, 2.0)
     for root in range(2, 5):
         score(state, (root,), Assessment.POTENTIAL, 0.0)

@@ -47,7 +47,7 @@ def test_tree_of_frames_step_by_step() -> None:
             plan.add(policy.judged(PanelWork(path, assessment), (("only", value),)))
 
     answer(Assessment.POTENTIAL, {(0,): 0.2, (1,): 0.9})
-    assert next(iter(policy.speculative())) == SampleWork(((1,),), 2, 2)  # ahead so far: worth working ahead
+    assert next(iter(policy.speculative())).work == SampleWork(((1,),), 2, 2)  # ahead so far: worth working ahead
     answer(Assessment.POTENTIAL, {(2,): 0.1})
     assert SampleWork(((1,),), 2, 2) in plan.certain  # two below already: stays, whatever root 3 is like
     assert plan.dropped == {(2,): Assessment.POTENTIAL}
@@ -198,7 +198,10 @@ def check_adds(decision: Decision, plan: Plan) -> None:
 
 
 def check_speculation(policy: Policy, plan: Plan) -> None:
-    for work in policy.speculative():
+    bets = list(policy.speculative())
+    assert all(0 < bet.likely <= 1 for bet in bets)
+    assert len({bet.work for bet in bets}) == len(bets)
+    for work, _ in bets:
         assert work not in plan.certain
         paths = work.paths if isinstance(work, SampleWork) else (work.path,)
         assert not any(plan.is_dropped(path) for path in paths)

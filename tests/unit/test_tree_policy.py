@@ -41,7 +41,7 @@ def test_the_example_of_the_docstring() -> None:
     game = Game(TreeOptions(select="top", keep=1 / 3), 6)
     assert [len(work.paths) for work in game.plan.certain if isinstance(work, SampleWork)] == [4, 2]
     assert game.tell({(1,): 0.9, (0,): 0.1, (2,): 0.2, (3,): 0.3}) == []
-    assert next(iter(game.policy.speculative())) == SampleWork(((1, 0), (1, 1), (1, 2)), 0, 1)
+    assert next(iter(game.policy.speculative())).work == SampleWork(((1, 0), (1, 1), (1, 2)), 0, 1)
     assert game.tell({(5,): 0.1}) == [(1, 0), (1, 1), (1, 2)]  # whatever branch 4 is like
     assert game.tell({(4,): 0.8}) == [(4, 0), (4, 1), (4, 2)]
     assert set(game.plan.dropped) == {(0,), (2,), (3,), (5,)}

@@ -12,6 +12,7 @@ from framegrove.errors import UserError
 
 Fusion = Literal["log-p", "ranks", "z-scores"]
 PathScore = Literal["sum", "last", "min"]
+Speculate = Literal["latency", "thrift", "off"]
 
 
 def parse_budget(text: str) -> float:
@@ -60,9 +61,10 @@ class SearchConfig(Config):
         description="policies that can stop (linear, dfs) do so at a video that is right with this probability, by the "
         "panel; default: the policy's own",
     )
-    speculate: bool = Field(
-        default=True,
-        description="idle generators work ahead on branches that will probably stay; the video is the same",
+    speculate: Speculate = Field(
+        default="latency",
+        description="what idle workers do ahead, the video being the same: latency, whatever may be needed; thrift, what "
+        "is needed more likely than not; off, nothing",
     )
     attempts: int = Field(default=3, ge=1, description="times a work is tried when workers die under it")
     scores_in_flight: int = Field(default=8, ge=1, description="branches a verifier is asked about at a time")
@@ -74,6 +76,11 @@ class SearchConfig(Config):
     def multiple(self) -> float:
         """The budget as a number."""
         return parse_budget(self.budget)
+
+    @field_validator("speculate", mode="before")
+    @classmethod
+    def _yes_or_no_will_do(cls, given: Any) -> Any:
+        return {True: "latency", False: "off"}[given] if isinstance(given, bool) else given
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -74,6 +74,11 @@ class ScoreCohort:
         return len(self._scores) == len(self.members)
 
     @property
+    def scored_share(self) -> float:
+        """The share of the members that has been scored."""
+        return len(self._scores) / len(self.members)
+
+    @property
     def kept(self) -> tuple[Path, ...]:
         """The members certain to stay, in member order."""
         return tuple(path for path in self.members if self._fates.get(path))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from framegrove.config.search import SearchConfig
+from framegrove.config.search import SearchConfig, Speculate
 from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start, check, describe
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import (
@@ -30,6 +30,10 @@ from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
 
 log = logging.getLogger(__name__)
+
+# From which probability of being needed on a work is done ahead. Doing it saves its time if it is needed, and wastes
+# its price if not: at even odds both are worth the same.
+LEAST_LIKELY: dict[Speculate, float | None] = {"latency": 0.0, "thrift": 0.5, "off": None}
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Conductor:
         )
         judges = {each: [name for name, member in panel.items() if each in member.judges] for each in Assessment}
         self._state = Dispatcher(
-            policy, workers, judges, speculate=config.speculate, attempts=config.attempts, given=given
+            policy, workers, judges, speculate=LEAST_LIKELY[config.speculate], attempts=config.attempts, given=given
         )
         self._generators = generators
         self._verifiers: dict[str, VerifierClient] = {

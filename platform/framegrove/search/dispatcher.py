@@ -104,7 +104,8 @@ class Dispatcher:
     """Assigns the works of a policy to workers.
 
     ``panel`` names the verifiers that take part in each assessment. A certain work is tried ``attempts`` times.
-    ``given`` holds the handles of the units that are not searched for, oldest first.
+    ``given`` holds the handles of the units that are not searched for, oldest first. Works that are at least as likely
+    to be needed as ``speculate`` are done ahead by workers that would otherwise idle; None: none are.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Dispatcher:
         workers: Workers,
         panel: Mapping[Assessment, Sequence[str]],
         *,
-        speculate: bool = True,
+        speculate: float | None = 0.0,
         attempts: int = 3,
         given: Sequence[Any] = (),
     ) -> None:
@@ -205,7 +206,7 @@ class Dispatcher:
         for pool in self._workers.pools:
             commands += self._start_certain(pool, now)
         commands += self._cancel(self._in_the_way())
-        if self._speculate and not self.finished:
+        if self._speculate is not None and not self.finished:
             commands += self._start_speculative(now)
         if not self.finished:  # a worker that is not needed any more need not come back
             commands += [Recover(worker) for worker in self._workers.to_recover()]
@@ -245,9 +246,11 @@ class Dispatcher:
             return
         self._sampled_ahead = False
         looked = started = 0
-        for planned in itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT):
+        for bet in itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT):
             looked += 1
-            for work in self._expanded(planned):
+            if bet.likely < (self._speculate or 0.0):
+                continue
+            for work in self._expanded(bet.work):
                 if self._can_speculate(work):
                     started += 1
                     yield self._begin(work, now)
@@ -274,7 +277,8 @@ class Dispatcher:
             return []
         ready = filter(self._is_open, self._queue.ready(GENERATORS))
         waiting = sum(1 for _ in itertools.islice(ready, len(self._speculating) + len(self._cancelling)))
-        place: dict[Work | PanelWork, int] = {work: n for n, work in enumerate(self._policy.speculative())}
+        bets = itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT)
+        place: dict[Work | PanelWork, int] = {bet.work: n for n, bet in enumerate(bets)}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
         return running[: max(waiting - len(self._cancelling), 0)]
 

@@ -134,6 +134,11 @@ class Cohort:
         return self._bounds.missing == 0
 
     @property
+    def scored_share(self) -> float:
+        """The share of the members that has been scored."""
+        return self._bounds.scored / len(self.members)
+
+    @property
     def kept(self) -> tuple[Path, ...]:
         """The members certain to stay, in member order."""
         return self._select(KEPT)

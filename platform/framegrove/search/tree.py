@@ -130,6 +130,13 @@ class Decision:
     winner: Path | None = None
 
 
+class Bet(NamedTuple):
+    """A work that may become certain, and how likely the policy takes that to be, in (0, 1]."""
+
+    work: PlannedWork
+    likely: float
+
+
 class Policy(Protocol):
     """Decides which branches to keep, expand and drop. It executes nothing, and runs one search.
 
@@ -153,8 +160,8 @@ class Policy(Protocol):
         """What follows from the scores of a branch. Called once for each PanelWork that the policy has asked for."""
         ...
 
-    def speculative(self) -> Iterable[PlannedWork]:
-        """Works that are likely to become certain, likeliest first; asked for when a worker would otherwise idle."""
+    def speculative(self) -> Iterable[Bet]:
+        """Works that may become certain, likeliest first; asked for when a worker would otherwise idle."""
         ...
 
 

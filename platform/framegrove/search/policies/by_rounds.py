@@ -10,7 +10,7 @@ from framegrove.search.cohorts import ScoreCohort
 from framegrove.search.fusion import Scoring
 from framegrove.search.ranks import Change, Cohort
 from framegrove.search.rounds import Round
-from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
 from framegrove.types import Assessment, Path, depth_of
 
 Cut = Callable[[Round, Sequence[Path], Mapping[Path, Any]], Cohort | ScoreCohort]
@@ -60,12 +60,14 @@ class ByRounds:
             self._early[index].append((work.path, scores))
         return self._decision()
 
-    def speculative(self) -> Iterator[PlannedWork]:
-        """The next round's works of branches that will probably stay."""
+    def speculative(self) -> Iterator[Bet]:
+        """The next round's works of branches that will probably stay; the more of their cohort is scored, the likelier."""
         beyond = len(self._cohorts)
         if beyond < len(self.rounds):
-            for path in self._cohorts[-1].likely():
-                yield from self.rounds[beyond].works((path,))
+            cohort = self._cohorts[-1]
+            for path in cohort.likely():
+                for work in self.rounds[beyond].works((path,)):
+                    yield Bet(work, 0.5 + 0.5 * cohort.scored_share)
 
     def _open(self, entrants: Sequence[Path]) -> None:
         """All who enter the next round are known: it becomes the frontier."""

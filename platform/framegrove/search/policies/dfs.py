@@ -24,9 +24,11 @@ The budget is a cap that is seldom reached; a search that goes well costs little
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -36,8 +38,10 @@ from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
-from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
+
+_UNLIKELY = 0.01  # what is needed with less probability is not worth listing
 
 
 class DfsOptions(Config):
@@ -52,8 +56,8 @@ class DfsOptions(Config):
         default=0.85,
         gt=0,
         lt=1,
-        description="how likely a unit that is not sampled yet is taken to be right, when the budget is near its end "
-        "and a short good branch is weighed against a longer doubtful one",
+        description="how likely a unit that is not judged yet is taken to be right: when idle workers work ahead, and "
+        "when the budget is near its end and a short good branch is weighed against a longer doubtful one",
     )
 
 
@@ -66,6 +70,15 @@ class _Branch:
     total: float = 0.0  # path score
     children: list[_Branch] = field(default_factory=list)
     closed: bool = False
+
+
+class _Guess(NamedTuple):
+    """Children that would be grown together, and minus how likely that is; the parent has ``tried`` children then."""
+
+    negative: float
+    parent: Path
+    group: tuple[Path, ...]
+    tried: int
 
 
 class DepthFirst:
@@ -115,16 +128,38 @@ class DepthFirst:
             self._go_on()
         return self._decision()
 
-    def speculative(self) -> Iterator[PlannedWork]:
-        """The next unit of children that are not judged yet, and after them the children that follow if they fail."""
-        if self._winner is not None:
+    def speculative(self) -> Iterator[Bet]:
+        """What follows if the children that are out are right, or wrong, and what follows from that; likeliest first.
+
+        A unit is taken to be right as often as ``expect`` says.
+        """
+        if self._winner is not None or not self._awaited:
             return
-        for path in self._awaited:
-            if len(path) < self.layout.units:
-                yield from self._works_of(path, 0, 1)
-        count = self._next_count(self._current)
-        if count and self._awaited:
-            yield from self._works_of(self._current.path, len(self._current.children), count)
+        accepted = [
+            each.path for each in self._current.children if each.path not in self._awaited and self._is_accepted(each)
+        ]
+        now = _Guess(-1.0, self._current.path, (*self._awaited, *accepted), len(self._current.children))
+        heap = list(self._following(now))
+        heapq.heapify(heap)
+        while heap and -heap[0].negative > _UNLIKELY:
+            guess = heapq.heappop(heap)
+            for work in self._works_of(guess.parent, guess.tried - len(guess.group), len(guess.group)):
+                yield Bet(work, -guess.negative)
+            for following in self._following(guess):
+                heapq.heappush(heap, following)
+
+    def _following(self, guess: _Guess) -> Iterator[_Guess]:
+        """What is grown next if one of a group of children is right, and if none is."""
+        wrong = (1 - self._options.expect) ** len(guess.group)
+        if len(guess.group[0]) < self.layout.units:
+            for path in guess.group:
+                likely = -guess.negative * (1 - wrong) / len(guess.group)
+                yield _Guess(-likely, path, ((*path, 0),), 1)
+        most = self._options.most if guess.parent != self.layout.prefix else guess.tried + 1
+        count = min(self._options.grow if guess.parent != self.layout.prefix else 1, most - guess.tried)
+        if count > 0:
+            group = tuple((*guess.parent, guess.tried + more) for more in range(count))
+            yield _Guess(guess.negative * wrong, guess.parent, group, guess.tried + count)
 
     def _go_on(self) -> None:
         """Steps 1 to 4 of the module's docstring, up to the next works."""

@@ -19,7 +19,7 @@ from framegrove.search.cohorts import ScoreCohort
 from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
-from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
 
 
@@ -70,10 +70,11 @@ class Linear:
         self._begun += 1
         return Decision(self._most(self.roots), self._video(self._begun - 1))
 
-    def speculative(self) -> Iterable[PlannedWork]:
-        """The next videos, should those under way not be good enough."""
+    def speculative(self) -> Iterable[Bet]:
+        """The next videos, should those under way not be good enough; each is as likely to be as not to be."""
         for root in range(self._begun, self.roots):
-            yield from self._video(root)
+            for work in self._video(root):
+                yield Bet(work, 0.5 ** (root - self._begun + 1))
 
     def _decided(self) -> Decision:
         """The best of the videos that were made wins."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from framegrove.search.budget import Allotment, amounts
 from framegrove.search.policies.registry import NoOptions, PolicyEntry, Task
-from framegrove.search.tree import Decision, Layout, PanelWork, PlannedWork, Scores
+from framegrove.search.tree import Bet, Decision, Layout, PanelWork, Scores
 from framegrove.types import SampleWork
 
 
@@ -29,7 +29,7 @@ class Single:
         """Never called: no scores are asked for."""
         raise AssertionError(f"no scores were asked for, and {work} came with {scores}")
 
-    def speculative(self) -> Iterable[PlannedWork]:
+    def speculative(self) -> Iterable[Bet]:
         """Nothing is uncertain."""
         return ()
 

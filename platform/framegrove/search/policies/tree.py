@@ -36,7 +36,7 @@ from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
 from framegrove.search.ranks import Change
-from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork, depth_of
 
 _TOGETHER = 4  # siblings that one generator denoises in step: they share their past
@@ -147,12 +147,14 @@ class Tree:
             self._early[index].append((work.path, scores))
         return self._decision()
 
-    def speculative(self) -> Iterator[PlannedWork]:
-        """What the branches that will probably have children grow next."""
+    def speculative(self) -> Iterator[Bet]:
+        """What branches grow next that will probably have children; the more of their cohort is scored, the likelier."""
         beyond = len(self._cohorts)
         if self._cohorts and beyond < len(self.legs):
-            for path in self._cohorts[-1].likely():
-                yield from self._stretch(self.legs[beyond], path, self._share(beyond))
+            cohort = self._cohorts[-1]
+            for path in cohort.likely():
+                for work in self._stretch(self.legs[beyond], path, self._share(beyond)):
+                    yield Bet(work, 0.5 + 0.5 * cohort.scored_share)
 
     @property
     def _equal(self) -> bool:
