@@ -61,7 +61,7 @@ class ByRounds:
         return self._decision()
 
     def speculative(self) -> Iterator[Bet]:
-        """The next round's works of branches that will probably stay; the more of their cohort is scored, the likelier."""
+        """The next round's works of branches that will probably stay; likelier, the more of their cohort is scored."""
         beyond = len(self._cohorts)
         if beyond < len(self.rounds):
             cohort = self._cohorts[-1]

@@ -148,7 +148,7 @@ class Tree:
         return self._decision()
 
     def speculative(self) -> Iterator[Bet]:
-        """What branches grow next that will probably have children; the more of their cohort is scored, the likelier."""
+        """What branches grow next that will probably have children; likelier, the more of their cohort is scored."""
         beyond = len(self._cohorts)
         if self._cohorts and beyond < len(self.legs):
             cohort = self._cohorts[-1]
