@@ -58,7 +58,7 @@ class World:
     ``grid`` scores are spread over so many values: a small one makes ties. ``timing`` seeds the delays and
     nothing else. ``deaths`` maps a worker's name to the numbers of the calls during which it dies; a worker in ``gone``
     does not recover. ``losses`` are the numbers of the calls, to whomever, at which some handle is lost; with
-    ``buried`` everything that a generator made is lost when it dies.
+    ``buried`` everything that a generator made is lost when it dies. Sampling a branch in ``poison`` kills the worker.
     """
 
     seed: int = 0
@@ -71,6 +71,7 @@ class World:
     gone: frozenset[str] = frozenset()
     losses: frozenset[int] = frozenset()
     buried: bool = False
+    poison: frozenset[Path] = frozenset()
     scored: int = 0
     called: int = 0
     made: list[tuple[str, Handle]] = field(default_factory=list)
@@ -150,7 +151,7 @@ class FakeGenerator(FakeWorker):
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
         assert self.current is None, "a generator samples one work at a time"
-        dies = self.begin(parents)
+        dies = self.begin(parents) or any(path in self.world.poison for path in work.paths)
         self.current, self.cancelled, nfe, flops = work, False, 0, 0
         try:
             for stage in range(work.first_stage, work.last_stage + 1):

@@ -15,7 +15,7 @@ from framegrove.search.policies import make_policy
 from framegrove.search.protocols import PanelMember, SearchFailed
 from framegrove.search.result import Ending, Fate, SearchResult, overlap_seconds
 from framegrove.search.tree import Policy
-from framegrove.types import Assessment, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FREE, FakeGenerator, FakeVerifier, World, run_virtual
 
 TOF = SearchConfig(budget="4x", path_score="last", options={"tof": {"roots_per_work": 3}})
@@ -163,6 +163,27 @@ def test_a_work_that_kills_everybody_is_given_up() -> None:
     always = frozenset(range(100))
     with pytest.raises(SearchFailed, match=r"sampling branches? .* failed 3 times, the last time with: g\d died"):
         search(World(deaths={"g0": always, "g1": always}))
+
+
+@pytest.mark.parametrize("policy", ["linear", "tof", "tree", "beam", "smc", "dfs", "pyramid"])
+@pytest.mark.parametrize("poison", [(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
+def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poison: Path) -> None:
+    config = TOF.model_copy(
+        update={"policy": policy, "budget": "8x", "options": {"tof": {"roots_per_work": 1}, "smc": {"population": 5}}}
+    )
+    outcome = search(World(seed=3, poison=frozenset({poison})), config)
+    assert outcome.winner[: len(poison)] != poison
+    assert all(path[: len(poison)] != poison for path in outcome.handles)
+    if outcome.given_up:
+        assert poison in outcome.given_up
+        assert "failed 3 times, the last time with: g" in outcome.given_up[poison]
+
+
+def test_where_every_branch_is_poisoned_nothing_can_win() -> None:
+    every = frozenset((n,) for n in range(50))
+    for policy in ("linear", "tof", "beam", "smc", "dfs", "halving"):
+        with pytest.raises(SearchFailed, match="failed 3 times"):
+            search(World(poison=every), TOF.model_copy(update={"policy": policy}))
 
 
 def test_other_errors_end_the_search_and_leave_nothing_running() -> None:

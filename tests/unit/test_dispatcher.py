@@ -106,7 +106,8 @@ def laws(state: Dispatcher, workers: Workers, *, decided: bool = True) -> None:
     done = [span.work for span in state.spans if span.ending is Ending.DONE]
     assert state.launched == len(running) + len(state.spans)  # 1
     planned = set(state.certain_works)
-    assert state.undone == len(planned - state.done.keys())
+    hopeless = {work for work in planned if state._is_hopeless(work)} - state.done.keys()
+    assert state.undone == len(planned - state.done.keys() - hopeless)
     queued = [work for work in planned if work not in state.done and work not in running]
     assert len(planned) == len(planned & state.done.keys()) + len(planned & set(running)) + len(queued)
     assert len(set(running)) == len(running)  # 2
@@ -116,7 +117,11 @@ def laws(state: Dispatcher, workers: Workers, *, decided: bool = True) -> None:
     load = Counter(attempt.worker for attempt in state.running.values())
     assert all(count <= (1 if worker.startswith("g") else 2) for worker, count in load.items())  # 3
     if decided:
-        waiting = [work for work in queued if all(latent in state.handles for latent in LAYOUT.inputs(work))]
+        waiting = [
+            work
+            for work in queued
+            if work not in hopeless and all(latent in state.handles for latent in LAYOUT.inputs(work))
+        ]
         assert not any(workers.any_free(pool_of(work)) for work in waiting), (
             "a certain work waits while a worker is idle"
         )

@@ -63,10 +63,12 @@ class SearchConfig(Config):
     )
     speculate: Speculate = Field(
         default="latency",
-        description="what idle workers do ahead, the video being the same: latency, whatever may be needed; thrift, what "
-        "is needed more likely than not; off, nothing",
+        description="what idle workers do ahead, the video being the same: latency, whatever may be needed; thrift, "
+        "what is needed more likely than not; off, nothing",
     )
-    attempts: int = Field(default=3, ge=1, description="times a work is tried when workers die under it")
+    attempts: int = Field(
+        default=3, ge=1, description="times a work is tried when workers die under it; then its branch is given up"
+    )
     scores_in_flight: int = Field(default=8, ge=1, description="branches a verifier is asked about at a time")
     start_limit: float = Field(default=1200, gt=0, description="seconds for an actor to come up; then it is given up")
     sample_limit: float = Field(default=1800, gt=0, description="seconds for a sample work; then its actor is replaced")

@@ -120,6 +120,8 @@ def warnings_of(record: SearchRecord) -> list[str]:
             f"the prompt is too long for this model's text encoder: what begins with {record.unread!r} had no "
             "influence on the video, and was not judged"
         )
+    for path, reason in record.outcome.given_up.items():
+        warnings.append(f"branch {'.'.join(map(str, path))} was given up: {reason}")
     scores = record.scores
     if scores and max(scores.values()) < DOUBTFUL:
         said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from framegrove.config.search import SearchConfig, Speculate
-from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start, check, describe
+from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
+from framegrove.search.dispatcher import Dispatcher, check, describe
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import (
     GeneratorClient,
@@ -277,6 +278,7 @@ class Conductor:
             seconds=self._now(),
             restored=self._restored,
             mass=_least_mass(state.done.values()),
+            given_up=dict(state.given_up),
         )
 
     def _winning_units(self) -> dict[Path, Any]:
