@@ -56,7 +56,7 @@ class CallableVerifier:
 
     async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
         """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
-        return {assessment: (0,) * units for assessment in self._config.assessments}
+        return dict.fromkeys(self._config.assessments, (0,) * units)
 
     def pid(self) -> int:
         """The actor's process."""

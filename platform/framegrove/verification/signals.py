@@ -44,7 +44,7 @@ class SignalsVerifier:
 
     async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
         """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
-        return {assessment: (0,) * units for assessment in self._assessments}
+        return dict.fromkeys(self._assessments, (0,) * units)
 
     def pid(self) -> int:
         """The actor's process."""
