@@ -1,9 +1,10 @@
 """The verifier that asks a vision-language model, hosted by vLLM, yes/no questions about (partial) videos.
 
 A question is asked about one or several selections of a clip's frames (verification/views.py). All questions about a
-selection are sent together: they share the frames before them, which the engine's prefix cache holds once. One token
-is generated a question; the score is read from the log-probabilities of yes and no. A plain class: ``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env
-must carry ``framegrove.config.verifier.environment(config)``. Also here: which class a verifier of another kind is.
+selection are sent together: they share the frames before them, which the engine's prefix cache holds once. One token is
+generated a question; the score is read from the log-probabilities of yes and no. A plain class:
+``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env must carry
+``framegrove.config.verifier.environment(config)``. Also here: which class a verifier of another kind is.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class VllmVerifier:
         return Scored(work, scores, cost, min(answer.mass for answer in answers), said)
 
     async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
-        """FLOPs of judging a branch at each assessment that it takes part in, by depth: those that ``score`` will count.
+        """FLOPs of judging a branch at each assessment that it takes part in, by depth: what ``score`` will count.
 
         For videos made for ``prompt``, of ``units`` units and height x width pixels. The engine is asked about grey
         pictures of that size, once, to see how many tokens it makes of them.

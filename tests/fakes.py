@@ -186,7 +186,9 @@ class FakeVerifier(FakeWorker):
         handle = units[work.path]
         assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
         self.world.scored += 1
-        return Scored(work, self.world.panel(handle, work), Cost(1, 7, 1.0))
+        scores = self.world.panel(handle, work)
+        answers = tuple((f"Is the {aspect} right?", score) for aspect, score in scores)
+        return Scored(work, scores, Cost(1, 7, 1.0), answers=answers)
 
 
 def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:

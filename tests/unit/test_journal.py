@@ -79,6 +79,9 @@ def test_a_finished_search_is_read_back_without_any_work(tmp_path: Path) -> None
     assert second.units == first.units
     assert second.spans == ()
     assert world.scored == scored
+    assert [node.scored for node in second.nodes] == [node.scored for node in first.nodes]
+    (final,) = second.nodes[[node.path for node in second.nodes].index(second.winner)].scored
+    assert (final.work, len(final.answers)) == (ScoreWork(second.winner, Assessment.FINAL), 2)
     assert (second.sampling, second.scoring) == (first.sampling, first.scoring)  # waste is remembered too
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_the_recent_view_has_the_first_frame_and_the_latest_units(units: int, mo
     assert selection[0] == 0
     assert [unit_of(frame) for frame in selection[1:]] == list(range(max(1, units - most + 1), units))
     if most <= FRAMES_PER_UNIT - 1:
-        assert {b - a for a, b in zip(selection[1:], selection[2:], strict=False)} <= {FRAMES_PER_UNIT + 1}
+        assert {b - a for a, b in itertools.pairwise(selection[1:])} <= {FRAMES_PER_UNIT + 1}
 
 
 @given(st.integers(2, 80), st.integers(4, 16))

@@ -123,7 +123,7 @@ class _Template(Config):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     assessments: tuple[Assessment, ...] = Field(tuple(Assessment), min_length=1)
     polarity: Literal["for", "against"] = "for"
-    view: dict[Assessment, View] = {}  # in the file, one view may also stand for all assessments
+    view: dict[Assessment, View] = Field({})  # in the file, one view may also stand for all assessments
 
     @field_validator("view", mode="before")
     @classmethod
