@@ -89,13 +89,14 @@ class Scored:
     """A score work is done: the verifier's scores by aspect, each in [0, 1], higher is better.
 
     ``mass`` is the least probability that the verifier put on yes and no together, over the questions it was asked;
-    None where no question was asked.
+    None where no question was asked. ``answers`` are the questions, in the order asked, each with its P(yes).
     """
 
     work: ScoreWork
     scores: tuple[tuple[str, float], ...]
     cost: Cost = Cost()
     mass: float | None = None
+    answers: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
-from framegrove.types import Assessment, Cost, Path, SampleWork
+from framegrove.types import Assessment, Cost, Path, SampleWork, Scored
 
 
 class Ending(enum.StrEnum):
@@ -21,7 +21,7 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """One attempt on the timeline, in seconds since the search began."""
+    """One attempt on the timeline, in seconds since the search began; ``speculative`` if it began uncertain."""
 
     work: Work
     worker: str
@@ -29,6 +29,7 @@ class Span:
     end: float
     ending: Ending
     cost: Cost
+    speculative: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Fate(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored."""
+    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored.
+
+    ``scored`` is what each verifier said of it, with the answers to its questions.
+    """
 
     path: Path
     fate: Fate
@@ -72,6 +76,7 @@ class Node:
     judgements: tuple[Judgement, ...]
     start: float | None
     end: float | None
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
