@@ -105,21 +105,29 @@ def draw(snapshot: Snapshot, outlook: Outlook, request: GenerationRequest, lines
 def _title(snapshot: Snapshot, request: GenerationRequest) -> Text:
     done = snapshot.certain - len(snapshot.undone)
     return _line(
-        (f"{request.prompt}  ", "bold"),
-        (f"{request.policy}, budget {request.budget:g}x, seed {request.seed}  ", "dim"),
-        (f"{snapshot.seconds:.0f} s, {done} works done of at most {snapshot.at_most}", ""),
+        (f"{_duration(snapshot.seconds)}, {done} works done of at most {snapshot.at_most}", "bold"),
+        (f"  {request.policy}, budget {request.budget:g}x, seed {request.seed}  ", "dim"),
+        (request.prompt, ""),
     )
 
 
 def _cost(outlook: Outlook) -> Text:
+    """What matters most comes first: narrow terminals show no more."""
     spent = outlook.spent
+    parts = (
+        f"  (sampling {spent.sampling:.2f}, decoding {spent.decoding:.2f}, judging {spent.judging:.2f}, "
+        f"speculative or wasted {spent.wasted:.2f})"
+    )
     return _line(
         (f"cost {spent.total:.2f}x", "bold"),
-        (f" (sampling {spent.sampling:.2f}, decoding {spent.decoding:.2f}, judging {spent.judging:.2f}, ", "dim"),
-        (f"speculative or wasted {spent.wasted:.2f})", "dim"),
-        (f"  to go {outlook.known:.2f}x", "bold"),
-        (f" that is certain, about {outlook.at_most:.2f}x at most", "dim"),
+        (f", to go {outlook.known:.2f}x certain, about {outlook.at_most:.2f}x at most", ""),
+        (parts, "dim"),
     )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _counts(branches: Collection[BranchNow]) -> Text:
@@ -143,7 +151,8 @@ def _workers(snapshot: Snapshot) -> Iterator[Text]:
         for worker in pool.workers if len(pool.workers) <= _NAMED else ():
             doing = [_doing(attempt, snapshot.seconds) for attempt in running[worker]]
             said = ", ".join(doing[:2]) + (f" and {len(doing) - 2} more" if len(doing) > 2 else "")
-            yield _line((f"  {worker}  ", ""), (f"{busy[worker]:.0%} busy  ", "dim"), (said or "idle", "cyan"))
+            now = (said, "cyan") if said else ("idle", "dim")
+            yield _line((f"  {worker}  ", ""), (f"{busy[worker]:.0%} busy  ", "dim"), now)
 
 
 def _pool(name: str, pool: PoolNow, working: int, busy: Mapping[str, float]) -> Text:

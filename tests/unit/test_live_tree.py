@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 from collections.abc import Callable
 
@@ -57,10 +58,15 @@ def drawn(shown: Snapshot, lines: int = 40, width: int = 140) -> list[str]:
 
 def test_costs_and_counts_come_first() -> None:
     title, cost, counts, *_ = drawn(snapshot())
-    assert title == "a [bold]red[/bold] 3  tof, budget 4x, seed 5  30 s, 8 works done of at most 20"
-    assert cost.startswith("cost 2.38x (sampling 1.50, decoding 0.50, judging 0.12, speculative or wasted 0.25)")
-    assert cost.endswith("to go 0.80x that is certain, about 2.10x at most")
+    assert title == "30 s, 8 works done of at most 20  tof, budget 4x, seed 5  a [bold]red[/bold] 3"
+    assert cost.startswith("cost 2.38x, to go 0.80x certain, about 2.10x at most  (sampling 1.50, decoding 0.50, ")
+    assert cost.endswith("judging 0.12, speculative or wasted 0.25)")
     assert counts == "6 branches:  2 running  1 kept  1 judged  2 cut"
+
+
+def test_long_searches_tell_minutes() -> None:
+    title = drawn(dataclasses.replace(snapshot(), seconds=3723.9))[0]
+    assert title.startswith("62 min 3 s, ")
 
 
 def test_workers_say_what_they_do() -> None:

@@ -33,6 +33,7 @@ const PAD = 0.09 * UNIT;
 const SIDE = 0.8 * UNIT;
 const world = $("world");
 const cards = new Map();
+let clicking = false;
 
 /** How a branch was judged, a line for each time. */
 function verdictLines(branch) {
@@ -78,10 +79,15 @@ function drawCard(branch) {
     const more = branch.left_out ? ` (+ ${branch.left_out})` : "";
     card.append(make("text", {class: "label", x: x + PAD, y: y + height - 8}, branch.name + (branch.draft ? ", preview" : "") + more));
   }
-  card.addEventListener("click", () => moved || select(branch, {play: true, focus: true}));
+  card.addEventListener("click", () => {
+    if (moved) return;
+    clicking = true;
+    select(branch, {play: true, focus: true});
+    clicking = false;
+  });
   card.addEventListener("focus", () => {
     select(branch);
-    if (!card.matches(":focus-visible")) return; // after a click nothing moves
+    if (clicking) return; // nothing moves away under the pointer
     reveal(branch);
     showTip(branch);
   });
