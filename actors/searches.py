@@ -25,6 +25,7 @@ from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
+from framegrove.evaluation.outlook import Lookout
 from framegrove.evaluation.report import SearchRecord, Shown, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
@@ -115,10 +116,15 @@ class SearchRunner:
         return GenerationResult(video, report_json(record))
 
     async def search(
-        self, request: GenerationRequest, on_progress: OnProgress = lambda progress: None, journal: File | None = None
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress = lambda progress: None,
+        journal: File | None = None,
+        watch: Callable[[Lookout], None] = lambda lookout: None,
     ) -> SearchRecord:
         """Search for the video that is asked for; with a ``journal`` folder, go on with what is finished in there.
 
+        ``watch`` is called once, just before the search begins, with what there is to look at while it goes on.
         Raises UserError for what the model or the policy cannot do, SearchFailed when actors keep dying. On
         cancellation the works under way are given up and the actors stay usable.
         """
@@ -132,7 +138,7 @@ class SearchRunner:
             on_progress(Progress(0.0, "starting the actors"))
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
-            layout, result = await self._searched(request, config, opened, journal, on_progress)
+            layout, result = await self._searched(request, config, opened, journal, on_progress, watch)
             frames = await frames_of(result.handles)
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
         drafts = {path for path, unit in result.handles.items() if unit.stage < layout.last_stage}
@@ -167,14 +173,16 @@ class SearchRunner:
         opened: Opened,
         folder: File | None,
         on_progress: OnProgress,
+        watch: Callable[[Lookout], None],
     ) -> tuple[Layout, SearchResult]:
         judged = policies.find(config.policy).judged
         judging = await self._judging_prices(request, opened.prompt) if judged else {}
+        prices = Prices(opened.cost, judging)
         policy, _ = policies.make_policy(
             config,
             request.units,
             opened.stages,
-            Prices(opened.cost, judging),
+            prices,
             given=len(opened.given),
             panel=self._fusion,
             seed=request.seed,
@@ -201,6 +209,7 @@ class SearchRunner:
                 release=UnitRef.let_go,
                 observer=self._observer,
             )
+            watch(Lookout(conductor.snapshot, opened.single, prices))
             return policy.layout, await conductor.run()
 
     async def _judging_prices(self, request: GenerationRequest, prompt: str) -> dict[Assessment, list[int]]:

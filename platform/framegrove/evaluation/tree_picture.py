@@ -18,21 +18,14 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as Outline
 
 from framegrove.evaluation.report import Frames, SearchRecord, was_needed
-from framegrove.evaluation.tree_layout import PAD, SIDE, UNUSED, Card, lay_out, strip_of
+from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, PAD, SIDE, UNUSED, Card, lay_out, strip_of
 from framegrove.files import replacing
 from framegrove.search.result import Fate
 from framegrove.types import Path, SampleWork
 
 INK, MUTED, PAPER, RULE = "#22262e", "#7c8492", "#f6f7f9", "#dfe3e8"
 FATE_COLOUR = {Fate.WON: "#1e9e5a", Fate.KEPT: "#2f6fde", Fate.DROPPED: "#c6394c", UNUSED: "#a0a6b1"}
-FATE_MEANS = {
-    Fate.WON: "winner, and the branches it grew from",
-    Fate.KEPT: "kept at every cut it met, but another branch won",
-    Fate.DROPPED: "cut",
-    UNUSED: "sampled early on speculation, not needed",
-}
 PARTS = {"sampling": "#2f6fde", "wasted": "#c3c8d0", "decoding": "#6aa84f", "judging": "#d9822b"}  # of a price
-ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final": "video"}
 READING = (
     "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged "
     "(preview: unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a "

@@ -12,12 +12,13 @@ from framegrove.types import Path
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a work by one worker."""
+    """One try at a work by one worker; ``speculative`` if the work was not certain when it began."""
 
     number: int
     work: Work
     worker: str
     start: float
+    speculative: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from framegrove.search.protocols import (
     WorkFailed,
 )
 from framegrove.search.result import Ending, SearchResult, nodes_of
+from framegrove.search.snapshot import Snapshot, snapshot_of
 from framegrove.search.tree import Policy, Result
 from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
@@ -137,6 +138,11 @@ class Conductor:
                     return self._result()
         finally:
             await self._stop()
+
+    def snapshot(self) -> Snapshot:
+        """What the search looks like now. Costs nothing unless it is called, on the event loop that ``run`` is on."""
+        verifiers = {name: tuple(member.clients) for name, member in self._panel.items()}
+        return snapshot_of(self._state, {GENERATORS: tuple(self._generators), **verifiers}, self._now())
 
     def _carry_out(self, command: Command) -> None:
         match command:

@@ -192,7 +192,7 @@ class Dispatcher:
         inputs = self._queue.inputs(work)
         makers = {self._makers[latent][1] for latent in inputs if latent in self._makers}
         worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), makers)
-        attempt = Attempt(self.launched, work, worker, now)
+        attempt = Attempt(self.launched, work, worker, now, speculative=not self.certain(work))
         self.launched += 1
         self.running[attempt.number] = attempt
         self._busy.add(work)
@@ -354,7 +354,7 @@ class Dispatcher:
         self._cancelling.discard(attempt.number)
         self._speculating.pop(attempt.number, None)
         self._workers.release(attempt.worker)
-        self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost))
+        self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost, attempt.speculative))
         if ending is not Ending.DONE:
             self._stopped[pool_of(attempt.work)] += cost
             self._next_look = 0

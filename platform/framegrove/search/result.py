@@ -21,7 +21,7 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """One attempt on the timeline, in seconds since the search began."""
+    """One attempt on the timeline, in seconds since the search began; ``speculative`` if it began uncertain."""
 
     work: Work
     worker: str
@@ -29,6 +29,7 @@ class Span:
     end: float
     ending: Ending
     cost: Cost
+    speculative: bool = False
 
 
 @dataclass(frozen=True)
