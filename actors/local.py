@@ -13,6 +13,7 @@ the loop stands still; a work that is cancelled before its time is up is not com
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -161,6 +162,7 @@ class HostedVerifier:
         if self._thread is not None:
             self._thread.close()
             self._thread = None
+            gc.collect()  # an engine that is left to the end of the process finds half of Python gone
 
     def _asked(self, work: ScoreWork, prompt: str, frames: Sequence[Frames]) -> Scored:
         if self._thread is None:
@@ -276,10 +278,19 @@ class _LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:
-        """Stop the loop; what still runs on it is given up."""
+        """Stop the loop; what still runs on it is cancelled."""
+        self.call(_wound_up())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _wound_up() -> None:
+    """Cancel everything else on this event loop, and wait until it has ended."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _said(scored: Scored) -> dict[str, Any]:

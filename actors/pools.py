@@ -215,9 +215,7 @@ def opened(
     clients: Sequence[Callable[[SamplingCosts], GeneratorClient]],
 ) -> Opened:
     """A request to a pyramidal model, priced; ``clients`` make what samples for it."""
-    size = files.check(request)
-    decoding = decode_flops(files.vae, size)
-    costs = SamplingCosts(files.transformer, files.recipe, size, read.tokens, read.negative_tokens, decoding)
+    costs = _costs(files, files.check(request), read.tokens, read.negative_tokens)
     return Opened(
         stages=files.recipe.pyramid.stages,
         fps=files.recipe.fps,
@@ -228,6 +226,12 @@ def opened(
         prompt=read.readable,
         unread=read.unread,
     )
+
+
+@functools.lru_cache
+def _costs(files: ModelFiles, size: tuple[int, int], tokens: int, negative_tokens: int) -> SamplingCosts:
+    """Shared by requests that cost the same: what was counted for one need not be counted for the next."""
+    return SamplingCosts(files.transformer, files.recipe, size, tokens, negative_tokens, decode_flops(files.vae, size))
 
 
 class PanelWeights:
