@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayTaskError
@@ -20,6 +21,7 @@ from actors.generator import Context, Made
 from framegrove.cluster.errors import ActorLost, CrashLoop
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
+from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
@@ -194,6 +196,27 @@ async def _until_it_works(attempt: Callable[[], Awaitable[Answer]], recover: Cal
             return await attempt()
         except WorkFailed:
             await recover()
+
+
+class ObjectStore:
+    """Units in Ray's object store (pools.Units)."""
+
+    async def shown(self, units: Mapping[Path, UnitRef], last_stage: int) -> dict[Path, Shown]:
+        """What the branches look like, except for those that are lost."""
+        frames = await frames_of(units)
+        return {path: Shown(pixels, draft=units[path].stage < last_stage) for path, pixels in frames.items()}
+
+    async def lost(self, units: Mapping[Path, UnitRef]) -> list[Path]:
+        """The branches whose newest frames are gone."""
+        return await lost_of(units)
+
+    def let_go(self, unit: UnitRef) -> None:
+        """Release the decoder's state."""
+        unit.let_go()
+
+    def again(self, record: SearchRecord, path: Path) -> UnitRef:
+        """A handle for what a record shows of a branch, whatever has become of the search's own."""
+        return UnitRef(0, None, ray.put(record.shown[path].frames), None)
 
 
 async def lost_of(units: Mapping[Path, UnitRef]) -> list[Path]:

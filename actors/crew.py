@@ -52,6 +52,18 @@ class Pool(Protocol):
         ...
 
 
+class Workplace(Protocol):
+    """Where the workers of a search are: what a runner asks of its crew, on Ray (Crew) or elsewhere."""
+
+    def __getitem__(self, name: str) -> Any:
+        """The workers of a pool, as that pool knows them."""
+        ...
+
+    async def start(self, names: Iterable[str] | None = None) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 class Crew:
     """Actor groups by the names of their pools. Ray must be connected by the time of ``start``.
 

@@ -7,15 +7,16 @@ score. Another generator or verifier is another class with these methods: nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import functools
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 
-from actors.clients import RemoteGenerator, RemoteVerifier, UnitRef
-from actors.generator import Context, Generator
+from actors.clients import ObjectStore, RemoteGenerator, RemoteVerifier, UnitRef
+from actors.generator import Context, Generator, TextRead
 from actors.model_files import ModelFiles
 from actors.verifier import verifier_class
 from framegrove.cluster.placement import Role, placed
@@ -23,12 +24,14 @@ from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
+from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
 from framegrove.models.vae_tiling import decode_flops
 from framegrove.search.prices import CostTable
 from framegrove.search.protocols import GeneratorClient, VerifierClient
 from framegrove.search.workers import GENERATORS
-from framegrove.types import Assessment, Cost, GenerationRequest
+from framegrove.types import Assessment, Cost, GenerationRequest, Path
+from framegrove.verification.identity import verifier_identity
 
 Answer = TypeVar("Answer")
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
@@ -50,10 +53,30 @@ class Opened:
     fps: float
     cost: CostTable
     single: Cost
-    given: tuple[UnitRef, ...]
+    given: tuple[Any, ...]
     clients: Mapping[str, GeneratorClient]
     prompt: str
     unread: str | None = None
+
+
+class Units(Protocol):
+    """What a search does with the handles of the units that its generators make, by branch."""
+
+    async def shown(self, units: Mapping[Path, Any], last_stage: int) -> Mapping[Path, Shown]:
+        """What the branches look like, except for those that are lost. Units of earlier stages are drafts."""
+        ...
+
+    async def lost(self, units: Mapping[Path, Any]) -> Collection[Path]:
+        """The branches whose newest units are lost."""
+        ...
+
+    def let_go(self, unit: Any) -> None:
+        """Nothing will be sampled on top of this unit: release what only that would need."""
+        ...
+
+    def again(self, record: SearchRecord, path: Path) -> Any:
+        """A handle for what a finished search shows of a branch, to be judged once more."""
+        ...
 
 
 class GeneratorPool(Protocol):
@@ -63,6 +86,7 @@ class GeneratorPool(Protocol):
     role: Role
     size: int
     whole_gpus: int | None
+    units: Units
 
     def create(self, gpus: float) -> ActorHandle[Any]: ...
 
@@ -88,6 +112,7 @@ class PyramidPool:
     name = GENERATORS
     role = Role.GENERATE
     whole_gpus: int | None = None
+    units: Units = ObjectStore()
 
     def __init__(
         self,
@@ -121,31 +146,19 @@ class PyramidPool:
     async def open(self, request: GenerationRequest, group: ActorGroup, ask: Ask, config: SearchConfig) -> Opened:
         """Price the request by its exact numbers of tokens, and encode its image, if any."""
         files = await self._read()
+        files.check(request)
         context = context_of(files, request)
-        size = files.check(request)
         read = await ask(lambda actor: actor.read.remote(context, request.prompt))
-        decoding = decode_flops(files.vae, size)
-        costs = SamplingCosts(files.transformer, files.recipe, size, read.tokens, read.negative_tokens, decoding)
-        stages = files.recipe.pyramid.stages
         given: tuple[UnitRef, ...] = ()
         if request.image is not None:
             unit = await ask(lambda actor: actor.given.remote(context, request.image))
             latent, frames, state = map(ray.put, unit)  # kept on this machine: no work could compute them again
-            given = (UnitRef(stages - 1, latent, frames, state, given=True),)
-        clients = {
-            f"generator {index + 1}": RemoteGenerator(group, index, context, costs, config)
-            for index in range(len(group))
-        }
-        return Opened(
-            stages=stages,
-            fps=files.recipe.fps,
-            cost=costs.table,
-            single=costs.unsearched(request.units, len(given)),
-            given=given,
-            clients=clients,
-            prompt=read.readable,
-            unread=read.unread,
-        )
+            given = (UnitRef(files.recipe.pyramid.stages - 1, latent, frames, state, given=True),)
+
+        def client(index: int, costs: SamplingCosts) -> RemoteGenerator:
+            return RemoteGenerator(group, index, context, costs, config)
+
+        return opened(files, request, read, given, [functools.partial(client, n) for n in range(len(group))])
 
     async def _read(self) -> ModelFiles:
         """The model's configuration, read once, off the event loop: a hub model is asked for over the network."""
@@ -179,10 +192,51 @@ class VerifierPool:
         actor: Any = ray.remote(self._worker).options(**options).remote(self.config)
         return actor
 
+    @property
+    def worker_names(self) -> list[str]:
+        """What a search calls its workers."""
+        return [self.name if self.size == 1 else f"{self.name} {number}" for number in range(1, self.size + 1)]
+
+    async def identity(self) -> dict[str, Any]:
+        """What decides its scores and how they count, as JSON values."""
+        return await asyncio.to_thread(verifier_identity, self.config)
+
+    async def prices(self, request: GenerationRequest, prompt: str, ask: Ask) -> Mapping[Assessment, Sequence[int]]:
+        """FLOPs of judging a branch of a request, by assessment and depth; ``prompt`` is what its clients judge by."""
+        size = request.units, request.height, request.width
+        prices: Mapping[Assessment, Sequence[int]] = await ask(lambda actor: actor.price.remote(prompt, *size))
+        return prices
+
     def clients(self, group: ActorGroup, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
         """Clients that judge videos made for this prompt, by the names of their workers."""
-        names = [self.name if self.size == 1 else f"{self.name} {index + 1}" for index in range(self.size)]
-        return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(names)}
+        return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(self.worker_names)}
+
+
+def opened(
+    files: ModelFiles,
+    request: GenerationRequest,
+    read: TextRead,
+    given: Sequence[Any],
+    clients: Sequence[Callable[[SamplingCosts], GeneratorClient]],
+) -> Opened:
+    """A request to a pyramidal model, priced; ``clients`` make what samples for it."""
+    costs = _costs(files, files.check(request), read.tokens, read.negative_tokens)
+    return Opened(
+        stages=files.recipe.pyramid.stages,
+        fps=files.recipe.fps,
+        cost=costs.table,
+        single=costs.unsearched(request.units, len(given)),
+        given=tuple(given),
+        clients={f"generator {number}": make(costs) for number, make in enumerate(clients, start=1)},
+        prompt=read.readable,
+        unread=read.unread,
+    )
+
+
+@functools.lru_cache
+def _costs(files: ModelFiles, size: tuple[int, int], tokens: int, negative_tokens: int) -> SamplingCosts:
+    """Shared by requests that cost the same: what was counted for one need not be counted for the next."""
+    return SamplingCosts(files.transformer, files.recipe, size, tokens, negative_tokens, decode_flops(files.vae, size))
 
 
 def context_of(files: ModelFiles, request: GenerationRequest) -> Context:

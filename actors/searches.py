@@ -12,10 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
-import ray
-
-from actors.clients import UnitRef, ask, by_one_of, frames_of, lost_of, recovered
-from actors.crew import Crew
+from actors.clients import ask, by_one_of, recovered
+from actors.crew import Crew, Workplace
 from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
@@ -26,7 +24,7 @@ from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
 from framegrove.evaluation.outlook import Lookout
-from framegrove.evaluation.report import SearchRecord, Shown, report_json
+from framegrove.evaluation.report import SearchRecord, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
@@ -37,7 +35,6 @@ from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
 from framegrove.search.result import SearchResult
 from framegrove.search.tree import Layout, columns
 from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork
-from framegrove.verification.identity import verifier_identity
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +71,8 @@ class SearchRunner:
     """Runs searches on actors of its own: those of a generator pool and of the verifier pools of a panel.
 
     ``search`` says how to search, except for policy and budget, which come with each request. ``observer`` is told what
-    the searches do, for metrics. Ray must be connected by the time of ``start``.
+    the searches do, for metrics. Ray must be connected by the time of ``start``, unless the pools' workers are not on
+    Ray and come with a ``crew`` of their own (local_pools.LocalCrew).
     """
 
     def __init__(
@@ -85,13 +83,14 @@ class SearchRunner:
         *,
         observer: Observer | None = None,
         on_replaced: Callable[[str], None] = lambda pool: None,
+        crew: Workplace | None = None,
     ) -> None:
         self._generators = generators
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
         self._fusion = Panel([pool.config for pool in verifiers], self._search.weights)
-        self.crew = Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
+        self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without verifiers where nothing is to be judged. Idempotent.
@@ -139,10 +138,8 @@ class SearchRunner:
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
             layout, result = await self._searched(request, config, opened, journal, on_progress, watch)
-            frames = await frames_of(result.handles)
+            shown = await self._generators.units.shown(result.handles, layout.last_stage)
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
-        drafts = {path for path, unit in result.handles.items() if unit.stage < layout.last_stage}
-        shown = {path: Shown(pixels, draft=path in drafts) for path, pixels in frames.items()}
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
 
     async def judge(self, record: SearchRecord) -> dict[str, float]:
@@ -155,7 +152,7 @@ class SearchRunner:
         await self.start()
         winner = record.outcome.winner
         branch = [winner[: n + 1] for n in range(len(winner))]
-        units = {path: UnitRef(0, None, ray.put(record.shown[path].frames), None) for path in branch}
+        units = {path: self._generators.units.again(record, path) for path in branch}
         scores: dict[str, float] = {}
         with _failing_as_a_search():
             for name, member in self._panel(record.request.prompt, self._search).items():
@@ -205,8 +202,8 @@ class SearchRunner:
                 given=opened.given,
                 journal=journal,
                 on_progress=tell,
-                lost=lost_of,
-                release=UnitRef.let_go,
+                lost=self._generators.units.lost,
+                release=self._generators.units.let_go,
                 observer=self._observer,
             )
             watch(Lookout(conductor.snapshot, opened.single, prices))
@@ -215,9 +212,9 @@ class SearchRunner:
     async def _judging_prices(self, request: GenerationRequest, prompt: str) -> dict[Assessment, list[int]]:
         """FLOPs of the whole panel's judgement of a branch, by assessment and depth."""
         total: dict[Assessment, list[int]] = {}
-        for name in self._verifiers:
-            asked = functools.partial(_price, prompt, request.units, request.height, request.width)
-            for assessment, by_depth in (await self._insist(asked, self.crew[name])).items():
+        for name, pool in self._verifiers.items():
+            insist = functools.partial(self._insist, group=self.crew[name])
+            for assessment, by_depth in (await pool.prices(request, prompt, insist)).items():
                 before = total.get(assessment, [0] * request.units)
                 total[assessment] = [one + other for one, other in zip(before, by_depth, strict=True)]
         return total
@@ -234,9 +231,7 @@ class SearchRunner:
         options = {name: given for name, given in settings.options.items() if config is None or name == config.policy}
         return {
             "model": await self._generators.identity(),
-            "verifiers": {
-                name: await asyncio.to_thread(verifier_identity, pool.config) for name, pool in self._verifiers.items()
-            },
+            "verifiers": {name: await pool.identity() for name, pool in self._verifiers.items()},
             "search": settings.model_dump(mode="json", exclude=_FOR_THE_TIME_ONLY) | {"options": options},
         }
 
@@ -264,11 +259,6 @@ class SearchRunner:
             for n in range(len(group))
         ]
         return await by_one_of(calls)
-
-
-def _price(prompt: str, units: int, height: int, width: int, verifier: Any) -> Awaitable[Any]:
-    asked: Awaitable[Any] = verifier.price.remote(prompt, units, height, width)
-    return asked
 
 
 @contextlib.contextmanager

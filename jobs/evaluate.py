@@ -4,6 +4,13 @@
 
 Leaves results.parquet (a row for every video), curves.png and summary.json in --out, and prints the table. The same
 prompts and seeds are used in every setting, so differences are paired. Run it again to go on where it was interrupted.
+
+    python -m jobs.evaluate --policies linear,tof --budgets 1x,2x,4x --cache runs/branches --out runs/tuning
+
+searches over a cache instead of a cluster: in one process and in virtual time, with the very same policies. What the
+cache has is neither sampled nor judged again, so a policy is tried in seconds; what is missing is computed and kept.
+Recording and replaying are one thing, and --record and --replay are other names of --cache: a record is a replay that
+misses everything, and a policy that strays from what was recorded goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,17 +39,18 @@ from jobs.console import (
     one_line_errors,
     policy_help,
 )
+from jobs.laboratory import check_judge, on_ray, over_cache
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from actors.model_files import ModelFiles
-    from actors.searches import SearchRunner
-    from framegrove.digits.oracle import DigitsOracle
+    from framegrove.digits.oracle import Verdict
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
     from framegrove.evaluation.results import Ledger, Row, Setting
     from framegrove.types import GenerationRequest
+    from jobs.laboratory import Laboratory
 
 app = application()
 
@@ -66,6 +74,21 @@ def main(
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            "--record",
+            "--replay",
+            help="Folder of branches and verdicts: search over these, in one process and in virtual time, and add what "
+            "is missing.",
+        ),
+    ] = None,
+    judge: Annotated[str, typer.Option(help="With --cache: panel, or oracle for a ceiling.")] = "panel",
+    verifier_speed: Annotated[
+        float,
+        typer.Option(min=0.001, help="With --cache: how many times faster than a generator a virtual verifier is."),
+    ] = 1.0,
     log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
@@ -73,32 +96,29 @@ def main(
         from framegrove.config.base import load
         from framegrove.config.search import SearchConfig
 
+        check_judge(judge, cached=cache is not None)
         search = load(SearchConfig, None, set_ or ())
         settings, panel = _settings(policy, budgets), load_panel(verifier)
         display.begin("reading the model")
-        import asyncio
-
         from actors.model_files import ModelFiles
-        from actors.searches import search_runner
-        from framegrove.evaluation.results import Ledger
 
         source = model_source(model, variant, dtype, allow_pickle)
-        files = ModelFiles.read(source)
-        items = _items(files, settings, prompts, digits, seed)
-        make_folder(out)
-        runner = search_runner(source, panel, search, generators=generators)
+        items = _items(ModelFiles.read(source), settings, prompts, digits, seed)
         for setting in settings:
             policies.options_of(search, policies.find(setting.policy))
-        identity = asyncio.run(runner.identity())
-        identity["search"] = {
-            key: value for key, value in identity["search"].items() if key not in ("policy", "budget")
-        }
-        ledger = Ledger(out / "results.jsonl", {**identity, "prompts": [seed, digits]})
-        missing = [item for item in items if not ledger.has(item.index, item.setting)]
-        if missing:
-            _measure(runner, missing, ledger, display)
-        wanted = {(item.index, item.setting) for item in items}
-        _finish([row for row in ledger.rows if (row.prompt_index, row.setting) in wanted], out, display)
+        make_folder(out)
+        if cache is None:
+            laboratory = on_ray(source, panel, search, generators)
+        else:
+            laboratory = over_cache(
+                cache, source, panel, search, generators, verifier_speed=verifier_speed, judge=judge
+            )
+        with laboratory as lab:
+            rows = _rows(lab, items, out, {"prompts": [seed, digits]}, display)
+            effort = lab.effort()
+        _finish(rows, out, display)
+        if effort is not None:
+            display.say(effort)
 
 
 @dataclass(frozen=True)
@@ -151,39 +171,52 @@ def _items(files: ModelFiles, settings: list[Setting], count: int, digits: int |
     ]
 
 
-def _measure(runner: SearchRunner, items: list[Item], ledger: Ledger, display: Display) -> None:
+def _rows(lab: Laboratory, items: list[Item], out: Path, which: Mapping[str, Any], display: Display) -> list[Row]:
+    """Make the videos that are still missing, and give the rows of all."""
+    from framegrove.evaluation.results import Ledger
+
+    identity = lab.run(lab.runner.identity())
+    identity["search"] = {key: value for key, value in identity["search"].items() if key not in ("policy", "budget")}
+    ledger = Ledger(out / "results.jsonl", {**identity, **lab.facts, **which})
+    missing = [item for item in items if not ledger.has(item.index, item.setting)]
+    if missing:
+        display.begin("connecting to the workers")
+        with lab.connected():
+            lab.run(_measure(lab, missing, ledger, display))
+    wanted = {(item.index, item.setting) for item in items}
+    return [row for row in ledger.rows if (row.prompt_index, row.setting) in wanted]
+
+
+async def _measure(lab: Laboratory, items: list[Item], ledger: Ledger, display: Display) -> None:
     """Make the videos and add a row for each."""
-    import asyncio
-
-    from framegrove.cluster.session import connect
-    from framegrove.digits.oracle import DigitsOracle
-
-    oracle = DigitsOracle()
-
-    async def measure() -> None:
-        try:
-            display.begin("starting generators and verifier")
-            await runner.start()
-            display.begin(f"making {len(items)} videos")
-            for done, item in enumerate(items):
-                display.show(done / len(items), f"{done} of {len(items)}, now {item.setting}: {item.request.prompt}")
-                record = await runner.search(item.request)
-                ledger.add(measured(item, record, await runner.judge(record), oracle))
-        finally:
-            await runner.close()
-
-    display.begin("connecting to Ray")
-    with connect():
-        asyncio.run(measure())
+    try:
+        display.begin("starting generators and verifier")
+        await lab.runner.start()
+        display.begin(f"making {len(items)} videos")
+        for done, item in enumerate(items):
+            display.show(done / len(items), f"{done} of {len(items)}, now {item.setting}: {item.request.prompt}")
+            record = await lab.runner.search(item.request)
+            panel = await lab.runner.judge(record)
+            ledger.add(measured(item, record, panel, lab.verdict(record, item.objects), lab.workers))
+    finally:
+        await lab.runner.close()
 
 
-def measured(item: Item, record: SearchRecord, panel: Mapping[str, float], oracle: DigitsOracle) -> Row:
-    """The row of one video; ``panel`` are the verifiers' scores of it as a whole."""
-    from framegrove.evaluation.report import lost
+def measured(
+    item: Item, record: SearchRecord, panel: Mapping[str, float], verdict: Verdict, workers: tuple[int, int]
+) -> Row:
+    """The row of one video.
+
+    ``panel`` are the verifiers' scores of it as a whole, ``verdict`` is the oracle's; ``workers`` are the numbers of
+    generators and of verifiers.
+    """
+    from framegrove.evaluation.report import busy_seconds, lost
     from framegrove.evaluation.results import Row
+    from framegrove.types import SampleWork
 
-    verdict = oracle.judge(record.frames, item.objects)
     outcome = record.outcome
+    sampling = [span for span in outcome.spans if isinstance(span.work, SampleWork)]
+    scoring = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
     return Row(
         prompt_index=item.index,
         prompt=item.request.prompt,
@@ -202,6 +235,8 @@ def measured(item: Item, record: SearchRecord, panel: Mapping[str, float], oracl
         single_flops=record.single.all_flops,
         branches=len(outcome.nodes),
         seconds=outcome.seconds,
+        generators_busy=busy_seconds(sampling) / (workers[0] * outcome.seconds),
+        verifiers_busy=busy_seconds(scoring) / (workers[1] * outcome.seconds),
     )
 
 
@@ -232,10 +267,10 @@ def _settings_table(rows: list[Row]) -> Table:
     from framegrove.evaluation.report import Price
 
     parts = [part.name for part in fields(Price)]
-    table = Table(
-        title="Means with 95% bootstrap intervals; prices: 1x = sampling and decoding a video once, without a search"
-    )
-    for column in ("setting", *results.METRICS, *parts, "total", "seconds"):
+    one = "1x = sampling and decoding a video once, without a search"
+    table = Table(title=f"Means with 95% bootstrap intervals; prices: {one}")
+    last = ("seconds", "generators busy", "verifiers busy")
+    for column in ("setting", *results.METRICS, *parts, "total", *last):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     for setting, group in results.by_setting(rows).items():
         price = results.mean_price(group)
@@ -244,6 +279,7 @@ def _settings_table(rows: list[Row]) -> Table:
             *(str(results.summary(group, metric)) for metric in results.METRICS.values()),
             *(f"{value:.2f}x" for value in (*(getattr(price, part) for part in parts), price.total)),
             f"{sum(row.seconds for row in group) / len(group):.1f}",
+            *(f"{share:.0%}" for share in results.mean_load(group)),
         )
     return table
 

@@ -72,6 +72,8 @@ def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
         (["--policies", "linear,bees"], "there is no policy 'bees'"),
         (["--policies", ","], "nothing to evaluate"),
         (["--budgets", "1x,many"], "a budget is a number"),
+        (["--judge", "oracle"], "the oracle judges only searches over a cache, for a ceiling: add --cache DIR"),
+        (["--judge", "nobody"], "there is no judge 'nobody': it is panel or oracle"),
     ],
 )
 def test_evaluate(given: list[str], message: str, tmp_path: Path) -> None:

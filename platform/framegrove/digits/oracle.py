@@ -9,6 +9,7 @@ and blended digits: forced to choose a digit, it would credit a generator for st
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,13 @@ class DigitsOracle:
         return digit, float(mean[digit])
 
 
+def oracle_fingerprint(weights: Path | None = None) -> str:
+    """Changes with the weights, and with the code that reads clips by them."""
+    digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=12)
+    digest.update(_weights_file(weights).read_bytes())
+    return digest.hexdigest()
+
+
 class DigitNetwork(nn.Sequential):
     """Ink crops (N, 28, 28) in [0, 1] to eleven logits: ten digits and reject."""
 
@@ -189,13 +197,17 @@ def _matches(seen: ObjectReading, asked: DigitObject, moving: bool) -> int:
     return right + (moving and seen.motion == asked.motion)
 
 
-@functools.cache
-def _load_network(weights: Path | None) -> DigitNetwork:
+def _weights_file(weights: Path | None) -> Path:
     source = weights or Path(str(resources.files("framegrove") / "assets" / "oracle" / "model.safetensors"))
     if not source.is_file():
         raise UserError(
             f"no oracle weights at {source}: train them with python -m jobs.train_oracle --out {source.parent}"
         )
+    return source
+
+
+@functools.cache
+def _load_network(weights: Path | None) -> DigitNetwork:
     network = DigitNetwork()
-    network.load_state_dict(load_file(source))
+    network.load_state_dict(load_file(_weights_file(weights)))
     return network.eval()

@@ -30,7 +30,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One video. ``prompt_index`` pairs videos of different settings; costs are of the whole search, in FLOPs."""
+    """One video. ``prompt_index`` pairs videos of different settings; costs are of the whole search, in FLOPs.
+
+    ``seconds`` is how long the search took, from the first work to the last, and ``generators_busy`` and
+    ``verifiers_busy`` are the shares of it that these had something to do. In virtual time where the search was one
+    over a cache of branches.
+    """
 
     prompt_index: int
     prompt: str
@@ -49,6 +54,8 @@ class Row:
     single_flops: int
     branches: int
     seconds: float
+    generators_busy: float = 0.0
+    verifiers_busy: float = 0.0
 
     @property
     def setting(self) -> Setting:
@@ -154,6 +161,12 @@ def mean_price(rows: Sequence[Row]) -> Price:
     """The mean price of some videos, part by part."""
     prices = [row.price for row in rows]
     return Price(**{part.name: sum(getattr(p, part.name) for p in prices) / len(prices) for part in fields(Price)})
+
+
+def mean_load(rows: Sequence[Row]) -> tuple[float, float]:
+    """The mean share of the time in which generators, and verifiers, had something to do."""
+    count = len(rows)
+    return sum(row.generators_busy for row in rows) / count, sum(row.verifiers_busy for row in rows) / count
 
 
 def findings(rows: Sequence[Row]) -> dict[str, Any]:

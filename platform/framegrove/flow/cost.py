@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.flow.history import Shape, history_shapes, stage_shape
@@ -24,6 +24,7 @@ class SamplingCosts:
     text_tokens: int
     negative_tokens: int
     decoding: tuple[int, int] = (0, 0)
+    _known: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def unit(self, unit: int, stages: range | None = None, siblings: int = 1, most_steps: int | None = None) -> Cost:
         """The newest unit of ``siblings`` children of one branch, denoised in step through ``stages`` (absent: all).
@@ -55,6 +56,12 @@ class SamplingCosts:
         return cost.flops + cost.decoding
 
     def _step_flops(self, unit: int, stage: int, siblings: int) -> int:
+        key = (unit, stage, siblings)
+        if key not in self._known:  # a search asks for few of them, thousands of times
+            self._known[key] = self._counted(*key)
+        return self._known[key]
+
+    def _counted(self, unit: int, stage: int, siblings: int) -> int:
         stages = self.recipe.pyramid.stages
         whole: Shape = (1, *self.size)
         history = history_shapes([whole] * unit, stage, stages)

@@ -1,0 +1,209 @@
+"""Pools whose workers are in this process, over a cache of branches: a search's runner without a cluster.
+
+``local_runner`` makes a SearchRunner that has these in place of actors, so that everything above the workers (policies,
+dispatcher, conductor, records) is what runs on Ray. Run it in virtual time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path as File
+from typing import Any
+
+from actors.generator import Generator
+from actors.local import (
+    USUAL_SPEEDS,
+    HostedGenerator,
+    HostedVerifier,
+    LocalGenerator,
+    LocalUnit,
+    LocalVerifier,
+    Speeds,
+)
+from actors.model_files import ModelFiles
+from actors.pools import Ask, Opened, PyramidPool, Units, VerifierPool, context_of, opened
+from actors.searches import SearchRunner
+from framegrove import files
+from framegrove.config.model import ModelSource
+from framegrove.config.search import SearchConfig
+from framegrove.config.verifier import PanelConfig, VerifierConfig, environment, model_folder
+from framegrove.evaluation.branch_cache import BranchCache, Ground
+from framegrove.evaluation.report import SearchRecord, Shown
+from framegrove.search.protocols import VerifierClient
+from framegrove.search.workers import GENERATORS
+from framegrove.types import Assessment, GenerationRequest, Path
+from framegrove.verification.identity import verifier_identity
+
+# Facts of a verifier that decide what is asked of it and how that counts, and not what it says.
+_NOT_THE_VERDICT = {"name", "weight", "judges"}
+
+
+def local_runner(
+    cache: BranchCache,
+    model: ModelSource | None = None,
+    panel: PanelConfig | None = None,
+    search: SearchConfig | None = None,
+    *,
+    generators: int = 2,
+    speeds: Speeds = USUAL_SPEEDS,
+    verifiers: Sequence[LocalVerifierPool] | None = None,
+) -> SearchRunner:
+    """A runner over a cache, with so many virtual generators; ``verifiers`` take the place of the panel's own."""
+    pool = LocalPyramidPool(cache, model, generators, speeds=speeds)
+    if verifiers is None:
+        verifiers = [LocalVerifierPool(cache, each, speeds=speeds) for each in (panel or PanelConfig()).verifiers]
+    return SearchRunner(pool, verifiers, search, crew=LocalCrew(verifiers))
+
+
+class LocalCrew:
+    """Those who work in this process (crew.Workplace): they come up by themselves, when something is missing."""
+
+    def __init__(self, verifiers: Sequence[LocalVerifierPool]) -> None:
+        self._verifiers = {pool.name: pool for pool in verifiers}
+
+    def __getitem__(self, name: str) -> Any:
+        """A verifier's pool; generators need nothing but theirs, which a runner has."""
+        return None if name == GENERATORS else self._verifiers[name]
+
+    async def start(self, names: Iterable[str] | None = None) -> None:
+        """Nothing yet."""
+
+    async def close(self) -> None:
+        """Stop the engines that were started."""
+        for pool in self._verifiers.values():
+            pool.close()
+
+
+class LocalUnits:
+    """Units in a cache (pools.Units). None is ever lost, and pictures are unpacked when somebody looks."""
+
+    async def shown(self, units: Mapping[Path, LocalUnit], last_stage: int) -> Mapping[Path, Shown]:
+        """What the branches look like."""
+        return _Pictures(units, last_stage)
+
+    async def lost(self, units: Mapping[Path, LocalUnit]) -> Collection[Path]:
+        """None."""
+        return ()
+
+    def let_go(self, unit: LocalUnit) -> None:
+        """Release the decoder's state."""
+        unit.let_go()
+
+    def again(self, record: SearchRecord, path: Path) -> LocalUnit:
+        """The search's own handle."""
+        unit: LocalUnit = record.outcome.handles[path]
+        return unit
+
+
+class LocalPyramidPool(PyramidPool):
+    """``size`` virtual generators of one pyramidal model, over a cache. ``worker`` samples what is missing."""
+
+    units: Units = LocalUnits()
+
+    def __init__(
+        self,
+        cache: BranchCache,
+        model: ModelSource | None = None,
+        size: int = 2,
+        *,
+        threads: int = 1,
+        worker: Callable[[ModelSource, int], Generator] = Generator,
+        speeds: Speeds = USUAL_SPEEDS,
+    ) -> None:
+        super().__init__(model, size, threads=threads)
+        self._cache, self._speeds = cache, speeds
+        self._host = HostedGenerator(lambda: worker(self._files.source if self._files else self._model, threads))
+        self._contents: str | None = None
+
+    async def open(self, request: GenerationRequest, group: Any, ask: Ask, config: SearchConfig) -> Opened:
+        """Price the request, by what was once read of its prompt; encode its image, if any."""
+        model = await self._read()
+        model.check(request)
+        context, ground = context_of(model, request), self.ground(model, request)
+        read = self._host.read(ground, context, request.prompt)
+        given = []
+        if request.image is not None:
+            given = [self._host.given(ground, context, request.image, model.recipe.pyramid.stages - 1)]
+        client = [lambda costs: LocalGenerator(self._host, ground, context, costs, self._speeds)]
+        return opened(model, request, read, given, client * self.size)
+
+    def ground(self, model: ModelFiles, request: GenerationRequest) -> Ground:
+        """Where in the cache the branches of a request are: with those of its longer and shorter videos."""
+        if self._contents is None:
+            self._contents = files.contents(model.folder)
+        facts = {
+            "model": self._contents,
+            "variant": model.source.variant,
+            "dtype": model.source.dtype,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "size": [request.width, request.height],
+            "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
+        }
+        return self._cache.ground(facts)
+
+
+class LocalVerifierPool(VerifierPool):
+    """The virtual workers of one verifier, over a cache; ``worker``, by its kind, gives the verdicts that are missing.
+
+    ``facts``, JSON values, decide its verdicts too.
+    """
+
+    def __init__(
+        self,
+        cache: BranchCache,
+        config: VerifierConfig,
+        *,
+        worker: type[Any] | None = None,
+        speeds: Speeds = USUAL_SPEEDS,
+        facts: Mapping[str, Any] = {},
+    ) -> None:
+        super().__init__(config, worker=worker)
+        os.environ.update(environment(config))  # what vLLM reads when it is imported
+        self._cache, self._speeds, self._facts = cache, speeds, facts
+        self._host: HostedVerifier | None = None
+
+    async def identity(self) -> dict[str, Any]:
+        """What decides its scores and how they count, as JSON values."""
+        return {**await super().identity(), **self._facts}
+
+    async def prices(self, request: GenerationRequest, prompt: str, ask: Ask) -> Mapping[Assessment, Sequence[int]]:
+        """As the verifier says, which is asked once for each prompt, length and size."""
+        size = {"units": request.units, "height": request.height, "width": request.width}
+        return self._hosted().prices(self._cache.ground({"judged": prompt, **size}), prompt, **size)
+
+    def clients(self, group: Any, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
+        """Virtual workers that judge videos made for this prompt."""
+        host = self._hosted()
+        return {name: LocalVerifier(host, prompt, self._speeds) for name in self.worker_names}
+
+    def close(self) -> None:
+        """Stop the verifier, if it was started."""
+        if self._host is not None:
+            self._host.close()
+
+    def _hosted(self) -> HostedVerifier:
+        if self._host is None:
+            identity = {**verifier_identity(self.config), **self._facts}
+            verdict = {name: fact for name, fact in identity.items() if name not in _NOT_THE_VERDICT}
+            if self.config.kind == "vllm" and (folder := File(model_folder(self.config.engine))).is_dir():
+                verdict["model"] = files.contents(folder)  # a cache may outlive the folder, and travel
+            self._host = HostedVerifier(self.config, self._worker, self._cache.judge(verdict))
+        return self._host
+
+
+class _Pictures(Mapping[Path, Shown]):
+    def __init__(self, units: Mapping[Path, LocalUnit], last_stage: int) -> None:
+        self._units, self._last_stage = units, last_stage
+
+    def __getitem__(self, path: Path) -> Shown:
+        unit = self._units[path]
+        return Shown(unit.frames, draft=unit.branch.stage < self._last_stage)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)

@@ -1,0 +1,216 @@
+"""Searches over a cache in this process: what is there is not computed again, and time is that of the counted work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.generator import Context, Generator
+from actors.local import Speeds
+from actors.local_pools import LocalCrew, LocalPyramidPool, LocalVerifierPool
+from actors.searches import SearchRunner
+from framegrove.config.model import ModelSource
+from framegrove.config.search import SearchConfig
+from framegrove.config.verifier import VerifierConfig
+from framegrove.errors import UserError
+from framegrove.evaluation.branch_cache import BranchCache
+from framegrove.evaluation.report import SearchRecord, busy_seconds
+from framegrove.evaluation.virtual_time import run_virtual
+from framegrove.search.result import Ending, Fate
+from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
+from framegrove.verification.callables import CallableVerifier
+from tests.tiny import save_tiny
+
+REQUEST = GenerationRequest("a red 3 moves left and right", seed=11, units=3, height=64, width=64, budget=4.0)
+SPEEDS = Speeds(generator=1e7)
+
+
+def darkness(frames: np.ndarray, prompt: str) -> dict[str, float]:
+    """A verifier of one's own."""
+    return {"dark": 1 - float(frames.mean()) / 255}
+
+
+DARKNESS = VerifierConfig(name="own", kind="callable", function="tests.unit.test_local:darkness")
+
+
+class Slow(CallableVerifier):
+    """A verifier whose verdicts cost something."""
+
+    async def score(self, work: ScoreWork, prompt: str, *units: Any) -> Scored:
+        scored = await super().score(work, prompt, *units)
+        return dataclasses.replace(scored, cost=Cost(flops=2_000_000, seconds=123.0))
+
+
+class Absent:
+    """Nobody who could be asked: everything is in the cache."""
+
+    def __init__(self, *given: Any) -> None:
+        raise AssertionError("a model was loaded although everything was there")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return ModelSource(name=str(save_tiny(tmp_path_factory.mktemp("model") / "tiny")))
+
+
+@pytest.fixture(scope="module")
+def recorded(model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SearchRecord]:
+    """A cache with one search in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    record, added = search(folder, model)
+    assert added["units"] > 0
+    assert added["verdicts"] > 0
+    return folder, record
+
+
+def search(
+    folder: Path,
+    model: ModelSource,
+    request: GenerationRequest = REQUEST,
+    *,
+    verifier: VerifierConfig = DARKNESS,
+    generators: int = 2,
+    worker: Any = Generator,
+    judge: Any = Slow,
+    look: Callable[[SearchRunner, SearchRecord], None] = lambda runner, record: None,
+    **settings: Any,
+) -> tuple[SearchRecord, dict[str, int]]:
+    with BranchCache(folder) as cache:
+        verifiers = [LocalVerifierPool(cache, verifier, worker=judge, speeds=SPEEDS)]
+        pool = LocalPyramidPool(cache, model, generators, worker=worker, speeds=SPEEDS)
+        runner = SearchRunner(pool, verifiers, SearchConfig(**settings), crew=LocalCrew(verifiers))
+
+        async def searched() -> SearchRecord:
+            try:
+                return await runner.search(request)
+            finally:
+                await runner.close()
+
+        record = run_virtual(searched())
+        look(runner, record)
+        return dataclasses.replace(record, shown=dict(record.shown)), dict(cache.added)
+
+
+def told(record: SearchRecord) -> Any:
+    """Everything that does not depend on timing: what is sampled in advance does."""
+    outcome = record.outcome
+    nodes = [
+        (node.path, node.fate, node.dropped_by, node.judgements)
+        for node in outcome.nodes
+        if node.fate is not Fate.SPECULATIVE
+    ]
+    certain = {name: costs.certain for name, costs in outcome.verifiers.items()}
+    return outcome.winner, nodes, outcome.certain, outcome.sampling.certain.flops, outcome.sampling.certain.nfe, certain
+
+
+def test_a_replay_is_the_search_and_needs_no_model(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
+    folder, first = recorded
+    again, added = search(folder, model, worker=Absent, judge=Absent)
+    assert added == {}
+    assert told(again) == told(first)
+    assert again.outcome.nodes == first.outcome.nodes  # virtual time too
+    assert again.outcome.spans == first.outcome.spans
+    assert again.outcome.sampling == first.outcome.sampling
+    assert np.array_equal(again.frames, first.frames)
+
+
+def test_a_branch_is_what_a_generator_makes_of_it(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
+    _, record = recorded
+    generator, context = Generator(model), Context(REQUEST.prompt, "", REQUEST.seed, 64, 64, REQUEST.units)
+    latents, state, frames = [], None, []
+    for depth in range(REQUEST.units):
+        work = SampleWork((record.outcome.winner[: depth + 1],), 0, 2)
+        _, latent, shown, state = generator.sample(0, work, context, depth, state, *latents)
+        latents.append(latent)
+        frames.append(shown)
+    difference = np.abs(record.frames.astype(int) - np.concatenate(frames))
+    assert difference.max() <= 1  # siblings were denoised in step, which rounds otherwise
+    assert record.outcome.sampling.certain.nfe >= record.single.nfe
+
+
+def test_only_what_is_missing_is_computed(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
+    folder, first = recorded
+    wider = dataclasses.replace(REQUEST, budget=6.0)
+    record, added = search(folder, model, wider)
+    known = {node.path for node in first.outcome.nodes}
+    new = [node for node in record.outcome.nodes if node.path not in known]
+    assert 0 < len(new) <= added["units"] < sum(len(s.work.paths) for s in sampling(record))
+    _, more = search(folder, model, wider, worker=Absent, judge=Absent)
+    assert more == {}
+
+
+def test_another_verifier_asks_for_no_sampling(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
+    folder, first = recorded
+    other = VerifierConfig(name="signals", kind="signals", judges=tuple(Assessment))
+    request = dataclasses.replace(REQUEST, policy="linear", budget=2.0)
+    search(folder, model, request)
+    _, added = search(folder, model, request, verifier=other, judge=None, worker=Absent)
+    assert set(added) == {"verdicts"}
+    renamed = DARKNESS.model_copy(update={"name": "other", "weight": 3.0})
+    record, added = search(folder, model, verifier=renamed, worker=Absent, judge=Absent)
+    assert added == {}, "what a verdict is called and how it counts does not change it"
+    assert record.outcome.winner == first.outcome.winner
+
+
+def test_time_is_that_of_the_counted_work(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
+    folder, two = recorded
+    spans = sampling(two)
+    for span in spans:
+        assert span.end - span.start == pytest.approx(SPEEDS.sampling(span.cost))
+        assert span.cost.seconds == pytest.approx(span.end - span.start)
+    judged = [span for span in two.outcome.spans if isinstance(span.work, ScoreWork)]
+    assert busy_seconds(judged) == pytest.approx(len(judged) * SPEEDS.judging(Cost(flops=2_000_000)))
+    one, _ = search(folder, model, generators=1)
+    assert one.outcome.seconds > two.outcome.seconds
+    assert told(one) == told(two)
+    assert one.outcome.overlap > 0
+
+
+def test_what_is_cancelled_costs_its_steps_and_computes_nothing(model: ModelSource, tmp_path: Path) -> None:
+    record, added = search(tmp_path, model, generators=6)
+    cancelled = [span for span in sampling(record) if span.ending is Ending.CANCELLED]
+    assert cancelled
+    for span in cancelled:
+        assert span.end - span.start == pytest.approx(SPEEDS.sampling(span.cost))
+        assert span.cost.decoding == 0
+        assert span.cost.nfe % len(span.work.paths) == 0
+    done = [span for span in sampling(record) if span.ending is Ending.DONE]
+    assert added["units"] == sum(len(span.work.paths) for span in done)
+
+
+def test_the_winner_is_judged_without_a_search(model: ModelSource, tmp_path: Path) -> None:
+    def look(runner: SearchRunner, record: SearchRecord) -> None:
+        assert record.scores == {}
+        assert run_virtual(runner.judge(record)) == {"dark": darkness(record.frames, "")["dark"]}
+
+    search(tmp_path, model, dataclasses.replace(REQUEST, policy="single", budget=1.0), look=look)
+
+
+def test_a_given_image_is_kept_too(model: ModelSource, tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(encoded, "PNG")
+    request = dataclasses.replace(REQUEST, image=encoded.getvalue(), budget=2.0)
+    first, _ = search(tmp_path, model, request)
+    again, added = search(tmp_path, model, request, worker=Absent, judge=Absent)
+    assert added == {}
+    assert np.array_equal(again.frames, first.frames)
+    assert told(again) == told(first)
+
+
+def test_what_a_verifier_raises_comes_through(model: ModelSource, tmp_path: Path) -> None:
+    absent = VerifierConfig(name="own", kind="callable", function="nowhere:at_all")
+    with pytest.raises(UserError, match="own"):
+        search(tmp_path, model, verifier=absent, judge=None)
+
+
+def sampling(record: SearchRecord) -> list[Any]:
+    return [span for span in record.outcome.spans if isinstance(span.work, SampleWork)]
