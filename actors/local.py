@@ -169,6 +169,8 @@ class HostedVerifier:
 
     def close(self) -> None:
         """Stop what was started."""
+        if self._thread is not None:
+            self._thread.call(_wound_up())  # an engine complains if somebody still listens when it ends
         if self._started is not None:
             self._started.close()
             self._started = None

@@ -62,7 +62,7 @@ class SearchConfig(Config):
         "panel; default: the policy's own",
     )
     speculate: Speculate = Field(
-        default="latency",
+        default="thrift",
         description="what idle workers do ahead, the video being the same: latency, whatever may be needed; thrift, "
         "what is needed more likely than not; off, nothing",
     )
