@@ -66,6 +66,11 @@ class SearchConfig(Config):
         description="what idle workers do ahead, the video being the same: latency, whatever may be needed; thrift, "
         "what is needed more likely than not; off, nothing",
     )
+    leave_out: bool = Field(
+        default=False,
+        description="go on without a verifier that answers what is no score, if the others of its panel can; otherwise "
+        "the search ends",
+    )
     attempts: int = Field(
         default=3, ge=1, description="times a work is tried when workers die under it; then its branch is given up"
     )

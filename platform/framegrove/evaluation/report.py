@@ -120,6 +120,8 @@ def warnings_of(record: SearchRecord) -> list[str]:
             f"the prompt is too long for this model's text encoder: what begins with {record.unread!r} had no "
             "influence on the video, and was not judged"
         )
+    for verifier, reason in record.outcome.left_out.items():
+        warnings.append(f"the verifier {verifier} was left out, and the others have judged alone: {reason}")
     for path, reason in record.outcome.given_up.items():
         warnings.append(f"branch {'.'.join(map(str, path))} was given up: {reason}")
     scores = record.scores

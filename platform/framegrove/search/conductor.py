@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from framegrove.config.search import SearchConfig, Speculate
+from framegrove.errors import UserError
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
 from framegrove.search.dispatcher import Dispatcher, check, describe
 from framegrove.search.journal import Journal
@@ -22,6 +23,7 @@ from framegrove.search.protocols import (
     PanelMember,
     UnitsLost,
     VerifierClient,
+    VerifierUnusable,
     WorkCancelled,
     WorkFailed,
 )
@@ -77,6 +79,8 @@ class Conductor:
     are kept there, and those it has already are not done again. ``on_progress`` is called whenever the tally moves.
     ``lost`` is asked before the search ends which of the winner's handles, by branch, lead nowhere any more.
     ``release`` is called with every handle on top of which nothing will be sampled, since its branch was dropped.
+    ``sampled``, results with their handles, is what an earlier attempt at this search has sampled already; what the
+    journal has is not asked for then.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Conductor:
         lost: Callable[[Mapping[Path, Any]], Awaitable[Collection[Path]]] | None = None,
         release: Callable[[Any], None] = lambda handle: None,
         observer: Observer | None = None,
+        sampled: Collection[tuple[Sampled, tuple[Any, ...]]] | None = None,
     ) -> None:
         workers = Workers(
             list(generators),
@@ -112,6 +117,7 @@ class Conductor:
         self._lost = lost
         self._release = release
         self._observer = observer or _Nobody()
+        self._sampled = sampled
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._happened = asyncio.Event()
@@ -122,8 +128,8 @@ class Conductor:
     async def run(self) -> SearchResult:
         """Search to the end. Call once.
 
-        Raises SearchFailed when a work fails too often or no worker is left, and whatever else a client raises. However
-        it ends, cancellation included, no work is left running.
+        Raises SearchFailed when a work fails too often or no worker is left, VerifierUnusable, and whatever else a
+        client raises. However it ends, cancellation included, no work is left running.
         """
         self._began = asyncio.get_running_loop().time()
         await self._restore()
@@ -138,6 +144,17 @@ class Conductor:
                     return self._result()
         finally:
             await self._stop()
+
+    @property
+    def sampled(self) -> list[tuple[Sampled, tuple[Any, ...]]]:
+        """What has been sampled so far and is not lost, with the handles."""
+        state = self._state
+        made = {each: state.layout.outputs(each.work) for each in state.done.values() if isinstance(each, Sampled)}
+        return [
+            (result, tuple(state.handles[latent] for latent in latents))
+            for result, latents in made.items()
+            if all(latent in state.handles for latent in latents)
+        ]
 
     def snapshot(self) -> Snapshot:
         """What the search looks like now. Costs nothing unless it is called, on the event loop that ``run`` is on."""
@@ -179,6 +196,10 @@ class Conductor:
             check(result, attempt)  # before it is on the disk, where it would meet every later run
             if self._journal is not None:
                 await self._journal.record(result)
+        except UserError as error:
+            if isinstance(attempt.work, SampleWork):
+                raise
+            raise VerifierUnusable(attempt.work.verifier, str(error)) from error
         except WorkCancelled as stop:
             ending = Ending.CANCELLED
             await self._waste(pool, stop.cost)
@@ -237,6 +258,10 @@ class Conductor:
             await self._journal.record_waste(pool, cost)
 
     async def _restore(self) -> None:
+        if self._sampled is not None:
+            for sampled, handles in self._sampled:
+                self._state.restore(sampled, handles)
+            return
         if self._journal is None:
             return
         restored = await self._journal.restore()

@@ -87,7 +87,7 @@ class SearchResult:
     (by name) are the costs of generators and of each verifier. ``handles`` maps branches to their newest handles; those
     of branches that were cut may be missing if they were lost. ``restored`` counts the works that a journal had
     finished already. ``mass`` has each verifier's least probability of yes and no together, for those that report one.
-    ``given_up`` are branches that failed too often, and why.
+    ``given_up`` are branches that failed too often, ``left_out`` verifiers that could not be used, and why.
     """
 
     winner: Path
@@ -101,6 +101,7 @@ class SearchResult:
     restored: int
     mass: Mapping[str, float] = field(default_factory=dict)
     given_up: Mapping[Path, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scoring(self) -> CostBreakdown:
