@@ -7,22 +7,23 @@ from collections import Counter
 
 import pytest
 
+from framegrove.config.search import SearchConfig
 from framegrove.evaluation.outlook import Outlook, outlook_of
 from framegrove.search.result import SearchResult
 from framegrove.search.snapshot import Snapshot, Standing
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Cost, SampleWork
 from tests.fakes import FREE, World, fake_cost, run_virtual
-from tests.unit.test_conductor import Stage
+from tests.unit.test_conductor import TOF, Stage
 
 SINGLE = Cost(flops=sum(fake_cost(depth, 0, 2, 1) for depth in range(4)))
 
 
-def watched(world: World, generators: int = 2) -> tuple[list[Snapshot], SearchResult]:
+def watched(world: World, config: SearchConfig = TOF, generators: int = 2) -> tuple[list[Snapshot], SearchResult]:
     """A search, and what it looked like every half second."""
 
     async def main() -> tuple[list[Snapshot], SearchResult]:
-        conductor = Stage(world, generators=generators).conductor
+        conductor = Stage(world, config, generators).conductor
         search = asyncio.create_task(conductor.run())
         seen = []
         while not search.done():
@@ -52,6 +53,14 @@ def test_branches_go_through_their_standings() -> None:
     won = [branch.path for branch in last.branches if branch.standing is Standing.WON]
     assert won == [outcome.winner[:n] for n in range(1, len(outcome.winner) + 1)]
     assert {branch.path for branch in last.branches} == {node.path for node in outcome.nodes}
+
+
+def test_a_winner_that_is_named_first_has_won_once_it_is_sampled() -> None:
+    seen, outcome = watched(World(), SearchConfig(policy="single", budget="1x"))
+    assert outcome.winner == seen[0].winner == (0, 0, 0, 0)
+    standings = {branch.path: branch.standing for branch in seen[0].branches}
+    assert standings == {(0,): Standing.RUNNING, **{(0,) * n: Standing.WAITING for n in (2, 3, 4)}}
+    assert {branch.standing for branch in seen[-1].branches} == {Standing.WON}
 
 
 def test_a_cut_is_for_good_and_running_branches_have_attempts() -> None:

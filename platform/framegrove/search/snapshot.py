@@ -22,7 +22,7 @@ from framegrove.types import Assessment, Path, SampleWork
 class Standing(enum.StrEnum):
     """Where a branch stands in a search that goes on."""
 
-    WON = "won"  # the winner or a prefix of it
+    WON = "won"  # the winner or a prefix of it, and sampled: a winner may be named before
     CUT = "cut"  # it, or a branch that it grew from
     RUNNING = "running"  # it is being sampled or judged
     KEPT = "kept"  # it is being extended or refined, or will be
@@ -107,14 +107,14 @@ def _branches(state: Dispatcher, running: Iterable[Attempt], undone: Iterable[Wo
     unscored = {work.path for work in state.plan.certain if isinstance(work, PanelWork) and work not in state.panels}
 
     def standing(path: Path) -> Standing:
-        if state.plan.winner is not None and state.plan.winner[: len(path)] == path:
-            return Standing.WON
         if state.plan.is_dropped(path):
             return Standing.CUT
         if path in attempts:
             return Standing.RUNNING
         if path not in sampled:
             return Standing.WAITING
+        if state.plan.winner is not None and state.plan.winner[: len(path)] == path:
+            return Standing.WON
         if path in going_on:
             return Standing.KEPT
         return Standing.JUDGED if scores[path] and path not in unscored else Standing.SAMPLED
