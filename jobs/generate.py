@@ -4,12 +4,13 @@
 
 Leaves video.mp4, tree.png (the search tree: what lived, what was cut, and why), tree.html (the same for a browser, with
 every branch to play) and report.json (costs by part, scores, timeline) in --out. With --watch the tree is drawn in the
-terminal while it grows. Uses the Ray cluster at RAY_ADDRESS, or starts its own. Run it again with the same arguments
-after it was interrupted, and it goes on where it was.
+terminal while it grows. Uses the Ray cluster at RAY_ADDRESS, or starts its own. What was interrupted goes on where it
+was by --resume and the same --out, or by the same arguments.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framegrove.config.base import Config, absolute, validated
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.files import write_json
 from framegrove.search import policies
 from framegrove.search.policies import PolicyEntry
 from jobs.console import (
@@ -44,13 +47,41 @@ if TYPE_CHECKING:
 
 app = application()
 WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json")
+UNFINISHED = ".search"  # in --out: what a search that is not finished leaves
+ASKED = "asked.json"
 log = logging.getLogger(__name__)
+
+
+class Asked(Config):
+    """What a search was asked for, as it was given: what --resume needs to know."""
+
+    prompt: str
+    seed: int
+    policy: str
+    budget: str | None
+    until: float | None
+    units: int | None
+    size: str | None
+    image: Path | None
+    model: str | None
+    variant: str | None
+    dtype: str
+    allow_pickle: bool
+    verifier: str | None
+    set: tuple[str, ...]
 
 
 @app.command()
 def main(
-    prompt: Annotated[str, typer.Option(help="What the video should show.")],
     out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png, tree.html and report.json.")],
+    prompt: Annotated[str | None, typer.Option(help="What the video should show.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the search that was interrupted in --out, as it was asked for; needs no prompt.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
     policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = "tof",
     budget: Annotated[
@@ -90,41 +121,77 @@ def main(
         from framegrove.config.search import SearchConfig
 
         _refuse_twice_told(set_ or ())
-        search = load(SearchConfig, None, set_ or ())
-        entry = policies.find(policy)
+        if resume:
+            asked = _interrupted(out, prompt)
+        else:
+            asked = Asked(
+                prompt=_given(prompt),
+                seed=seed,
+                policy=policy,
+                budget=budget,
+                until=until,
+                units=units,
+                size=size,
+                image=image.absolute() if image else None,
+                model=absolute(model),
+                variant=variant,
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+                verifier=absolute(verifier),
+                set=tuple(set_ or ()),
+            )
+        search = load(SearchConfig, None, asked.set)
+        entry = policies.find(asked.policy)
         policies.options_of(search, entry)
-        panel = load_panel(verifier)
+        panel = load_panel(asked.verifier)
         if entry.judged:
             panel.check_files()
-        text, multiple = check_prompt(prompt), _multiple(entry, budget)
+        text, multiple = check_prompt(asked.prompt), _multiple(entry, asked.budget)
         display.begin("reading the model")
         from actors.model_files import ModelFiles
         from actors.searches import search_runner
         from framegrove.types import GenerationRequest
 
-        source = model_source(model, variant, dtype, allow_pickle)
+        source = model_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle)
         files = ModelFiles.read(source)
-        height, width = _size(size, files)
+        height, width = _size(asked.size, files)
         request = GenerationRequest(
             prompt=text,
-            seed=seed,
-            units=units if units is not None else files.recipe.units,
+            seed=asked.seed,
+            units=asked.units if asked.units is not None else files.recipe.units,
             height=height,
             width=width,
-            policy=entry.name if entry.name in policies.summaries() else policy,
+            policy=entry.name if entry.name in policies.summaries() else asked.policy,
             budget=multiple,
-            image=_picture(image) if image else None,
-            until=until,
+            image=_picture(asked.image) if asked.image else None,
+            until=asked.until,
         )
         files.check(request)
         advice = files.recipe.outside(text)
         if advice is not None:
             log.warning(advice)
-        make_folder(out)
+        make_folder(out / UNFINISHED)
+        write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
         runner = search_runner(source, panel, search, generators=generators)
         record = generate(runner, request, out, display, watch=watch)
         display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
         warn(record)
+
+
+def _given(prompt: str | None) -> str:
+    if prompt is None:
+        raise UserError("say what the video should show by --prompt, or go on with an interrupted search by --resume")
+    return prompt
+
+
+def _interrupted(out: Path, prompt: str | None) -> Asked:
+    """What was asked for in a folder whose search was interrupted."""
+    file = out / UNFINISHED / ASKED
+    if prompt is not None:
+        raise UserError("--resume goes on with what was asked for before: leave --prompt out")
+    if not file.is_file():
+        raise UserError(f"there is no interrupted search in {out}: give the --out that it was started with")
+    return validated(Asked, json.loads(file.read_text(encoding="utf-8")), str(file))
 
 
 def generate(
@@ -147,9 +214,9 @@ def generate(
             await runner.start(judging=judged)
             display.begin("searching")
             if not watch:
-                return await runner.search(request, show, journal=out / ".search")
+                return await runner.search(request, show, journal=out / UNFINISHED)
             async with watching(display, request) as begin:
-                return await runner.search(request, show, journal=out / ".search", watch=begin)
+                return await runner.search(request, show, journal=out / UNFINISHED, watch=begin)
         finally:
             await runner.close()
 
@@ -172,7 +239,7 @@ def write(
 
     from framegrove.evaluation import tree_page, tree_picture
     from framegrove.evaluation.report import report_json
-    from framegrove.files import replacing, write_json
+    from framegrove.files import replacing
     from framegrove.media.writing import encode_mp4
 
     with replacing(out / "video.mp4") as partial:
@@ -182,7 +249,7 @@ def write(
     tree_picture.draw_slide(record, out / "slide.png", beside)
     tree_page.write(record, out / "tree.html")
     write_json(out / "report.json", {**report_json(record), **(more or {})})
-    shutil.rmtree(out / ".search", ignore_errors=True)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
 
 
 def report_line(record: SearchRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -31,3 +32,24 @@ def test_the_same_command_makes_the_same_video(cluster: Cluster, tmp_path: Path)
     report = json.loads((tmp_path / "two" / "report.json").read_text())
     assert report["price"]["search"] == report["price"]["single_sample"]
     assert report["cost"]["total"]["nfe"] == 12
+
+
+def test_what_was_interrupted_is_resumed_as_it_was_asked_for(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = save_tiny(tmp_path / "model"), tmp_path / "out"
+    arguments = ["--prompt", "a red 3 moves left and right", "--policy", "single", "--units", "2", "--seed", "9"]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "write", interrupted)
+        assert CliRunner().invoke(generate.app, [*arguments, "--model", str(model), "--out", str(out)]).exit_code == 130
+    result = CliRunner().invoke(generate.app, ["--resume", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert (report["seed"], report["units"], report["policy"]) == (9, 2, "single")
+    assert report["restored_works"] == 2
+    again = CliRunner().invoke(generate.app, ["--resume", "--out", str(out)])
+    assert "there is no interrupted search in" in again.output
