@@ -29,9 +29,12 @@ from framegrove.flow.cost import SamplingCosts
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import WorkCancelled
 from framegrove.search.tree import Latent
-from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
 Answer = TypeVar("Answer")
+
+_WHOLE = Latent((), 0)  # stands for no branch in particular
+_PRICES = "prices"
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,20 @@ class HostedVerifier:
         newest.ground.keep_verdict(newest.branch, self._judge, work.assessment, _said(scored))
         return scored
 
+    def prices(
+        self, ground: Ground, prompt: str, units: int, height: int, width: int
+    ) -> Mapping[Assessment, Sequence[int]]:
+        """FLOPs of judging a branch, by assessment and depth; ``ground`` is where the answer is kept."""
+        said = ground.verdict(_WHOLE, self._judge, _PRICES)
+        if said is None:
+            said = self._call(lambda verifier: verifier.price(prompt, units, height, width))
+            ground.keep_verdict(_WHOLE, self._judge, _PRICES, said)
+        return {Assessment(name): tuple(by_depth) for name, by_depth in said.items()}
+
     def close(self) -> None:
         """Stop what was started."""
+        if self._thread is not None:
+            self._thread.call(_wound_up())  # an engine complains if somebody still listens when it ends
         if self._started is not None:
             self._started.close()
             self._started = None
@@ -165,13 +180,17 @@ class HostedVerifier:
             gc.collect()  # an engine that is left to the end of the process finds half of Python gone
 
     def _asked(self, work: ScoreWork, prompt: str, frames: Sequence[Frames]) -> Scored:
+        answer: Scored = self._call(lambda verifier: verifier.score(work, prompt, *frames))
+        return answer
+
+    def _call(self, method: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+        """Ask the verifier, which is started for it if need be."""
         if self._thread is None:
             self._thread = _LoopThread()
         if self._started is None:
             self._started = self._worker(self._config)
             self._thread.call(self._started.ready())
-        answer: Scored = self._thread.call(self._started.score(work, prompt, *frames))
-        return answer
+        return self._thread.call(method(self._started))
 
 
 class LocalGenerator:

@@ -33,7 +33,7 @@ from framegrove.evaluation.branch_cache import BranchCache, Ground
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.protocols import VerifierClient
 from framegrove.search.workers import GENERATORS
-from framegrove.types import GenerationRequest, Path
+from framegrove.types import Assessment, GenerationRequest, Path
 from framegrove.verification.identity import verifier_identity
 
 # Facts of a verifier that decide what is asked of it and how that counts, and not what it says.
@@ -168,6 +168,11 @@ class LocalVerifierPool(VerifierPool):
     async def identity(self) -> dict[str, Any]:
         """What decides its scores and how they count, as JSON values."""
         return {**await super().identity(), **self._facts}
+
+    async def prices(self, request: GenerationRequest, prompt: str, ask: Ask) -> Mapping[Assessment, Sequence[int]]:
+        """As the verifier says, which is asked once for each prompt, length and size."""
+        size = {"units": request.units, "height": request.height, "width": request.width}
+        return self._hosted().prices(self._cache.ground({"judged": prompt, **size}), prompt, **size)
 
     def clients(self, group: Any, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
         """Virtual workers that judge videos made for this prompt."""

@@ -24,12 +24,11 @@ from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
-from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
 from framegrove.models.vae_tiling import decode_flops
+from framegrove.search.prices import CostTable
 from framegrove.search.protocols import GeneratorClient, VerifierClient
-from framegrove.search.rounds import CostTable
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, GenerationRequest, Path
 from framegrove.verification.identity import verifier_identity
@@ -45,9 +44,9 @@ _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and as
 class Opened:
     """A request as a generator pool has opened it: how it is priced, what is given, and clients that sample for it.
 
-    ``cost`` prices sample works in FLOPs, ``single`` is the whole cost of one unsearched video. ``given`` holds the
-    units that are not searched for. ``prompt`` is the part of the prompt that the model can read, ``unread`` the first
-    words of the rest.
+    ``cost`` prices sample works in FLOPs, decoding included; ``single`` is the whole cost of one unsearched video.
+    ``given`` holds the units that are not searched for. ``prompt`` is the part of the prompt that the model can read,
+    ``unread`` the first words of the rest.
     """
 
     stages: int
@@ -202,6 +201,12 @@ class VerifierPool:
         """What decides its scores and how they count, as JSON values."""
         return await asyncio.to_thread(verifier_identity, self.config)
 
+    async def prices(self, request: GenerationRequest, prompt: str, ask: Ask) -> Mapping[Assessment, Sequence[int]]:
+        """FLOPs of judging a branch of a request, by assessment and depth; ``prompt`` is what its clients judge by."""
+        size = request.units, request.height, request.width
+        prices: Mapping[Assessment, Sequence[int]] = await ask(lambda actor: actor.price.remote(prompt, *size))
+        return prices
+
     def clients(self, group: ActorGroup, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
         """Clients that judge videos made for this prompt, by the names of their workers."""
         return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(self.worker_names)}
@@ -232,30 +237,6 @@ def opened(
 def _costs(files: ModelFiles, size: tuple[int, int], tokens: int, negative_tokens: int) -> SamplingCosts:
     """Shared by requests that cost the same: what was counted for one need not be counted for the next."""
     return SamplingCosts(files.transformer, files.recipe, size, tokens, negative_tokens, decode_flops(files.vae, size))
-
-
-class PanelWeights:
-    """The weight of each of the panel's scores in the fused rank: as given for a search, or by the verifier itself.
-
-    A score is called verifier/aspect, or by its aspect alone where there is a single verifier. Raises UserError for a
-    weight ``given`` to a verifier that is not there.
-    """
-
-    def __init__(self, given: Mapping[str, float], verifiers: Sequence[VerifierPool]) -> None:
-        self._given = given
-        self._configs = {pool.name: pool.config for pool in verifiers}
-        for name in given:
-            if len(verifiers) > 1 and name.rpartition("/")[0] not in self._configs:
-                raise UserError(
-                    f"the weight of {name} is of no verifier of the panel: write it verifier/score, where the verifier "
-                    f"is one of {', '.join(self._configs)}"
-                )
-
-    def __call__(self, column: str) -> float:
-        if column in self._given:
-            return self._given[column]
-        verifier, _, aspect = column.rpartition("/")
-        return self._configs[verifier or next(iter(self._configs))].weight_of(aspect)
 
 
 def context_of(files: ModelFiles, request: GenerationRequest) -> Context:

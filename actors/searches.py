@@ -9,12 +9,13 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
 
 from actors.clients import ask, by_one_of, recovered
 from actors.crew import Crew, Workplace
-from actors.pools import GeneratorPool, Opened, PanelWeights, PyramidPool, VerifierPool
+from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
@@ -23,14 +24,17 @@ from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
+from framegrove.evaluation.outlook import Lookout
 from framegrove.evaluation.report import SearchRecord, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
+from framegrove.search.fusion import Panel
 from framegrove.search.journal import Journal
-from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
+from framegrove.search.prices import Prices
+from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusable, WorkFailed
 from framegrove.search.result import SearchResult
-from framegrove.search.tree import Layout, columns
+from framegrove.search.tree import Layout, Policy, columns
 from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork
 
 log = logging.getLogger(__name__)
@@ -86,7 +90,7 @@ class SearchRunner:
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
-        self._weigh = PanelWeights(self._search.weights, verifiers)
+        Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
         self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
     async def start(self, *, judging: bool = True) -> None:
@@ -112,22 +116,29 @@ class SearchRunner:
         return GenerationResult(video, report_json(record))
 
     async def search(
-        self, request: GenerationRequest, on_progress: OnProgress = lambda progress: None, journal: File | None = None
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress = lambda progress: None,
+        journal: File | None = None,
+        watch: Callable[[Lookout], None] = lambda lookout: None,
     ) -> SearchRecord:
         """Search for the video that is asked for; with a ``journal`` folder, go on with what is finished in there.
 
+        ``watch`` is called once, just before the search begins, with what there is to look at while it goes on.
         Raises UserError for what the model or the policy cannot do, SearchFailed when actors keep dying. On
         cancellation the works under way are given up and the actors stay usable.
         """
         await self._generators.check(request)
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
+        if request.until is not None:
+            wanted["until"] = request.until
         config = validated(SearchConfig, wanted, "the request")
         with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
             log.info("search begins: policy %s, budget %gx, %d units", config.policy, request.budget, request.units)
             on_progress(Progress(0.0, "starting the actors"))
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
-            layout, result = await self._searched(request, config, opened, journal, on_progress)
+            layout, result = await self._searched(request, config, opened, journal, on_progress, watch)
             shown = await self._generators.units.shown(result.handles, layout.last_stage)
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
@@ -145,7 +156,7 @@ class SearchRunner:
         units = {path: self._generators.units.again(record, path) for path in branch}
         scores: dict[str, float] = {}
         with _failing_as_a_search():
-            for name, member in self._panel(record.request.prompt, self._search).items():
+            for name, member in self._panel(record.request.prompt, self._search, self._verifiers).items():
                 if Assessment.FINAL in member.judges:
                     work = ScoreWork(winner, Assessment.FINAL, name)
                     asked = [(functools.partial(c.score, work, units), c.recover) for c in member.clients.values()]
@@ -160,11 +171,12 @@ class SearchRunner:
         opened: Opened,
         folder: File | None,
         on_progress: OnProgress,
+        watch: Callable[[Lookout], None],
     ) -> tuple[Layout, SearchResult]:
-        policy, _ = policies.make_policy(
-            config, request.units, opened.stages, opened.cost, given=len(opened.given), weigh=self._weigh
-        )
-        panel = self._panel(opened.prompt, config) if policies.find(config.policy).judged else {}
+        """Run the search; where a verifier cannot be used and others can do without it, again without it.
+
+        What was sampled by then is kept, so that the outcome is that of a search which never had this verifier.
+        """
 
         def tell(tally: Tally) -> None:
             on_progress(Progress(tally.share, f"{tally.done} works done of at most {tally.at_most}"))
@@ -174,24 +186,74 @@ class SearchRunner:
             if folder is not None:
                 store, identity = UnitStore(folder), await self._whose(request, config)
                 journal = stack.enter_context(Journal(folder / "journal.jsonl", identity, store))
-            conductor = Conductor(
-                policy,
-                opened.clients,
-                panel,
-                config,
-                given=opened.given,
-                journal=journal,
-                on_progress=tell,
-                lost=self._generators.units.lost,
-                release=self._generators.units.let_go,
-                observer=self._observer,
-            )
-            return policy.layout, await conductor.run()
+            judges = dict(self._verifiers) if policies.find(config.policy).judged else {}
+            left_out: dict[str, str] = {}
+            sampled = None
+            while True:
+                policy, prices = await self._planned(request, config, opened, judges)
+                conductor = Conductor(
+                    policy,
+                    opened.clients,
+                    self._panel(opened.prompt, config, judges),
+                    config,
+                    given=opened.given,
+                    journal=journal,
+                    on_progress=tell,
+                    lost=self._generators.units.lost,
+                    release=self._generators.units.let_go,
+                    observer=self._observer,
+                    sampled=sampled,
+                )
+                watch(Lookout(conductor.snapshot, opened.single, prices))
+                try:
+                    return policy.layout, replace(await conductor.run(), left_out=left_out)
+                except VerifierUnusable as error:
+                    if not config.leave_out or not _can_do_without(error.verifier, judges, policy):
+                        raise
+                    log.warning("%s is left out: %s", error.verifier, error)
+                    left_out[error.verifier] = str(error)
+                    del judges[error.verifier]
+                    sampled = conductor.sampled
 
-    def _panel(self, prompt: str, config: SearchConfig) -> Mapping[str, PanelMember]:
+    async def _planned(
+        self, request: GenerationRequest, config: SearchConfig, opened: Opened, judges: Mapping[str, VerifierPool]
+    ) -> tuple[Policy, Prices]:
+        """The policy of a search that these verifiers judge, and what its works cost."""
+        prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges))
+        weights = {
+            name: weight
+            for name, weight in self._search.weights.items()
+            if name.rpartition("/")[0] in judges or "/" not in name
+        }
+        policy, _ = policies.make_policy(
+            config,
+            request.units,
+            opened.stages,
+            prices,
+            given=len(opened.given),
+            panel=Panel([pool.config for pool in judges.values()], weights) if judges else None,
+            seed=request.seed,
+        )
+        return policy, prices
+
+    async def _judging_prices(
+        self, request: GenerationRequest, prompt: str, judges: Mapping[str, VerifierPool]
+    ) -> dict[Assessment, list[int]]:
+        """FLOPs of these verifiers' judgement of a branch, by assessment and depth."""
+        total: dict[Assessment, list[int]] = {}
+        for name, pool in judges.items():
+            insist = functools.partial(self._insist, group=self.crew[name])
+            for assessment, by_depth in (await pool.prices(request, prompt, insist)).items():
+                before = total.get(assessment, [0] * request.units)
+                total[assessment] = [one + other for one, other in zip(before, by_depth, strict=True)]
+        return total
+
+    def _panel(
+        self, prompt: str, config: SearchConfig, judges: Mapping[str, VerifierPool]
+    ) -> Mapping[str, PanelMember]:
         return {
             name: PanelMember(pool.clients(self.crew[name], prompt, config), pool.judges, config.scores_in_flight)
-            for name, pool in self._verifiers.items()
+            for name, pool in judges.items()
         }
 
     async def identity(self, config: SearchConfig | None = None) -> dict[str, Any]:
@@ -219,14 +281,21 @@ class SearchRunner:
     def _group(self) -> ActorGroup:
         return self.crew[self._generators.name]
 
-    async def _insist(self, method: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Ask a generator something small, and again if it dies of something else meanwhile."""
+    async def _insist(self, method: Callable[[Any], Awaitable[Any]], group: ActorGroup | None = None) -> Any:
+        """Ask an actor of a group (absent: a generator) something small, and again if it dies meanwhile."""
+        group = group or self._group
         limit = Limit(self._search.sample_limit, "reading the request")
         calls = [
-            (functools.partial(ask, self._group, n, method, limit), functools.partial(recovered, self._group, n))
-            for n in range(len(self._group))
+            (functools.partial(ask, group, n, method, limit), functools.partial(recovered, group, n))
+            for n in range(len(group))
         ]
         return await by_one_of(calls)
+
+
+def _can_do_without(verifier: str, judges: Mapping[str, VerifierPool], policy: Policy) -> bool:
+    """Whether others take part in everything that the policy may ask for."""
+    others = [pool for name, pool in judges.items() if name != verifier]
+    return all(any(assessment in pool.judges for pool in others) for assessment in policy.assessments)
 
 
 @contextlib.contextmanager

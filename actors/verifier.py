@@ -1,36 +1,37 @@
 """The verifier that asks a vision-language model, hosted by vLLM, yes/no questions about (partial) videos.
 
-All questions about a clip are sent at once: they share the frames before them, which the engine's prefix cache holds
-once, and a branch's clip begins with its parent's frames. One token is generated a question; the score is read from
-the log-probabilities of yes and no. A plain class: ``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env
-must carry ``framegrove.config.verifier.environment(config)``. Also here: which class a verifier of another kind is.
+A question is asked about one or several selections of a clip's frames (verification/views.py). All questions about a
+selection are sent together: they share the frames before them, which the engine's prefix cache holds once. One token is
+generated a question; the score is read from the log-probabilities of yes and no. A plain class:
+``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env must carry
+``framegrove.config.verifier.environment(config)``. Also here: which class a verifier of another kind is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import os
-import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
+from framegrove.config.request import frames_of
 from framegrove.config.verifier import Kind, VerifierConfig, model_folder, question_source
 from framegrove.errors import UserError
-from framegrove.types import Cost, Scored, ScoreWork
+from framegrove.types import Assessment, Cost, Scored, ScoreWork
 from framegrove.verification import scoring
 from framegrove.verification.callables import CallableVerifier
-from framegrove.verification.clips import Frames, clip_of
+from framegrove.verification.clips import Frames, frames_by_one
 from framegrove.verification.encoding import QuestionEncoder
-from framegrove.verification.questions import QuestionSet, load_question_set, shown_frames
+from framegrove.verification.questions import Question, QuestionSet, load_question_set
 from framegrove.verification.signals import SignalsVerifier
+from framegrove.verification.views import View, grouped
+from framegrove.verification.workload import Workload, expanded
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -53,6 +54,7 @@ class VllmVerifier:
         self._starting = asyncio.Lock()
         self._engine: AsyncLLM | None = None
         self._model: _Model | None = None
+        self._examples: dict[_Sight, tuple[list[int], list[int]]] = {}
 
     async def ready(self) -> str:
         """The model's name, once the engine answers; for health checks. The first call starts it (20 to 40 s on a CPU).
@@ -76,19 +78,46 @@ class VllmVerifier:
                 f"verifier {self._config.name} judges {work.assessment.value}, and its questions "
                 f"({question_source(self._config)}) ask nothing there: leave it out of what it judges"
             )
-        answers, flops = await self._answers([question.text for question in asked], clip_of(*units))
-        scores = scoring.scores_of(work.assessment, asked, [scoring.on_grid(answer.odds) for answer in answers])
+        answers, flops = await self._answers([(each.text, each.view) for each in asked], frames_by_one(*units))
+        odds = [scoring.on_grid(answer.odds) for answer in answers]
+        said = tuple((each.text, scoring.probability(odd)) for each, odd in zip(asked, odds, strict=True))
         cost = Cost(flops=flops, seconds=time.monotonic() - began)
-        return Scored(work, scores, cost, mass=min(answer.mass for answer in answers))
+        scores = scoring.scores_of(work.assessment, asked, odds)
+        return Scored(work, scores, cost, min(answer.mass for answer in answers), said)
 
-    async def answers(self, texts: Sequence[str], frames_THWC: Frames) -> list[float]:
-        """Log-odds of "yes" for each question, as exact as the engine gives them."""
-        found, _ = await self._answers(texts, clip_of(frames_THWC))
+    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+        """FLOPs of judging a branch at each assessment that it takes part in, by depth: what ``score`` will count.
+
+        For videos made for ``prompt``, of ``units`` units and height x width pixels. The engine is asked about grey
+        pictures of that size, once, to see how many tokens it makes of them.
+        """
+        await self._running()
+        known: dict[tuple[_Sight, tuple[str, ...]], int] = {}  # deeper branches are asked the same of as many frames
+
+        async def flops(asked: Sequence[Question], depth: int) -> int:
+            groups = grouped([each.view for each in asked], frames_of(depth + 1), self._engine_config.max_frames)
+            total = 0
+            for shown, places in groups.items():
+                sight, texts = _Sight(len(shown), height, width), tuple(asked[at].text for at in places)
+                if (sight, texts) not in known:
+                    known[sight, texts] = await self._flops(sight, texts)
+                total += known[sight, texts]
+            return total
+
+        asked = {each: self._loaded.questions.questions(each, prompt) for each in self._config.assessments}
+        return {each: tuple([await flops(asked[each], depth) for depth in range(units)]) for each in asked}
+
+    async def answers(self, texts: Sequence[str], frames_THWC: Frames, view: View = View.VIDEO) -> list[float]:
+        """Log-odds of "yes" for each question about a view of a clip, as exact as the engine gives them."""
+        found, _ = await self._answers([(text, view) for text in texts], frames_by_one(frames_THWC))
         return [answer.odds for answer in found]
 
     async def cached_tokens(self, texts: Sequence[str], frames_THWC: Frames) -> list[int]:
         """How many tokens of each question's prompt the engine found in its cache (asks the questions to find out)."""
-        return [output.num_cached_tokens or 0 for output in await self._ask(texts, frames_THWC)]
+        frames = frames_by_one(frames_THWC)
+        (shown,) = grouped([View.VIDEO], len(frames), self._engine_config.max_frames)
+        outputs = await self._ask([(text, _pictures(frames, shown)) for text in texts])
+        return [output.num_cached_tokens or 0 for output in outputs]
 
     def pid(self) -> int:
         """The actor's process."""
@@ -122,7 +151,7 @@ class VllmVerifier:
     async def _probe(self, engine: AsyncLLM) -> None:
         """Ask one question about a grey picture. Raises UserError where what the model says is neither yes nor no."""
         question = self._loaded.questions.questions(self._config.assessments[0], _PROBING_PROMPT)[0].text
-        output = await self._one(engine, question, [Image.new("RGB", (64, 64), (128, 128, 128))])
+        output = await self._one(engine, question, [_grey(64, 64)])
         try:
             self._read(output)
         except UserError as error:
@@ -132,35 +161,56 @@ class VllmVerifier:
                 "engine.yes_words and engine.no_words to suit it"
             ) from error
 
-    async def _answers(self, texts: Sequence[str], frames: Frames) -> tuple[list[scoring.Answer], int]:
-        outputs = await self._ask(texts, frames)
-        answers = []
-        for text, output in zip(texts, outputs, strict=True):
-            try:
-                answers.append(self._read(output))
-            except UserError as error:
-                raise UserError(f"verifier {self._config.name} did not answer {text!r}: {error}") from error
-        return answers, self._loaded.work.flops([output.prompt_token_ids or [] for output in outputs])
+    async def _answers(
+        self, asked: Sequence[tuple[str, View]], frames: Sequence[Frames]
+    ) -> tuple[list[scoring.Answer], int]:
+        """The answer to each question, averaged over the selections of its view, and the FLOPs of all together."""
+        groups = grouped([view for _, view in asked], len(frames), self._engine_config.max_frames)
+        pictures = {shown: _pictures(frames, shown) for shown in groups}
+        outputs = iter(await self._ask([(asked[at][0], pictures[shown]) for shown in groups for at in groups[shown]]))
+        answers: list[list[scoring.Answer]] = [[] for _ in asked]
+        flops = 0
+        for places in groups.values():
+            of_group = list(itertools.islice(outputs, len(places)))
+            flops += self._loaded.work.flops([output.prompt_token_ids or [] for output in of_group])
+            for at, output in zip(places, of_group, strict=True):
+                answers[at].append(self._answer(asked[at][0], output))
+        return [scoring.averaged(each) for each in answers], flops
+
+    def _answer(self, text: str, output: RequestOutput) -> scoring.Answer:
+        try:
+            return self._read(output)
+        except UserError as error:
+            raise UserError(f"verifier {self._config.name} did not answer {text!r}: {error}") from error
 
     def _read(self, output: RequestOutput) -> scoring.Answer:
         logprobs = output.outputs[0].logprobs
         found = {token: entry.logprob for token, entry in logprobs[0].items()} if logprobs else {}
         return scoring.read_answer(found, self._loaded.yes, self._loaded.no)
 
-    async def _ask(self, texts: Sequence[str], frames: Frames) -> list[RequestOutput]:
+    async def _flops(self, sight: _Sight, texts: Sequence[str]) -> int:
+        """What questions about the same pictures cost, from one that has been asked about such pictures."""
+        encoder = self._loaded.encoder(sight.pictures)
+        if sight not in self._examples:
+            grey = [_grey(sight.height, sight.width)] * sight.pictures
+            (output,) = await self._ask([(_PROBING_PROMPT, grey)])
+            self._examples[sight] = encoder.encode(_PROBING_PROMPT), list(output.prompt_token_ids or [])
+        return self._loaded.work.flops([expanded(encoder.encode(text), *self._examples[sight]) for text in texts])
+
+    async def _ask(self, asked: Sequence[tuple[str, list[Image.Image]]]) -> list[RequestOutput]:
+        """Ask questions about pictures, all at once; again, and of a new engine, where the engine dies."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        images = [Image.fromarray(frames[at]) for at in shown_frames(len(frames), self._engine_config.max_frames)]
         engine = await self._running()
         try:
-            return await asyncio.gather(*(self._one(engine, text, images) for text in texts))
+            return await asyncio.gather(*(self._one(engine, text, images) for text, images in asked))
         except EngineDeadError:
             if self._engine is engine:  # the first of the calls that saw it die
                 logger.warning("the engine of verifier %s died and is started again", self._config.name)
                 self._engine = None
                 engine.shutdown()
             engine = await self._running()
-            return await asyncio.gather(*(self._one(engine, text, images) for text in texts))
+            return await asyncio.gather(*(self._one(engine, text, images) for text, images in asked))
 
     async def _one(self, engine: AsyncLLM, text: str, images: list[Image.Image]) -> RequestOutput:
         from vllm import SamplingParams
@@ -217,6 +267,22 @@ class VllmVerifier:
 _PROBING_PROMPT = "a ball rolls over the floor"
 
 
+class _Sight(NamedTuple):
+    """What decides into how many tokens an engine turns the pictures of a question."""
+
+    pictures: int
+    height: int
+    width: int
+
+
+def _pictures(frames: Sequence[Frames], shown: Sequence[int]) -> list[Image.Image]:
+    return [Image.fromarray(frames[at]) for at in shown]
+
+
+def _grey(height: int, width: int) -> Image.Image:
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
 class _Model:
     """What is known of the model besides its weights: how it is asked, and what it is asked."""
 
@@ -235,7 +301,7 @@ class _Model:
         self._instruction = config.engine.instruction
         words = (config.engine.yes_words, config.engine.no_words)
         self.yes, self.no = (_token_ids(config.name, self._processor.tokenizer, each) for each in words)
-        self.work = _Workload(Path(_local(self.folder)))
+        self.work = Workload(Path(_local(self.folder)))
         self._encoders: dict[int, QuestionEncoder] = {}
 
     def encoder(self, pictures: int) -> QuestionEncoder:
@@ -263,38 +329,6 @@ def _questions(config: VerifierConfig) -> QuestionSet:
             "leave it out of what the verifier judges"
         )
     return found
-
-
-class _Workload:
-    """FLOPs of questions by the usual estimate, two per parameter and token; shared tokens and frames count once."""
-
-    def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._image_token = config.get("image_token_id")
-        merged = config.get("scale_factor") or config.get("vision_config", {}).get("spatial_merge_size") or 1
-        self._patches_per_token = int(merged) ** 2
-        self._vision, self._text = _parameters(folder)
-
-    def flops(self, prompts: Sequence[Sequence[int]]) -> int:
-        alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
-        shared = sum(1 for _ in itertools.takewhile(bool, alike))
-        tokens = shared + sum(len(prompt) - shared for prompt in prompts)
-        patches = self._patches_per_token * sum(token == self._image_token for token in prompts[0])
-        return 2 * (self._text * tokens + self._vision * patches)
-
-
-def _parameters(folder: Path) -> tuple[int, int]:
-    """(vision, text) parameters that take part in every token, read from the headers of the weight files."""
-    vision = text = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        for name, entry in header.items():
-            if name == "__metadata__" or "embed_tokens" in name:
-                continue
-            count = int(np.prod(entry["shape"], dtype=np.int64))
-            vision, text = (vision + count, text) if "vis" in name else (vision, text + count)
-    return vision, text
 
 
 def _local(model: str) -> str:

@@ -189,6 +189,15 @@ class Display:
         self._heard()
         self.console.print(line, markup=False)
 
+    @contextlib.contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Take the bar off the terminal while something else is drawn there."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
     def _line(self, text: str) -> None:
         self._heard()
         if not self.console.is_terminal:

@@ -4,7 +4,8 @@ It submits a short three-phase training run that continues from the shipped weig
 came out, by Tree-of-Frames and judged by the verifier, and holds it against a single sample of the same seed. Leaves:
 
     runs/demo/video.mp4                          the search's winner
-    runs/demo/tree.png, slide.png, report.json   its tree, in two shapes; costs and scores
+    runs/demo/tree.png, tree.html, slide.png     its tree, as a picture, as a page to explore, as a slide
+    runs/demo/report.json                        costs and scores
     runs/demo/single.mp4                         the same seed without a search
     runs/demo/train/                             loss curve and the newly trained model
 
@@ -53,7 +54,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
     prompt: Annotated[str, typer.Option(help="What the video should show.")] = PROMPT,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video.")] = 0,
-    budget: Annotated[str, typer.Option(help="What sampling may cost, in samples without a search.")] = "4x",
+    budget: Annotated[str, typer.Option(help="What the search may cost, in samples without a search.")] = "4x",
     log_level: LogLevelOption = None,
 ) -> None:
     """Train a little, search a lot, and leave a video."""
@@ -220,7 +221,7 @@ def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any],
 
     from framegrove.files import replacing
     from framegrove.media.writing import encode_mp4
-    from jobs.generate import report_line, warn, write
+    from jobs.generate import WRITTEN, report_line, warn, write
 
     display.begin("drawing the tree")
     write(searched, out, {"scores": scores}, single)
@@ -236,9 +237,7 @@ def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any],
     display.console.print(table)
     display.say(report_line(searched))
     warn(searched)
-    display.say(
-        "\n".join(str(out / name) for name in ("video.mp4", "tree.png", "slide.png", "report.json", "single.mp4"))
-    )
+    display.say("\n".join(str(out / name) for name in (*WRITTEN, "single.mp4")))
 
 
 if __name__ == "__main__":

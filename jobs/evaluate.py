@@ -229,10 +229,10 @@ def measured(
         verifier_score=sum(panel.values()) / len(panel),
         nfe=outcome.sampling.spent.nfe,
         generator_flops=outcome.sampling.certain.flops,
-        wasted_flops=lost(outcome.sampling).flops,
-        decoding_flops=outcome.sampling.spent.decoding,
-        verifier_flops=outcome.scoring.spent.flops,
-        single_flops=record.single.flops,
+        decoding_flops=outcome.sampling.certain.decoding,
+        verifier_flops=outcome.scoring.certain.flops,
+        wasted_flops=(lost(outcome.sampling) + lost(outcome.scoring)).all_flops,
+        single_flops=record.single.all_flops,
         branches=len(outcome.nodes),
         seconds=outcome.seconds,
         generators_busy=busy_seconds(sampling) / (workers[0] * outcome.seconds),
@@ -267,7 +267,8 @@ def _settings_table(rows: list[Row]) -> Table:
     from framegrove.evaluation.report import Price
 
     parts = [part.name for part in fields(Price)]
-    table = Table(title="Means with 95% bootstrap intervals; prices: 1x = sampling a video once without a search")
+    one = "1x = sampling and decoding a video once, without a search"
+    table = Table(title=f"Means with 95% bootstrap intervals; prices: {one}")
     last = ("seconds", "generators busy", "verifiers busy")
     for column in ("setting", *results.METRICS, *parts, "total", *last):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")

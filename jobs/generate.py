@@ -2,9 +2,10 @@
 
     python -m jobs.generate --prompt "a red 3 moves left and right" --seed 1 --policy tof --budget 4x --out runs/red3
 
-Leaves video.mp4, tree.png (the search tree: what lived, what was cut, and why) and report.json (costs by part, scores,
-timeline) in --out. Uses the Ray cluster at RAY_ADDRESS, or starts its own. Run it again with the same arguments after
-it was interrupted, and it goes on where it was.
+Leaves video.mp4, tree.png (the search tree: what lived, what was cut, and why), tree.html (the same for a browser, with
+every branch to play) and report.json (costs by part, scores, timeline) in --out. With --watch the tree is drawn in the
+terminal while it grows. Uses the Ray cluster at RAY_ADDRESS, or starts its own. Run it again with the same arguments
+after it was interrupted, and it goes on where it was.
 """
 
 from __future__ import annotations
@@ -42,17 +43,26 @@ if TYPE_CHECKING:
     from framegrove.types import GenerationRequest
 
 app = application()
+WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json")
 log = logging.getLogger(__name__)
 
 
 @app.command()
 def main(
     prompt: Annotated[str, typer.Option(help="What the video should show.")],
-    out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png and report.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png, tree.html and report.json.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
     policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = "tof",
     budget: Annotated[
-        str | None, typer.Option(help="What sampling may cost, in samples without a search; 4x if absent.")
+        str | None, typer.Option(help="What the search may cost, in samples without a search; 4x if absent.")
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Stop at a video that is right with this probability, by the verifiers; for policies that can.",
+        ),
     ] = None,
     units: Annotated[
         int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")
@@ -68,6 +78,9 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw the search tree in the terminal while it grows.")
+    ] = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
@@ -101,6 +114,7 @@ def main(
             policy=entry.name if entry.name in policies.summaries() else policy,
             budget=multiple,
             image=_picture(image) if image else None,
+            until=until,
         )
         files.check(request)
         advice = files.recipe.outside(text)
@@ -108,20 +122,20 @@ def main(
             log.warning(advice)
         make_folder(out)
         runner = search_runner(source, panel, search, generators=generators)
-        record = generate(runner, request, out, display)
-        display.say(
-            f"{report_line(record)}\n{out / 'video.mp4'}\n{out / 'tree.png'}\n{out / 'slide.png'}\n"
-            f"{out / 'report.json'}"
-        )
+        record = generate(runner, request, out, display, watch=watch)
+        display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
         warn(record)
 
 
-def generate(runner: SearchRunner, request: GenerationRequest, out: Path, display: Display) -> SearchRecord:
+def generate(
+    runner: SearchRunner, request: GenerationRequest, out: Path, display: Display, *, watch: bool = False
+) -> SearchRecord:
     """Search on the cluster at RAY_ADDRESS, or an own one, and write what comes out into ``out``."""
     import asyncio
 
     from framegrove.cluster.session import connect
     from framegrove.types import Progress
+    from jobs.live_tree import watching
 
     async def search() -> SearchRecord:
         def show(progress: Progress) -> None:
@@ -132,7 +146,10 @@ def generate(runner: SearchRunner, request: GenerationRequest, out: Path, displa
             display.begin("starting generators" + (" and verifiers" if judged else ""))
             await runner.start(judging=judged)
             display.begin("searching")
-            return await runner.search(request, show, journal=out / ".search")
+            if not watch:
+                return await runner.search(request, show, journal=out / ".search")
+            async with watching(display, request) as begin:
+                return await runner.search(request, show, journal=out / ".search", watch=begin)
         finally:
             await runner.close()
 
@@ -153,7 +170,7 @@ def write(
     """
     import shutil
 
-    from framegrove.evaluation import tree_picture
+    from framegrove.evaluation import tree_page, tree_picture
     from framegrove.evaluation.report import report_json
     from framegrove.files import replacing, write_json
     from framegrove.media.writing import encode_mp4
@@ -163,6 +180,7 @@ def write(
     beside = single.frames if single is not None else None
     tree_picture.draw(record, out / "tree.png", beside)
     tree_picture.draw_slide(record, out / "slide.png", beside)
+    tree_page.write(record, out / "tree.html")
     write_json(out / "report.json", {**report_json(record), **(more or {})})
     shutil.rmtree(out / ".search", ignore_errors=True)
 

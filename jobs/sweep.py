@@ -264,7 +264,7 @@ class Studio:
             record = await self._runner.search(request)
             verdicts.append(oracle.judge(record.frames, objects))
             prices.append(record.price.total)
-            flops.append(prices[-1] * record.single.flops)
+            flops.append(prices[-1] * record.single.all_flops)
         score = bootstrap([verdict.score for verdict in verdicts])
         right = sum(verdict.fully_right for verdict in verdicts) / prompts
         seconds = (time.monotonic() - began) / prompts

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from framegrove.evaluation.virtual_time import run_virtual
+from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.search.tree import PanelWork, Plan, Policy, Scores
 from framegrove.types import (
@@ -41,6 +42,10 @@ def fake_cost(depth: int, first_stage: int, last_stage: int, siblings: int) -> i
     return sum(count * step_flops(depth, s, siblings) for s, count in steps.items())
 
 
+FREE = Prices(fake_cost)  # judging costs nothing
+PAID = Prices(fake_cost, {each: [depth + 9 for depth in range(64)] for each in Assessment})
+
+
 def step_flops(depth: int, stage: int, siblings: int) -> int:
     """FLOPs of one denoising step."""
     return STAGE_FLOPS[stage] * (10 * siblings + 3 * depth)
@@ -53,7 +58,7 @@ class World:
     ``grid`` scores are spread over so many values: a small one makes ties. ``timing`` seeds the delays and
     nothing else. ``deaths`` maps a worker's name to the numbers of the calls during which it dies; a worker in ``gone``
     does not recover. ``losses`` are the numbers of the calls, to whomever, at which some handle is lost; with
-    ``buried`` everything that a generator made is lost when it dies.
+    ``buried`` everything that a generator made is lost when it dies. Sampling a branch in ``poison`` kills the worker.
     """
 
     seed: int = 0
@@ -66,6 +71,7 @@ class World:
     gone: frozenset[str] = frozenset()
     losses: frozenset[int] = frozenset()
     buried: bool = False
+    poison: frozenset[Path] = frozenset()
     scored: int = 0
     called: int = 0
     made: list[tuple[str, Handle]] = field(default_factory=list)
@@ -145,7 +151,7 @@ class FakeGenerator(FakeWorker):
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
         assert self.current is None, "a generator samples one work at a time"
-        dies = self.begin(parents)
+        dies = self.begin(parents) or any(path in self.world.poison for path in work.paths)
         self.current, self.cancelled, nfe, flops = work, False, 0, 0
         try:
             for stage in range(work.first_stage, work.last_stage + 1):
@@ -180,7 +186,9 @@ class FakeVerifier(FakeWorker):
         handle = units[work.path]
         assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
         self.world.scored += 1
-        return Scored(work, self.world.panel(handle, work), Cost(1, 7, 1.0))
+        scores = self.world.panel(handle, work)
+        answers = tuple((f"Is the {aspect} right?", score) for aspect, score in scores)
+        return Scored(work, scores, Cost(1, 7, 1.0), answers=answers)
 
 
 def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:

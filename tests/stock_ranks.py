@@ -59,7 +59,7 @@ class StockCohort:
         return tuple(
             Standing(
                 path,
-                rank=Fraction(self._least[path] - self._collected[path], self._one),
+                own=Fraction(self._least[path] - self._collected[path], self._one),
                 total=Fraction(self._least[path], self._one),
             )
             for path in ordered

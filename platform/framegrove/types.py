@@ -22,7 +22,7 @@ def depth_of(path: Path) -> int:
 class Assessment(enum.StrEnum):
     """What a verifier is asked about a branch (Video-T1, section 3.3, stages a to c)."""
 
-    POTENTIAL = "potential"  # a preview of unit 0, sampled at the coarse stages only: is it worth refining?
+    POTENTIAL = "potential"  # a preview of a unit, sampled at the coarse stages only: is it worth refining?
     IMAGE = "image"  # the finished unit 0 against the static-scene prompt
     MOTION = "motion"  # a middle unit: motion and stability against the motion prompt
     FINAL = "final"  # the whole video against the whole prompt
@@ -32,13 +32,18 @@ class Assessment(enum.StrEnum):
 class Cost:
     """What some work took. ``nfe`` counts transformer evaluations, ``flops`` comes from exact token counts.
 
-    ``decoding``, the FLOPs of turning latents into frames, is no part of ``flops``: budgets are about sampling.
+    ``decoding``, the FLOPs of turning latents into frames, is no part of ``flops``.
     """
 
     nfe: int = 0
     flops: int = 0
     seconds: float = 0.0
     decoding: int = 0
+
+    @property
+    def all_flops(self) -> int:
+        """FLOPs, decoding included."""
+        return self.flops + self.decoding
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -89,20 +94,23 @@ class Scored:
     """A score work is done: the verifier's scores by aspect, each in [0, 1], higher is better.
 
     ``mass`` is the least probability that the verifier put on yes and no together, over the questions it was asked;
-    None where no question was asked.
+    None where no question was asked. ``answers`` are the questions, in the order asked, each with its P(yes).
     """
 
     work: ScoreWork
     scores: tuple[tuple[str, float], ...]
     cost: Cost = Cost()
     mass: float | None = None
+    answers: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """A video that somebody wants: ``units`` of it, ``height`` x ``width`` pixels, searched for by ``policy``.
 
-    ``budget`` counts multiples of one unsearched sample's FLOPs. ``image`` is an encoded first frame (PNG or JPEG).
+    ``budget`` counts multiples of the FLOPs of one unsearched sample with its decoding. A policy that can stop
+    does so at a video that is right with probability ``until``, None: as it likes best. ``image`` is an encoded first
+    frame (PNG or JPEG).
     """
 
     prompt: str
@@ -113,6 +121,7 @@ class GenerationRequest:
     policy: str = "tof"
     budget: float = 4.0
     image: bytes | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from framegrove.serving.web import build_app
 from framegrove.types import Assessment, GenerationRequest, Progress, Sampled, SampleWork, ScoreWork
 from framegrove.types import Path as Path_
 from jobs.console import policy_help
-from jobs.generate import write
+from jobs.generate import WRITTEN, write
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(900)
@@ -117,11 +117,12 @@ def test_a_search_leaves_a_whole_tree(undisturbed: SearchRecord, tmp_path: Path)
     assert set(undisturbed.scores) == {"alignment", "motion", "clarity"}
     assert len(outcome.nodes) > 4
     assert outcome.overlap > 0
-    budget = REQUEST.budget * undisturbed.single.flops
-    assert undisturbed.single.flops < outcome.sampling.certain.flops <= budget
+    budget = REQUEST.budget * undisturbed.single.all_flops
+    needed = outcome.sampling.certain.all_flops + outcome.scoring.certain.flops
+    assert undisturbed.single.all_flops < needed <= budget
     assert outcome.scoring.spent.flops > 0
     write(undisturbed, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "slide.png", "tree.png", "video.mp4"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(WRITTEN)
     assert json.loads((tmp_path / "report.json").read_text()) == report_json(undisturbed)
     assert len(decode_mp4(tmp_path / "video.mp4")[0]) == 17
 

@@ -25,13 +25,15 @@ from framegrove.digits import world as digits
 from framegrove.digits.questions import QUESTIONS
 from framegrove.errors import UserError
 from framegrove.types import Assessment, ScoreWork
-from framegrove.verification.questions import shown_frames
+from framegrove.verification.scoring import on_grid, probability
+from framegrove.verification.views import View, frames_of_view, shown_frames
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
 
 (CONFIG,) = load_panel(None).verifiers
 CLIP = digits.clip(5, 0, split="heldout", digits=2)
+UNITS = [CLIP.frames[:1], *(CLIP.frames[at : at + 8] for at in range(1, len(CLIP.frames), 8))]
 ASKED = [question.text for question in QUESTIONS.questions(Assessment.FINAL, CLIP.caption)]
 HOSTILE = json.loads((Path(__file__).resolve().parents[1] / "cases" / "prompts.json").read_text())[3:]
 
@@ -58,6 +60,8 @@ def expected_probabilities() -> list[float]:
 def test_the_verifier_actor(cluster: Cluster) -> None:
     actor = ray.remote(VllmVerifier).options(runtime_env={"env_vars": environment(CONFIG)}).remote(CONFIG)
     asyncio.run(examine(actor))
+    asyncio.run(examine_views(actor))
+    asyncio.run(examine_prices(actor))
     pid = ray.get(actor.pid.remote())
 
     # The engine dies and its actor lives: the next question starts it again.
@@ -83,29 +87,64 @@ async def examine(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
     for answer, expected in zip(odds, expected_probabilities(), strict=True):
         assert 1 / (1 + math.exp(-answer)) == pytest.approx(expected, abs=1e-4)
 
-    # A question never asked before, on frames seen before; then a child's clip, which begins with its parent's frames.
+    # A question never asked before: on frames seen before, and on new ones.
     other = digits.clip(5, 1, split="heldout", digits=1).frames
     assert (await actor.cached_tokens.remote(["Is there a 4 in every frame?"], other))[0] == 0
     assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], other))[0] == 64
     assert (await actor.cached_tokens.remote(["Is there a 5 in every frame?"], np.flip(other, axis=2).copy()))[0] == 0
 
-    units = [CLIP.frames[:1], *(CLIP.frames[at : at + 8] for at in range(1, len(CLIP.frames), 8))]
-    finals = [actor.score.remote(ScoreWork((0, 0, 0, 0), Assessment.FINAL), CLIP.caption, *units) for _ in range(2)]
-    middle = actor.score.remote(ScoreWork((0, 0), Assessment.MOTION), CLIP.caption, *units[:2])
+    finals = [actor.score.remote(ScoreWork((0, 0, 0, 0), Assessment.FINAL), CLIP.caption, *UNITS) for _ in range(2)]
+    middle = actor.score.remote(ScoreWork((0, 0), Assessment.MOTION), CLIP.caption, *UNITS[:2])
     first, second, motion = [await ref for ref in (*finals, middle)]
     assert first.scores == second.scores
     assert [name for name, _ in first.scores] == ["alignment", "motion", "clarity"]
     assert [name for name, _ in motion.scores] == ["alignment", "motion"]
-    assert first.cost.flops > motion.cost.flops > 0
+    assert len(first.answers) == len(ASKED)
+    assert first.cost.flops > 0
+    assert motion.cost.flops > 0
     assert first.mass == pytest.approx(1.0, abs=0.01)
 
     # Prompts that spell out special tokens add no picture and are judged like any other.
     for prompt in HOSTILE:
-        scored = await actor.score.remote(ScoreWork((0,), Assessment.IMAGE), prompt, units[0])
+        scored = await actor.score.remote(ScoreWork((0,), Assessment.IMAGE), prompt, UNITS[0])
         assert [name for name, _ in scored.scores] == ["alignment", "clarity"]
 
     with pytest.raises(ValueError, match="uint8"):
         await actor.answers.remote(ASKED, CLIP.frames.astype(np.float32))
+
+
+async def examine_views(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
+    """A question about a view is asked once of each of its selections, and the log-odds are averaged."""
+    text = ASKED[0]
+    alone = [  # of four frames by themselves, the view of their newest unit is all of them
+        (await actor.answers.remote([text], CLIP.frames[list(shown)], View.UNIT))[0]
+        for shown in frames_of_view(View.DENSE, len(CLIP.frames), 4)
+    ]
+    assert len(alone) == 2
+    (dense,) = await actor.answers.remote([text], CLIP.frames, View.DENSE)
+    assert dense == pytest.approx(sum(alone) / 2, abs=1e-3)
+
+    middle = await actor.score.remote(ScoreWork((0, 0, 0, 0), Assessment.MOTION), CLIP.caption, *UNITS)
+    asked = QUESTIONS.questions(Assessment.MOTION, CLIP.caption)
+    assert [question for question, _ in middle.answers] == [question.text for question in asked]
+    for question, (_, said) in zip(asked, middle.answers, strict=True):
+        (odds,) = await actor.answers.remote([question.text], CLIP.frames, question.view)
+        assert said == pytest.approx(probability(on_grid(odds)), abs=0.005)
+
+
+async def examine_prices(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
+    """What judging will cost is told in advance, to the last FLOP, for other prompts and sizes too."""
+    for prompt, height, width in ((CLIP.caption, 64, 64), ("a boat drifts, then sinks", 48, 96)):
+        told = await actor.price.remote(prompt, 7, height, width)
+        assert set(told) == set(Assessment)
+        for assessment, prices in told.items():
+            assert len(prices) == 7
+            for depth in (0, 1, 3, 4, 6):
+                units = [np.zeros((8 if unit else 1, height, width, 3), np.uint8) for unit in range(depth + 1)]
+                work = ScoreWork((0,) * (depth + 1), assessment)
+                assert (await actor.score.remote(work, prompt, *units)).cost.flops == prices[depth] > 0
+        assert told[Assessment.MOTION][3:] == told[Assessment.MOTION][3:4] * 4  # however long the video
+        assert told[Assessment.FINAL][3] < told[Assessment.FINAL][4]
 
 
 @pytest.mark.timeout(900)

@@ -69,7 +69,7 @@ def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--policies", "linear,beam"], "there is no policy 'beam'"),
+        (["--policies", "linear,bees"], "there is no policy 'bees'"),
         (["--policies", ","], "nothing to evaluate"),
         (["--budgets", "1x,many"], "a budget is a number"),
         (["--judge", "oracle"], "the oracle judges only searches over a cache, for a ceiling: add --cache DIR"),

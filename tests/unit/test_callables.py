@@ -103,3 +103,8 @@ def test_the_example_measures_contrast() -> None:
     frames = np.zeros((2, 4, 4, 3), np.uint8)
     frames[0, 0] = 255
     assert contrast(frames, "") == 0.5
+
+
+def test_a_function_has_no_price() -> None:
+    assert asyncio.run(verifier("my_scores:later").price("a cat", 2, 8, 8)) == dict.fromkeys(Assessment, (0, 0))
+    assert scored("my_scores:later").cost.flops == 0

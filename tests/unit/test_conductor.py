@@ -15,10 +15,10 @@ from framegrove.search.policies import make_policy
 from framegrove.search.protocols import PanelMember, SearchFailed
 from framegrove.search.result import Ending, Fate, SearchResult, overlap_seconds
 from framegrove.search.tree import Policy
-from framegrove.types import Assessment, Sampled, SampleWork, Scored, ScoreWork
-from tests.fakes import FakeGenerator, FakeVerifier, World, fake_cost, run_virtual
+from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork
+from tests.fakes import FREE, FakeGenerator, FakeVerifier, World, run_virtual
 
-TOF = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}})
+TOF = SearchConfig(budget="4x", path_score="last", options={"tof": {"roots_per_work": 3}})
 
 
 class Stage:
@@ -35,7 +35,7 @@ class Stage:
 
     def new_policy(self) -> Policy:
         """A policy runs one search."""
-        return make_policy(self.config, 4, 3, fake_cost, given=self.given)[0]
+        return make_policy(self.config, 4, 3, FREE, given=self.given)[0]
 
 
 def search(world: World, *args: Any, **options: Any) -> SearchResult:
@@ -64,7 +64,7 @@ deaths = st.dictionaries(
     verifiers=st.integers(1, 2),
     in_flight=st.integers(1, 8),
     deaths=deaths,
-    speculate=st.booleans(),
+    speculate=st.sampled_from(["latency", "thrift", "off"]),
     step_s=st.sampled_from([0.1, 1.0, 5.0]),
     policy=st.sampled_from(["tof", "tof", "linear"]),
 )
@@ -76,12 +76,12 @@ def test_same_seed_same_video(
     verifiers: int,
     in_flight: int,
     deaths: dict[str, frozenset[int]],
-    speculate: bool,
+    speculate: str,
     step_s: float,
     policy: str,
 ) -> None:
     calm = search(
-        World(seed=seed, grid=grid), TOF.model_copy(update={"speculate": False, "policy": policy}), generators=1
+        World(seed=seed, grid=grid), TOF.model_copy(update={"speculate": "off", "policy": policy}), generators=1
     )
     config = TOF.model_copy(
         update={"speculate": speculate, "scores_in_flight": in_flight, "attempts": 20, "policy": policy}
@@ -121,7 +121,7 @@ def test_speculation_saves_time_and_shows_its_waste() -> None:
     saved, wasted = [], 0
     for seed in range(8):
         world = World(seed=seed, aspects=("only",), score_s=4.0)
-        patient = search(world, TOF.model_copy(update={"speculate": False}))
+        patient = search(world, TOF.model_copy(update={"speculate": "off"}))
         eager = search(world, TOF)
         assert same_video(eager, patient)
         assert patient.sampling.wasted.nfe == 0
@@ -163,6 +163,27 @@ def test_a_work_that_kills_everybody_is_given_up() -> None:
     always = frozenset(range(100))
     with pytest.raises(SearchFailed, match=r"sampling branches? .* failed 3 times, the last time with: g\d died"):
         search(World(deaths={"g0": always, "g1": always}))
+
+
+@pytest.mark.parametrize("policy", ["linear", "tof", "tree", "beam", "smc", "dfs", "pyramid"])
+@pytest.mark.parametrize("poison", [(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
+def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poison: Path) -> None:
+    config = TOF.model_copy(
+        update={"policy": policy, "budget": "8x", "options": {"tof": {"roots_per_work": 1}, "smc": {"population": 5}}}
+    )
+    outcome = search(World(seed=3, poison=frozenset({poison})), config)
+    assert outcome.winner[: len(poison)] != poison
+    assert all(path[: len(poison)] != poison for path in outcome.handles)
+    if outcome.given_up:
+        assert poison in outcome.given_up
+        assert "failed 3 times, the last time with: g" in outcome.given_up[poison]
+
+
+def test_where_every_branch_is_poisoned_nothing_can_win() -> None:
+    every = frozenset((n,) for n in range(50))
+    for policy in ("linear", "tof", "beam", "smc", "dfs", "halving"):
+        with pytest.raises(SearchFailed, match="failed 3 times"):
+            search(World(poison=every), TOF.model_copy(update={"policy": policy}))
 
 
 def test_other_errors_end_the_search_and_leave_nothing_running() -> None:
@@ -208,7 +229,7 @@ def test_progress_rises_to_the_end() -> None:
 
 
 def test_the_outcome_tells_what_became_of_every_branch() -> None:
-    outcome = search(World(), TOF.model_copy(update={"speculate": False}))
+    outcome = search(World(), TOF.model_copy(update={"speculate": "off"}))
     by_path = {node.path: node for node in outcome.nodes}
     assert [by_path[outcome.winner[:n]].fate for n in range(1, 5)] == [Fate.WON] * 4
     assert {node.fate for node in outcome.nodes} <= {Fate.WON, Fate.KEPT, Fate.DROPPED}

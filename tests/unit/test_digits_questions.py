@@ -11,6 +11,7 @@ from framegrove.digits.questions import QUESTIONS, Aspect, static_scene, write_s
 from framegrove.digits.world import parse
 from framegrove.types import Assessment
 from framegrove.verification.questions import load_question_set
+from framegrove.verification.views import View
 
 TWO = "a red 3 moves left and right and a blue 2 moves up and down"
 
@@ -49,6 +50,18 @@ def test_a_single_picture_is_not_asked_about_motion() -> None:
     for assessment in (Assessment.POTENTIAL, Assessment.IMAGE):
         assert {q.score for q in QUESTIONS.questions(assessment, TWO)} == {"alignment", "clarity"}
     assert {q.score for q in QUESTIONS.questions(Assessment.MOTION, TWO)} == {"alignment", "motion"}
+
+
+def test_what_things_look_like_is_asked_of_every_frame_of_the_newest_unit() -> None:
+    middle = {q.aspect: q.view for q in QUESTIONS.questions(Assessment.MOTION, TWO)}
+    assert middle == {
+        Aspect.BINDING: View.DENSE,
+        Aspect.COUNT: View.DENSE,
+        Aspect.MOTION: View.RECENT,
+        Aspect.STABILITY: View.RECENT,
+    }
+    for assessment in (Assessment.IMAGE, Assessment.FINAL):
+        assert {q.view for q in QUESTIONS.questions(assessment, TWO)} == {View.VIDEO}
 
 
 @pytest.mark.parametrize("assessment", list(Assessment))

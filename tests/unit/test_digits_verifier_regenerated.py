@@ -11,7 +11,7 @@ import torch
 from framegrove.digits.verifier_regenerated import first_frame, regenerated_scenes
 from framegrove.digits.verifier_scenes import Fault, Quality, draw_scene
 from framegrove.errors import UserError
-from framegrove.verification.questions import shown_frames
+from framegrove.verification.views import shown_frames
 
 
 @pytest.mark.parametrize("shown", [1, 2, 4])

@@ -49,7 +49,7 @@ class Life:
         verifiers = {"one": ["one0", "one1"], "two": ["two0"]}
         self.workers = Workers(self.names, verifiers, {"one": 2, "two": 2})
         panel = {each: ["one", "two"] for each in Assessment} | {Assessment.MOTION: ["two"]}
-        self.state = Dispatcher(tree(), self.workers, panel, speculate=speculate, attempts=1000)
+        self.state = Dispatcher(tree(), self.workers, panel, speculate=0.0 if speculate else None, attempts=1000)
         self.inputs: dict[int, dict[Path, str]] = {}
         self.cancelled: set[int] = set()
         self.recovering: list[str] = []
@@ -106,7 +106,8 @@ def laws(state: Dispatcher, workers: Workers, *, decided: bool = True) -> None:
     done = [span.work for span in state.spans if span.ending is Ending.DONE]
     assert state.launched == len(running) + len(state.spans)  # 1
     planned = set(state.certain_works)
-    assert state.undone == len(planned - state.done.keys())
+    hopeless = {work for work in planned if state._is_hopeless(work)} - state.done.keys()
+    assert state.undone == len(planned - state.done.keys() - hopeless)
     queued = [work for work in planned if work not in state.done and work not in running]
     assert len(planned) == len(planned & state.done.keys()) + len(planned & set(running)) + len(queued)
     assert len(set(running)) == len(running)  # 2
@@ -116,7 +117,11 @@ def laws(state: Dispatcher, workers: Workers, *, decided: bool = True) -> None:
     load = Counter(attempt.worker for attempt in state.running.values())
     assert all(count <= (1 if worker.startswith("g") else 2) for worker, count in load.items())  # 3
     if decided:
-        waiting = [work for work in queued if all(latent in state.handles for latent in LAYOUT.inputs(work))]
+        waiting = [
+            work
+            for work in queued
+            if work not in hopeless and all(latent in state.handles for latent in LAYOUT.inputs(work))
+        ]
         assert not any(workers.any_free(pool_of(work)) for work in waiting), (
             "a certain work waits while a worker is idle"
         )
@@ -214,7 +219,10 @@ def speculation_on_two_and_a_certain_work(workers: Workers) -> tuple[Dispatcher,
     assert list(ahead) == [5, 4]
     score(state, (6,), Assessment.POTENTIAL, 0.9)
     assert SampleWork(((6,),), 2, 2) in state.certain_works
-    assert [work.paths for work in state._policy.speculative() if isinstance(work, SampleWork)] == [((5,),), ((4,),)]
+    assert [bet.work.paths for bet in state._policy.speculative() if isinstance(bet.work, SampleWork)] == [
+        ((5,),),
+        ((4,),),
+    ]
     return state, ahead
 
 
@@ -240,7 +248,7 @@ def test_a_speculative_work_that_killed_its_worker_waits_until_it_is_certain() -
     state.on_failed(early, Cost(1, 1), "out of memory", 1.0)
     assert Recover(early.worker) in state.decide(1.0)
     state.on_recovered(early.worker)
-    assert early.work in state._policy.speculative()
+    assert early.work in [bet.work for bet in state._policy.speculative()]
     assert not start(state, 2.0)
     for root in range(2, 5):
         score(state, (root,), Assessment.POTENTIAL, 0.0)

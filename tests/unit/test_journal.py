@@ -18,19 +18,25 @@ from framegrove.search.protocols import PanelMember
 from framegrove.search.result import SearchResult
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
-from tests.fakes import FakeGenerator, FakeVerifier, MemoryStore, World, fake_cost, run_virtual
+from tests.fakes import FREE, FakeGenerator, FakeVerifier, MemoryStore, World, run_virtual
 
 CONFIG = SearchConfig(budget="4x")
 IDENTITY: dict[str, Any] = {"prompt": "a red 3", "seed": 1, "search": CONFIG.model_dump(mode="json")}
 DRAFT = Sampled(SampleWork(((0,), (1,)), 0, 1), Cost(20, 10**15 + 1, 1.5), ("first", "second"))
-SCORE = Scored(ScoreWork((1,), Assessment.POTENTIAL), (("left", 0.1), ("right", 1 / 3)), Cost(1, 2, 0.25))
+SCORE = Scored(
+    ScoreWork((1,), Assessment.POTENTIAL),
+    (("left", 0.1), ("right", 1 / 3)),
+    Cost(1, 2, 0.25),
+    mass=0.9,
+    answers=(("Is it there?", 2 / 3),),
+)
 
 
 def search(path: Path, store: MemoryStore, world: World, *, dies_after: float | None = None) -> SearchResult | None:
     """A search with a journal; ``dies_after`` so many seconds it is gone without a word."""
 
     async def main() -> SearchResult | None:
-        policy, _ = make_policy(CONFIG, 4, 3, fake_cost)
+        policy, _ = make_policy(CONFIG, 4, 3, FREE)
         generators = {name: FakeGenerator(name, world) for name in ("g0", "g1")}
         panel = {"verifier": PanelMember({"v": FakeVerifier("v", world)})}
         with Journal(path, IDENTITY, store) as journal:
@@ -73,6 +79,9 @@ def test_a_finished_search_is_read_back_without_any_work(tmp_path: Path) -> None
     assert second.units == first.units
     assert second.spans == ()
     assert world.scored == scored
+    assert [node.scored for node in second.nodes] == [node.scored for node in first.nodes]
+    (final,) = second.nodes[[node.path for node in second.nodes].index(second.winner)].scored
+    assert (final.work, len(final.answers)) == (ScoreWork(second.winner, Assessment.FINAL), 2)
     assert (second.sampling, second.scoring) == (first.sampling, first.scoring)  # waste is remembered too
 
 
@@ -138,10 +147,10 @@ def test_any_torn_end_is_tolerated(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_torn_first_line_is_a_fresh_journal(tmp_path: Path) -> None:
-    (tmp_path / "j").write_bytes(b'{"journal": 4, "iden')
+    (tmp_path / "j").write_bytes(b'{"journal": 5, "iden')
     with Journal(tmp_path / "j", IDENTITY, MemoryStore()):
         pass
-    assert json.loads((tmp_path / "j").read_text()) == {"journal": 4, "identity": IDENTITY}
+    assert json.loads((tmp_path / "j").read_text()) == {"journal": 5, "identity": IDENTITY}
 
 
 def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
@@ -159,8 +168,8 @@ def test_another_searchs_journal_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'[]\n{"scored": 1}\n', "is not a search journal of version 4"),
-        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 4"),
+        (b'[]\n{"scored": 1}\n', "is not a search journal of version 5"),
+        (b'{"journal": 99, "identity": {}}\n', "is not a search journal of version 5"),
         (b"what\nis\nthis\n", "line 1 is damaged: remove the file"),
     ],
 )

@@ -19,7 +19,7 @@ from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig
 from framegrove.errors import UserError
 from framegrove.evaluation.branch_cache import BranchCache
-from framegrove.evaluation.report import SearchRecord, busy_seconds
+from framegrove.evaluation.report import SearchRecord, busy_seconds, warnings_of
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.result import Ending, Fate
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
@@ -214,3 +214,32 @@ def test_what_a_verifier_raises_comes_through(model: ModelSource, tmp_path: Path
 
 def sampling(record: SearchRecord) -> list[Any]:
     return [span for span in record.outcome.spans if isinstance(span.work, SampleWork)]
+
+
+def moody(frames: np.ndarray, prompt: str) -> float:
+    """A verifier that sometimes answers what is no score."""
+    return 7.0 if len(frames) > 10 else 0.5
+
+
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_a_verifier_that_answers_rubbish_is_named_and_left_out_if_that_is_wanted(
+    recorded: tuple[Path, SearchRecord], model: ModelSource, leave_out: bool
+) -> None:
+    folder, alone = recorded
+    rubbish = VerifierConfig(name="moody", kind="callable", function="tests.unit.test_local:moody")
+    with BranchCache(folder) as cache:
+        verifiers = [
+            LocalVerifierPool(cache, each, worker=judge, speeds=SPEEDS)
+            for each, judge in ((DARKNESS, Slow), (rubbish, CallableVerifier))
+        ]
+        pool = LocalPyramidPool(cache, model, 2, speeds=SPEEDS)
+        runner = SearchRunner(pool, verifiers, SearchConfig(leave_out=leave_out), crew=LocalCrew(verifiers))
+        if not leave_out:
+            with pytest.raises(UserError, match=r"verifier moody .* returned 7.0"):
+                run_virtual(runner.search(REQUEST))
+            return
+        record = run_virtual(runner.search(REQUEST))
+        assert told(record) == told(alone)  # as if it had never been there
+        assert list(record.outcome.left_out) == ["moody"]
+        (warning,) = (each for each in warnings_of(record) if "left out" in each)
+        assert "the verifier moody was left out, and the others have judged alone: verifier moody" in warning

@@ -21,14 +21,14 @@ from framegrove.search.result import Ending, SearchResult
 from framegrove.search.tree import Layout
 from framegrove.search.workers import GENERATORS, Workers
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
-from tests.fakes import FakeGenerator, FakeVerifier, Handle, MemoryStore, World, fake_cost, run_virtual
+from tests.fakes import FREE, FakeGenerator, FakeVerifier, Handle, MemoryStore, World, run_virtual
 
 CONFIG = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}}, attempts=30)
 
 
 def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **options: Any) -> SearchResult:
     async def main() -> SearchResult:
-        policy, _ = make_policy(config, 4, 3, fake_cost, given=len(options.get("given", ())))
+        policy, _ = make_policy(config, 4, 3, FREE, given=len(options.get("given", ())))
         workers = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
         panel = {"verifier": PanelMember({"v0": FakeVerifier("v0", world)})}
         return await Conductor(policy, workers, panel, config, lost=world.lost_of, **options).run()
@@ -46,7 +46,7 @@ def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **o
         st.sampled_from(["g0", "g1", "v0"]), st.frozensets(st.integers(0, 12), max_size=2), max_size=3
     ),
     buried=st.booleans(),
-    speculate=st.booleans(),
+    speculate=st.sampled_from(["latency", "thrift", "off"]),
     policy=st.sampled_from(["tof", "tof", "linear"]),
 )
 def test_whatever_is_lost_whenever_the_video_is_the_same(
@@ -56,11 +56,11 @@ def test_whatever_is_lost_whenever_the_video_is_the_same(
     losses: frozenset[int],
     deaths: dict[str, frozenset[int]],
     buried: bool,
-    speculate: bool,
+    speculate: str,
     policy: str,
 ) -> None:
     config = CONFIG.model_copy(update={"speculate": speculate, "policy": policy})
-    calm = search(World(seed=seed), config.model_copy(update={"speculate": False}), generators=1)
+    calm = search(World(seed=seed), config.model_copy(update={"speculate": "off"}), generators=1)
     tallies: list[Tally] = []
     world = World(seed=seed, timing=timing, deaths=deaths, losses=losses, buried=buried)
     wild = search(world, config, generators, on_progress=tallies.append)

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from framegrove.config.base import ConfigError
 from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
-from framegrove.search.policies import Allotment, find, linear, make_policy
+from framegrove.search.fusion import Scoring
+from framegrove.search.policies import Allotment, find, linear, make_policy, summaries
 from framegrove.search.policies.linear import Linear
 from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.rounds import TreeShape
 from framegrove.search.tree import Decision, Layout, PanelWork, Plan, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
-from tests.fakes import World, fake_cost, replayed
+from tests.fakes import FREE, PAID, World, replayed
 
 
 def small() -> TreeOfFrames:
@@ -28,7 +29,6 @@ def small() -> TreeOfFrames:
         Layout(3, 3, draft_stage=1),
         TreeShape(roots=4, children=(2, 2), widths=(2, 1, 1)),
         roots_per_work=2,
-        path_score="sum",
     )
 
 
@@ -47,7 +47,7 @@ def test_tree_of_frames_step_by_step() -> None:
             plan.add(policy.judged(PanelWork(path, assessment), (("only", value),)))
 
     answer(Assessment.POTENTIAL, {(0,): 0.2, (1,): 0.9})
-    assert next(iter(policy.speculative())) == SampleWork(((1,),), 2, 2)  # ahead so far: worth working ahead
+    assert next(iter(policy.speculative())).work == SampleWork(((1,),), 2, 2)  # ahead so far: worth working ahead
     answer(Assessment.POTENTIAL, {(2,): 0.1})
     assert SampleWork(((1,),), 2, 2) in plan.certain  # two below already: stays, whatever root 3 is like
     assert plan.dropped == {(2,): Assessment.POTENTIAL}
@@ -79,7 +79,9 @@ def scored(assessment: Assessment, values: dict[Path, float]) -> dict[PanelWork,
 
 def test_the_paths_score_is_collected_over_depths() -> None:
     def winner(path_score: Literal["last", "sum"], finals: dict[Path, float]) -> Path | None:
-        tree = TreeOfFrames(Layout(2, 1), TreeShape(roots=4, children=(1,), widths=(2,)), path_score=path_score)
+        tree = TreeOfFrames(
+            Layout(2, 1), TreeShape(roots=4, children=(1,), widths=(2,)), scoring=Scoring(path=path_score)
+        )
         return replayed(tree, images | scored(Assessment.FINAL, finals)).winner
 
     images = scored(Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2, (3,): 0.8})
@@ -91,7 +93,8 @@ def test_the_paths_score_is_collected_over_depths() -> None:
 
 def test_by_the_newest_rank_alone_nobody_waits_for_a_whole_cohort() -> None:
     def plan(scores: dict[PanelWork, Scores]) -> Plan:
-        return replayed(TreeOfFrames(Layout(2, 1), TreeShape(roots=4, children=(1,), widths=(2,))), scores)
+        shape = TreeShape(roots=4, children=(1,), widths=(2,))
+        return replayed(TreeOfFrames(Layout(2, 1), shape, scoring=Scoring(path="last")), scores)
 
     images = scored(Assessment.IMAGE, {(0,): 0.1, (1,): 0.9, (2,): 0.2})
     assert SampleWork(((1, 0),), 0, 0) in plan(images).certain
@@ -116,7 +119,7 @@ def test_linear_asks_once_and_takes_the_best() -> None:
 
 
 def test_single_asks_nobody() -> None:
-    policy, allotment = make_policy(SearchConfig(policy="none", budget="4x"), 3, 3, fake_cost)
+    policy, allotment = make_policy(SearchConfig(policy="none", budget="4x"), 3, 3, FREE)
     plan = replayed(policy, {})
     assert tuple(plan.certain) == tuple(SampleWork(((0,) * length,), 0, 2) for length in (1, 2, 3))
     assert plan.winner == (0, 0, 0)
@@ -125,32 +128,38 @@ def test_single_asks_nobody() -> None:
     assert not find("none").judged
 
 
-POLICIES = st.builds(
-    lambda name, budget, units, stages, first, per_work, branching, path_score: functools.partial(
-        make_policy,
-        SearchConfig(
-            policy=name,
-            budget=f"{budget}x",
-            options={"tof": {"roots_per_work": per_work, "branching": branching, "path_score": path_score}},
-        ),
-        units,
-        stages,
-        fake_cost,
-        given=min(first, units - 1),
-    ),
-    st.sampled_from(["tof", "tof", "linear", "single"]),
-    st.sampled_from([1, 1.5, 3, 4, 7.5]),
-    st.integers(1, 5),
-    st.integers(1, 3),
-    st.integers(0, 1),
-    st.integers(1, 4),
-    st.sampled_from(["units", "prompts", "never"]),
-    st.sampled_from(["last", "sum"]),
+@st.composite
+def any_policy(draw: st.DrawFn) -> Callable[[], tuple[Policy, Allotment]]:
+    """What makes a policy, with options of all kinds."""
+    name = draw(st.sampled_from(["tof", "tof", "tree", "tree", *summaries()]))
+    units = draw(st.integers(1, 5))
+    config = SearchConfig(
+        policy=name,
+        budget=f"{draw(st.sampled_from([1, 1.5, 3, 4, 7.5]))}x",
+        path_score=draw(st.sampled_from([None, "last", "sum", "min"])),
+        fusion=draw(st.sampled_from([None, "log-p", "ranks", "z-scores"])),
+        until=draw(st.sampled_from([None, 0.5, 0.9])),
+        options={
+            "tof": {
+                "roots_per_work": draw(st.integers(1, 4)),
+                "branching": draw(st.sampled_from(["units", "prompts", "never"])),
+            },
+            "tree": {
+                "select": draw(st.sampled_from(["top", "threshold", "multinomial", "systematic"])),
+                "every": draw(st.integers(1, 3)),
+            },
+            "dfs": {"accept": 0.3},
+        },
+    )
+    stages = draw(st.integers(2 if name == "pyramid" else 1, 3))
+    given_units = min(draw(st.integers(0, 1)), units - 1)
+    return functools.partial(make_policy, config, units, stages, PAID, given=given_units)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    make=any_policy(), seed=st.integers(0, 2**32), grid=st.sampled_from([1, 2, 5, 1000]), orders=st.integers(0, 2**32)
 )
-
-
-@settings(max_examples=60, deadline=None)
-@given(make=POLICIES, seed=st.integers(0, 2**32), grid=st.sampled_from([1, 2, 5, 1000]), orders=st.integers(0, 2**32))
 def test_decisions_only_add_and_the_order_of_scores_does_not_matter(
     make: Callable[[], tuple[Policy, Allotment]], seed: int, grid: int, orders: int
 ) -> None:
@@ -189,7 +198,10 @@ def check_adds(decision: Decision, plan: Plan) -> None:
 
 
 def check_speculation(policy: Policy, plan: Plan) -> None:
-    for work in policy.speculative():
+    bets = list(policy.speculative())
+    assert all(0 < bet.likely <= 1 for bet in bets)
+    assert len({bet.work for bet in bets}) == len(bets)
+    for work, _ in bets:
         assert work not in plan.certain
         paths = work.paths if isinstance(work, SampleWork) else (work.path,)
         assert not any(plan.is_dropped(path) for path in paths)
@@ -198,7 +210,10 @@ def check_speculation(policy: Policy, plan: Plan) -> None:
 def test_a_policy_from_elsewhere_is_found_by_its_dotted_name() -> None:
     assert find("framegrove.search.policies.linear:ENTRY") is linear.ENTRY
     for name, says in (
-        ("bees", "there is no policy 'bees': choose one of single, linear, tof"),
+        (
+            "bees",
+            "there is no policy 'bees': choose one of single, linear, tof, tree, beam, smc, halving, dfs, pyramid",
+        ),
         ("nowhere.at.all:ENTRY", "cannot be imported"),
         ("framegrove.search.policies.linear:Linear", "not a PolicyEntry"),
     ):
@@ -208,6 +223,6 @@ def test_a_policy_from_elsewhere_is_found_by_its_dotted_name() -> None:
 
 def test_unknown_options_are_refused_with_the_policys_own() -> None:
     with pytest.raises(ConfigError, match=r"options.linear: unknown key 'widths', allowed are roots"):
-        make_policy(SearchConfig(policy="linear", options={"linear": {"widths": [1]}}), 3, 3, fake_cost)
+        make_policy(SearchConfig(policy="linear", options={"linear": {"widths": [1]}}), 3, 3, FREE)
     with pytest.raises(ConfigError, match="every width must be at least 1"):
-        make_policy(SearchConfig(options={"tof": {"widths": [0]}}), 3, 3, fake_cost)
+        make_policy(SearchConfig(options={"tof": {"widths": [0]}}), 3, 3, FREE)

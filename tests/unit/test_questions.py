@@ -1,4 +1,4 @@
-"""Question sets: what is asked where, what a YAML file may say, and which frames are shown."""
+"""Question sets: what is asked where and about which view, and what a YAML file may say."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from framegrove.config.base import ConfigError
-from framegrove.config.request import frames_of
 from framegrove.config.verifier import shipped_sets
 from framegrove.types import Assessment
-from framegrove.verification.questions import load_question_set, shown_frames
+from framegrove.verification.questions import load_question_set
+from framegrove.verification.views import View
 
 PROMPT = "a paper boat drifts down a stream, then sinks"
 
@@ -47,6 +47,24 @@ def test_prompts_are_judged_by_their_stages() -> None:
     assert brief.questions(Assessment.FINAL, braces)[0].text.endswith(braces)
 
 
+@pytest.mark.parametrize("name", shipped_sets())
+def test_a_middle_unit_is_judged_by_what_is_new_and_the_video_as_a_whole(name: str) -> None:
+    views = {each: {q.view for q in load_question_set(name).questions(each, PROMPT)} for each in Assessment}
+    assert views[Assessment.POTENTIAL] == views[Assessment.MOTION] == {View.UNIT}
+    assert views[Assessment.IMAGE] == views[Assessment.FINAL] == {View.VIDEO}
+
+
+def test_a_question_may_have_a_view_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"questions:\n- {{{GOOD}, view: recent}}\n- {{{GOOD}, view: {{motion: dense}}}}\n")
+    asked = load_question_set(str(file))
+    assert [q.view for q in asked.questions(Assessment.FINAL, "a cat")] == [View.RECENT, View.VIDEO]
+    assert [q.view for q in asked.questions(Assessment.MOTION, "a cat")] == [View.RECENT, View.DENSE]
+    before = asked.fingerprint
+    file.write_text(f"questions:\n- {{{GOOD}, view: recent}}\n- {{{GOOD}, view: {{motion: unit}}}}\n")
+    assert load_question_set(str(file)).fingerprint != before
+
+
 GOOD = "text: 'Is it {prompt}?', score: alignment, aspect: alignment"
 
 
@@ -77,6 +95,9 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
             "assessments.0 must be 'potential', .* not 'later'",
         ),
         ("{text: 'Is it?', score: a, aspect: a, weight: -1}", "weight must be greater than 0, not -1"),
+        ("{text: 'Is it?', score: a, aspect: a, view: all}", "a view must be one of video, recent, unit, dense, or"),
+        ("{text: 'Is it?', score: a, aspect: a, view: {motion: all}}", "a view must be one of video, recent"),
+        ("{text: 'Is it?', score: a, aspect: a, view: {middle: unit}}", r"view.*must be 'potential', .* not 'middle'"),
         ("{text: 'Is it?', score: a, aspect: a, polarity: no}", "polarity must be 'for' or 'against'"),
         ("{text: 'Is it?', score: a, aspect: a, aspects: b}", "did you mean 'aspect'"),
         ("Is it?", "must hold keys and values"),
@@ -113,28 +134,3 @@ def test_sets_in_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=said):
             load_question_set(source)
     sys.modules.pop("own_questions")
-
-
-def test_shown_frames_come_one_from_every_unit() -> None:
-    assert shown_frames(25) == (0, 3, 12, 21)
-    for units in range(1, 30):
-        frames = shown_frames(frames_of(units), most=64)
-        assert [0 if f == 0 else (f - 1) // 8 + 1 for f in frames] == list(range(units))
-
-
-@pytest.mark.parametrize("most", [2, 4, 7])
-def test_a_parents_frames_begin_its_childs_unless_they_must_thin_out(most: int) -> None:
-    for units in range(1, most):
-        parent, child = (shown_frames(frames_of(n), most) for n in (units, units + 1))
-        assert child[: len(parent)] == parent
-    for units in range(1, 60):
-        frames = shown_frames(frames_of(units), most)
-        assert len(frames) <= most
-        assert list(frames) == sorted(set(frames))
-        assert units == 1 or (frames[-1] - 1) // 8 + 1 == units - 1  # the newest unit is always seen
-
-
-def test_a_clip_that_ends_inside_a_unit_shows_its_last_frame() -> None:
-    assert shown_frames(2) == (0, 1)
-    with pytest.raises(ValueError, match="at least 1 frame"):
-        shown_frames(0)

@@ -44,7 +44,7 @@ def test_ranks_are_the_weighted_mean_over_verifiers_and_average_a_half() -> None
     fused = cohort(
         {(0,): {"a": 0.9, "b": 0.1}, (1,): {"a": 0.5, "b": 0.2}, (2,): {"a": 0.5, "b": 0.3}}, 3, {"a": 3, "b": 1}
     )
-    ranks = {standing.path: standing.rank for standing in fused.standings()}
+    ranks = {standing.path: standing.own for standing in fused.standings()}
     assert ranks == {
         (0,): (3 * Fraction(5, 6) + Fraction(1, 6)) / 4,
         (1,): (3 * Fraction(2, 6) + Fraction(3, 6)) / 4,  # level with (2,) for a: half of the two counts as below

@@ -13,10 +13,11 @@ from framegrove.evaluation import report, tree_layout, tree_picture
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
 from framegrove.search.tree import Judgement, Scores
-from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, ScoreWork
+from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
 from jobs.generate import report_line
 
 REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64)
+ANSWERS = (("Is there a red 3?", 0.75), ("Does it move?", 0.8))
 PANEL: Scores = (("alignment", 0.6), ("motion", 0.8))
 LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 
@@ -24,7 +25,8 @@ LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None, total: float | None = None) -> Node:
     judged = (Judgement(path, assessment, 0.5, total),) if assessment and total else ()
     scores = ((assessment, PANEL),) if assessment else ()
-    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, judged, 0.0, 1.0)
+    said = (Scored(ScoreWork(path, assessment), PANEL, answers=ANSWERS),) if assessment else ()
+    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, judged, 0.0, 1.0, said)
 
 
 def search_record() -> SearchRecord:
@@ -82,14 +84,16 @@ def test_report_adds_up_and_is_json() -> None:
     assert [b["path"] for b in said["branches"]][:3] == [[0], [1], [2]]
     assert [stretch["needed"] for stretch in said["timeline"]] == [True, False, True, True]
     assert said["size"] == "64x64"
+    assert said["branches"][1]["answers"] == {"image": {"verifier": dict(ANSWERS)}}
+    assert next(b for b in said["branches"] if b["path"] == [2, 0])["answers"] == {}
 
 
 def test_one_price_is_said_everywhere(tmp_path: Path) -> None:
-    """A sample without a search costs 1x of sampling and its decoding; the console says what the report says."""
+    """A sample without a search costs 1x, with its decoding; the console says what the report says."""
     record = dataclasses.replace(search_record(), single=Cost(60, 1000, 1.0, decoding=320))
-    assert str(record.single_price) == "1.32x (sampling 1.00, wasted 0.00, decoding 0.32, judging 0.00)"
+    assert str(record.single_price) == "1.00x (sampling 0.76, decoding 0.24, judging 0.00, wasted 0.00)"
     said = report.report_json(record)["price"]["search"]
-    assert report_line(record).startswith(f"7 branches in 3.0 s at a price of {said['total']:.2f}x (sampling 3.00, ")
+    assert report_line(record).startswith(f"7 branches in 3.0 s at a price of {said['total']:.2f}x (sampling 2.27, ")
 
 
 def test_a_winner_that_its_judges_doubt_is_a_warning() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from framegrove.errors import UserError
 from framegrove.types import Assessment
 from framegrove.verification.questions import Question, load_question_set
-from framegrove.verification.scoring import on_grid, probability, read_answer, scores_of
+from framegrove.verification.scoring import Answer, averaged, on_grid, probability, read_answer, scores_of
 
 CASES = json.loads((Path(__file__).resolve().parents[1] / "cases" / "logits.json").read_text())
 GENERAL = load_question_set("general")
@@ -85,6 +85,13 @@ def test_scores_are_probabilities_and_a_surer_answer_for_the_video_never_lowers_
     after = dict(scores_of(Assessment.FINAL, asked, raised))
     assert all(after[name] >= scores[name] for name in scores)
     assert after[asked[which].score] > scores[asked[which].score] or scores[asked[which].score] == 1.0
+
+
+def test_several_views_are_averaged_and_none_is_surer_than_certain() -> None:
+    assert averaged([Answer(math.inf, 0.9)]) == Answer(math.inf, 0.9)
+    assert averaged([Answer(3.0, 0.9), Answer(-1.0, 0.5)]) == Answer(1.0, 0.5)
+    assert averaged([Answer(math.inf, 1.0), Answer(-math.inf, 1.0)]) == Answer(0.0, 1.0)
+    assert averaged([Answer(math.inf, 1.0), Answer(-2.0, 1.0)]) == Answer(7.0, 1.0)
 
 
 def test_a_score_is_the_product_of_its_answers() -> None:

@@ -108,14 +108,18 @@ def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         running.runner.gate.clear()
         answer = await running.post(
-            prompt=f"  {PROMPT} ", seconds="3", size="64x64", seed=7, search={"policy": "linear", "budget": "2x"}
+            prompt=f"  {PROMPT} ",
+            seconds="3",
+            size="64x64",
+            seed=7,
+            search={"policy": "linear", "budget": "2x", "until": None},
         )
         assert answer.status_code == 200
         video = answer.json()
         assert video["id"].startswith("video_")
         assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
         assert (video["seconds"], video["size"], video["seed"]) == ("3", "64x64", 7)
-        assert video["search"] == {"policy": "linear", "budget": "2x"}
+        assert video["search"] == {"policy": "linear", "budget": "2x", "until": None}
 
         await running.until(video["id"], "in_progress", progress=80)
         early = await running.client.get(f"/v1/videos/{video['id']}/content")
@@ -138,7 +142,7 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         first, second = [(await running.post(prompt=PROMPT)).json() for _ in range(2)]
         assert (first["seconds"], first["size"], first["model"]) == ("3.125", "64x64", "digits")
-        assert first["search"] == {"policy": "tof", "budget": "4x"}
+        assert first["search"] == {"policy": "tof", "budget": "4x", "until": None}
         assert first["seed"] != second["seed"]
         await running.until(second["id"], "completed")
         assert running.runner.asked[0].units == 4

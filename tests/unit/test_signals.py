@@ -86,6 +86,12 @@ def test_the_verifier_scores_what_the_frames_allow() -> None:
     assert [name for name, _ in single.scores] == ["sharpness"]
 
 
+def test_measuring_is_free() -> None:
+    verifier = SignalsVerifier(VerifierConfig(kind="signals"))
+    price = asyncio.run(verifier.price("anything", 3, 64, 64))
+    assert price == {Assessment.MOTION: (0, 0, 0), Assessment.FINAL: (0, 0, 0)}
+
+
 def test_frames_of_another_kind_are_a_defect() -> None:
     verifier = SignalsVerifier(VerifierConfig(kind="signals"))
     with pytest.raises(ValueError, match="uint8"):

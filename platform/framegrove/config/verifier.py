@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -58,6 +59,30 @@ _DEFAULT_JUDGES: dict[Kind, tuple[Assessment, ...]] = {"signals": (Assessment.MO
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+class Calibration(Config):
+    """Platt's calibration: from a verifier's scores to the probability that a branch is right.
+
+    The log-odds of being right are ``bias`` plus the scores' log-odds, each times its ``slopes``; a score that has none
+    says nothing. Fitted by ``python -m jobs.evaluate --calibrate``.
+    """
+
+    bias: float = 0.0
+    slopes: dict[str, float] = Field(default={})
+
+    def log_p(self, scores: Mapping[str, float]) -> float:
+        """The logarithm of the probability of being right, from the scores by name."""
+        odds = self.bias
+        for name, slope in self.slopes.items():
+            odds += slope * log_odds(scores.get(name, 0.5))
+        return -math.log1p(math.exp(-odds)) if odds > -700 else odds
+
+
+def log_odds(score: float) -> float:
+    """The log-odds of a score in [0, 1], as if it lay at least 1e-6 from either end."""
+    inside = min(max(score, 1e-6), 1 - 1e-6)
+    return math.log(inside / (1 - inside))
+
+
 class VerifierConfig(Config):
     """One verifier of a panel: what kind it is, what it judges and how much its scores count.
 
@@ -72,6 +97,8 @@ class VerifierConfig(Config):
     weight: float | dict[str, float] = 1.0
     actors: int = Field(1, ge=1)  # how many share its load
     judges: tuple[Assessment, ...] | None = None  # None: everything; for signals, whatever has several frames
+    # How its scores become the probability that a branch is right; an assessment without one: as their product.
+    calibration: dict[Assessment, Calibration] = Field(default={})
     questions: str | None = None  # a shipped set such as "general", a YAML file, or "module:attribute"
     engine: EngineConfig = EngineConfig()
     function: str | None = None
@@ -182,7 +209,10 @@ def _completed(entry: dict[str, Any]) -> dict[str, Any]:
     own = own_settings(model)
     defaults = _GENERAL_ENGINE if own is None else own.engine.model_dump(exclude_unset=True)
     questions = entry.get("questions") or (own.questions if own else None) or GENERAL_QUESTIONS
-    return entry | {"questions": questions, "engine": defaults | engine}
+    calibration = entry.get("calibration")
+    if calibration is None and own is not None and questions == own.questions:
+        calibration = own.model_dump(mode="json")["calibration"]  # fitted to these questions
+    return entry | {"questions": questions, "engine": defaults | engine, "calibration": calibration or {}}
 
 
 def _absolute(config: VerifierConfig) -> VerifierConfig:
@@ -196,6 +226,7 @@ class ModelSettings(Config):
     kind: Literal["vllm"] = "vllm"
     questions: str | None = None
     engine: EngineConfig = EngineConfig()
+    calibration: dict[Assessment, Calibration] = Field(default={})
 
 
 def own_settings(model: str | None) -> ModelSettings | None:

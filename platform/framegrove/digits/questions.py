@@ -4,6 +4,9 @@ A question about a whole caption lets a model read it as a bag of attributes, so
 their motion are asked object by object and the answers multiplied (verification/scoring.py). The shipped verifier is
 trained on exactly these sentences (digits/verifier_questions.py). A prompt that is no caption of this world gets the
 shipped set "brief".
+
+Siblings differ in their newest unit alone, so at a middle unit what things look like is asked of all its frames (the
+view "dense"). How they move shows over several units ("recent").
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from framegrove.config.verifier import SETTINGS_FILE
@@ -18,6 +22,7 @@ from framegrove.digits import world
 from framegrove.digits.world import DigitObject
 from framegrove.types import Assessment
 from framegrove.verification.questions import Question, QuestionSet, load_question_set
+from framegrove.verification.views import View
 
 
 class Aspect(enum.StrEnum):
@@ -79,7 +84,13 @@ def about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tu
         asked.append(Question(ask_match(world.caption(objects)), ALIGNMENT, Aspect.MATCH, weight=0.25))
     if assessment is not Assessment.MOTION:
         asked.append(Question(ASK_CLEAR, CLARITY, Aspect.CLARITY))
-    return tuple(asked)
+    views = _VIEWS.get(assessment, {})
+    return tuple(replace(question, view=views.get(question.score, View.VIDEO)) for question in asked)
+
+
+# What a question is asked about, by assessment and score, where it is not the whole video.
+_UNFINISHED = {ALIGNMENT: View.DENSE, MOTION: View.RECENT, CLARITY: View.DENSE}
+_VIEWS = {Assessment.POTENTIAL: _UNFINISHED, Assessment.MOTION: _UNFINISHED}
 
 
 _SETTINGS = """\

@@ -16,7 +16,7 @@ from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
 from framegrove.digits.world import DigitObject
 from framegrove.flow.generation import Pixels, generate
 from framegrove.models.pretrained import load_pipeline
-from framegrove.verification.questions import shown_frames
+from framegrove.verification.views import shown_frames
 
 # A digit is taken for one from this probability of the likeliest class on, for none below the second one; clips with
 # anything in between are left out.

@@ -27,7 +27,7 @@ from framegrove.flow.noise import double, halve
 from framegrove.flow.schedule import GRID, PyramidSchedule
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.pretrained import Pipeline, load_pipeline
-from framegrove.verification.questions import shown_frames
+from framegrove.verification.views import shown_frames
 
 UNITS = 4
 _BATCH = 32

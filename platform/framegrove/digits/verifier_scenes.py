@@ -21,7 +21,7 @@ from torch.nn import functional
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.digits import world
 from framegrove.digits.world import COLOURS, MOTIONS, SIZE, Split
-from framegrove.verification.questions import shown_frames
+from framegrove.verification.views import shown_frames
 
 Ink = npt.NDArray[np.float32]
 Colour = tuple[int, int, int]

@@ -16,6 +16,7 @@ from framegrove.evaluation.benches import Finding
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.conductor import Conductor
 from framegrove.search.policies import make_policy
+from framegrove.search.prices import Prices
 from framegrove.search.protocols import PanelMember
 from framegrove.search.result import SearchResult
 from framegrove.search.tree import Policy
@@ -46,7 +47,7 @@ def conductor(device: torch.device, repeats: int) -> list[Finding]:
 def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
     """CPU seconds of a whole search of about so many branches, its planning aside, and how many branches it had."""
     config = SearchConfig(policy=name, budget=_budget(name, branches), scores_in_flight=64)
-    policy, _ = make_policy(config, UNITS, STAGES, _flops)
+    policy, _ = make_policy(config, UNITS, STAGES, Prices(_flops))
     began = time.process_time()
     result = run_virtual(_search(policy, config))
     return time.process_time() - began, len(result.nodes)
@@ -64,7 +65,7 @@ def _budget(policy: str, branches: int) -> str:
     low, high = 1, branches  # a tree's branches grow with its budget, and are told by planning it
     while low < high:
         middle = (low + high + 1) // 2
-        tree, _ = make_policy(SearchConfig(policy=policy, budget=f"{middle}x"), UNITS, STAGES, _flops)
+        tree, _ = make_policy(SearchConfig(policy=policy, budget=f"{middle}x"), UNITS, STAGES, Prices(_flops))
         paths = {path for work in tree.start().works if isinstance(work, SampleWork) for path in work.paths}
         low, high = (middle, high) if len(paths) <= branches // 2 else (low, middle - 1)
     return f"{low}x"

@@ -22,7 +22,7 @@ MUTED = "#8a919e"
 GRID = "#e6e8ec"
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e62", "#9b51c4", "#c6394c", "#5b6573")
 
-PRICE = "price of a video, all parts; 1x = sampling it once without a search"
+PRICE = "price of a video, all parts; 1x = sampling and decoding it once, without a search"
 
 _RESAMPLES = 10_000
 

@@ -21,21 +21,21 @@ DOUBTFUL = 0.1  # final scores that are all below this say that the winner does 
 
 @dataclass(frozen=True)
 class Price:
-    """What a video cost, in *samples*: multiples of the FLOPs of sampling it once, without a search.
+    """What a video cost, in *samples*: multiples of the FLOPs of sampling and decoding it once, without a search.
 
-    This is the unit of a budget. A budget of 4x bounds ``sampling`` by 4; the other parts are outside the budget. One
-    sample without a search has sampling 1, wasted 0, judging 0, and decoding as the VAE compares with the transformer.
+    This is the unit of a budget. A budget of 4x bounds what the search needed, ``sampling``, ``decoding`` and
+    ``judging`` together, by 4. What was ``wasted`` comes on top.
     """
 
-    sampling: float  # denoising that the search needed
-    wasted: float  # denoising that it did not: lost speculation, and works that were cancelled or failed
+    sampling: float  # denoising
     decoding: float  # turning latents into frames, previews included
     judging: float  # the verifiers
+    wasted: float  # all of it that was not needed: lost speculation, and works that were cancelled or failed
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.sampling + self.wasted + self.decoding + self.judging
+        return self.sampling + self.decoding + self.judging + self.wasted
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in asdict(self).items())
@@ -103,11 +103,12 @@ class SearchRecord:
 
 def price_of(sampling: CostBreakdown, scoring: CostBreakdown, single: Cost) -> Price:
     """The price of a video from the costs of its works; ``single`` is the cost of one sample without a search."""
+    one = single.all_flops
     return Price(
-        sampling=sampling.certain.flops / single.flops,
-        wasted=lost(sampling).flops / single.flops,
-        decoding=sampling.spent.decoding / single.flops,
-        judging=scoring.spent.flops / single.flops,
+        sampling=sampling.certain.flops / one,
+        decoding=sampling.certain.decoding / one,
+        judging=scoring.certain.flops / one,
+        wasted=(lost(sampling) + lost(scoring)).all_flops / one,
     )
 
 
@@ -119,6 +120,10 @@ def warnings_of(record: SearchRecord) -> list[str]:
             f"the prompt is too long for this model's text encoder: what begins with {record.unread!r} had no "
             "influence on the video, and was not judged"
         )
+    for verifier, reason in record.outcome.left_out.items():
+        warnings.append(f"the verifier {verifier} was left out, and the others have judged alone: {reason}")
+    for path, reason in record.outcome.given_up.items():
+        warnings.append(f"branch {'.'.join(map(str, path))} was given up: {reason}")
     scores = record.scores
     if scores and max(scores.values()) < DOUBTFUL:
         said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
@@ -151,7 +156,7 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
         "overlap_seconds": round(outcome.overlap, 3),
         "warnings": warnings_of(record),
         "price": {
-            "unit": "the FLOPs of sampling this video once, without a search",
+            "unit": "the FLOPs of sampling and decoding this video once, without a search",
             "search": _price(record.price),
             "single_sample": _price(record.single_price),
         },
@@ -227,8 +232,18 @@ def _branch(node: Node) -> dict[str, Any]:
         "fate": str(node.fate),
         "dropped_by": str(node.dropped_by) if node.dropped_by else None,
         "verifier": {str(assessment): dict(panel) for assessment, panel in node.scores},
+        "answers": _answers(node),
         "path_score": node.judgements[-1].total if node.judgements else None,
     }
+
+
+def _answers(node: Node) -> dict[str, dict[str, dict[str, float]]]:
+    """P(yes) of every question, by assessment and verifier, for the verifiers that ask questions."""
+    said: dict[str, dict[str, dict[str, float]]] = {}
+    for scored in node.scored:
+        if scored.answers:
+            said.setdefault(str(scored.work.assessment), {})[scored.work.verifier] = dict(scored.answers)
+    return said
 
 
 def _stretch(span: Span, outcome: SearchResult) -> dict[str, Any]:

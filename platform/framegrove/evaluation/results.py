@@ -66,9 +66,9 @@ class Row:
         """What the video cost, in samples without a search."""
         return Price(
             sampling=self.generator_flops / self.single_flops,
-            wasted=self.wasted_flops / self.single_flops,
             decoding=self.decoding_flops / self.single_flops,
             judging=self.verifier_flops / self.single_flops,
+            wasted=self.wasted_flops / self.single_flops,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,13 @@ STRIP = 4  # thumbnails of a unit of several frames
 PAD = 0.09  # inside a card
 SIDE = 0.8  # margin beside the thumbnails, where the verdicts stand
 TEXT = 0.3  # height of a card's line of text
+ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final": "video"}  # in words
+FATE_MEANS = {
+    Fate.WON: "winner, and the branches it grew from",
+    Fate.KEPT: "kept at every cut it met, but another branch won",
+    Fate.DROPPED: "cut",
+    UNUSED: "sampled early on speculation, not needed",
+}
 
 _SMALL = 0.62  # side of the thumbnail of a preview that was cut: there are many of them
 _GAP_X, _GAP_Y = 0.95, 0.2
@@ -51,13 +59,20 @@ class Card:
         return self.y + self.height / 2
 
 
-def lay_out(record: SearchRecord, words: bool = True) -> dict[Path, Card]:
+def lay_out(record: SearchRecord, words: bool = True, chosen: Collection[Path] | None = None) -> dict[Path, Card]:
     """A card for every branch that can be shown: columns are depths, leaves stand one below another.
 
-    Parents stand beside their children. Branches that were cut, and then lost with a machine, have no card.
-    Without ``words`` cards are as small as their thumbnails.
+    Parents stand beside their children. Branches that were cut, and then lost with a machine, have no card, nor have
+    those that are not ``chosen`` where some are. Without ``words`` cards are as small as their thumbnails.
     """
-    nodes = {node.path: node for node in record.outcome.nodes if node.path in record.shown}
+    nodes = {
+        node.path: node
+        for node in record.outcome.nodes
+        if node.path in record.shown and (chosen is None or node.path in chosen)
+    }
+    children: dict[Path, list[Path]] = defaultdict(list)
+    for path in sorted(nodes):
+        children[path[:-1]].append(path)
     places = places_of(record.outcome.nodes)
     aspect = record.request.width / record.request.height
     thumbs = [1 if depth == 0 else STRIP for depth in range(record.request.units)]
@@ -69,18 +84,18 @@ def lay_out(record: SearchRecord, words: bool = True) -> dict[Path, Card]:
     def place(path: Path) -> None:
         nonlocal bottom
         node, shown = nodes[path], record.look(path)
-        children = sorted(p for p in nodes if p[:-1] == path)
+        below = children[path]
         verdicts = tuple(
             Verdict(asked, sum(score for _, score in panel) / len(panel), places.get((path, asked), ""))
             for asked, panel in node.scores
         )
-        thumb = _SMALL if shown.draft and not children else 1.0
+        thumb = _SMALL if shown.draft and not below else 1.0
         height = max(thumb + (text if thumb == 1.0 else 0.0), len(verdicts) * _VERDICT if words else 0.0) + 2 * PAD
         top = bottom
-        for child in children:
+        for child in below:
             place(child)
-        if children:
-            y = (cards[children[0]].y + cards[children[-1]].y) / 2
+        if below:
+            y = (cards[below[0]].y + cards[below[-1]].y) / 2
         else:
             y, bottom = top, top + height + _GAP_Y
         depth = len(path) - 1

@@ -18,21 +18,14 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as Outline
 
 from framegrove.evaluation.report import Frames, SearchRecord, was_needed
-from framegrove.evaluation.tree_layout import PAD, SIDE, UNUSED, Card, lay_out, strip_of
+from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, PAD, SIDE, UNUSED, Card, lay_out, strip_of
 from framegrove.files import replacing
 from framegrove.search.result import Fate
 from framegrove.types import Path, SampleWork
 
 INK, MUTED, PAPER, RULE = "#22262e", "#7c8492", "#f6f7f9", "#dfe3e8"
 FATE_COLOUR = {Fate.WON: "#1e9e5a", Fate.KEPT: "#2f6fde", Fate.DROPPED: "#c6394c", UNUSED: "#a0a6b1"}
-FATE_MEANS = {
-    Fate.WON: "winner, and the branches it grew from",
-    Fate.KEPT: "kept at every cut it met, but another branch won",
-    Fate.DROPPED: "cut",
-    UNUSED: "sampled early on speculation, not needed",
-}
 PARTS = {"sampling": "#2f6fde", "wasted": "#c3c8d0", "decoding": "#6aa84f", "judging": "#d9822b"}  # of a price
-ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final": "video"}
 READING = (
     "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged "
     "(preview: unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a "
@@ -237,7 +230,7 @@ def _draw_verdicts(axes: Axes, card: Card, x: float, top: float, colour: str) ->
 
 
 def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
-    """What was spent, in samples, above one sample without a search; the budget bounds the sampling alone."""
+    """What was spent, in samples, above one sample without a search; the budget bounds all but what was wasted."""
     searched, single = record.price, record.single_price
     searching = len(record.outcome.nodes) > len(record.outcome.winner)
     rows = {"search": searched, "one sample": single} if searching else {"one sample": single}
@@ -252,9 +245,9 @@ def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
         axes.plot([record.request.budget] * 2, [-0.45, 0.45], color=INK, lw=1.4)
     parts = {name: value for name, value in asdict(searched).items() if value}
     handles = [Patch(facecolor=PARTS[name], label=f"{name} {value:.2f}x") for name, value in parts.items()]
-    said = ["price, 1x = sampling this video once without a search"]
+    said = ["price, 1x = sampling and decoding this video once, without a search"]
     if searching:
-        said.append(f"the line is the budget for sampling, {record.request.budget:g}x")
+        said.append(f"the line is the budget, {record.request.budget:g}x")
     axes.set_title(("\n" if narrow else "; ").join(said), fontsize=8.5, color=INK, loc="left")
     place = (
         {"loc": "upper left", "bbox_to_anchor": (0, -0.3)}

@@ -51,8 +51,9 @@ class SamplingCosts:
         return sum((self.unit(unit) for unit in range(given, units)), Cost())
 
     def table(self, depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
-        """FLOPs of one sample work, both stages included: what a budget is planned with."""
-        return self.unit(depth, range(first_stage, last_stage + 1), siblings).flops
+        """FLOPs of one sample work, both stages included, and of decoding what it makes: its price in a budget."""
+        cost = self.unit(depth, range(first_stage, last_stage + 1), siblings)
+        return cost.flops + cost.decoding
 
     def _step_flops(self, unit: int, stage: int, siblings: int) -> int:
         key = (unit, stage, siblings)

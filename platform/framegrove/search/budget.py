@@ -1,9 +1,9 @@
 """How wide a search may be for its budget.
 
-A budget of 4x pays for four times the FLOPs of one unsearched sample, the branch ``(0,) * units`` sampled alone. What
-is held to it is the *worst case of certain work*: however the scores fall, the works that a policy asks for cost no
-more. Bets that speculation loses are not in it; they are counted apart (see dispatcher.py). The verifiers' own
-cost is reported, not budgeted.
+A budget of 4x pays for four times the FLOPs of one unsearched sample, the branch ``(0,) * units`` sampled alone and
+decoded. It is held to all that a search needs: sampling, decoding and judging, in the *worst case of certain work*:
+however the scores fall, the works that a policy asks for cost no more. A budget is a cap: policies that stop early
+spend less. Bets that speculation loses are not in it; they are counted apart (see dispatcher.py).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
 
 from framegrove.errors import UserError
-from framegrove.search.rounds import Branching, CostTable, TreeShape, cuts_of, rounds_of
+from framegrove.search.prices import Prices
+from framegrove.search.rounds import Branching, TreeShape, cuts_of, rounds_of
 from framegrove.search.tree import Layout
+from framegrove.types import Assessment
 
 
 class BudgetError(UserError):
@@ -24,7 +25,7 @@ class BudgetError(UserError):
 
 @dataclass(frozen=True)
 class Allotment:
-    """What a budget was turned into, in FLOPs of sampling."""
+    """What a budget was turned into, in FLOPs."""
 
     one_sample: int
     allowed: int
@@ -36,27 +37,35 @@ class Allotment:
         return self.worst_case / self.allowed
 
 
-def one_sample(layout: Layout, cost: CostTable) -> int:
-    """FLOPs of one unsearched sample: 1x."""
-    return sum(cost(depth, 0, layout.last_stage, 1) for depth in range(layout.given, layout.units))
+def amounts(multiple: float, layout: Layout, prices: Prices) -> tuple[int, int]:
+    """FLOPs of one unsearched sample, and of the whole budget. Raises BudgetError below 1x."""
+    if multiple < 1:
+        raise BudgetError(f"a budget of {multiple:g}x cannot pay for a single video, the smallest is 1x")
+    one = prices.one_sample(layout)
+    return one, int(one * Fraction(str(multiple)))  # a float product would lose FLOPs of large models
 
 
-def allot_linear(multiple: float, layout: Layout, cost: CostTable, roots: int | None = None) -> tuple[int, Allotment]:
+def allot_linear(multiple: float, layout: Layout, prices: Prices, roots: int | None = None) -> tuple[int, Allotment]:
     """The number of whole videos that the budget pays for, or the ``roots`` asked for if it does.
 
-    Raises BudgetError when it does not.
+    Each costs its sampling and its judgement; a lone one is not judged. Raises BudgetError when it does not.
     """
-    one, allowed = _amounts(multiple, layout, cost)
-    count = allowed // one if roots is None else roots
-    if count * one > allowed:
-        raise BudgetError(f"{roots} videos cost {roots}x and the budget is {multiple:g}x: raise it or lower roots")
-    return count, Allotment(one, allowed, count * one)
+    one, allowed = amounts(multiple, layout, prices)
+    each = one + prices.judge(layout.units - 1, Assessment.FINAL)
+    count = max(1, allowed // each) if roots is None else roots
+    total = count * each if count > 1 else one
+    if total > allowed:
+        raise BudgetError(
+            f"{count} videos and their judgement cost {total / one:.4g}x and the budget is {multiple:g}x: raise it or "
+            "lower roots"
+        )
+    return count, Allotment(one, allowed, total)
 
 
 def allot_tof(
     multiple: float,
     layout: Layout,
-    cost: CostTable,
+    prices: Prices,
     *,
     roots_per_work: int,
     branching: Branching = "prompts",
@@ -67,18 +76,17 @@ def allot_tof(
 
     Raises BudgetError when even the smallest tree with those parts costs more, or when ``widths`` has the wrong length.
     """
-    one, allowed = _amounts(multiple, layout, cost)
+    one, allowed = amounts(multiple, layout, prices)
     if widths is not None and len(widths) != cuts_of(layout):
         raise BudgetError(
             f"widths has {len(widths)} numbers, a video of {layout.units} units with "
             f"{'drafts' if layout.draft_stage is not None else 'no drafts'} is cut {cuts_of(layout)} times"
         )
-    priced = cache(cost)
 
     def worst_case(shape: TreeShape) -> int:
         total, entrants = 0, shape.roots
         for step in rounds_of(layout, shape, roots_per_work):
-            total += step.flops(entrants, priced)
+            total += step.price(entrants, prices)
             entrants = min(step.width, step.size(entrants))
         return total
 
@@ -98,13 +106,6 @@ def allot_tof(
         wider = next((candidate for candidate in candidates if worst_case(candidate) <= allowed), None)
         shape, growing = wider or shape, wider is not None
     return shape, Allotment(one, allowed, worst_case(shape))
-
-
-def _amounts(multiple: float, layout: Layout, cost: CostTable) -> tuple[int, int]:
-    if multiple < 1:
-        raise BudgetError(f"a budget of {multiple:g}x cannot pay for a single video, the smallest is 1x")
-    one = one_sample(layout, cost)
-    return one, int(one * Fraction(str(multiple)))  # a float product would lose FLOPs of large models
 
 
 def _wider(

@@ -13,23 +13,31 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from framegrove.config.search import SearchConfig
-from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start, check, describe
+from framegrove.config.search import SearchConfig, Speculate
+from framegrove.errors import UserError
+from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
+from framegrove.search.dispatcher import Dispatcher, check, describe
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import (
     GeneratorClient,
     PanelMember,
     UnitsLost,
     VerifierClient,
+    VerifierUnusable,
     WorkCancelled,
     WorkFailed,
 )
 from framegrove.search.result import Ending, SearchResult, nodes_of
+from framegrove.search.snapshot import Snapshot, snapshot_of
 from framegrove.search.tree import Policy, Result
 from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
 
 log = logging.getLogger(__name__)
+
+# From which probability of being needed on a work is done ahead. Doing it saves its time if it is needed, and wastes
+# its price if not: at even odds both are worth the same.
+LEAST_LIKELY: dict[Speculate, float | None] = {"latency": 0.0, "thrift": 0.5, "off": None}
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class Conductor:
     are kept there, and those it has already are not done again. ``on_progress`` is called whenever the tally moves.
     ``lost`` is asked before the search ends which of the winner's handles, by branch, lead nowhere any more.
     ``release`` is called with every handle on top of which nothing will be sampled, since its branch was dropped.
+    ``sampled``, results with their handles, is what an earlier attempt at this search has sampled already; what the
+    journal has is not asked for then.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Conductor:
         lost: Callable[[Mapping[Path, Any]], Awaitable[Collection[Path]]] | None = None,
         release: Callable[[Any], None] = lambda handle: None,
         observer: Observer | None = None,
+        sampled: Collection[tuple[Sampled, tuple[Any, ...]]] | None = None,
     ) -> None:
         workers = Workers(
             list(generators),
@@ -94,7 +105,7 @@ class Conductor:
         )
         judges = {each: [name for name, member in panel.items() if each in member.judges] for each in Assessment}
         self._state = Dispatcher(
-            policy, workers, judges, speculate=config.speculate, attempts=config.attempts, given=given
+            policy, workers, judges, speculate=LEAST_LIKELY[config.speculate], attempts=config.attempts, given=given
         )
         self._generators = generators
         self._verifiers: dict[str, VerifierClient] = {
@@ -106,6 +117,7 @@ class Conductor:
         self._lost = lost
         self._release = release
         self._observer = observer or _Nobody()
+        self._sampled = sampled
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._happened = asyncio.Event()
@@ -116,8 +128,8 @@ class Conductor:
     async def run(self) -> SearchResult:
         """Search to the end. Call once.
 
-        Raises SearchFailed when a work fails too often or no worker is left, and whatever else a client raises. However
-        it ends, cancellation included, no work is left running.
+        Raises SearchFailed when a work fails too often or no worker is left, VerifierUnusable, and whatever else a
+        client raises. However it ends, cancellation included, no work is left running.
         """
         self._began = asyncio.get_running_loop().time()
         await self._restore()
@@ -132,6 +144,22 @@ class Conductor:
                     return self._result()
         finally:
             await self._stop()
+
+    @property
+    def sampled(self) -> list[tuple[Sampled, tuple[Any, ...]]]:
+        """What has been sampled so far and is not lost, with the handles."""
+        state = self._state
+        made = {each: state.layout.outputs(each.work) for each in state.done.values() if isinstance(each, Sampled)}
+        return [
+            (result, tuple(state.handles[latent] for latent in latents))
+            for result, latents in made.items()
+            if all(latent in state.handles for latent in latents)
+        ]
+
+    def snapshot(self) -> Snapshot:
+        """What the search looks like now. Costs nothing unless it is called, on the event loop that ``run`` is on."""
+        verifiers = {name: tuple(member.clients) for name, member in self._panel.items()}
+        return snapshot_of(self._state, {GENERATORS: tuple(self._generators), **verifiers}, self._now())
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -168,6 +196,10 @@ class Conductor:
             check(result, attempt)  # before it is on the disk, where it would meet every later run
             if self._journal is not None:
                 await self._journal.record(result)
+        except UserError as error:
+            if isinstance(attempt.work, SampleWork):
+                raise
+            raise VerifierUnusable(attempt.work.verifier, str(error)) from error
         except WorkCancelled as stop:
             ending = Ending.CANCELLED
             await self._waste(pool, stop.cost)
@@ -226,6 +258,10 @@ class Conductor:
             await self._journal.record_waste(pool, cost)
 
     async def _restore(self) -> None:
+        if self._sampled is not None:
+            for sampled, handles in self._sampled:
+                self._state.restore(sampled, handles)
+            return
         if self._journal is None:
             return
         restored = await self._journal.restore()
@@ -261,9 +297,10 @@ class Conductor:
         state = self._state
         assert state.plan.winner is not None
         sampled = [result.work for result in state.done.values() if isinstance(result, Sampled)]
+        scored = [result for result in state.done.values() if isinstance(result, Scored)]
         return SearchResult(
             winner=state.plan.winner,
-            nodes=nodes_of(state.plan, sampled, state.panels, state.spans),
+            nodes=nodes_of(state.plan, sampled, state.panels, scored, state.spans),
             certain=frozenset(state.certain_works),
             sampling=state.costs(GENERATORS),
             verifiers={name: state.costs(name) for name in self._panel},
@@ -272,6 +309,7 @@ class Conductor:
             seconds=self._now(),
             restored=self._restored,
             mass=_least_mass(state.done.values()),
+            given_up=dict(state.given_up),
         )
 
     def _winning_units(self) -> dict[Path, Any]:

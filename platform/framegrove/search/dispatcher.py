@@ -10,19 +10,22 @@ it is as if the work had never been done, except that its cost is wasted.
 
 Works that are not certain yet but probably will be are *speculative*: idle workers do them in advance.
 
+A branch is *given up* when a certain work of it has failed too often: what builds on it is not done any more, and the
+policy is told that its scores are 0. The search goes on with the others, unless nothing else is left to win.
+
 Laws, which hold after every event (``laws`` in tests/unit/test_dispatcher.py):
 
 1. Attempts are conserved: launched = running + done + cancelled + failed. So are certain works: planned =
-   finished + running + queued.
+   finished + running + queued + given up.
 2. A work has at most one running attempt, and at most one that is done and counts; never both. When the search is
-   finished, every certain work is done, and the winner's units are there.
+   finished, every certain work is done or given up, and the winner's units are there.
 3. A worker never has more attempts running than it can take. A speculative work only gets a worker that no certain
    work could use; a generator is asked to drop its speculative work as soon as a certain one could use it.
 4. Costs are conserved: spent = certain + at stake + wasted, and nothing is at stake once the search is finished.
    Certain is what the done attempts of certain works took, at stake what finished speculative works took that may yet
    become certain, wasted all the rest.
 5. The scores alone decide: a policy never sees anything else, so neither the winner nor the certain works, nor their
-   cost, depend on who did what when.
+   cost, depend on who did what when, as long as no branch is given up.
 
 Every event costs time in proportion to what it changes, not to the size of the search (queue.py).
 """
@@ -32,10 +35,10 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from framegrove.errors import UserError
+from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
 from framegrove.search.result import CostBreakdown, Ending, Span
@@ -55,56 +58,16 @@ from framegrove.search.tree import (
 from framegrove.search.workers import GENERATORS, Workers, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at a work by one worker."""
-
-    number: int
-    work: Work
-    worker: str
-    start: float
-
-
-@dataclass(frozen=True)
-class Start:
-    """Command: begin this attempt, with the handles of what the work builds on."""
-
-    attempt: Attempt
-    inputs: Mapping[Path, Any]
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Command: ask this running attempt to stop."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True)
-class Recover:
-    """Command: wait until this worker can take work again, then say ``on_recovered`` or ``on_gone``."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class Release:
-    """Command: nothing will be sampled on top of this handle any more, its branch was dropped."""
-
-    handle: Any
-
-
-Command = Start | Cancel | Recover | Release
-
 _MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
 
 
 class Dispatcher:
     """Assigns the works of a policy to workers.
 
-    ``panel`` names the verifiers that take part in each assessment. A certain work is tried ``attempts`` times.
-    ``given`` holds the handles of the units that are not searched for, oldest first.
+    ``panel`` names the verifiers that take part in each assessment. A certain work is tried ``attempts`` times; then
+    its branches are given up. ``given`` holds the handles of the units that are not searched for, oldest first. Works
+    that are at least as likely to be needed as ``speculate`` are done ahead by workers that would otherwise idle; None:
+    none are.
     """
 
     def __init__(
@@ -113,7 +76,7 @@ class Dispatcher:
         workers: Workers,
         panel: Mapping[Assessment, Sequence[str]],
         *,
-        speculate: bool = True,
+        speculate: float | None = 0.0,
         attempts: int = 3,
         given: Sequence[Any] = (),
     ) -> None:
@@ -134,6 +97,9 @@ class Dispatcher:
         self._latents: dict[Path, set[Latent]] = defaultdict(set)  # those in handles, by branch
         self._children: dict[Path, set[Path]] = defaultdict(set)  # of branches that were ever in handles
         self._makers: dict[Latent, tuple[SampleWork, str]] = {}  # the work that made it, and by whom
+        self.given_up: dict[Path, str] = {}  # branches, and why
+        self._hopeless: dict[Work, None] = {}  # certain works that are not done any more
+        self._unanswered: list[PanelWork] = []  # judgements of given-up branches that the policy waits for
         # What is to be done.
         self._queue = WorkQueue(workers.pools, layout, self.handles)
         # What is going on.
@@ -196,6 +162,7 @@ class Dispatcher:
 
     def decide(self, now: float) -> list[Command]:
         """Commands, to be carried out at once: certain works first, speculative ones on whatever is left idle."""
+        self._answer_the_rest()
         commands: list[Command] = [Release(handle) for handle in self._to_release]
         self._to_release.clear()
         if self.finished:
@@ -205,7 +172,7 @@ class Dispatcher:
         for pool in self._workers.pools:
             commands += self._start_certain(pool, now)
         commands += self._cancel(self._in_the_way())
-        if self._speculate and not self.finished:
+        if self._speculate is not None and not self.finished:
             commands += self._start_speculative(now)
         if not self.finished:  # a worker that is not needed any more need not come back
             commands += [Recover(worker) for worker in self._workers.to_recover()]
@@ -218,14 +185,14 @@ class Dispatcher:
             yield self._begin(work, now)
 
     def _is_open(self, work: Work) -> bool:
-        """Neither done nor running."""
-        return work not in self.done and work not in self._busy
+        """Neither done nor running, nor given up."""
+        return work not in self.done and work not in self._busy and work not in self._hopeless
 
     def _begin(self, work: Work, now: float) -> Start:
         inputs = self._queue.inputs(work)
         makers = {self._makers[latent][1] for latent in inputs if latent in self._makers}
         worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), makers)
-        attempt = Attempt(self.launched, work, worker, now)
+        attempt = Attempt(self.launched, work, worker, now, speculative=not self.certain(work))
         self.launched += 1
         self.running[attempt.number] = attempt
         self._busy.add(work)
@@ -245,9 +212,11 @@ class Dispatcher:
             return
         self._sampled_ahead = False
         looked = started = 0
-        for planned in itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT):
+        for bet in itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT):
             looked += 1
-            for work in self._expanded(planned):
+            if bet.likely < (self._speculate or 0.0):
+                continue
+            for work in self._expanded(bet.work):
                 if self._can_speculate(work):
                     started += 1
                     yield self._begin(work, now)
@@ -256,7 +225,7 @@ class Dispatcher:
     def _can_speculate(self, work: Work) -> bool:
         if not self._is_open(work) or work in self._withdrawn or self.certain(work):
             return False
-        if not self._workers.any_free(pool_of(work)):
+        if not self._workers.any_free(pool_of(work)) or self._is_hopeless(work):
             return False
         return all(latent in self.handles for latent in self._policy.layout.inputs(work))
 
@@ -274,7 +243,8 @@ class Dispatcher:
             return []
         ready = filter(self._is_open, self._queue.ready(GENERATORS))
         waiting = sum(1 for _ in itertools.islice(ready, len(self._speculating) + len(self._cancelling)))
-        place: dict[Work | PanelWork, int] = {work: n for n, work in enumerate(self._policy.speculative())}
+        bets = itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT)
+        place: dict[Work | PanelWork, int] = {bet.work: n for n, bet in enumerate(bets)}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
         return running[: max(waiting - len(self._cancelling), 0)]
 
@@ -308,7 +278,10 @@ class Dispatcher:
             self.on_failed(attempt, cost, "it stopped without being cancelled", now)
 
     def on_failed(self, attempt: Attempt, cost: Cost, reason: str, now: float) -> None:
-        """The worker died under the attempt. Raises SearchFailed when a certain work has been tried often enough."""
+        """The worker died under the attempt; tried often enough, its branches are given up.
+
+        Raises SearchFailed when nothing else can win.
+        """
         self._end(attempt, Ending.FAILED, cost, now)
         self._workers.down(attempt.worker)
         if not self.certain(attempt.work):
@@ -364,16 +337,16 @@ class Dispatcher:
             return
         self._wasted.append(result)
         self._stopped[GENERATORS] += result.cost
+        self._queue.undone[GENERATORS] += self.certain(work)
         self._count(work, worker, "what it made was lost")
-        if self.certain(work):
-            self._queue.undone[GENERATORS] += 1
+        if self.certain(work) and work not in self._hopeless:
             self._enqueue(work)
 
     def _count(self, work: Work, worker: str, reason: str) -> None:
         failures = self._failures.setdefault(work, [])
         failures.append(worker)
         if len(failures) >= self._tries and self.certain(work):
-            raise SearchFailed(f"{describe(work)} failed {len(failures)} times, the last time with: {reason}")
+            self._give_up(work, f"{describe(work)} failed {len(failures)} times, the last time with: {reason}")
 
     def _end(self, attempt: Attempt, ending: Ending, cost: Cost, now: float) -> None:
         del self.running[attempt.number]
@@ -381,16 +354,17 @@ class Dispatcher:
         self._cancelling.discard(attempt.number)
         self._speculating.pop(attempt.number, None)
         self._workers.release(attempt.worker)
-        self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost))
+        self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost, attempt.speculative))
         if ending is not Ending.DONE:
             self._stopped[pool_of(attempt.work)] += cost
             self._next_look = 0
-            if self.certain(attempt.work):
+            if self.certain(attempt.work) and attempt.work not in self._hopeless:
                 self._enqueue(attempt.work)
 
     def _keep(self, result: Result, handles: Sequence[Any], worker: str = "an earlier run") -> None:
         if self.certain(result.work) and result.work not in self.done:
-            self._queue.undone[pool_of(result.work)] -= 1
+            self._queue.undone[pool_of(result.work)] -= result.work not in self._hopeless
+            self._hopeless.pop(result.work, None)
         if isinstance(result, Scored):
             self.done[result.work] = result
             self._judge(PanelWork(result.work.path, result.work.assessment))
@@ -422,6 +396,8 @@ class Dispatcher:
             self.panels[work] = tuple(itertools.chain.from_iterable(scored))
             if work in self.plan.certain:
                 self._follow(self._policy.judged(work, self.panels[work]))
+            if self._unanswered:
+                self._answer(work.assessment)
 
     def _follow(self, decision: Decision) -> None:
         """Carry a policy's decision over into the queues, and those that follow from it at once."""
@@ -436,6 +412,7 @@ class Dispatcher:
                     decisions.append(self._policy.judged(planned, self.panels[planned]))
             for path, _ in decision.dropped:
                 self._drop(path)
+        self._check_winner()
 
     def _expanded(self, planned: PlannedWork) -> tuple[Work, ...]:
         """The works for single workers that make up a planned one. Raises UserError where no verifier can judge."""
@@ -454,6 +431,9 @@ class Dispatcher:
         if work in self.done:
             return
         self._queue.undone[pool_of(work)] += 1
+        if self._is_hopeless(work):
+            self._lose_hope(work)
+            return
         if work not in self._busy:
             self._enqueue(work)
         for number in [number for number, attempt in self._speculating.items() if attempt.work == work]:
@@ -463,6 +443,56 @@ class Dispatcher:
         for latent in self._queue.put(work):
             if latent in self._makers:  # it was lost when nothing seemed to need it
                 self._undo(latent)
+
+    # ---- branches that are given up
+
+    def _give_up(self, work: Work, reason: str) -> None:
+        """No work of its branches, nor of any that builds on them, is tried again."""
+        self.given_up |= dict.fromkeys(_paths(work), reason)
+        for each in self._queue.works:
+            if each not in self.done and each not in self._hopeless and self._is_hopeless(each):
+                self._lose_hope(each)
+        self._check_winner()
+        self._answer_the_rest()
+
+    def _is_hopeless(self, work: Work) -> bool:
+        """Whether the work is of a branch that was given up, or builds on one."""
+        if not self.given_up:
+            return False
+        return any(path[:length] in self.given_up for path in _paths(work) for length in range(1, len(path) + 1))
+
+    def _lose_hope(self, work: Work) -> None:
+        """A certain work is not done any more; if it is a judgement, the policy still waits for it."""
+        self._hopeless[work] = None
+        self._queue.undone[pool_of(work)] -= 1
+        if isinstance(work, ScoreWork):
+            panel = PanelWork(work.path, work.assessment)
+            if panel not in self.panels and panel not in self._unanswered:
+                self._unanswered.append(panel)
+
+    def _answer(self, assessment: Assessment | None = None) -> None:
+        """Tell the policy that given-up branches have scores of 0: at this assessment, whose columns are known, or all.
+
+        Where nothing was ever scored at an assessment, one column stands for those that nobody knows.
+        """
+        names = {work.assessment: [name for name, _ in scores] for work, scores in self.panels.items()}
+        asked = [work for work in self._unanswered if assessment in (None, work.assessment)]
+        self._unanswered = [work for work in self._unanswered if work not in asked]
+        for work in asked:
+            self.panels[work] = tuple((name, 0.0) for name in names.get(work.assessment, ["given up"]))
+            self._follow(self._policy.judged(work, self.panels[work]))
+
+    def _answer_the_rest(self) -> None:
+        """Where nobody is left whose scores would tell what columns are called, the policy need not wait for them."""
+        while self._unanswered and not self.undone:
+            self._answer()
+
+    def _check_winner(self) -> None:
+        """Raise SearchFailed where a branch has won that was given up: there was nothing better."""
+        winner = self.plan.winner or ()
+        for length in range(1, len(winner) + 1):
+            if winner[:length] in self.given_up:
+                raise SearchFailed(self.given_up[winner[:length]])
 
     def _drop(self, path: Path) -> None:
         """A branch leads no further: what hangs on it is released, and speculation on it is given up."""
@@ -478,8 +508,7 @@ class Dispatcher:
         """Whether the work will never be certain: a branch that it builds on, or the branch itself, is dropped."""
         if self.certain(work):
             return False
-        paths = work.paths if isinstance(work, SampleWork) else (work.path,)
-        return self.finished or any(self.plan.is_dropped(path) for path in paths)
+        return self.finished or any(self.plan.is_dropped(path) for path in _paths(work))
 
     # ---- what it cost
 
@@ -506,6 +535,10 @@ def check(result: Result, attempt: Attempt) -> None:
         raise ValueError(f"{attempt.worker} was asked for {describe(attempt.work)}, it answered {result.work}")
     if isinstance(result, Scored):
         check_scores(result)
+
+
+def _paths(work: Work) -> tuple[Path, ...]:
+    return work.paths if isinstance(work, SampleWork) else (work.path,)
 
 
 def describe(work: Work) -> str:

@@ -25,7 +25,7 @@ from framegrove.search.tree import Latent, Result
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
-_VERSION = 4
+_VERSION = 5
 
 
 class JournalError(UserError):
@@ -186,6 +186,7 @@ def _line(result: Result) -> dict[str, Any]:
         "verifier": score.verifier,
         "scores": result.scores,
         "mass": result.mass,
+        "answers": result.answers,
         "cost": _cost_line(result.cost),
     }
 
@@ -202,9 +203,13 @@ def _parse(line: dict[str, Any]) -> Result | tuple[str, Cost]:
     if "scored" in line:
         work = ScoreWork(_path(line["scored"]), Assessment(line["assessment"]), str(line["verifier"]))
         mass = float(line["mass"]) if line["mass"] is not None else None
-        return Scored(work, tuple((str(name), float(score)) for name, score in line["scores"]), cost, mass)
+        return Scored(work, _numbers(line["scores"]), cost, mass, _numbers(line["answers"]))
     first, last = line["stages"]
     return Sampled(SampleWork(tuple(map(_path, line["sampled"])), int(first), int(last)), cost)
+
+
+def _numbers(line: list[Any]) -> tuple[tuple[str, float], ...]:
+    return tuple((str(name), float(number)) for name, number in line)
 
 
 def _path(line: list[Any]) -> tuple[int, ...]:

@@ -56,6 +56,14 @@ class SearchFailed(RuntimeError):
     """The search cannot go on, because workers keep failing. What is finished is in the journal."""
 
 
+class VerifierUnusable(UserError):
+    """A verifier of the panel answers what is no score; the message is one sentence that names it."""
+
+    def __init__(self, verifier: str, reason: str) -> None:
+        super().__init__(reason)
+        self.verifier = verifier
+
+
 class GeneratorClient(Protocol):
     """Samples one work at a time."""
 

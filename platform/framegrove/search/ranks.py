@@ -72,10 +72,10 @@ def equally(column: str) -> float:
 
 @dataclass(frozen=True)
 class Standing:
-    """A member's fused rank in a complete cohort, and its path's total with that rank added."""
+    """A member of a complete cohort: its own fused rank, and its path's total with that rank added."""
 
     path: Path
-    rank: Fraction
+    own: Fraction
     total: Fraction
 
 
@@ -132,6 +132,11 @@ class Cohort:
     def complete(self) -> bool:
         """Whether every member has been scored."""
         return self._bounds.missing == 0
+
+    @property
+    def scored_share(self) -> float:
+        """The share of the members that has been scored."""
+        return self._bounds.scored / len(self.members)
 
     @property
     def kept(self) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
-from framegrove.types import Assessment, Cost, Path, SampleWork
+from framegrove.types import Assessment, Cost, Path, SampleWork, Scored
 
 
 class Ending(enum.StrEnum):
@@ -21,7 +21,7 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """One attempt on the timeline, in seconds since the search began."""
+    """One attempt on the timeline, in seconds since the search began; ``speculative`` if it began uncertain."""
 
     work: Work
     worker: str
@@ -29,6 +29,7 @@ class Span:
     end: float
     ending: Ending
     cost: Cost
+    speculative: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Fate(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored."""
+    """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored.
+
+    ``scored`` is what each verifier said of it, with the answers to its questions.
+    """
 
     path: Path
     fate: Fate
@@ -72,6 +76,7 @@ class Node:
     judgements: tuple[Judgement, ...]
     start: float | None
     end: float | None
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class SearchResult:
     (by name) are the costs of generators and of each verifier. ``handles`` maps branches to their newest handles; those
     of branches that were cut may be missing if they were lost. ``restored`` counts the works that a journal had
     finished already. ``mass`` has each verifier's least probability of yes and no together, for those that report one.
+    ``given_up`` are branches that failed too often, ``left_out`` verifiers that could not be used, and why.
     """
 
     winner: Path
@@ -94,6 +100,8 @@ class SearchResult:
     seconds: float
     restored: int
     mass: Mapping[str, float] = field(default_factory=dict)
+    given_up: Mapping[Path, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scoring(self) -> CostBreakdown:
@@ -127,7 +135,11 @@ def overlap_seconds(ones: Iterable[tuple[float, float]], others: Iterable[tuple[
 
 
 def nodes_of(
-    plan: Plan, sampled: Iterable[SampleWork], panels: Mapping[PanelWork, Scores], spans: Iterable[Span]
+    plan: Plan,
+    sampled: Iterable[SampleWork],
+    panels: Mapping[PanelWork, Scores],
+    scored: Iterable[Scored],
+    spans: Iterable[Span],
 ) -> tuple[Node, ...]:
     """The finished tree: every branch that was sampled, by path. ``plan`` must have a winner."""
     assert plan.winner is not None
@@ -139,6 +151,9 @@ def nodes_of(
             for path in paths:
                 times.setdefault(path, []).extend((span.start, span.end))
     order = list(Assessment)
+    said: dict[Path, list[Scored]] = {}
+    for each in scored:
+        said.setdefault(each.work.path, []).append(each)
     judgements: dict[Path, list[Judgement]] = {}
     for judgement in plan.judgements:
         judgements.setdefault(judgement.path, []).append(judgement)
@@ -153,6 +168,9 @@ def nodes_of(
             judgements=tuple(sorted(judgements.get(path, ()), key=lambda each: order.index(each.assessment))),
             start=min(times[path]) if path in times else None,
             end=max(times[path]) if path in times else None,
+            scored=tuple(
+                sorted(said.get(path, ()), key=lambda one: (order.index(one.work.assessment), one.work.verifier))
+            ),
         )
         for path in sorted({path for work in sampled for path in work.paths})
     )

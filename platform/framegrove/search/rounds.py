@@ -6,16 +6,13 @@ is planned for and what is done cannot drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from framegrove.search.prices import Prices
 from framegrove.search.tree import Layout, PanelWork, PlannedWork
 from framegrove.types import Assessment, Path, SampleWork
-
-CostTable = Callable[[int, int, int, int], int]
-"""FLOPs of one sample work: (depth, first_stage, last_stage, siblings) -> FLOPs of all its branches together."""
-
 
 Branching = Literal["units", "prompts", "never"]
 """Where a branch has two children: at all units, where the prompt's stages switch (VT1), or never."""
@@ -31,6 +28,11 @@ class TreeShape:
     roots: int
     children: tuple[int, ...]
     widths: tuple[int, ...]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is ever more than one branch to choose from."""
+        return self.roots > 1 or any(count > 1 for count in self.children)
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,17 @@ class Round:
         """How many works that makes."""
         return -(-self.size(entrants) // (self.children or self.together)) + self.size(entrants)
 
-    def flops(self, entrants: int, cost: CostTable) -> int:
-        """What sampling costs if so many enter."""
-        size = self.children or self.together
-        full, rest = divmod(self.size(entrants), size)
-        total = full * cost(self.depth, self.first_stage, self.last_stage, size) if full else 0
-        return total + (cost(self.depth, self.first_stage, self.last_stage, rest) if rest else 0)
+    def price(self, entrants: int, prices: Prices) -> int:
+        """What sampling and judging cost if so many enter."""
+        size, members = self.children or self.together, self.size(entrants)
+        full, rest = divmod(members, size)
+        groups = [(full, size), (1, rest)] if rest else [(full, size)]
+        sampling = sum(
+            count * prices.sample(self.depth, self.first_stage, self.last_stage, each)
+            for count, each in groups
+            if count
+        )
+        return sampling + members * prices.judge(self.depth, self.assessment)
 
 
 def rounds_of(layout: Layout, shape: TreeShape, roots_per_work: int) -> tuple[Round, ...]:

@@ -55,7 +55,7 @@ class Layout:
     """The grid a search moves on: ``units`` of a video, each sampled over ``stages`` of the pyramid.
 
     The first ``given`` units are not searched for (image-to-video gives one): every branch starts with them, under
-    the path ``(0,) * given``. ``draft_stage`` is the last stage of a draft of unit 0, None where there are no drafts.
+    the path ``(0,) * given``. ``draft_stage`` is the last stage of a draft, None where there are no drafts.
     """
 
     units: int
@@ -105,11 +105,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Where a branch stands once its whole cohort is scored: its fused rank in (0, 1) and its path's sum of them."""
+    """What a policy makes of a branch's scores: its own fused score, and its path's (fusion.py)."""
 
     path: Path
     assessment: Assessment
-    rank: float
+    own: float
     total: float
 
 
@@ -128,6 +128,13 @@ class Decision:
     dropped: tuple[tuple[Path, Assessment], ...] = ()
     judgements: tuple[Judgement, ...] = ()
     winner: Path | None = None
+
+
+class Bet(NamedTuple):
+    """A work that may become certain, and how likely the policy takes that to be, in (0, 1]."""
+
+    work: PlannedWork
+    likely: float
 
 
 class Policy(Protocol):
@@ -153,8 +160,8 @@ class Policy(Protocol):
         """What follows from the scores of a branch. Called once for each PanelWork that the policy has asked for."""
         ...
 
-    def speculative(self) -> Iterable[PlannedWork]:
-        """Works that are likely to become certain, likeliest first; asked for when a worker would otherwise idle."""
+    def speculative(self) -> Iterable[Bet]:
+        """Works that may become certain, likeliest first; asked for when a worker would otherwise idle."""
         ...
 
 

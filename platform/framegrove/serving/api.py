@@ -72,6 +72,13 @@ class Search(BaseModel):
         description='the compute, in multiples of the FLOPs of one unsearched sample, such as "4x"; the endpoint\'s '
         "default if absent",
     )
+    until: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="the probability of being right, by the verifiers, at which a policy that can stop does so; the "
+        "policy's own if absent",
+    )
 
 
 class ImageReference(BaseModel):

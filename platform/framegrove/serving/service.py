@@ -199,6 +199,7 @@ class VideoService:
             policy=self._policy(asked.search.policy),
             budget=self._budget(asked.search.budget),
             image=image,
+            until=asked.search.until,
         )
         try:
             self._model.check(request)
@@ -251,7 +252,9 @@ class VideoService:
             seconds=record.seconds,
             size=f"{record.request.width}x{record.request.height}",
             seed=record.request.seed,
-            search=Search(policy=record.request.policy, budget=f"{record.request.budget:g}x"),
+            search=Search(
+                policy=record.request.policy, budget=f"{record.request.budget:g}x", until=record.request.until
+            ),
             error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 from framegrove.config.base import imported
 from framegrove.config.verifier import VerifierConfig
 from framegrove.errors import UserError
-from framegrove.types import Cost, Scored, ScoreWork
+from framegrove.types import Assessment, Cost, Scored, ScoreWork
 from framegrove.verification.clips import Frames, clip_of
 
 ONLY_SCORE = "score"  # what the score of a function that returns a number is called
@@ -53,6 +53,10 @@ class CallableVerifier:
             if inspect.isawaitable(found):
                 found = await found
         return Scored(work, self._scores(found), Cost(seconds=time.monotonic() - began))
+
+    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+        """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
+        return dict.fromkeys(self._config.assessments, (0,) * units)
 
     def pid(self) -> int:
         """The actor's process."""

@@ -3,7 +3,8 @@
 A set is a YAML file of templates (sets/general.yaml explains the format) or an object named "module:attribute" that
 makes questions in code. Video-T1 (section 3.3) asks different things at different depths: whether a preview is clear
 and promising, whether the first picture shows the scene, whether things move as they should, and finally whether the
-video is what was asked for. A question therefore names the assessments it belongs to.
+video is what was asked for. A question therefore names the assessments it belongs to, and the view of the clip that it
+is about (verification/views.py).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, field_validator
 
 from framegrove.config.base import Config, ConfigError, imported, read_yaml, validated
-from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.config.verifier import shipped_sets
 from framegrove.types import Assessment
 from framegrove.verification.rewriting import staged
+from framegrove.verification.views import View
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Question:
     """A yes/no question about ``aspect``, which counts towards the verifier's score called ``score``.
 
     ``weight`` is the exponent of this answer's probability in the score's product (verification/scoring.py). "Yes"
-    speaks for the video, or against it where ``against`` is true.
+    speaks for the video, or against it where ``against`` is true. ``view`` says which frames it is asked about.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Question:
     aspect: str
     weight: float = 1.0
     against: bool = False
+    view: View = View.VIDEO
 
 
 class QuestionSet(Protocol):
@@ -89,12 +91,26 @@ class TemplateSet:
         stages = staged(prompt)
         parts = {"prompt": stages.original, "first": stages.first, "middle": stages.middle, "last": stages.last}
         return tuple(
-            Question(each.text.format(**parts), each.score, each.aspect, each.weight, each.polarity == "against")
+            Question(
+                each.text.format(**parts),
+                each.score,
+                each.aspect,
+                each.weight,
+                each.polarity == "against",
+                each.view_at(assessment),
+            )
             for each in self._templates
             if assessment in each.assessments
         )
 
 
+# An unfinished branch is judged by its newest unit, the finished video by frames from all over it.
+_VIEWS = {
+    Assessment.POTENTIAL: View.UNIT,
+    Assessment.IMAGE: View.VIDEO,
+    Assessment.MOTION: View.UNIT,
+    Assessment.FINAL: View.VIDEO,
+}
 _PLACES = ("prompt", "first", "middle", "last")
 
 
@@ -107,6 +123,19 @@ class _Template(Config):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     assessments: tuple[Assessment, ...] = Field(tuple(Assessment), min_length=1)
     polarity: Literal["for", "against"] = "for"
+    view: dict[Assessment, View] = Field({})  # in the file, one view may also stand for all assessments
+
+    @field_validator("view", mode="before")
+    @classmethod
+    def _names_known_views(cls, view: Any) -> Any:
+        by_assessment = view if isinstance(view, dict) else dict.fromkeys(Assessment, view)
+        if not all(each in list(View) for each in by_assessment.values()):
+            raise ValueError(f"a view must be one of {', '.join(View)}, or such views by assessment")
+        return by_assessment
+
+    def view_at(self, assessment: Assessment) -> View:
+        """What it is asked about there."""
+        return self.view.get(assessment, _VIEWS[assessment])
 
     @field_validator("text")
     @classmethod
@@ -137,24 +166,3 @@ def _imported(source: str) -> QuestionSet:
         )
     question_set: QuestionSet = found
     return question_set
-
-
-def shown_frames(frame_count: int, most: int = 4) -> tuple[int, ...]:
-    """Which frames of a clip the verifier sees, ascending: the first, then one of every unit.
-
-    The frames of a branch's parent come first, so that the two share a prefix in the engine's cache. The position
-    inside the unit advances by one frame from unit to unit: at a fixed one, a motion whose period is a number of units
-    would appear to stand still. If there are more units than ``most`` allows: every 2nd, 4th, ... unit and always the
-    last one.
-    """
-    if frame_count < 1 or most < 2:
-        raise ValueError(f"a clip needs at least 1 frame and 2 shown ones at most, not {frame_count} and {most}")
-    units = 1 + -(-(frame_count - 1) // FRAMES_PER_UNIT)
-    stride = 1
-    while len(chosen := sorted({*range(0, units, stride), units - 1})) > most:
-        stride *= 2
-    return tuple(min(_frame_of(unit), frame_count - 1) for unit in chosen)
-
-
-def _frame_of(unit: int) -> int:
-    return 0 if unit == 0 else FRAMES_PER_UNIT * (unit - 1) + 1 + (unit + 1) % FRAMES_PER_UNIT

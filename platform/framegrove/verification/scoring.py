@@ -53,6 +53,17 @@ def read_answer(logprobs: Mapping[int, float], yes: Sequence[int], no: Sequence[
     return Answer(for_yes - for_no, mass)
 
 
+def averaged(answers: Sequence[Answer]) -> Answer:
+    """The answer to a question that was asked about several views of a clip: the mean of the log-odds.
+
+    No view is surer than certain: infinite odds count as 16. The mass is the least of all.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    odds = [max(-_MOST, min(_MOST, answer.odds)) for answer in answers]
+    return Answer(sum(odds) / len(odds), min(answer.mass for answer in answers))
+
+
 def on_grid(value: float) -> float:
     """``value`` cut to [-16, 16] and rounded to a multiple of 1/64."""
     return round(max(-_MOST, min(_MOST, value)) * GRID) / GRID

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framegrove.config.verifier import VerifierConfig
-from framegrove.types import Cost, Scored, ScoreWork
+from framegrove.types import Assessment, Cost, Scored, ScoreWork
 from framegrove.verification.clips import Frames, clip_of
 
 _BLOCK = 8  # side of the blocks that motion is looked for in, px
@@ -27,7 +27,7 @@ class SignalsVerifier:
     """
 
     def __init__(self, config: VerifierConfig) -> None:
-        self._name = config.name
+        self._name, self._assessments = config.name, config.assessments
 
     async def ready(self) -> str:
         """The verifier's name."""
@@ -41,6 +41,10 @@ class SignalsVerifier:
         began = time.monotonic()
         scores = await asyncio.to_thread(measured, clip_of(*units))
         return Scored(work, scores, Cost(seconds=time.monotonic() - began))
+
+    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+        """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
+        return dict.fromkeys(self._assessments, (0,) * units)
 
     def pid(self) -> int:
         """The actor's process."""

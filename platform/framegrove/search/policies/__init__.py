@@ -7,19 +7,31 @@ evaluation and sweep read the registry. A policy of your own outside this packag
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from framegrove.config.base import imported, validated
 from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
 from framegrove.search.budget import Allotment, BudgetError
-from framegrove.search.policies import linear, single, tof
+from framegrove.search.fusion import Panel, Scoring
+from framegrove.search.policies import dfs, linear, pyramid, single, tof, tree
 from framegrove.search.policies.registry import PolicyEntry, Task
-from framegrove.search.ranks import Weigh, equally
-from framegrove.search.rounds import CostTable
+from framegrove.search.prices import Prices
 from framegrove.search.tree import Policy
 
-_POLICIES = {entry.name: entry for entry in (single.ENTRY, linear.ENTRY, tof.ENTRY)}
+_ENTRIES = (
+    single.ENTRY,
+    linear.ENTRY,
+    tof.ENTRY,
+    tree.ENTRY,
+    tree.BEAM,
+    tree.SMC,
+    tree.HALVING,
+    dfs.ENTRY,
+    pyramid.ENTRY,
+)
+_POLICIES = {entry.name: entry for entry in _ENTRIES}
 _OTHER_NAMES = {"none": "single"}  # accepted, never shown
 
 
@@ -51,18 +63,28 @@ def options_of(config: SearchConfig, entry: PolicyEntry) -> Any:
 
 
 def make_policy(
-    config: SearchConfig, units: int, stages: int, cost: CostTable, *, given: int = 0, weigh: Weigh = equally
+    config: SearchConfig,
+    units: int,
+    stages: int,
+    prices: Prices,
+    *,
+    given: int = 0,
+    panel: Panel | None = None,
+    seed: int = 0,
 ) -> tuple[Policy, Allotment]:
     """The configured policy, as wide as its budget allows, and what the budget was turned into.
 
     ``units`` and ``stages`` are those of the video and of the pyramid, ``given`` counts units that are there already
-    (1 for image-to-video), ``weigh`` gives the weights of the panel's scores. Raises UserError for an unknown policy or
-    option, BudgetError for a budget that cannot pay for what is asked.
+    (1 for image-to-video); ``panel`` says what the verifiers' scores mean, None: the product of all. Raises UserError
+    for an unknown policy or option, BudgetError for a budget that cannot pay for what is asked.
     """
     if not 0 <= given < units:
         raise BudgetError(f"{given} units are given and the video has {units}: nothing is left to search for")
     entry = find(config.policy)
-    task = Task(units, stages, cost, config.multiple, given, weigh)
+    scoring = Scoring(fusion=config.fusion, path=config.path_score)
+    if panel is not None:
+        scoring = replace(scoring, weigh=panel.weigh, log_p=panel.log_p)
+    task = Task(units, stages, prices, config.multiple, given, scoring, config.until, seed)
     return entry.plan(task, options_of(config, entry))
 
 

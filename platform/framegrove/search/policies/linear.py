@@ -1,17 +1,25 @@
-"""Best of N: N whole videos, judged once each (VT1 alg. 1)."""
+"""Best of N: whole videos, judged once each, of which the best is kept (VT1 alg. 1). Or one after the other, until one
+is good enough.
+
+    budget 4x, ``until`` unset: videos 0 to 3 are sampled at once, all four are judged, the best wins.
+    budget 4x, ``until`` 0.9: video 0 is sampled and judged, P(right) = 0.4; video 1, P = 0.95: it wins, and 2 and 3 are
+    never made. Had all stayed below 0.9, the best of them would have won.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from fractions import Fraction
 
 from pydantic import Field
 
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment, allot_linear
+from framegrove.search.cohorts import ScoreCohort
+from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
-from framegrove.search.ranks import Cohort, Weigh, equally
-from framegrove.search.tree import Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
+from framegrove.search.policies.single import unsearched
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
 
 
@@ -24,44 +32,66 @@ class LinearOptions(Config):
 
 
 class Linear:
-    """Samples ``roots`` videos to the end, unit by unit, and keeps the one that the panel ranks first.
+    """Samples ``roots`` videos to the end, unit by unit, and keeps the one that the panel finds best.
 
-    Root 0 is the unsearched sample of the same seed. Nothing is ever cut, so every work is certain from the start.
-    ``weigh`` gives the weights of the panel's scores in the fused rank.
+    Root 0 is the unsearched sample of the same seed. Without ``stop`` every work is certain from the start. With it,
+    the videos are made one after the other, up to the first that is right with that probability.
     """
 
     assessments = (Assessment.FINAL,)
 
-    def __init__(self, layout: Layout, roots: int, weigh: Weigh = equally) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        roots: int,
+        scoring: Scoring = Scoring(),  # noqa: B008 - it is frozen
+        stop: float | None = None,
+    ) -> None:
         self.layout = layout
         self.roots = roots
-        self._videos = [self._path(root, layout.units) for root in range(roots)]
-        before = dict.fromkeys(self._videos, Fraction(0))
-        self._cohort = Cohort(self._videos, weigh, before, width=1)
-        self._works = 0
+        self._stop = stop
+        self._scoring = scoring
+        self._scores: dict[int, Scores] = {}
+        self._begun = 1 if stop is not None else roots
 
     def start(self) -> Decision:
-        """Every work of every video, one video after the other, so that early ones are judged while others grow."""
-        works = tuple(work for root in range(self.roots) for work in self._video(root))
-        self._works = len(works)
-        return Decision(self._works, works)
+        """Every work that is certain, one video after the other, so that early ones are judged while others grow."""
+        works = tuple(work for root in range(self._begun) for work in self._video(root))
+        return Decision(self._most(self.roots), works)
 
     def judged(self, work: PanelWork, scores: Scores) -> Decision:
-        """Nothing follows from a score before the last one is in."""
-        self._cohort.add(work.path, scores)
-        if not self._cohort.complete:
-            return Decision(self._works)
-        best = self._cohort.standings()
+        """Nothing follows from a score before the last one is in, unless it is good enough to stop at."""
+        root = work.path[self.layout.given]
+        self._scores[root] = scores
+        if self._stop is None:
+            return self._decided() if len(self._scores) == self.roots else Decision(self._most(self.roots))
+        if math.exp(self._scoring.log_p(Assessment.FINAL, scores)) >= self._stop or self._begun == self.roots:
+            return self._decided()
+        self._begun += 1
+        return Decision(self._most(self.roots), self._video(self._begun - 1))
+
+    def speculative(self) -> Iterable[Bet]:
+        """The next videos, should those under way not be good enough; each is as likely to be as not to be."""
+        for root in range(self._begun, self.roots):
+            for work in self._video(root):
+                yield Bet(work, 0.5 ** (root - self._begun + 1))
+
+    def _decided(self) -> Decision:
+        """The best of the videos that were made wins."""
+        paths = {self._path(root, self.layout.units): scores for root, scores in sorted(self._scores.items())}
+        cohort = ScoreCohort(tuple(paths), Assessment.FINAL, self._scoring, {}, width=1, path_score="last")
+        for path, scores in paths.items():
+            cohort.add(path, scores)
+        best = cohort.standings()
         return Decision(
-            self._works,
-            dropped=tuple((standing.path, Assessment.FINAL) for standing in best[1:]),
-            judgements=tuple(Judgement(s.path, Assessment.FINAL, float(s.rank), float(s.total)) for s in best),
+            self._most(self._begun),
+            dropped=tuple((place.path, Assessment.FINAL) for place in best[1:]),
+            judgements=tuple(Judgement(place.path, Assessment.FINAL, place.own, place.total) for place in best),
             winner=best[0].path,
         )
 
-    def speculative(self) -> Iterable[PlannedWork]:
-        """Nothing is uncertain."""
-        return ()
+    def _most(self, videos: int) -> int:
+        return videos * (self.layout.units - self.layout.given + 1)
 
     def _video(self, root: int) -> tuple[PlannedWork, ...]:
         lengths = range(self.layout.given + 1, self.layout.units + 1)
@@ -73,16 +103,17 @@ class Linear:
         return (*self.layout.prefix, root, *(0,) * (length - self.layout.given - 1))
 
 
-def plan(task: Task, options: LinearOptions) -> tuple[Linear, Allotment]:
+def plan(task: Task, options: LinearOptions) -> tuple[Policy, Allotment]:
     """As many videos as the budget pays for."""
-    layout = Layout(task.units, task.stages, given=task.given)
-    roots, allotment = allot_linear(task.multiple, layout, task.cost, options.roots)
-    return Linear(layout, roots, task.weigh), allotment
+    roots, allotment = allot_linear(task.multiple, task.layout, task.prices, options.roots)
+    if roots == 1:
+        return unsearched(task)  # there is nothing to choose from
+    return Linear(task.layout, roots, task.scoring, task.until), allotment
 
 
 ENTRY = PolicyEntry(
     name="linear",
-    summary="best of N: whole videos, of which the panel picks one",
+    summary="best of N: whole videos, of which the panel picks one; with until, the first that is good enough",
     options=LinearOptions,
     plan=plan,
 )

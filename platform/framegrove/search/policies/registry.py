@@ -8,9 +8,9 @@ from typing import Any
 
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment
-from framegrove.search.ranks import Weigh, equally
-from framegrove.search.rounds import CostTable
-from framegrove.search.tree import Policy
+from framegrove.search.fusion import Scoring
+from framegrove.search.prices import Prices
+from framegrove.search.tree import Layout, Policy
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,24 @@ class Task:
     """What a policy plans for.
 
     A video of ``units`` units, of which the first ``given`` are there already (1 for image-to-video), each sampled over
-    ``stages`` stages; ``multiple`` times the FLOPs of one unsearched sample to spend, as ``cost`` counts them;
-    ``weigh`` gives the weight in the fused rank of each of the panel's scores, by its name.
+    ``stages`` stages; at most ``multiple`` times the FLOPs of one unsearched sample to spend, as ``prices`` counts
+    them. ``scoring`` says how the panel's scores are read. A policy that can stop does so at a video that is right with
+    probability ``until``, None: as it likes best. ``seed`` is the request's, for policies that draw lots.
     """
 
     units: int
     stages: int
-    cost: CostTable
+    prices: Prices
     multiple: float = 1.0
     given: int = 0
-    weigh: Weigh = equally
+    scoring: Scoring = Scoring()  # noqa: RUF009 - it is frozen
+    until: float | None = None
+    seed: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """The grid without drafts."""
+        return Layout(self.units, self.stages, given=self.given)
 
 
 class NoOptions(Config):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from framegrove.search.budget import Allotment, one_sample
+from framegrove.search.budget import Allotment, amounts
 from framegrove.search.policies.registry import NoOptions, PolicyEntry, Task
-from framegrove.search.tree import Decision, Layout, PanelWork, PlannedWork, Scores
+from framegrove.search.tree import Bet, Decision, Layout, PanelWork, Scores
 from framegrove.types import SampleWork
 
 
@@ -28,16 +29,20 @@ class Single:
         """Never called: no scores are asked for."""
         raise AssertionError(f"no scores were asked for, and {work} came with {scores}")
 
-    def speculative(self) -> Iterable[PlannedWork]:
+    def speculative(self) -> Iterable[Bet]:
         """Nothing is uncertain."""
         return ()
 
 
+def unsearched(task: Task) -> tuple[Single, Allotment]:
+    """One video, unjudged: also what a search comes down to whose budget pays for nothing else."""
+    one, allowed = amounts(task.multiple, task.layout, task.prices)
+    return Single(task.layout), Allotment(one, allowed, one)
+
+
 def plan(task: Task, options: NoOptions) -> tuple[Single, Allotment]:
     """One video, whatever the budget."""
-    layout = Layout(task.units, task.stages, given=task.given)
-    one = one_sample(layout, task.cost)
-    return Single(layout), Allotment(one, one, one)
+    return unsearched(replace(task, multiple=1.0))
 
 
 ENTRY = PolicyEntry(

@@ -1,0 +1,292 @@
+"""Depth-first search: one branch is grown as long as it is right; where it goes wrong, its last unit is tried again.
+
+1. Grow a first child of the current branch and have it judged. If it is right with a probability of ``accept``, it is
+   the current branch; an accepted whole video wins.
+2. If not, grow ``grow`` more children together, which share their past and so cost a fraction of the first, up to
+   ``most`` children in all. The best accepted one is the next current branch.
+3. If none is accepted, the branch is closed: its own last unit is to blame. Go back to the deepest branch that is
+   still open; other accepted children on the way are taken first. The root is never closed: new first units are always
+   possible.
+4. The price of finishing one video is kept back. Once the budget pays for nothing else, the most promising branch is
+   finished without judging, and wins.
+
+*Example*, ``accept`` 0.5, ``most`` 3, ``grow`` 2, three units:
+
+    (0)          0.9  accepted
+    (0, 0)       0.2  so (0, 1) and (0, 2) are grown together
+    (0, 1)       0.4
+    (0, 2)       0.7  accepted
+    (0, 2, 0)    0.1, then (0, 2, 1) 0.3 and (0, 2, 2) 0.2: (0, 2) is closed, and so is (0), which has three children
+    (1)          0.8  a new first unit, and so on; these are grown one at a time, since they share no past
+
+The budget is a cap that is seldom reached; a search that goes well costs little more than a single sample.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import Field
+
+from framegrove.config.base import Config
+from framegrove.search.budget import Allotment, amounts
+from framegrove.search.fusion import Scoring
+from framegrove.search.policies.registry import PolicyEntry, Task
+from framegrove.search.policies.single import unsearched
+from framegrove.search.prices import Prices
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
+from framegrove.types import Assessment, Path, SampleWork
+
+_UNLIKELY = 0.01  # what is needed with less probability is not worth listing
+
+
+class DfsOptions(Config):
+    """Options of depth-first search."""
+
+    accept: float = Field(
+        default=0.5, gt=0, lt=1, description="probability of being right, by the panel, from which a branch goes on"
+    )
+    grow: int = Field(default=2, ge=1, description="children that are grown together once the first was not accepted")
+    most: int = Field(default=3, ge=1, description="children of a branch, after which it is closed")
+    expect: float = Field(
+        default=0.85,
+        gt=0,
+        lt=1,
+        description="how likely a unit that is not judged yet is taken to be right: when idle workers work ahead, and "
+        "when the budget is near its end and a short good branch is weighed against a longer doubtful one",
+    )
+
+
+@dataclass(eq=False)
+class _Branch:
+    """A branch of the tree as far as it was grown."""
+
+    path: Path
+    log_p: float = 0.0  # of its newest unit
+    total: float = 0.0  # path score
+    children: list[_Branch] = field(default_factory=list)
+    closed: bool = False
+
+
+class _Guess(NamedTuple):
+    """Children that would be grown together, and minus how likely that is; the parent has ``tried`` children then."""
+
+    negative: float
+    parent: Path
+    group: tuple[Path, ...]
+    tried: int
+
+
+class DepthFirst:
+    """Depth-first search with at most ``allowed`` FLOPs; accepts whole videos from ``until`` on, None: as any other."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        allowed: int,
+        prices: Prices,
+        options: DfsOptions | None = None,
+        scoring: Scoring = Scoring(),  # noqa: B008 - it is frozen
+        until: float | None = None,
+    ) -> None:
+        self.layout = layout
+        self.assessments = {layout.assessment(depth) for depth in range(layout.given, layout.units)}
+        self._options = options or DfsOptions()
+        self._prices = prices
+        self._scoring = scoring
+        self._until = until
+        self._left = allowed
+        self._root = _Branch(layout.prefix)
+        self._branches = {layout.prefix: self._root}
+        self._current = self._root
+        self._awaited: dict[Path, _Branch] = {}  # children of the current branch whose scores are out
+        self._planned = 0
+        # What the next decision will say.
+        self._works: list[PlannedWork] = []
+        self._dropped: list[tuple[Path, Assessment]] = []
+        self._judgements: list[Judgement] = []
+        self._winner: Path | None = None
+
+    def start(self) -> Decision:
+        """Grow the first unit."""
+        self._go_on()
+        return self._decision()
+
+    def judged(self, work: PanelWork, scores: Scores) -> Decision:
+        """Once all children that were grown together are judged: go on from the best, try again, or go back."""
+        child = self._awaited.pop(work.path)
+        child.log_p = self._scoring.log_p(work.assessment, scores)
+        parent = self._branches[work.path[:-1]]
+        before = parent.total if parent is not self._root else None
+        child.total = self._scoring.along(before, child.log_p, "sum")
+        self._judgements.append(Judgement(child.path, work.assessment, child.log_p, child.total))
+        if not self._awaited:
+            self._go_on()
+        return self._decision()
+
+    def speculative(self) -> Iterator[Bet]:
+        """What follows if the children that are out are right, or wrong, and what follows from that; likeliest first.
+
+        A unit is taken to be right as often as ``expect`` says.
+        """
+        if self._winner is not None or not self._awaited:
+            return
+        accepted = [
+            each.path for each in self._current.children if each.path not in self._awaited and self._is_accepted(each)
+        ]
+        now = _Guess(-1.0, self._current.path, (*self._awaited, *accepted), len(self._current.children))
+        heap = list(self._following(now))
+        heapq.heapify(heap)
+        while heap and -heap[0].negative > _UNLIKELY:
+            guess = heapq.heappop(heap)
+            for work in self._works_of(guess.parent, guess.tried - len(guess.group), len(guess.group)):
+                yield Bet(work, -guess.negative)
+            for following in self._following(guess):
+                heapq.heappush(heap, following)
+
+    def _following(self, guess: _Guess) -> Iterator[_Guess]:
+        """What is grown next if one of a group of children is right, and if none is."""
+        wrong = (1 - self._options.expect) ** len(guess.group)
+        if len(guess.group[0]) < self.layout.units:
+            for path in guess.group:
+                likely = -guess.negative * (1 - wrong) / len(guess.group)
+                yield _Guess(-likely, path, ((*path, 0),), 1)
+        most = self._options.most if guess.parent != self.layout.prefix else guess.tried + 1
+        count = min(self._options.grow if guess.parent != self.layout.prefix else 1, most - guess.tried)
+        if count > 0:
+            group = tuple((*guess.parent, guess.tried + more) for more in range(count))
+            yield _Guess(guess.negative * wrong, guess.parent, group, guess.tried + count)
+
+    def _go_on(self) -> None:
+        """Steps 1 to 4 of the module's docstring, up to the next works."""
+        while self._winner is None and not self._awaited:
+            accepted = [child for child in self._current.children if not child.closed and self._is_accepted(child)]
+            if accepted:
+                self._current = max(accepted, key=lambda child: (child.total, [-step for step in child.path]))
+                if len(self._current.path) == self.layout.units:
+                    self._win(self._current.path)
+            elif len(self._current.children) < self._most(self._current):
+                if not self._grow(self._next_count(self._current)):
+                    self._finish()
+            else:
+                self._close(self._current)
+
+    def _is_accepted(self, branch: _Branch) -> bool:
+        whole = len(branch.path) == self.layout.units
+        threshold = self._until if whole and self._until is not None else self._options.accept
+        return branch.log_p >= math.log(threshold)
+
+    def _most(self, branch: _Branch) -> int:
+        """How many children a branch may have: any number of first units, since nothing before them can be wrong."""
+        return self._options.most if branch is not self._root else 1 << 30
+
+    def _next_count(self, branch: _Branch) -> int:
+        """How many children it has next: one at first, and one first unit at a time, for those share no past."""
+        tried = len(branch.children)
+        return 1 if branch is self._root or not tried else min(self._options.grow, self._most(branch) - tried)
+
+    def _grow(self, count: int) -> bool:
+        """Have more children of the current branch sampled and judged, as many as the budget allows; False if none."""
+        branch, depth = self._current, len(self._current.path)
+        while count and self._price(depth, count) > self._left:
+            count -= 1
+        if not count:
+            return False
+        start = len(branch.children)
+        self._works += self._works_of(branch.path, start, count)
+        self._left -= self._prices.unit(self.layout, depth, count)
+        for index in range(start, start + count):
+            child = _Branch((*branch.path, index))
+            branch.children.append(child)
+            self._branches[child.path] = self._awaited[child.path] = child
+        return True
+
+    def _price(self, depth: int, count: int) -> int:
+        """FLOPs of so many judged children at a depth, and of finishing one of them."""
+        return self._prices.unit(self.layout, depth, count) + self._prices.unjudged(self.layout, depth + 1)
+
+    def _works_of(self, parent: Path, start: int, count: int) -> tuple[PlannedWork, ...]:
+        paths = tuple((*parent, index) for index in range(start, start + count))
+        assessment = self.layout.assessment(len(parent))
+        return (SampleWork(paths, 0, self.layout.last_stage), *(PanelWork(path, assessment) for path in paths))
+
+    def _close(self, branch: _Branch) -> None:
+        """Nothing good was grown from a branch: go back to the one before.
+
+        It is not dropped: if nothing better turns up, it may yet be the one to be finished.
+        """
+        branch.closed = True
+        self._current = self._branches[branch.path[:-1]]
+
+    def _finish(self) -> None:
+        """The budget is near its end: the most promising branch that it can finish becomes the winner, unjudged."""
+        expected = math.log(self._options.expect)
+        price = self._prices.unjudged
+        able = [
+            branch
+            for branch in self._branches.values()
+            if branch is not self._root and price(self.layout, len(branch.path)) <= self._left
+        ]
+        best = max(
+            able,
+            key=lambda branch: (
+                branch.total + expected * (self.layout.units - len(branch.path)),
+                len(branch.path),
+                [-step for step in branch.path],
+            ),
+        )
+        path = best.path
+        if len(path) < self.layout.units:
+            path = (*path, len(best.children))  # a child that was not tried
+            path += (0,) * (self.layout.units - len(path))
+        for length in range(len(best.path) + 1, self.layout.units + 1):
+            self._works.append(SampleWork((path[:length],), 0, self.layout.last_stage))
+        self._left -= price(self.layout, len(best.path))
+        self._win(path)
+
+    def _win(self, path: Path) -> None:
+        """The search is over; whatever does not lead to the winner is dropped."""
+        self._winner = path
+        self._dropped += (
+            (branch.path, self.layout.assessment(len(branch.path) - 1))
+            for branch in self._branches.values()
+            if path[: len(branch.path)] != branch.path
+        )
+
+    def _decision(self) -> Decision:
+        """Everything that was found since the last decision."""
+        self._planned += len(self._works)
+        most = self._planned if self._winner is not None else self._planned + self._still_possible()
+        decision = Decision(most, tuple(self._works), tuple(self._dropped), tuple(self._judgements), self._winner)
+        self._works, self._dropped, self._judgements = [], [], []
+        return decision
+
+    def _still_possible(self) -> int:
+        """How many works the rest of the budget pays for at most: two for each child, at the least that one costs."""
+        depths = range(self.layout.given, self.layout.units)
+        grow = self._options.grow
+        least = min(self._prices.sample(depth, 0, self.layout.last_stage, grow) for depth in depths) / grow
+        return 2 * int(self._left / max(least, 1))
+
+
+def plan(task: Task, options: DfsOptions) -> tuple[Policy, Allotment]:
+    """A search that never spends more than the budget; with too little for a second try, no search."""
+    layout = task.layout
+    one, allowed = amounts(task.multiple, layout, task.prices)
+    judged = sum(task.prices.unit(layout, depth) for depth in range(layout.given, layout.units))
+    if allowed < judged:
+        return unsearched(task)
+    search = DepthFirst(layout, allowed, task.prices, options, task.scoring, task.until)
+    return search, Allotment(one, allowed, allowed)
+
+
+ENTRY = PolicyEntry(
+    name="dfs",
+    summary="depth-first: grows one branch while it is right, tries units again where it is not, and stops when done",
+    options=DfsOptions,
+    plan=plan,
+)

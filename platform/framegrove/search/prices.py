@@ -1,0 +1,58 @@
+"""What the works of a search cost, before it begins: what budgets are planned with.
+
+A price is a number of FLOPs, counted exactly from the shapes of what is computed. Sampling includes the decoding of
+what it makes, previews included, for whatever is judged or shown has to be decoded. Judging is that of a whole panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from framegrove.search.tree import Layout, PlannedWork
+from framegrove.types import Assessment, SampleWork, depth_of
+
+CostTable = Callable[[int, int, int, int], int]
+"""FLOPs of one sample work: (depth, first_stage, last_stage, siblings) -> FLOPs of all its branches together."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """``sample`` prices sample works, decoding included; ``judging`` has each assessment's price by depth.
+
+    An assessment that is not there costs nothing, as that of verifiers that compute next to nothing.
+    """
+
+    sample: CostTable
+    judging: Mapping[Assessment, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample", cache(self.sample))  # planners ask for the same prices again and again
+
+    def judge(self, depth: int, assessment: Assessment) -> int:
+        """FLOPs of the whole panel's judgement of one branch of this depth."""
+        return self.judging[assessment][depth] if assessment in self.judging else 0
+
+    def work(self, work: PlannedWork) -> int:
+        """FLOPs of any planned work."""
+        if isinstance(work, SampleWork):
+            return self.sample(work.depth, work.first_stage, work.last_stage, len(work.paths))
+        return self.judge(depth_of(work.path), work.assessment)
+
+    def works(self, works: Sequence[PlannedWork]) -> int:
+        """FLOPs of some works together."""
+        return sum(map(self.work, works))
+
+    def unit(self, layout: Layout, depth: int, siblings: int = 1) -> int:
+        """FLOPs of sampling and judging ``siblings`` children of one branch at full resolution."""
+        judged = self.judge(depth, layout.assessment(depth))
+        return self.sample(depth, 0, layout.last_stage, siblings) + siblings * judged
+
+    def unjudged(self, layout: Layout, first_depth: int) -> int:
+        """FLOPs of finishing one branch from ``first_depth`` to the last unit without asking anybody."""
+        return sum(self.sample(depth, 0, layout.last_stage, 1) for depth in range(first_depth, layout.units))
+
+    def one_sample(self, layout: Layout) -> int:
+        """FLOPs of one unsearched sample with its decoding: 1x."""
+        return self.unjudged(layout, layout.given)
