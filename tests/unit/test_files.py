@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framegrove.files import replacing
+from framegrove.files import contents, replacing
 
 
 def test_a_file_or_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -41,3 +41,15 @@ def test_files_of_one_folder_can_be_written_side_by_side(tmp_path: Path) -> None
     with ThreadPoolExecutor(8) as writers:
         list(writers.map(write, range(300)))
     assert {path.read_text() for path in tmp_path.iterdir()} == {str(index) for index in range(300)}
+
+
+def test_contents_are_told_wherever_they_stand(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "part").mkdir(parents=True)
+        (tmp_path / name / "part" / "weights").write_bytes(b"123")
+    first, second = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert first == second
+    (tmp_path / "two" / "README.md").write_text("a note")
+    assert contents(tmp_path / "two") == first
+    (tmp_path / "two" / "part" / "weights").write_bytes(b"124")
+    assert contents(tmp_path / "two") != first
