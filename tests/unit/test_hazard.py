@@ -49,7 +49,7 @@ def test_known_hazards_are_recovered() -> None:
 def test_intervals_cover_as_often_as_they_say() -> None:
     covered = [
         [each.wrong.low <= true <= each.wrong.high for each, true in zip(hazards(readings), TRUE, strict=True)]
-        for readings in (simulated(prompts=40, videos=2, seed=seed) for seed in range(200))
+        for readings in (simulated(prompts=40, videos=2, seed=seed) for seed in range(100))
     ]
     assert np.mean(covered, axis=0).min() > 0.9
 
@@ -62,10 +62,8 @@ def test_no_fault_at_all_has_the_interval_of_as_many_prompts() -> None:
 def test_videos_that_agree_count_once() -> None:
     """Ten prompts whose four videos are all alike are worth ten independent readings, not forty."""
     alike = [prompt < 4 for prompt in range(10) for _ in range(4)]
-    interval = share(alike, [place // 4 for place in range(40)])
-    assert interval.low == pytest.approx(wilson(0.4, 9).low)
-    apart = share(alike, list(range(40)))
-    assert apart.high - apart.low == pytest.approx(wilson(0.4, 39).high - wilson(0.4, 39).low)
+    assert share(alike, [place // 4 for place in range(40)]) == wilson(0.4, 10)
+    assert share(alike, list(range(40))) == wilson(0.4, 40)
 
 
 def test_wrong_videos_give_their_place_to_right_ones_of_their_prompt_first() -> None:
@@ -112,7 +110,7 @@ def test_it_ends_where_nothing_is_right() -> None:
 def test_true_clips_have_no_faults() -> None:
     oracle = DigitsOracle()
     for digits in (1, 2):
-        for index in range(3):
+        for index in range(2):
             clip = world.clip(77, index, split="heldout", digits=digits, units=16)
             found = [unit_faults(oracle, clip.frames[: 1 + 8 * unit], clip.objects) for unit in range(16)]
             assert found == [()] * 16

@@ -7,7 +7,8 @@ all of its readings count.
 Readings of one prompt are alike, and children of one parent more so. Intervals therefore count prompts rather than
 units: Wilson's interval for as many independent units as would vary as much as the prompts' shares do (the effective
 sample size of Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts",
-1998). Where all units are right or all wrong nothing can be seen to vary, and the prompts themselves are counted.
+1998), at least as many as there are prompts. Where all units are right or all wrong nothing can be seen to vary, and
+the prompts themselves are counted.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy import stats
 
 from framegrove.evaluation.curves import COLOURS, GRID, INK, MUTED, Interval
 from framegrove.files import replacing
 
-_Z = 1.959964  # of a normal distribution, 95%
+_UPPER = 0.975  # of a distribution: 95% lie between here and there on the other side
+_Z = float(stats.norm.ppf(_UPPER))
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,18 @@ def share(yes: Sequence[bool], prompts: Sequence[int]) -> Interval:
     """
     if not yes:
         raise ValueError("a share needs at least one value")
-    mean, of = sum(yes) / len(yes), len(set(prompts))
-    excess: Counter[int] = Counter()  # of each prompt: its yeses beyond what the mean would have
+    mean, count, of = sum(yes) / len(yes), len(yes), len(set(prompts))
+    excess: dict[int, float] = dict.fromkeys(prompts, 0.0)  # a prompt's yeses beyond what the mean would have
     for value, prompt in zip(yes, prompts, strict=True):
-        excess[prompt] += value - mean  # type: ignore[assignment]
-    variance = sum(each**2 for each in excess.values()) / len(yes) ** 2
-    if 0 < mean < 1 and of > 1 and variance > 0:
-        effective = min(float(len(yes)), mean * (1 - mean) / (variance * of / (of - 1)))
-    else:
-        effective = float(of)
-    return wilson(mean, max(effective, 1.0))
+        excess[prompt] += value - mean
+    effective = float(of)
+    variance = sum(each**2 for each in excess.values()) / count**2
+    if of > 1 and variance > 0:
+        independent = mean * (1 - mean) / (variance * of / (of - 1))
+        # Few prompts tell little of how much prompts vary.
+        independent *= (stats.t.ppf(_UPPER, count - 1) / stats.t.ppf(_UPPER, of - 1)) ** 2
+        effective = min(max(independent, float(of)), float(count))
+    return wilson(mean, effective)
 
 
 def wilson(mean: float, count: float) -> Interval:
