@@ -14,9 +14,10 @@ from torch import Tensor
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.data.schema import LatentClip
 from framegrove.digits import world
+from framegrove.flow.generation import to_pixels
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import from_uint8
-from framegrove.models.vae_tiling import encode_unit
+from framegrove.models.vae_tiling import decode_unit, encode_unit
 
 _BATCH = 8  # clips encoded together
 
@@ -56,6 +57,17 @@ class DigitsFrames:
     def heldout(self, kind: str, index: int) -> npt.NDArray[np.uint8]:
         """Clip ``index`` of a kind, of scans that no training clip shows."""
         return world.clip(1, index, split="heldout", digits=1 + self.kinds.index(kind)).frames
+
+
+@torch.inference_mode()
+def seen_through(vae: CausalVideoVae, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Clips (B, T, H, W, 3), encoded and decoded, unit by unit: what a generator without a fault would show."""
+    latents_BCTHW = _encoded(vae, from_uint8(torch.from_numpy(frames)))
+    state, units = None, []
+    for latent in latents_BCTHW.split(1, dim=2):
+        decoded, state = decode_unit(vae, latent, state)
+        units.append(to_pixels(decoded))
+    return np.concatenate(units, axis=1)
 
 
 @torch.inference_mode()

@@ -79,13 +79,7 @@ class DigitsOracle:
         seen = self.read(frames)
         moving = len(frames) > 1
         per_object = 3 if moving else 2
-        best = max(
-            (
-                sum(_matches(s, a, moving) for s, a in zip(order, asked, strict=False))
-                for order in _orders(seen, len(asked))
-            ),
-            default=0,
-        )
+        best = sum(_matches(one, wanted, moving) for one, wanted in best_match(seen, asked, moving=moving))
         total = per_object * max(len(asked), len(seen))
         return Verdict(best / total if total else 0.0, best == total, seen)
 
@@ -107,6 +101,19 @@ def oracle_fingerprint(weights: Path | None = None) -> str:
     digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=12)
     digest.update(_weights_file(weights).read_bytes())
     return digest.hexdigest()
+
+
+def best_match(
+    seen: Sequence[ObjectReading], asked: Sequence[DigitObject], *, moving: bool
+) -> tuple[tuple[ObjectReading, DigitObject], ...]:
+    """Objects seen beside the objects asked for that they are, so that most attributes are right.
+
+    As many pairs as the fewer of the two; motions count if the clip is ``moving``.
+    """
+    pairings = [tuple(zip(order, asked, strict=False)) for order in itertools.permutations(seen, len(asked))] or [
+        tuple(zip(seen, order, strict=True)) for order in itertools.permutations(asked, len(seen))
+    ]
+    return max(pairings, key=lambda pairs: sum(_matches(one, wanted, moving) for one, wanted in pairs))
 
 
 class DigitNetwork(nn.Sequential):
@@ -186,10 +193,6 @@ def _block(inputs: int, outputs: int) -> list[nn.Module]:
         nn.ReLU(),
         nn.MaxPool2d(2),
     ]
-
-
-def _orders(seen: tuple[ObjectReading, ...], asked: int) -> list[tuple[ObjectReading, ...]]:
-    return list(itertools.permutations(seen, min(asked, len(seen)))) or [()]
 
 
 def _matches(seen: ObjectReading, asked: DigitObject, moving: bool) -> int:
