@@ -41,7 +41,7 @@ from framegrove.search.prices import Prices
 from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
 
-_UNLIKELY = 0.01  # what is needed with less probability is not worth listing
+_UNLIKELY = 0.03  # what is needed with less probability is not worth listing
 
 
 class DfsOptions(Config):
