@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from framegrove.config.search import SearchConfig
-from framegrove.evaluation.benches import Finding
 from framegrove.search.conductor import Conductor
 from framegrove.search.policies import make_policy
 from framegrove.search.prices import Prices
@@ -23,6 +22,8 @@ from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
 if TYPE_CHECKING:
     import torch
+
+    from framegrove.evaluation.benches import Finding
 
 UNITS = 8
 WORKERS = 2  # generators, and as many verifiers
@@ -39,6 +40,7 @@ def overlap(device: torch.device, repeats: int) -> list[Finding]:
     import ray
 
     from framegrove.cluster.session import connect
+    from framegrove.evaluation.benches import Finding
 
     with connect():
         actors: list[Any] = [ray.remote(num_cpus=0)(Sleeper).remote() for _ in range(2 * WORKERS)]
