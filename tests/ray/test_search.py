@@ -127,6 +127,20 @@ def test_a_search_leaves_a_whole_tree(undisturbed: SearchRecord, tmp_path: Path)
     assert len(decode_mp4(tmp_path / "video.mp4")[0]) == 17
 
 
+def test_dropped_branches_of_large_videos_keep_small_frames(
+    house: House, undisturbed: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.clients._SMALL", 32)  # as if 64 pixels were many
+    record = house.search()
+    assert video(record) == video(undisturbed)
+    dropped = {node.path for node in record.outcome.nodes if node.fate is Fate.DROPPED}
+    small = {path for path, shown in record.shown.items() if shown.small}
+    assert dropped
+    assert dropped <= small
+    assert {record.shown[path].frames.shape[1:3] for path in small} == {(32, 32)}
+    assert all(record.outcome.handles[path].latent is None for path in small)
+
+
 def test_progress_never_falls(house: House, undisturbed: SearchRecord) -> None:
     shares: list[float] = []
     record = house.search(on_progress=lambda progress: shares.append(progress.done))

@@ -112,6 +112,7 @@ class Dispatcher:
         self._to_cancel: dict[int, Attempt] = {}
         self._wasted: list[Result] = []  # results that count no more, for the next ``forget`` to tell
         self._to_release: list[Any] = []
+        self._dropped: set[Latent] = set()  # of dropped branches, with certain works that are still to be done
         self._failures: dict[Work, list[str]] = {}
         self._withdrawn: set[Work] = set()  # speculative works under which a worker died: not tried again
         self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
@@ -368,6 +369,7 @@ class Dispatcher:
             self._hopeless.pop(result.work, None)
         if isinstance(result, Scored):
             self.done[result.work] = result
+            self._let_go(self._dropped.intersection(self._queue.inputs(result.work)))
             self._judge(PanelWork(result.work.path, result.work.assessment))
             return
         self.done[result.work] = result
@@ -377,7 +379,7 @@ class Dispatcher:
             self._makers[latent] = result.work, worker
             self._put(latent, handle)
             if self.plan.is_dropped(latent.path):
-                self._to_release.append(handle)
+                self._let_go([latent])
 
     def _put(self, latent: Latent, handle: Any) -> None:
         """A handle is there."""
@@ -504,7 +506,15 @@ class Dispatcher:
         while below:
             each = below.pop()
             below += self._children.get(each, ())
-            for latent in self._latents.get(each, ()):
+            self._let_go(self._latents.get(each, ()))
+
+    def _let_go(self, latents: Iterable[Latent]) -> None:
+        """Release what dropped branches are made of, as soon as no certain work, such as a late judgement, needs it."""
+        for latent in list(latents):
+            if any(work not in self.done and work not in self._hopeless for work in self._queue.users(latent)):
+                self._dropped.add(latent)
+            elif latent in self.handles:
+                self._dropped.discard(latent)
                 self._to_release.append(self.handles[latent])
 
     def _is_lost(self, work: Work) -> bool:
