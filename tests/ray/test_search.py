@@ -34,6 +34,7 @@ from framegrove.models.pretrained import embedded_model, read_shape
 from framegrove.search import policies
 from framegrove.search.policies import Allotment, PolicyEntry, Task
 from framegrove.search.protocols import GeneratorClient
+from framegrove.search.result import Fate
 from framegrove.search.tree import Decision, Layout, PanelWork, Scores
 from framegrove.search.workers import GENERATORS
 from framegrove.serving.service import ServedModel, VideoService
