@@ -222,7 +222,7 @@ class Dispatcher:
                 if self._can_speculate(work):
                     started += 1
                     yield self._begin(work, now)
-        self._next_look = 0 if started else self._news + 1 + looked // 64
+        self._next_look = 0 if started else self._news + 1 + max(looked - 64, 0) // 16
 
     def _can_speculate(self, work: Work) -> bool:
         if not self._is_open(work) or work in self._withdrawn or self.certain(work):
