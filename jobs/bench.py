@@ -39,6 +39,7 @@ class Bench(enum.StrEnum):
     UNITS = "units"
     SPECULATION = "speculation"
     OVERLAP = "overlap"
+    ASKING = "asking"
 
 
 @app.command()
@@ -60,6 +61,7 @@ def main(
         import torch
 
         from framegrove.evaluation import bench_conductor, bench_speculation, bench_units, bench_vae, benches
+        from jobs.asking import asking
         from jobs.overlap import overlap
 
         torch.set_num_threads(threads)
@@ -74,6 +76,7 @@ def main(
             Bench.UNITS: bench_units.units,
             Bench.SPECULATION: bench_speculation.speculation,
             Bench.OVERLAP: overlap,
+            Bench.ASKING: asking,
         }
         findings: list[Finding] = []
         for bench in chosen:
