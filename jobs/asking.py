@@ -1,7 +1,8 @@
 """The bench of asking: all questions of the general set about one clip, beside asking each as if it were the only one.
 
-In vLLM, by the shipped verifier, without and with a cache of prepared frames. Questions about the same frames share them in the engine's prefix cache. What each
-would cost alone is found by changing one pixel for every question, so that no two share anything.
+In vLLM, by the shipped verifier, without and with a cache of prepared frames. Questions about the same frames share
+them in the engine's prefix cache. What each would cost alone is found by changing one pixel for every question, so that
+no two share anything.
 """
 
 from __future__ import annotations
