@@ -70,8 +70,8 @@ class Units(Protocol):
         """The branches whose newest units are lost."""
         ...
 
-    def let_go(self, unit: Any) -> None:
-        """Nothing will be sampled on top of this unit: release what only that would need."""
+    def drop(self, unit: Any, side: int) -> None:
+        """Nothing more will be made of this unit, whose frames' longer side is ``side`` px: release what can be."""
         ...
 
     def again(self, record: SearchRecord, path: Path) -> Any:

@@ -200,7 +200,7 @@ class SearchRunner:
                     journal=journal,
                     on_progress=tell,
                     lost=self._generators.units.lost,
-                    release=self._generators.units.let_go,
+                    release=functools.partial(self._generators.units.drop, side=max(request.height, request.width)),
                     observer=self._observer,
                     sampled=sampled,
                 )

@@ -37,6 +37,8 @@ class Bench(enum.StrEnum):
     VAE = "vae"
     CONDUCTOR = "conductor"
     UNITS = "units"
+    SPECULATION = "speculation"
+    OVERLAP = "overlap"
 
 
 @app.command()
@@ -57,7 +59,8 @@ def main(
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
-        from framegrove.evaluation import bench_conductor, bench_units, bench_vae, benches
+        from framegrove.evaluation import bench_conductor, bench_speculation, bench_units, bench_vae, benches
+        from jobs.overlap import overlap
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,6 +72,8 @@ def main(
             Bench.VAE: bench_vae.vae,
             Bench.CONDUCTOR: bench_conductor.conductor,
             Bench.UNITS: bench_units.units,
+            Bench.SPECULATION: bench_speculation.speculation,
+            Bench.OVERLAP: overlap,
         }
         findings: list[Finding] = []
         for bench in chosen:

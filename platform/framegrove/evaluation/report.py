@@ -45,10 +45,14 @@ class Price:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What a branch's newest unit looks like, uint8 (T, H, W, 3); of a ``draft`` it is the preview."""
+    """What a branch's newest unit looks like, uint8 (T, H, W, 3); of a ``draft`` it is the preview.
+
+    Of a branch that was dropped from a search for large videos the frames are ``small``.
+    """
 
     frames: Frames
     draft: bool = False
+    small: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,8 @@ class SearchRecord:
     def single_frames(self) -> Frames | None:
         """The video that no search would have made, uint8 (T, H, W, 3): branch (0, 0, ..), where the tree has it."""
         branch = [(0,) * (length + 1) for length in range(self.request.units)]
-        if any(path not in self.shown or self.shown[path].draft for path in branch):
+        there = [self.shown[path] for path in branch if path in self.shown]
+        if len(there) < len(branch) or any(each.draft or each.small for each in there):
             return None
         return np.concatenate([self.shown[path].frames for path in branch])
 
