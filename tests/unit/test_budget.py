@@ -104,6 +104,14 @@ def test_pyramids_of_one_stage_given_frames_and_single_images_have_their_trees()
             "dfs": st.fixed_dictionaries(
                 {"accept": st.sampled_from([0.1, 0.3, 0.8]), "grow": st.integers(1, 3), "most": st.integers(1, 4)}
             ),
+            "evo": st.fixed_dictionaries(
+                {
+                    "accept": st.sampled_from([0.1, 0.3, 0.8]),
+                    "population": st.sampled_from([None, 2, 6]),
+                    "elite": st.integers(1, 3),
+                    "generations": st.integers(1, 4),
+                }
+            ),
             "tree": st.fixed_dictionaries(
                 {"select": st.sampled_from(["top", "threshold", "multinomial"]), "every": st.integers(1, 3)}
             ),

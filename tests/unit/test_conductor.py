@@ -165,7 +165,7 @@ def test_a_work_that_kills_everybody_is_given_up() -> None:
         search(World(deaths={"g0": always, "g1": always}))
 
 
-@pytest.mark.parametrize("policy", ["linear", "tof", "tree", "beam", "smc", "dfs", "pyramid"])
+@pytest.mark.parametrize("policy", ["linear", "tof", "tree", "beam", "smc", "dfs", "evo", "pyramid"])
 @pytest.mark.parametrize("poison", [(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
 def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poison: Path) -> None:
     config = TOF.model_copy(
@@ -181,7 +181,7 @@ def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poiso
 
 def test_where_every_branch_is_poisoned_nothing_can_win() -> None:
     every = frozenset((n,) for n in range(50))
-    for policy in ("linear", "tof", "beam", "smc", "dfs", "halving"):
+    for policy in ("linear", "tof", "beam", "smc", "dfs", "evo", "halving"):
         with pytest.raises(SearchFailed, match="failed 3 times"):
             search(World(poison=every), TOF.model_copy(update={"policy": policy}))
 

@@ -58,8 +58,8 @@ class SearchConfig(Config):
         default=None,
         gt=0,
         le=1,
-        description="policies that can stop (linear, dfs) do so at a video that is right with this probability, by the "
-        "panel; default: the policy's own",
+        description="policies that can stop (linear, dfs, evo) do so at a video that is right with this probability, "
+        "by the panel; default: the policy's own",
     )
     speculate: Speculate = Field(
         default="thrift",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framegrove.config.request import FRAMES_PER_UNIT
+from framegrove.lineage import branch_name
 from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
 from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork
 
@@ -128,7 +129,7 @@ def warnings_of(record: SearchRecord) -> list[str]:
     for verifier, reason in record.outcome.left_out.items():
         warnings.append(f"the verifier {verifier} was left out, and the others have judged alone: {reason}")
     for path, reason in record.outcome.given_up.items():
-        warnings.append(f"branch {'.'.join(map(str, path))} was given up: {reason}")
+        warnings.append(f"branch {branch_name(path)} was given up: {reason}")
     scores = record.scores
     if scores and max(scores.values()) < DOUBTFUL:
         said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())

@@ -15,7 +15,7 @@ from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
 from framegrove.search.budget import Allotment, BudgetError
 from framegrove.search.fusion import Panel, Scoring
-from framegrove.search.policies import dfs, linear, pyramid, single, tof, tree
+from framegrove.search.policies import dfs, evo, linear, pyramid, single, tof, tree
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.prices import Prices
 from framegrove.search.tree import Policy
@@ -29,6 +29,7 @@ _ENTRIES = (
     tree.SMC,
     tree.HALVING,
     dfs.ENTRY,
+    evo.ENTRY,
     pyramid.ENTRY,
 )
 _POLICIES = {entry.name: entry for entry in _ENTRIES}
