@@ -219,7 +219,7 @@ class SearchRunner:
         self, request: GenerationRequest, config: SearchConfig, opened: Opened, judges: Mapping[str, VerifierPool]
     ) -> tuple[Policy, Prices]:
         """The policy of a search that these verifiers judge, and what its works cost."""
-        prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges))
+        prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges), opened.nfe)
         weights = {
             name: weight
             for name, weight in self._search.weights.items()

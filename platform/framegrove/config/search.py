@@ -38,6 +38,9 @@ class SearchConfig(Config):
         description="times the FLOPs of one unsearched sample with its decoding, for all that a search does: sampling, "
         "decoding, judging",
     )
+    nfe: int | None = Field(
+        default=None, ge=1, description="most transformer evaluations that a search may need, as well as the budget"
+    )
     options: dict[str, dict[str, Any]] = Field(
         default={}, description="options of each policy by its name, as in options.tof.roots=8"
     )
