@@ -72,8 +72,8 @@ def search_runner(
 class SearchRunner:
     """Runs searches on actors of its own: those of a generator pool and of the verifier pools of a panel.
 
-    Any number of searches may go on at the same time: they share the actors fairly (framegrove.search.sharing), and none
-    changes what another one finds.
+    Any number of searches may go on at the same time: they share the actors fairly (framegrove.search.sharing), and
+    none changes what another one finds.
 
     ``search`` says how to search, except for policy and budget, which come with each request. ``observer`` is told what
     the searches do, for metrics. Ray must be connected by the time of ``start``, unless the pools' workers are not on

@@ -36,6 +36,7 @@ class Bench(enum.StrEnum):
     SAMPLING = "sampling"
     VAE = "vae"
     CONDUCTOR = "conductor"
+    SHARING = "sharing"
     UNITS = "units"
 
 
@@ -57,7 +58,7 @@ def main(
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
-        from framegrove.evaluation import bench_conductor, bench_units, bench_vae, benches
+        from framegrove.evaluation import bench_conductor, bench_sharing, bench_units, bench_vae, benches
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,6 +69,7 @@ def main(
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,
             Bench.CONDUCTOR: bench_conductor.conductor,
+            Bench.SHARING: bench_sharing.sharing,
             Bench.UNITS: bench_units.units,
         }
         findings: list[Finding] = []

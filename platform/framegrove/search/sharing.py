@@ -167,8 +167,8 @@ class SharedWorkers:
 class Share:
     """What one search may take of the workers, and what it tells of itself.
 
-    A dispatcher asks ``any_free`` before it gives a certain work away, tells how many more could start (``waits``), asks
-    ``any_spare`` before it gives a speculative one away, and ends each decision with ``settle``.
+    A dispatcher asks ``any_free`` before it gives a certain work away, tells how many more could start (``waits``),
+    asks ``any_spare`` before it gives a speculative one away, and ends each decision with ``settle``.
     """
 
     def __init__(

@@ -39,10 +39,9 @@ class Runner(Protocol):
     """Makes videos.
 
     ``start`` brings up what searches need, with the verifiers only if ``judging``, and returns at once where
-    everything is up. It is awaited before every run, and may be awaited again after ``close``. Several runs may go on at
-    the same time; ``close`` is called when none does. What ``start`` raises is
-    not the request's fault; a UserError from ``run`` is the request's mistake, unless it is one of the service's
-    passing errors.
+    everything is up. It is awaited before every run, and may be awaited again after ``close``. Several runs may go on
+    at the same time; ``close`` is called when none does. What ``start`` raises is not the request's fault; a UserError
+    from ``run`` is the request's mistake, unless it is one of the service's passing errors.
     """
 
     async def start(self, *, judging: bool = True) -> None: ...
