@@ -228,20 +228,26 @@ class LocalGenerator:
         """Never needed: nothing here dies alone."""
 
 
+@dataclass
+class Desk:
+    """Where one virtual verifier works, for whichever search: until when it is busy, on the event loop's clock."""
+
+    busy_until: float = 0.0
+
+
 class LocalVerifier:
     """A virtual verifier that judges for one prompt, one branch after the other (search.protocols.VerifierClient)."""
 
-    def __init__(self, host: HostedVerifier, prompt: str, speeds: Speeds) -> None:
-        self._host, self._prompt, self._speeds = host, prompt, speeds
-        self._busy_until = 0.0
+    def __init__(self, host: HostedVerifier, prompt: str, speeds: Speeds, desk: Desk) -> None:
+        self._host, self._prompt, self._speeds, self._desk = host, prompt, speeds, desk
 
     async def score(self, work: ScoreWork, units: Mapping[Path, LocalUnit]) -> Scored:
         """Score a branch, after those that it was asked about before."""
         scored = self._host.score(work, self._prompt, [units[work.path[: n + 1]] for n in range(len(work.path))])
         seconds = self._speeds.judging(scored.cost)
         now = asyncio.get_running_loop().time()
-        self._busy_until = max(now, self._busy_until) + seconds
-        await asyncio.sleep(self._busy_until - now)
+        self._desk.busy_until = max(now, self._desk.busy_until) + seconds
+        await asyncio.sleep(self._desk.busy_until - now)
         return replace(scored, cost=replace(scored.cost, seconds=seconds))
 
     async def recover(self) -> None:

@@ -6,15 +6,18 @@ dispatcher, conductor, records) is what runs on Ray. Run it in virtual time.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from actors.generator import Generator
 from actors.local import (
     USUAL_SPEEDS,
+    Desk,
     HostedGenerator,
     HostedVerifier,
     LocalGenerator,
@@ -164,6 +167,8 @@ class LocalVerifierPool(VerifierPool):
         os.environ.update(environment(config))  # what vLLM reads when it is imported
         self._cache, self._speeds, self._facts = cache, speeds, facts
         self._host: HostedVerifier | None = None
+        # Searches share the workers while they share a clock: each event loop has its own, from 0.
+        self._desks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Desk]] = WeakKeyDictionary()
 
     async def identity(self) -> dict[str, Any]:
         """What decides its scores and how they count, as JSON values."""
@@ -176,8 +181,11 @@ class LocalVerifierPool(VerifierPool):
 
     def clients(self, group: Any, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
         """Virtual workers that judge videos made for this prompt."""
-        host = self._hosted()
-        return {name: LocalVerifier(host, prompt, self._speeds) for name in self.worker_names}
+        host, desks = self._hosted(), self._desks.setdefault(asyncio.get_running_loop(), {})
+        return {
+            name: LocalVerifier(host, prompt, self._speeds, desks.setdefault(name, Desk()))
+            for name in self.worker_names
+        }
 
     def close(self) -> None:
         """Stop the verifier, if it was started."""

@@ -44,9 +44,9 @@ _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and as
 class Opened:
     """A request as a generator pool has opened it: how it is priced, what is given, and clients that sample for it.
 
-    ``cost`` prices sample works in FLOPs, decoding included, ``nfe`` in transformer evaluations; ``single`` is the whole
-    cost of one unsearched video. ``given`` holds the units that are not searched for. ``prompt`` is the part of the
-    prompt that the model can read, ``unread`` the first words of the rest.
+    ``cost`` prices sample works in FLOPs, decoding included, ``nfe`` in transformer evaluations; ``single`` is what one
+    unsearched video costs. ``given`` holds the units that are not searched for. ``prompt`` is the part of the prompt
+    that the model can read, ``unread`` the first words of the rest.
     """
 
     stages: int

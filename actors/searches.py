@@ -34,6 +34,7 @@ from framegrove.search.journal import Journal
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusable, WorkFailed
 from framegrove.search.result import SearchResult
+from framegrove.search.sharing import SharedWorkers
 from framegrove.search.tree import Layout, Policy, columns
 from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork
 
@@ -71,6 +72,9 @@ def search_runner(
 class SearchRunner:
     """Runs searches on actors of its own: those of a generator pool and of the verifier pools of a panel.
 
+    Any number of searches may go on at the same time: they share the actors fairly (framegrove.search.sharing), and
+    none changes what another one finds.
+
     ``search`` says how to search, except for policy and budget, which come with each request. ``observer`` is told what
     the searches do, for metrics. Ray must be connected by the time of ``start``, unless the pools' workers are not on
     Ray and come with a ``crew`` of their own (local_pools.LocalCrew).
@@ -90,6 +94,7 @@ class SearchRunner:
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
+        self._shared = SharedWorkers()
         Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
         self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
@@ -105,6 +110,7 @@ class SearchRunner:
 
     async def close(self) -> None:
         """End the actors. The runner can be started again."""
+        self._shared = SharedWorkers()  # those that start again are well, whatever became of these
         await self.crew.close()
 
     async def run(
@@ -203,6 +209,7 @@ class SearchRunner:
                     release=functools.partial(self._generators.units.drop, side=max(request.height, request.width)),
                     observer=self._observer,
                     sampled=sampled,
+                    shared=self._shared,
                 )
                 watch(Lookout(conductor.snapshot, opened.single, prices))
                 try:

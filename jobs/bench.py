@@ -36,6 +36,7 @@ class Bench(enum.StrEnum):
     SAMPLING = "sampling"
     VAE = "vae"
     CONDUCTOR = "conductor"
+    SHARING = "sharing"
     UNITS = "units"
     SPECULATION = "speculation"
     OVERLAP = "overlap"
@@ -60,7 +61,14 @@ def main(
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
-        from framegrove.evaluation import bench_conductor, bench_speculation, bench_units, bench_vae, benches
+        from framegrove.evaluation import (
+            bench_conductor,
+            bench_sharing,
+            bench_speculation,
+            bench_units,
+            bench_vae,
+            benches,
+        )
         from jobs.asking import asking
         from jobs.overlap import overlap
 
@@ -73,6 +81,7 @@ def main(
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,
             Bench.CONDUCTOR: bench_conductor.conductor,
+            Bench.SHARING: bench_sharing.sharing,
             Bench.UNITS: bench_units.units,
             Bench.SPECULATION: bench_speculation.speculation,
             Bench.OVERLAP: overlap,

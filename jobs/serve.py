@@ -41,10 +41,11 @@ app = application()
 
 NAME = "framegrove"  # the application's name in Ray Serve
 _SET = (
-    "KEY=VALUE, may be repeated. waiting: how many videos may wait, more are refused (default 32). budget: compute for "
-    "a request that names none, in multiples of one unsearched sample's FLOPs, decoding included (default 4x). "
-    "most_budget: the largest budget that a request may name (default 64x). most_units: the longest video, in units: 1 "
-    "frame, then 8 frames per further unit (default 16). verifier.KEY: any key of a verifier's YAML file."
+    "KEY=VALUE, may be repeated. searches: how many videos are made at a time (default: as many as --generators). "
+    "waiting: how many more may wait, others are refused (default 32). budget: compute for a request that names none, "
+    "in multiples of one unsearched sample's FLOPs, decoding included (default 4x). most_budget: the largest budget "
+    "that a request may name (default 64x). most_units: the longest video, in units: 1 frame, then 8 frames per "
+    "further unit (default 16). verifier.KEY: any key of a verifier's YAML file."
 )
 
 

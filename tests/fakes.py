@@ -240,6 +240,7 @@ class MemoryStore:
 class FakeRunner:
     """Makes "videos" that tell what was asked for; ``gate`` holds it before the end, ``failure`` is how it ends.
 
+    ``gates`` and ``failures`` are those of single videos, by seed.
     ``no_start`` and ``no_close`` are what starting and closing raise.
     """
 
@@ -248,6 +249,9 @@ class FakeRunner:
         self.no_close: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.gates: dict[int, asyncio.Event] = {}
+        self.failures: dict[int, Exception] = {}
+        self.running = 0
         self.asked: list[GenerationRequest] = []
         self.judging: list[bool] = []  # of every start
         self.closed = 0
@@ -262,12 +266,18 @@ class FakeRunner:
         for step in range(1, 5):
             on_progress(Progress(step / 5, f"step {step} of 5"))
             await asyncio.sleep(0)
-        await self.gate.wait()
-        if self.failure is not None:
-            raise self.failure
+        self.running += 1
+        try:
+            await self.gates.get(request.seed, self.gate).wait()
+        finally:
+            self.running -= 1
+        failure = self.failures.get(request.seed, self.failure)
+        if failure is not None:
+            raise failure
         return GenerationResult(f"{request.prompt} from {request.seed}".encode(), {"seed": request.seed})
 
     async def close(self) -> None:
+        assert not self.running, "nothing is taken from those who still use it"
         self.closed += 1
         if self.no_close is not None:
             raise self.no_close

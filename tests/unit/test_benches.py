@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from framegrove.evaluation import bench_vae, benches
+from framegrove.evaluation import bench_sharing, bench_vae, benches
 from jobs.bench import app
 
 CPU = torch.device("cpu")
@@ -76,6 +76,14 @@ def test_times_are_cpu_time_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     idle, busy = benches.in_turns([sleep, work], 1, CPU)
     assert turns[:4] == ["sleep", "work", "sleep", "work"]
     assert idle.median < 0.05 < busy.median
+
+
+def test_many_searches_keep_a_pool_busy_that_one_leaves_idle() -> None:
+    alone, shared = bench_sharing.loaded(1, 16, 30), bench_sharing.loaded(16, 16, 30)
+    assert alone.whole < 0.5
+    assert shared.lasting > 0.9
+    assert alone.whole < shared.whole <= shared.lasting <= 1
+    assert shared.branches > 10 * alone.branches
 
 
 def test_an_unknown_bench_is_named() -> None:

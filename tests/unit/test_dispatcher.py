@@ -18,8 +18,9 @@ from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.protocols import SearchFailed
 from framegrove.search.result import Ending
 from framegrove.search.rounds import TreeShape
+from framegrove.search.sharing import Share, SharedWorkers
 from framegrove.search.tree import Layout, Result
-from framegrove.search.workers import GENERATORS, Workers, pool_of
+from framegrove.search.workers import GENERATORS, Pool, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import World, digest
 
@@ -31,11 +32,11 @@ def tree(roots: int = 8, widest: int = 4) -> TreeOfFrames:
     return TreeOfFrames(LAYOUT, TreeShape(roots, children=(2, 1, 2), widths=(widest, 2, 2, 1)), roots_per_work=3)
 
 
-def workers(generators: list[str], verifiers: list[str], at_a_time: int = 1) -> Workers:
-    return Workers(generators, {"verifier": verifiers}, {"verifier": at_a_time})
+def workers(generators: list[str], verifiers: list[str], at_a_time: int = 1) -> Share:
+    return SharedWorkers().join({GENERATORS: Pool(generators), "verifier": Pool(verifiers, at_a_time)})
 
 
-def linear(workers: Workers, layout: Layout | None = None, roots: int = 1, **options: Any) -> Dispatcher:
+def linear(workers: Share, layout: Layout | None = None, roots: int = 1, **options: Any) -> Dispatcher:
     return Dispatcher(Linear(layout or Layout(1, 1), roots), workers, EVERYBODY, **options)
 
 
@@ -47,7 +48,8 @@ class Life:
         self.world = world or World(seed=7)
         self.names = [f"g{n}" for n in range(generators)]
         verifiers = {"one": ["one0", "one1"], "two": ["two0"]}
-        self.workers = Workers(self.names, verifiers, {"one": 2, "two": 2})
+        pools = {name: Pool(names, at_a_time=2) for name, names in verifiers.items()}
+        self.workers = SharedWorkers().join({GENERATORS: Pool(self.names), **pools})
         panel = {each: ["one", "two"] for each in Assessment} | {Assessment.MOTION: ["two"]}
         self.state = Dispatcher(tree(), self.workers, panel, speculate=0.0 if speculate else None, attempts=1000)
         self.inputs: dict[int, dict[Path, str]] = {}
@@ -103,7 +105,7 @@ class Life:
         return Scored(attempt.work, self.world.panel(handle, attempt.work), Cost(1, 3))
 
 
-def laws(state: Dispatcher, workers: Workers, *, decided: bool = True) -> None:
+def laws(state: Dispatcher, workers: Share, *, decided: bool = True) -> None:
     """The laws in the module's docstring, by number."""
     running = [attempt.work for attempt in state.running.values()]
     done = [span.work for span in state.spans if span.ending is Ending.DONE]
@@ -186,7 +188,7 @@ def score(state: Dispatcher, path: Path, assessment: Assessment, value: float) -
     state.restore(Scored(ScoreWork(path, assessment), (("only", value),)))
 
 
-def drafted(workers: Workers, policy: TreeOfFrames | None = None) -> Dispatcher:
+def drafted(workers: Share, policy: TreeOfFrames | None = None) -> Dispatcher:
     """All roots drafted, none scored; verifiers stay out of it."""
     policy = policy or tree()
     state = Dispatcher(policy, workers, EVERYBODY)
@@ -213,7 +215,7 @@ def test_a_certain_work_takes_a_generator_from_the_least_likely_speculation() ->
     assert state.costs(GENERATORS).wasted == Cost(3, 30)
 
 
-def speculation_on_two_and_a_certain_work(workers: Workers) -> tuple[Dispatcher, dict[int, Attempt]]:
+def speculation_on_two_and_a_certain_work(workers: Share) -> tuple[Dispatcher, dict[int, Attempt]]:
     """Bets that run on roots 5 and 4, the likelier first, and root 6, certain now, without a generator."""
     state = drafted(workers, tree(roots=12, widest=6))
     for root in range(6):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,32 @@ def test_what_a_verifier_raises_comes_through(model: ModelSource, tmp_path: Path
     absent = VerifierConfig(name="own", kind="callable", function="nowhere:at_all")
     with pytest.raises(UserError, match="own"):
         search(tmp_path, model, verifier=absent, judge=None)
+
+
+def test_searches_at_the_same_time_share_the_workers_and_find_what_each_finds_alone(
+    recorded: tuple[Path, SearchRecord], model: ModelSource
+) -> None:
+    folder, alone = recorded
+    other = dataclasses.replace(REQUEST, policy="linear", budget=3.0)
+    other_alone, _ = search(folder, model, other)
+    with BranchCache(folder) as cache:
+        verifiers = [LocalVerifierPool(cache, DARKNESS, worker=Slow, speeds=SPEEDS)]
+        pool = LocalPyramidPool(cache, model, 2, speeds=SPEEDS)
+        runner = SearchRunner(pool, verifiers, crew=LocalCrew(verifiers))
+
+        async def both() -> list[SearchRecord]:
+            return await asyncio.gather(runner.search(REQUEST), runner.search(other))
+
+        together = run_virtual(both())
+    assert [told(record) for record in together] == [told(alone), told(other_alone)]
+    spans = [span for record in together for span in record.outcome.spans]
+    for worker in ("generator 1", "generator 2"):
+        times = sorted((span.start, span.end) for span in spans if span.worker == worker)
+        assert all(end <= start + 1e-9 for (_, end), (start, _) in itertools.pairwise(times))
+    judged = [span for span in spans if isinstance(span.work, ScoreWork)]
+    assert busy_seconds(judged) == pytest.approx(len(judged) * SPEEDS.judging(Cost(flops=2_000_000)))
+    makespan = max(record.outcome.seconds for record in together)
+    assert makespan < 0.95 * (alone.outcome.seconds + other_alone.outcome.seconds)
 
 
 def sampling(record: SearchRecord) -> list[Any]:

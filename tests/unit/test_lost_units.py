@@ -18,8 +18,9 @@ from framegrove.search.policies import make_policy
 from framegrove.search.policies.linear import Linear
 from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
 from framegrove.search.result import Ending, SearchResult
+from framegrove.search.sharing import SharedWorkers
 from framegrove.search.tree import Layout
-from framegrove.search.workers import GENERATORS, Workers
+from framegrove.search.workers import GENERATORS, Pool
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FREE, FakeGenerator, FakeVerifier, Handle, MemoryStore, World, run_virtual
 
@@ -139,7 +140,7 @@ def test_what_is_lost_before_it_is_kept_is_made_elsewhere(tmp_path: File) -> Non
 
 
 def dispatcher(layout: Layout, **options: Any) -> Dispatcher:
-    workers = Workers(["g0"], {"verifier": ["v"]}, {"verifier": 1})
+    workers = SharedWorkers().join({GENERATORS: Pool(["g0"]), "verifier": Pool(["v"])})
     return Dispatcher(Linear(layout, roots=1), workers, {each: ["verifier"] for each in Assessment}, **options)
 
 

@@ -380,7 +380,7 @@ def test_too_many_waiting_videos_are_turned_away(tmp_path: Path) -> None:
         assert (full.status_code, full.headers["retry-after"]) == (429, "10")
         running.runner.gate.set()
 
-    serving(tmp_path, scene, waiting=1)
+    serving(tmp_path, scene, waiting=1, searches=1)
 
 
 def test_posts_at_the_same_time_do_not_pass_the_limit(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_posts_at_the_same_time_do_not_pass_the_limit(tmp_path: Path) -> None:
         assert running.store.waiting() == 3
         running.runner.gate.set()
 
-    serving(tmp_path, scene, waiting=3)
+    serving(tmp_path, scene, waiting=3, searches=1)
 
 
 def test_the_queue_is_observed(tmp_path: Path) -> None:
@@ -409,7 +409,50 @@ def test_the_queue_is_observed(tmp_path: Path) -> None:
             await running.until(video["id"], "completed")
         assert running.queue[-1] == 0
 
-    serving(tmp_path, scene)
+    serving(tmp_path, scene, searches=1)
+
+
+def test_some_videos_are_made_at_a_time_in_order_of_arrival(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        gates = running.runner.gates = {seed: asyncio.Event() for seed in range(5)}
+        videos = [(await running.post(prompt=PROMPT, seed=seed)).json()["id"] for seed in gates]
+        for first in videos[:2]:
+            await running.until(first, "in_progress", progress=80)
+        assert [(await running.video(each))["status"] for each in videos[2:]] == ["queued"] * 3
+        gates[1].set()  # whoever is done first makes room for the next one
+        await running.until(videos[1], "completed")
+        await running.until(videos[2], "in_progress", progress=80)
+        assert (await running.video(videos[0]))["status"] == "in_progress"
+        assert [(await running.video(each))["status"] for each in videos[3:]] == ["queued"] * 2
+        for gate in gates.values():
+            gate.set()
+        for seed, each in enumerate(videos):
+            await running.until(each, "completed")
+            assert running.store.path_of(each).read_bytes() == f"{PROMPT} from {seed}".encode()
+        assert [asked.seed for asked in running.runner.asked] == list(gates)
+
+    serving(tmp_path, scene, generators=2)
+
+
+def test_a_defect_takes_no_actors_from_the_other_videos(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        gates = running.runner.gates = {seed: asyncio.Event() for seed in range(3)}
+        running.runner.failures[0] = ValueError("a defect")
+        broken, other, later = [(await running.post(prompt=PROMPT, seed=seed)).json()["id"] for seed in gates]
+        await running.until(other, "in_progress", progress=80)
+        gates[0].set()
+        await running.until(broken, "failed")
+        await asyncio.sleep(0.02)
+        assert running.runner.closed == 0, "another video is being made"
+        assert (await running.video(later))["status"] == "queued", "it gets new actors"
+        gates[1].set()
+        await running.until(other, "completed")
+        await running.until(later, "in_progress")
+        assert running.runner.closed == 1
+        gates[2].set()
+        await running.until(later, "completed")
+
+    serving(tmp_path, scene, searches=2)
 
 
 def test_log_records_carry_the_videos_id_and_no_prompt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -441,14 +484,15 @@ def test_a_new_process_finishes_what_the_last_one_left(tmp_path: Path) -> None:
     async def play() -> None:
         async with endpoint(tmp_path) as before:
             before.runner.gate.clear()
-            interrupted, queued = [(await before.post(prompt=PROMPT, seed=seed)).json() for seed in (1, 2)]
-            await before.until(interrupted["id"], "in_progress")
+            *interrupted, queued = [(await before.post(prompt=PROMPT, seed=seed)).json() for seed in (1, 2, 3)]
+            for video in interrupted:
+                await before.until(video["id"], "in_progress")
         assert before.runner.closed == 1
         async with endpoint(tmp_path) as after:
-            for video in (interrupted, queued):
+            for video in (*interrupted, queued):
                 done = await after.until(video["id"], "completed")
                 assert done["seed"] == video["seed"]
-            assert [asked.seed for asked in after.runner.asked] == [1, 2]
+            assert [asked.seed for asked in after.runner.asked] == [1, 2, 3]
 
     asyncio.run(play())
 

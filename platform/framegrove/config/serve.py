@@ -19,6 +19,11 @@ class ServeConfig(Config):
     model: ModelSource = ModelSource()
     verifier: PanelConfig = PanelConfig()
     generators: int = Field(default=2, ge=1, description="number of generator actors")
+    searches: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many videos are made at a time, sharing the actors; default: as many as there are generators",
+    )
     folder: Path = Field(default=Path("runs/serve"), description="where requests and videos are kept")
     waiting: int = Field(default=32, ge=1, description="how many videos may wait; more are refused")
     budget: str = Field(
@@ -27,3 +32,8 @@ class ServeConfig(Config):
     )
     most_budget: str = Field(default="64x", description="largest search budget that a request may name")
     most_units: int = Field(default=16, ge=1, description="longest video that a request may ask for, in units")
+
+    @property
+    def at_a_time(self) -> int:
+        """How many videos are made at a time. More than generators would make each of them late and none early."""
+        return self.searches or self.generators

@@ -46,32 +46,36 @@ def conductor(device: torch.device, repeats: int) -> list[Finding]:
 
 def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
     """CPU seconds of a whole search of about so many branches, its planning aside, and how many branches it had."""
-    config = SearchConfig(policy=name, budget=_budget(name, branches), scores_in_flight=64)
-    policy, _ = make_policy(config, UNITS, STAGES, Prices(_flops))
+    config = SearchConfig(policy=name, budget=budget_for(name, branches), scores_in_flight=64)
+    policy, _ = make_policy(config, UNITS, STAGES, Prices(simulated_flops))
     began = time.process_time()
     result = run_virtual(_search(policy, config))
     return time.process_time() - began, len(result.nodes)
 
 
 async def _search(policy: Policy, config: SearchConfig) -> SearchResult:
-    generators = {f"g{number}": _Generator(number) for number in range(GENERATORS)}
-    panel = {"verifier": PanelMember({f"v{n}": _Verifier(n) for n in range(8)}, at_a_time=config.scores_in_flight)}
+    generators = {f"g{number}": SimulatedGenerator(number) for number in range(GENERATORS)}
+    panel = {
+        "verifier": PanelMember({f"v{n}": SimulatedVerifier(n) for n in range(8)}, at_a_time=config.scores_in_flight)
+    }
     return await Conductor(policy, generators, panel, config).run()
 
 
-def _budget(policy: str, branches: int) -> str:
+def budget_for(policy: str, branches: int) -> str:
+    """With which a search of simulated works has about so many branches."""
     if policy == "linear":
         return f"{branches // UNITS}x"
     low, high = 1, branches  # a tree's branches grow with its budget, and are told by planning it
     while low < high:
         middle = (low + high + 1) // 2
-        tree, _ = make_policy(SearchConfig(policy=policy, budget=f"{middle}x"), UNITS, STAGES, Prices(_flops))
+        tree, _ = make_policy(SearchConfig(policy=policy, budget=f"{middle}x"), UNITS, STAGES, Prices(simulated_flops))
         paths = {path for work in tree.start().works if isinstance(work, SampleWork) for path in work.paths}
         low, high = (middle, high) if len(paths) <= branches // 2 else (low, middle - 1)
     return f"{low}x"
 
 
-def _flops(depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
+def simulated_flops(depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
+    """FLOPs of a simulated work (search.prices.CostTable)."""
     return sum(4**stage for stage in range(first_stage, last_stage + 1)) * (10 * siblings + 3 * depth)
 
 
@@ -86,7 +90,9 @@ class _Worker:
         """Never needed: simulated workers do not die."""
 
 
-class _Generator(_Worker):
+class SimulatedGenerator(_Worker):
+    """Takes as long as a work's tokens suggest, give or take a half (search.protocols.GeneratorClient)."""
+
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
         await self._take(sum(4**stage for stage in range(work.first_stage, work.last_stage + 1)))
         return Sampled(work, Cost(1, 1, 1.0), work.paths)
@@ -95,7 +101,9 @@ class _Generator(_Worker):
         """Too late, always."""
 
 
-class _Verifier(_Worker):
+class SimulatedVerifier(_Worker):
+    """Takes about five seconds and scores at random, by branch (search.protocols.VerifierClient)."""
+
     async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
         await self._take(5.0)
         digest = hashlib.blake2b(f"{work.path} {work.assessment}".encode()).digest()

@@ -28,9 +28,10 @@ from framegrove.search.protocols import (
     WorkFailed,
 )
 from framegrove.search.result import Ending, SearchResult, nodes_of
+from framegrove.search.sharing import SharedWorkers
 from framegrove.search.snapshot import Snapshot, snapshot_of
 from framegrove.search.tree import Policy, Result
-from framegrove.search.workers import GENERATORS, Workers, pool_of
+from framegrove.search.workers import GENERATORS, Pool, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,10 @@ class Observer(Protocol):
         ...
 
     def load(self, pool: str, running: int, waiting: int) -> None:
-        """How many works of a pool run, and how many certain ones wait, whenever an attempt starts or ends."""
+        """How many works of a pool run, and how many certain ones wait, whenever an attempt starts or ends.
+
+        Those of all searches that share the pool.
+        """
         ...
 
 
@@ -80,7 +84,8 @@ class Conductor:
     ``lost`` is asked before the search ends which of the winner's handles, by branch, lead nowhere any more.
     ``release`` is called with every handle on top of which nothing will be sampled, since its branch was dropped.
     ``sampled``, results with their handles, is what an earlier attempt at this search has sampled already; what the
-    journal has is not asked for then.
+    journal has is not asked for then. Searches whose workers are the same give all of them by the same names and have
+    them ``shared``.
     """
 
     def __init__(
@@ -97,15 +102,18 @@ class Conductor:
         release: Callable[[Any], None] = lambda handle: None,
         observer: Observer | None = None,
         sampled: Collection[tuple[Sampled, tuple[Any, ...]]] | None = None,
+        shared: SharedWorkers | None = None,
     ) -> None:
-        workers = Workers(
-            list(generators),
-            {name: list(member.clients) for name, member in panel.items()},
-            {name: member.at_a_time for name, member in panel.items()},
+        self._happened = asyncio.Event()
+        if GENERATORS in panel:
+            raise ValueError(f"a verifier cannot be called {GENERATORS}: all pools' names must differ")
+        pools = {name: Pool(list(member.clients), member.at_a_time) for name, member in panel.items()}
+        self._share = (shared or SharedWorkers()).join(
+            {GENERATORS: Pool(list(generators)), **pools}, self._happened.set
         )
         judges = {each: [name for name, member in panel.items() if each in member.judges] for each in Assessment}
         self._state = Dispatcher(
-            policy, workers, judges, speculate=LEAST_LIKELY[config.speculate], attempts=config.attempts, given=given
+            policy, self._share, judges, speculate=LEAST_LIKELY[config.speculate], attempts=config.attempts, given=given
         )
         self._generators = generators
         self._verifiers: dict[str, VerifierClient] = {
@@ -121,7 +129,6 @@ class Conductor:
         self._released: set[int] = set()  # ids of handles
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._happened = asyncio.Event()
         self._error: BaseException | None = None
         self._began = 0.0
         self._restored = 0
@@ -133,8 +140,8 @@ class Conductor:
         client raises. However it ends, cancellation included, no work is left running.
         """
         self._began = asyncio.get_running_loop().time()
-        await self._restore()
         try:
+            await self._restore()
             while True:
                 for command in self._state.decide(self._now()):
                     self._carry_out(command)
@@ -144,7 +151,10 @@ class Conductor:
                 elif not await self._forget_lost():
                     return self._result()
         finally:
-            await self._stop()
+            try:
+                await self._stop()
+            finally:
+                self._share.leave()
 
     @property
     def sampled(self) -> list[tuple[Sampled, tuple[Any, ...]]]:
@@ -176,7 +186,8 @@ class Conductor:
                 self._release(handle)
 
     async def _something_happens(self) -> None:
-        assert self._tasks or self._happened.is_set(), "a search that is not finished has something under way"
+        under_way = self._tasks or self._happened.is_set() or self._share.waiting
+        assert under_way, "a search that is not finished has something under way, or waits for a worker"
         await self._happened.wait()
         self._happened.clear()
         if self._error is not None:
@@ -223,8 +234,8 @@ class Conductor:
         self._tell_load(pool)
 
     def _tell_load(self, pool: str) -> None:
-        running, waiting = self._state.load(pool)
-        self._observer.load(pool, running, waiting)
+        _, waiting = self._state.load(pool)
+        self._observer.load(pool, *self._share.loads(pool, waiting))
 
     async def _work(self, attempt: Attempt, inputs: Mapping[Path, Any]) -> Result:
         if isinstance(attempt.work, SampleWork):

@@ -20,7 +20,8 @@ Laws, which hold after every event (``laws`` in tests/unit/test_dispatcher.py):
 2. A work has at most one running attempt, and at most one that is done and counts; never both. When the search is
    finished, every certain work is done or given up, and the winner's units are there.
 3. A worker never has more attempts running than it can take. A speculative work only gets a worker that no certain
-   work could use; a generator is asked to drop its speculative work as soon as a certain one could use it.
+   work could use; a generator is asked to drop its speculative work as soon as a certain one could use it. Both hold
+   for all searches together that share the workers (sharing.py).
 4. Costs are conserved: spent = certain + at stake + wasted, and nothing is at stake once the search is finished.
    Certain is what the done attempts of certain works took, at stake what finished speculative works took that may yet
    become certain, wasted all the rest.
@@ -42,6 +43,7 @@ from framegrove.search.commands import Attempt, Cancel, Command, Recover, Releas
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
 from framegrove.search.result import CostBreakdown, Ending, Span
+from framegrove.search.sharing import Share
 from framegrove.search.tree import (
     Decision,
     Latent,
@@ -55,14 +57,14 @@ from framegrove.search.tree import (
     Work,
     columns,
 )
-from framegrove.search.workers import GENERATORS, Workers, pool_of
+from framegrove.search.workers import GENERATORS, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
 _MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
 
 
 class Dispatcher:
-    """Assigns the works of a policy to workers.
+    """Assigns the works of a policy to workers, its share of those that there are.
 
     ``panel`` names the verifiers that take part in each assessment. A certain work is tried ``attempts`` times; then
     its branches are given up. ``given`` holds the handles of the units that are not searched for, oldest first. Works
@@ -73,7 +75,7 @@ class Dispatcher:
     def __init__(
         self,
         policy: Policy,
-        workers: Workers,
+        workers: Share,
         panel: Mapping[Assessment, Sequence[str]],
         *,
         speculate: float | None = 0.0,
@@ -109,6 +111,7 @@ class Dispatcher:
         self._busy: set[Work] = set()
         self._speculating: dict[int, Attempt] = {}  # running sample works that are not certain, nor being cancelled
         self._cancelling: set[int] = set()
+        workers.bets, workers.stopping = self._speculating, self._cancelling
         self._to_cancel: dict[int, Attempt] = {}
         self._wasted: list[Result] = []  # results that count no more, for the next ``forget`` to tell
         self._to_release: list[Any] = []
@@ -163,8 +166,13 @@ class Dispatcher:
     # ---- what to do next
 
     def decide(self, now: float) -> list[Command]:
-        """Commands, to be carried out at once: certain works first, speculative ones on whatever is left idle."""
+        """Commands, to be carried out at once: certain works first, speculative ones on whatever is left idle.
+
+        Raises SearchFailed if another search has lost the last worker of a pool.
+        """
         self._answer_the_rest()
+        if not self.finished:
+            self._workers.check()
         commands: list[Command] = [Release(handle) for handle in self._to_release]
         self._to_release.clear()
         if self.finished:
@@ -173,11 +181,16 @@ class Dispatcher:
         self._to_cancel.clear()
         for pool in self._workers.pools:
             commands += self._start_certain(pool, now)
+            self._workers.waits(pool, self._waiting(pool))
         commands += self._cancel(self._in_the_way())
         if self._speculate is not None and not self.finished:
             commands += self._start_speculative(now)
-        if not self.finished:  # a worker that is not needed any more need not come back
+            self._workers.seeks(self._look_is_due and not self._workers.any_spare(GENERATORS))
+        if self.finished:  # a worker that is not needed any more need not come back
+            self._workers.wind_up()
+        else:
             commands += [Recover(worker) for worker in self._workers.to_recover()]
+        self._workers.settle()
         return commands
 
     def _start_certain(self, pool: str, now: float) -> Iterator[Start]:
@@ -185,6 +198,15 @@ class Dispatcher:
         while self._workers.any_free(pool) and (work := self._queue.first(pool, self._is_open)) is not None:
             self._queue.take(pool)
             yield self._begin(work, now)
+
+    def _waiting(self, pool: str) -> int:
+        """How many certain works are ready, counted as far as that makes a difference."""
+        if self._queue.first(pool, self._is_open) is None:
+            return 0
+        most = self._workers.most_waiting(pool)
+        if most == 1:
+            return 1
+        return sum(1 for _ in itertools.islice(filter(self._is_open, self._queue.ready(pool)), most))
 
     def _is_open(self, work: Work) -> bool:
         """Neither done nor running, nor given up."""
@@ -209,7 +231,7 @@ class Dispatcher:
         A look that found nothing is not repeated before enough has happened to pay for it: how many works are looked at
         grows with the search, and most news change nothing.
         """
-        idle = self._workers.any_free(GENERATORS) and self._news >= self._next_look
+        idle = self._look_is_due and self._workers.any_spare(GENERATORS)
         if not idle and not self._sampled_ahead:
             return
         self._sampled_ahead = False
@@ -224,10 +246,14 @@ class Dispatcher:
                     yield self._begin(work, now)
         self._next_look = 0 if started else self._news + 1 + max(looked - 64, 0) // 16
 
+    @property
+    def _look_is_due(self) -> bool:
+        return self._news >= self._next_look
+
     def _can_speculate(self, work: Work) -> bool:
         if not self._is_open(work) or work in self._withdrawn or self.certain(work):
             return False
-        if not self._workers.any_free(pool_of(work)) or self._is_hopeless(work):
+        if not self._workers.any_spare(pool_of(work)) or self._is_hopeless(work):
             return False
         return all(latent in self.handles for latent in self._policy.layout.inputs(work))
 
@@ -240,15 +266,14 @@ class Dispatcher:
         return commands
 
     def _in_the_way(self) -> list[Attempt]:
-        """As many speculative samples, least likely first, as there are certain ones that wait for a generator."""
-        if not self._speculating or self._queue.first(GENERATORS, self._is_open) is None:
+        """As many speculative samples, least likely first, as have to make room for certain ones."""
+        leaving = self._workers.to_stop
+        if not leaving:
             return []
-        ready = filter(self._is_open, self._queue.ready(GENERATORS))
-        waiting = sum(1 for _ in itertools.islice(ready, len(self._speculating) + len(self._cancelling)))
         bets = itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT)
         place: dict[Work | PanelWork, int] = {bet.work: n for n, bet in enumerate(bets)}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
-        return running[: max(waiting - len(self._cancelling), 0)]
+        return running[:leaving]
 
     # ---- what happened
 

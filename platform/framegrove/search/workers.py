@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from framegrove.search.protocols import SearchFailed
 from framegrove.search.tree import Work
 from framegrove.types import SampleWork
 
@@ -17,38 +17,60 @@ def pool_of(work: Work) -> str:
     return GENERATORS if isinstance(work, SampleWork) else work.verifier
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Interchangeable workers by name. Each takes ``at_a_time`` works; a generator always takes one."""
+
+    names: Sequence[str]
+    at_a_time: int = 1
+
+
 class Workers:
-    """Workers by name, in pools: up, down (failed, and not back yet) or gone for good.
+    """Workers by name, in pools: up, down (failed, and not back yet) or gone for good."""
 
-    A generator takes one work at a time, a worker of the verifier v takes ``at_a_time[v]``. Raises ValueError for an
-    empty pool or for names that are not all different.
-    """
-
-    def __init__(
-        self, generators: Sequence[str], verifiers: Mapping[str, Sequence[str]], at_a_time: Mapping[str, int]
-    ) -> None:
-        pools = {GENERATORS: generators, **verifiers}
-        self._pool = {name: pool for pool, names in pools.items() for name in names}
-        if GENERATORS in verifiers or len(self._pool) < sum(map(len, pools.values())) or not all(pools.values()):
-            raise ValueError(f"every pool needs workers, and all names must differ: {pools}")
-        self._limit = {GENERATORS: 1, **at_a_time}
-        self._load = dict.fromkeys(self._pool, 0)
-        self._running = dict.fromkeys(pools, 0)
+    def __init__(self) -> None:
+        self._pool: dict[str, str] = {}
+        self._limit: dict[str, int] = {}
+        self._load: dict[str, int] = {}
+        self._running: dict[str, int] = {}
         # Those that can take another work, and of those the ones that have none: dicts, as sets that keep their order.
-        self._open = {pool: dict.fromkeys(names) for pool, names in pools.items()}
-        self._idle = {pool: dict.fromkeys(names) for pool, names in pools.items()}
-        self._left = {pool: set(names) for pool, names in pools.items()}
+        self._open: dict[str, dict[str, None]] = {}
+        self._idle: dict[str, dict[str, None]] = {}
+        self._left: dict[str, set[str]] = {}
         self._down: set[str] = set()
-        self._recovering: set[str] = set()
+        self.lost: dict[str, str] = {}
+        """Pools of which nobody is left, and the sentence that says so."""
 
-    @property
-    def pools(self) -> Collection[str]:
-        """The names of the pools."""
-        return self._open.keys()
+    def add(self, name: str, pool: Pool) -> None:
+        """There is a pool; one that is known already stays as it is.
+
+        Raises ValueError for an empty pool, for names that are not all different, and for other workers in a known one.
+        """
+        if name in self._open:
+            if {each for each, whose in self._pool.items() if whose == name} != set(pool.names):
+                raise ValueError(f"the pool {name} has other workers than {pool.names}")
+            return
+        if not pool.names or len({*self._pool, *pool.names}) < len(self._pool) + len(pool.names):
+            raise ValueError(f"every pool needs workers, and all names must differ: {name} has {pool.names}")
+        self._pool |= dict.fromkeys(pool.names, name)
+        self._load |= dict.fromkeys(pool.names, 0)
+        self._limit[name] = 1 if name == GENERATORS else pool.at_a_time
+        self._running[name] = 0
+        self._open[name] = dict.fromkeys(pool.names)
+        self._idle[name] = dict.fromkeys(pool.names)
+        self._left[name] = set(pool.names)
+
+    def pool(self, worker: str) -> str:
+        """The name of the worker's pool."""
+        return self._pool[worker]
 
     def any_free(self, pool: str) -> bool:
         """Whether a worker of the pool can take another work."""
         return bool(self._open[pool])
+
+    def free(self, pool: str) -> int:
+        """How many workers of the pool can take another work."""
+        return len(self._open[pool])
 
     def choose(self, pool: str, avoid: Collection[str], prefer: Collection[str]) -> str:
         """The worker that the next work goes to; one must be free.
@@ -85,30 +107,23 @@ class Workers:
         self._down.add(worker)
         self._sort_in(worker)
 
-    def to_recover(self) -> list[str]:
-        """Workers that are down and not being recovered yet; from now on they are."""
-        if not self._down:
-            return []
-        names = sorted(self._down - self._recovering)
-        self._recovering |= self._down
-        return names
-
     def back(self, worker: str) -> None:
         """The worker can take work again."""
         self._down.discard(worker)
-        self._recovering.discard(worker)
         self._sort_in(worker)
 
     def gone(self, worker: str, reason: str) -> None:
-        """The worker will never be back. Raises SearchFailed if it was the last of its pool."""
+        """The worker will never be back."""
         pool = self._pool[worker]
-        self._down.add(worker)
-        self._recovering.add(worker)
-        self._sort_in(worker)
+        self.down(worker)
         self._left[pool].discard(worker)
         if not self._left[pool]:
             who = "no generator is left" if pool == GENERATORS else f"the verifier {pool} has no worker left"
-            raise SearchFailed(f"{who}, the last one, {worker}, was lost: {reason}")
+            self.lost[pool] = f"{who}, the last one, {worker}, was lost: {reason}"
+
+    def is_gone(self, worker: str) -> bool:
+        """Whether the worker will never be back."""
+        return worker not in self._left[self._pool[worker]]
 
     def _sort_in(self, worker: str) -> None:
         pool = self._pool[worker]

@@ -1,4 +1,4 @@
-"""The video service: queues requests durably, makes the videos one after the other, and reports their progress."""
+"""The video service: queues requests durably, makes the videos in order of arrival, and reports their progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -39,9 +39,9 @@ class Runner(Protocol):
     """Makes videos.
 
     ``start`` brings up what searches need, with the verifiers only if ``judging``, and returns at once where
-    everything is up. It is awaited before every run, and may be awaited again after ``close``. What ``start`` raises is
-    not the request's fault; a UserError from ``run`` is the request's mistake, unless it is one of the service's
-    passing errors.
+    everything is up. It is awaited before every run, and may be awaited again after ``close``. Several runs may go on
+    at the same time; ``close`` is called when none does. What ``start`` raises is not the request's fault; a UserError
+    from ``run`` is the request's mistake, unless it is one of the service's passing errors.
     """
 
     async def start(self, *, judging: bool = True) -> None: ...
@@ -68,7 +68,7 @@ class ServedModel:
 
 
 class VideoService:
-    """Accepts requests, keeps them durably, and makes the videos in the order in which they came.
+    """Accepts requests, keeps them durably, and makes the videos in the order in which they came, some at a time.
 
     A video that was in progress when the process ended is made again, from the same seed and hence the same.
 
@@ -106,7 +106,9 @@ class VideoService:
         self._on_queue = on_queue
         self._counting = asyncio.Lock()
         self._progress: dict[str, Progress] = {}  # of videos in progress
-        self._arrival = asyncio.Event()
+        self._making: set[str] = set()  # ids of videos for which the runner is needed
+        self._suspect = False  # whether nobody knows in what state its actors are
+        self._next = asyncio.Event()  # there may be a video to begin, or room for one
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -120,7 +122,7 @@ class VideoService:
         if stranded:
             log.warning("%d videos were in progress when the last process ended and are made again", stranded)
         await self._report_queue()
-        self._arrival.set()
+        self._next.set()
         self._worker = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -154,7 +156,7 @@ class VideoService:
                 "accepted: %d units of %dx%d pixels, policy %s, budget %gx",
                 *(request.units, request.width, request.height, request.policy, request.budget),
             )
-        self._arrival.set()
+        self._next.set()
         await self._report_queue()
         return self._described(record)
 
@@ -263,15 +265,19 @@ class VideoService:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._warm_up())
                 while True:
-                    await self._arrival.wait()
-                    self._arrival.clear()
-                    while (record := await _stored(self._store.first)) is not None:
+                    await self._next.wait()
+                    self._next.clear()
+                    while self._has_room and (record := await _stored(self._store.first)) is not None:
+                        self._making.add(record.id)
                         with logs.about(request=record.id):
-                            await self._make(record)
-                        await self._report_queue()
+                            await self._begin(record, group)
         except Exception:
             log.critical("the service stops making videos", exc_info=True)
             raise
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._making) < self._limits.at_a_time and not self._suspect
 
     async def _warm_up(self) -> None:
         """Bring up what searches need before anybody asks: it takes a while."""
@@ -282,26 +288,52 @@ class VideoService:
         except Exception:
             log.exception("the cluster could not be made ready; the first video tries again")
 
-    async def _make(self, record: VideoRecord) -> None:
-        """Make a video, or fail it."""
-        began = time.monotonic()
-        try:
+    async def _begin(self, record: VideoRecord, group: asyncio.TaskGroup) -> None:
+        """Begin to make a video once the cluster is ready for it. One after the other, hence in order of arrival."""
+        begun = False
+        async with self._failing(record):
             await self._bring_up(record)
             await _stored(self._store.begin, record.id)
             await self._report_queue()
+            begun = True
+        if begun:
+            group.create_task(self._make(record))
+        else:
+            await self._ended(record)
+
+    async def _make(self, record: VideoRecord) -> None:
+        """Make a video, or fail it."""
+        began = time.monotonic()
+        async with self._failing(record):
             result = await self._run(record)
             await _stored(self._store.complete, record.id, result)
             log.info("completed after %.1f s", time.monotonic() - began)
+        await self._ended(record)
+
+    @contextlib.asynccontextmanager
+    async def _failing(self, record: VideoRecord) -> AsyncIterator[None]:
+        """What is raised inside fails the video."""
+        began = time.monotonic()
+        try:
+            yield
         except ApiError as refusal:
             log.info("failed after %.1f s, as an invalid request", time.monotonic() - began)
             log.debug("invalid request: %s", refusal)  # the sentence may quote the prompt
             await _stored(self._store.fail, record.id, "invalid_request", str(refusal))
         except Exception:
             log.exception("failed after %.1f s", time.monotonic() - began)
+            self._suspect = True
             await _stored(self._store.fail, record.id, "server_error", _internal_error(record.id))
-            await self._runner.close()  # nobody knows in what state its actors are
-        finally:
-            self._progress.pop(record.id, None)
+
+    async def _ended(self, record: VideoRecord) -> None:
+        """A video is finished or has failed: there is room for another one. The last one closes suspect actors."""
+        self._progress.pop(record.id, None)
+        self._making.discard(record.id)
+        await self._report_queue()
+        if self._suspect and not self._making:
+            await self._runner.close()
+            self._suspect = False
+        self._next.set()
 
     async def _bring_up(self, record: VideoRecord) -> None:
         """Return once the cluster is ready for this video."""

@@ -41,7 +41,12 @@ class TofOptions(Config):
     draft_stages: int | None = Field(
         default=None, ge=0, description="coarse stages that a draft of unit 0 runs through; default: all but the finest"
     )
-    roots_per_work: int = Field(default=4, ge=1, description="drafts that one generator denoises in step")
+    roots_per_work: int = Field(
+        default=4,
+        ge=1,
+        description="drafts that one generator denoises in step: with fewer, more generators can begin at once. Never "
+        "chosen by the number of generators, for the rounding of each draft depends on it",
+    )
 
     @field_validator("widths")
     @classmethod
