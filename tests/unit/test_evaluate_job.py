@@ -117,7 +117,7 @@ def test_a_suite_goes_on_and_tells_settings_of_one_policy_apart(model: Path, tmp
 def test_a_suites_results_with_its_ceiling(model: Path, tmp_path: Path) -> None:
     """A panel without a model: what is shown, and where."""
     panel = tmp_path / "panel.yaml"
-    panel.write_text("verifiers: [{name: sharp, kind: callable, function: 'tests.fakes:sharpness_score'}]\n")
+    panel.write_text("verifiers: [{name: red, kind: callable, function: 'tests.fakes:redness'}]\n")
     run_suite(model, tmp_path, "--verifier", str(panel))
     run_suite(model, tmp_path, "--verifier", str(panel), "--judge", "oracle")
     out = tmp_path / "out"
@@ -144,7 +144,7 @@ def test_a_suites_results_with_its_ceiling(model: Path, tmp_path: Path) -> None:
 )
 def test_a_suite_that_cannot_be_run(model: Path, tmp_path: Path, more: list[str], said: str) -> None:
     panel = tmp_path / "panel.yaml"
-    panel.write_text("verifiers: [{name: sharp, kind: callable, function: 'tests.fakes:sharpness_score'}]\n")
+    panel.write_text("verifiers: [{name: red, kind: callable, function: 'tests.fakes:redness'}]\n")
     result = run_suite(model, tmp_path, *(word.format(panel=panel) for word in more), status=1)
     assert said in result.stderr
 
