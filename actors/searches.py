@@ -98,6 +98,12 @@ class SearchRunner:
         Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
         self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
+    def searching(self, search: SearchConfig) -> SearchRunner:
+        """A runner that searches in another way, with the same workers."""
+        return SearchRunner(
+            self._generators, list(self._verifiers.values()), search, observer=self._observer, crew=self.crew
+        )
+
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without verifiers where nothing is to be judged. Idempotent.
 
