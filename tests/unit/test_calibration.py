@@ -26,8 +26,7 @@ def test_a_calibration_finds_the_odds_that_branches_were_drawn_with() -> None:
     alignment, motion = rng.normal(2, 2, 20_000), rng.normal(1, 3, 20_000)
     right = rng.random(20_000) < sigmoid(-1.5 + 0.7 * alignment + 0.25 * motion)
     scores = [
-        {"alignment": float(a), "motion": float(m)}
-        for a, m in zip(sigmoid(alignment), sigmoid(motion), strict=True)
+        {"alignment": float(a), "motion": float(m)} for a, m in zip(sigmoid(alignment), sigmoid(motion), strict=True)
     ]
     found = fitted(scores, right.tolist())
     assert found.bias == pytest.approx(-1.5, abs=0.1)

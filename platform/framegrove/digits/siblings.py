@@ -19,6 +19,7 @@ from framegrove.config.flow import latent_size
 from framegrove.config.request import FRAMES_PER_UNIT, frames_of
 from framegrove.digits import world
 from framegrove.digits.teacher import Pixels, UnitReading
+from framegrove.digits.verifier_sights import MOST
 from framegrove.digits.world import DigitObject, Split
 from framegrove.flow.generation import sampler_of, to_pixels
 from framegrove.flow.sampler import UnitTask
@@ -34,7 +35,6 @@ Read = Callable[[Pixels, Objects], UnitReading]
 
 CHILDREN = 4  # of a parent
 PROMPTS = 12  # grown side by side
-MOST = 6  # frames that a verifier is shown at a time
 _WRONG = 0.1  # share of right parents' places that a wrong child takes for a unit
 _RECENT = 2 * FRAMES_PER_UNIT  # frames of the parent that are kept: as far back as any view of the newest unit looks
 

@@ -29,7 +29,7 @@ _LEAST_INK = 0.25  # of full brightness
 _LEAST_MASS, _LEAST_SHARE = 14.0, 0.10  # of an object's ink: pixels of full brightness, share of all ink
 _LEAST_CORE = 2.0  # pixels of an object's ink that have ink all around them: fringes have none
 _FADED = 0.4  # share of its usual ink below which an object has vanished from a frame
-_SURE, _DOUBTFUL = 0.75, 0.5  # mean probability of a class that is told for sure, and least one of what may be right
+_SURE = 0.7  # mean probability of a class that is told for sure
 _AGREEMENT = 0.85  # least share of frames of the same class
 _ON_LINE, _OFF_LINE = 2.2, 3.2  # px from a motion's line: surely on it, surely off it
 _TRAVEL, _STILL = 5.0, 3.5  # px: surely moving, surely not
@@ -120,12 +120,12 @@ class TeacherNetwork(nn.Sequential):
             _Residual(32),
             _Residual(32),
             nn.GELU(),
-            nn.Conv2d(32, 96, 2, stride=2),
-            _Residual(96),
-            _Residual(96),
+            nn.Conv2d(32, 64, 2, stride=2),
+            _Residual(64),
+            _Residual(64),
             nn.GELU(),
             nn.Flatten(),
-            nn.Linear(96 * (SIDE // 4) ** 2, 11),
+            nn.Linear(64 * (SIDE // 4) ** 2, 11),
         )
 
 

@@ -23,6 +23,7 @@ from framegrove.digits.verifier_model import Packer, answer_logits, read_cells, 
 from framegrove.errors import UserError
 from framegrove.search.fusion import product
 from framegrove.types import Assessment
+from framegrove.verification.calibration import fitted
 from framegrove.verification.questions import Question, load_question_set
 from framegrove.verification.scoring import Answer, averaged, on_grid, scores_of
 from framegrove.verification.views import Shown, grouped
@@ -127,3 +128,32 @@ class _Look:
 def assessment_of(group: Group) -> Assessment:
     """What a search asks about a child at this depth: unit 0 is a picture, later ones move."""
     return Assessment.IMAGE if group.depth == 0 else Assessment.MOTION
+
+
+def calibrated(judge: Judge, groups: Sequence[Group]) -> dict[Assessment, Calibration]:
+    """A verifier's calibrations, fitted to groups whose readings are the teacher's: of a first unit, of a later one,
+
+    and of a whole video, of any length: all of its units must be right. A unit is judged as what follows a right
+    parent, so that children of wrong ones count for whole videos alone.
+    """
+    first = [group for group in groups if group.depth == 0]
+    later = [group for group in groups if group.depth > 0]
+    pools = {
+        Assessment.IMAGE: first,
+        Assessment.MOTION: [group for group in later if group.parent_right],
+        Assessment.FINAL: later,
+    }
+    return {assessment: _fitted(judge, assessment, pool) for assessment, pool in pools.items() if pool}
+
+
+def _fitted(judge: Judge, assessment: Assessment, groups: Sequence[Group]) -> Calibration:
+    scores = [each for of_children in judge.scores(groups, lambda _: assessment) for each in of_children]
+    return fitted(scores, [_share_right(group, reading.right) for group in groups for reading in group.readings])
+
+
+def _share_right(group: Group, right: bool | None) -> float:
+    """1 for a branch that is right, 0 for one that is not, one half where the teacher cannot tell."""
+    verdicts = {right, *(reading.right for reading in group.lineage)}
+    if False in verdicts:
+        return 0.0
+    return 0.5 if None in verdicts else 1.0

@@ -17,10 +17,11 @@ _RIDGE = 0.01  # strength of the pull of all slopes to 0, in branches: a perfect
 _STEPS = 50
 
 
-def fitted(scores: Sequence[Mapping[str, float]], right: Sequence[bool]) -> Calibration:
+def fitted(scores: Sequence[Mapping[str, float]], right: Sequence[float]) -> Calibration:
     """Platt's calibration (1999): logistic regression of being right on the scores' log-odds, one slope each.
 
-    A score that would count against a branch is left out: on other branches it would do harm. With branches that are
+    ``right`` is 1 or true, 0 or false, or one half for a branch of which that cannot be told: those must not be left
+    out, or what is hard would seem to be rare. A score that would count against a branch is left out: on other branches it would do harm. With branches that are
     all right, or all wrong, there is nothing to learn and the bias alone says so. Raises ValueError without branches.
     """
     if not scores:
@@ -28,7 +29,8 @@ def fitted(scores: Sequence[Mapping[str, float]], right: Sequence[bool]) -> Cali
     verdicts_N = np.asarray(right, float)
     # Platt's targets: a little short of certainty, so that no probability becomes 0 or 1.
     yes, no = verdicts_N.sum(), len(verdicts_N) - verdicts_N.sum()
-    targets_N = np.where(verdicts_N > 0, (yes + 1) / (yes + 2), 1 / (no + 2))
+    least, most = 1 / (no + 2), (yes + 1) / (yes + 2)
+    targets_N = least + (most - least) * verdicts_N
     names = sorted(scores[0]) if 0 < yes < len(verdicts_N) else []
     while True:
         odds_NS = np.array([[log_odds(each[name]) for name in names] for each in scores]).reshape(len(scores), -1)
