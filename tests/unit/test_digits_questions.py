@@ -100,10 +100,12 @@ def test_verifiers_name_the_set_that_they_were_trained_for(tmp_path: Path) -> No
     fitted = {Assessment.MOTION: Calibration(bias=-0.5, slopes={"alignment": 0.7})}
     write_settings(tmp_path, fitted)
     settings = own_settings(str(tmp_path))
-    assert settings is not None and settings.questions is not None
+    assert settings is not None
+    assert settings.questions is not None
     assert load_question_set(settings.questions) is BY_UNIT
     assert settings.engine.max_frames == 6
     assert settings.calibration == fitted
     write_settings(tmp_path)
     uncalibrated = own_settings(str(tmp_path))
-    assert uncalibrated is not None and uncalibrated.calibration == {}
+    assert uncalibrated is not None
+    assert uncalibrated.calibration == {}

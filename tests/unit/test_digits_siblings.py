@@ -134,7 +134,9 @@ def test_siblings_become_scenes_with_the_teachers_answers() -> None:
     group = group_of(3, [3, None, 8])
     (unit,) = frames_of_view(View.UNIT, group.frame_count, MOST)
     sound, malformed, other = (read_as_drawn(group, child, unit, View.UNIT) for child in range(3))
-    assert sound is not None and malformed is not None and other is not None
+    assert sound is not None
+    assert malformed is not None
+    assert other is not None
     assert [one[0].fault for one in (sound, malformed, other)] == [Fault.NONE, Fault.MELT, Fault.MORPH]
     assert sound[0].digits == (3,) * 6
     assert malformed[0].digits == (3, 3, None, None, None, None)
@@ -146,7 +148,8 @@ def test_siblings_become_scenes_with_the_teachers_answers() -> None:
     answers = set()
     for _ in range(60):
         scene = scenes.draw((View.UNIT, MOST), rng)
-        assert scene is not None and not scene.placed
+        assert scene is not None
+        assert not scene.placed
         assert torch.equal(scene.frames[0], torch.from_numpy(group.shown(0, (0,))[0]).permute(2, 0, 1) / 255)
         bound = set(scene.drawn[0].digits) == {3}
         for question in ask_about(scene, rng, 12):
@@ -190,7 +193,8 @@ def test_the_shipped_verifier_is_examined_among_siblings() -> None:
     found = examine(judge, groups)
     assert [each.depth for each in found.depths] == [0, 1, 3]
     assert {each.right for each in found.depths} == {1.0}
-    assert math.isnan(found.roots) and found.figures()["auc_roots"] is None
+    assert math.isnan(found.roots)
+    assert found.figures()["auc_roots"] is None
     assert "| 3 | 2 | 100% | – |" in found.markdown()
     fitted = calibrated(judge, groups)
     assert fitted.keys() == {Assessment.IMAGE, Assessment.MOTION, Assessment.FINAL}

@@ -127,8 +127,9 @@ def test_a_little_training_tells_most_digits_and_most_spoilt_ones() -> None:
     digits, labels = _digits()
     random = torch.Generator().manual_seed(1)
     images, classes = drawn(digits, labels, 600, random)
+    network = small_network()
     with torch.no_grad():
-        said = small_network()(images).argmax(-1)
+        said = network(images).argmax(-1)
     sound = classes != MALFORMED
     assert float((said == classes)[sound].float().mean()) > 0.6
     assert float((said == classes)[~sound].float().mean()) > 0.4

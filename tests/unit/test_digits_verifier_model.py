@@ -57,7 +57,8 @@ def test_packed_answers_equal_transformers_one_by_one(tmp_path: Path) -> None:
         packed, *_ = answer_logits(model, cells, packer.pack(3, texts, [[True] * 3] * 2))
     save_folder(model, tokenizer, TINY, tmp_path / "model")
     settings = own_settings(str(tmp_path / "model"))
-    assert settings is not None and settings.engine.max_frames == 6
+    assert settings is not None
+    assert settings.engine.max_frames == 6
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     for clip in range(2):
