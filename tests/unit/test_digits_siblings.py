@@ -18,7 +18,7 @@ from framegrove.digits.teacher import TaughtObject, UnitReading, centres_of, seg
 from framegrove.digits.verifier_judge import Judge, assessment_of, calibrated
 from framegrove.digits.verifier_questions import ask_about
 from framegrove.digits.verifier_scenes import Fault
-from framegrove.digits.verifier_siblings import SiblingScenes, read_as_drawn
+from framegrove.digits.verifier_siblings import SiblingScenes, _moved, read_as_drawn
 from framegrove.digits.verifier_sights import MOST
 from framegrove.digits.world import DigitObject
 from framegrove.errors import UserError
@@ -150,7 +150,8 @@ def test_siblings_become_scenes_with_the_teachers_answers() -> None:
         scene = scenes.draw((View.UNIT, MOST), rng)
         assert scene is not None
         assert not scene.placed
-        assert torch.equal(scene.frames[0], torch.from_numpy(group.shown(0, (0,))[0]).permute(2, 0, 1) / 255)
+        original = torch.from_numpy(group.shown(0, (0,))[0]).permute(2, 0, 1) / 255
+        assert 0.7 < float(scene.frames[0].sum() / original.sum()) < 1.4  # moved and weathered a little
         bound = set(scene.drawn[0].digits) == {3}
         for question in ask_about(scene, rng, 12):
             if question.text == "Is there a red 3 in every frame?":
@@ -217,3 +218,12 @@ def test_an_examination_orders_siblings_and_roots(monkeypatch: pytest.MonkeyPatc
     assert later.within == pytest.approx(0.5)
     assert (later.children, later.right) == (6, pytest.approx(2 / 6))
     assert later.mistakes == 0.0
+
+
+def test_a_scene_is_moved_as_a_whole() -> None:
+    frames = torch.zeros(2, 3, 8, 8)
+    frames[:, :, 3, 4] = 1.0
+    moved = _moved(frames, 2, -1)
+    assert moved.shape == frames.shape
+    assert moved.nonzero()[:, 2:].unique(dim=0).tolist() == [[2, 6]]
+    assert torch.equal(_moved(frames, 0, 0), frames)

@@ -13,18 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.digits.sibling_files import read_groups, shards_in
 from framegrove.digits.siblings import Group, Pixels
 from framegrove.digits.teacher import TaughtObject
-from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
+from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene, degrade
 from framegrove.digits.verifier_sights import MOST, Place
 from framegrove.digits.world import COLOURS, DigitObject
 from framegrove.verification.views import Shown, View, frames_of_view
 
 Kind = tuple[View, int]  # a view, and how many frames it shows
 _WRONG = 0.5  # share of scenes in which something is wrong, where there are such
+_MOST_MOVED = 2  # px
+_LOOK = Quality.CLEAR  # of what is added: generated pictures have artefacts of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +62,27 @@ class SiblingScenes:
         return len(right), len(wrong)
 
     def draw(self, kind: Kind, rng: np.random.Generator) -> Scene | None:
-        """A random scene of a kind; None where there is none."""
+        """A random scene of a kind, moved by up to 2 px and a little weathered; None where there is none.
+
+        What is wrong is rare, and drawn many times in a training: it should not be known by heart.
+        """
         right, wrong = self._kept.get(kind, ([], []))
         pool = (wrong or right) if rng.random() < _WRONG else (right or wrong)
         if not pool:
             return None
         kept = pool[int(rng.integers(len(pool)))]
         frames = torch.from_numpy(kept.frames).permute(0, 3, 1, 2) / 255.0
+        frames = degrade(
+            _moved(frames, *(int(by) for by in rng.integers(-_MOST_MOVED, _MOST_MOVED + 1, 2))), _LOOK, rng
+        )
         return Scene(frames, kept.drawn, Quality.FAIR, kept.view, placed=False)
+
+
+def _moved(frames_N3HW: torch.Tensor, right: int, down: int) -> torch.Tensor:
+    """The frames, moved by some px; what comes in at the borders is what was there."""
+    wide = functional.pad(frames_N3HW, (_MOST_MOVED,) * 4, mode="replicate")
+    height, width = frames_N3HW.shape[2:]
+    return wide[:, :, _MOST_MOVED - down :, _MOST_MOVED - right :][:, :, :height, :width]
 
 
 def _looks(group: Group, rng: np.random.Generator) -> list[tuple[int, Shown, View]]:
