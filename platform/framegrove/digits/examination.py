@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from framegrove.digits.oracle import DigitsOracle
-from framegrove.digits.siblings import Group, Objects, Pixels, Read
-from framegrove.digits.teacher import Teacher, UnitReading
+from framegrove.digits.siblings import Group, Objects, Read
+from framegrove.digits.teacher import Pixels, Teacher, UnitReading
 from framegrove.digits.verifier_judge import Judge, assessment_of
 from framegrove.verification.calibration import auc, auc_within, calibration_error, confident_mistakes
 

@@ -30,6 +30,8 @@ _LEAST_MASS, _LEAST_SHARE = 14.0, 0.10  # of an object's ink: pixels of full bri
 _LEAST_CORE = 2.0  # pixels of an object's ink that have ink all around them: fringes have none
 _FADED = 0.4  # share of its usual ink below which an object has vanished from a frame
 _SURE = 0.7  # mean probability of a class that is told for sure
+# Log-odds by which malformed digits are rarer in generated clips, a few in a hundred, than in the network's training.
+_RARER = 3.0
 _AGREEMENT = 0.85  # least share of frames of the same class
 _ON_LINE, _OFF_LINE = 2.2, 3.2  # px from a motion's line: surely on it, surely off it
 _TRAVEL, _STILL = 5.0, 3.5  # px: surely moving, surely not
@@ -88,10 +90,12 @@ class Teacher:
     @torch.inference_mode()
     def _digit(self, ink_THW: npt.NDArray[np.float32]) -> tuple[int | None, bool]:
         mass = ink_THW.sum((1, 2))
-        if mass.min() < max(_FADED * float(np.median(mass)), _LEAST_MASS / 2) or _in_pieces(ink_THW[-1]):
+        if mass.min() < max(_FADED * float(np.median(mass)), _LEAST_MASS / 2):
             return None, True
-        chances_TC = self._network(normalised(torch.from_numpy(ink_THW))).softmax(-1)
-        return told(chances_TC.numpy())
+        logits_TC = self._network(normalised(torch.from_numpy(ink_THW)))
+        logits_TC[:, MALFORMED] -= _RARER
+        digit, is_told = told(logits_TC.softmax(-1).numpy())
+        return digit, is_told and not (digit is not None and _in_pieces(ink_THW[-1]))
 
 
 def told(chances_TC: npt.NDArray[np.float32]) -> tuple[int | None, bool]:
@@ -234,7 +238,7 @@ def _core(ink_THW: npt.NDArray[np.float32]) -> float:
 
 
 def _in_pieces(ink_HW: npt.NDArray[np.float32]) -> bool:
-    """Whether the ink is two objects: pieces far from one another, each with a good part of it."""
+    """Whether the ink may be two objects: pieces far from one another, each with a good part of it."""
     pieces, count = ndimage.label(ndimage.binary_dilation(ink_HW > _LEAST_INK, iterations=2))
     if count < 2:
         return False

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFa
 
 from framegrove.config.verifier import Calibration, own_settings, shipped_folder
 from framegrove.digits import world
-from framegrove.digits.siblings import Group, Pixels
+from framegrove.digits.siblings import Group
+from framegrove.digits.teacher import Pixels
 from framegrove.digits.verifier_model import Packer, answer_logits, read_cells, with_fast_norms
 from framegrove.errors import UserError
 from framegrove.search.fusion import product
@@ -48,7 +50,7 @@ class Judge:
         model = Idefics3ForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         )
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size // model.config.scale_factor
         self._model = with_fast_norms(model).eval()
         self._packer = Packer(PreTrainedTokenizerFast.from_pretrained(folder), side**2)

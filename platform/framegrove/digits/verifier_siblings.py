@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.digits.sibling_files import read_groups, shards_in
-from framegrove.digits.siblings import Group, Pixels
-from framegrove.digits.teacher import TaughtObject
+from framegrove.digits.siblings import Group
+from framegrove.digits.teacher import Pixels, TaughtObject
 from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene, degrade
 from framegrove.digits.verifier_sights import MOST, Place
 from framegrove.digits.world import COLOURS, DigitObject

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from framegrove.config.verifier import Calibration, log_odds
 
 Numbers = Sequence[float] | npt.NDArray[np.float64]
-_RIDGE = 0.01  # strength of the pull of all slopes to 0, in branches: a perfect verifier's would be infinite
+# Strength of the pull of all slopes to 0: a perfect verifier's would be infinite, and that of a score that hardly
+# varies is anybody's guess.
+_RIDGE = 1.0
 _STEPS = 50
 
 
