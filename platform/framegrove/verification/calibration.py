@@ -23,8 +23,9 @@ def fitted(scores: Sequence[Mapping[str, float]], right: Sequence[float]) -> Cal
     """Platt's calibration (1999): logistic regression of being right on the scores' log-odds, one slope each.
 
     ``right`` is 1 or true, 0 or false, or one half for a branch of which that cannot be told: those must not be left
-    out, or what is hard would seem to be rare. A score that would count against a branch is left out: on other branches it would do harm. With branches that are
-    all right, or all wrong, there is nothing to learn and the bias alone says so. Raises ValueError without branches.
+    out, or what is hard would seem to be rare. A score that would count against a branch is left out: on other branches
+    it would do harm. With branches that are all right, or all wrong, there is nothing to learn and the bias alone says
+    so. Raises ValueError without branches.
     """
     if not scores:
         raise ValueError("a calibration needs branches to be fitted to")
