@@ -159,6 +159,22 @@ def test_killing_a_generator_changes_nothing(house: House, undisturbed: SearchRe
     assert house.pid(GENERATORS) != pid
 
 
+def test_searches_at_the_same_time_share_the_actors_and_change_nothing(house: House, undisturbed: SearchRecord) -> None:
+    other = dataclasses.replace(REQUEST, seed=12, policy="linear", budget=2.0)
+    alone, pid = house.search(other), house.pid(GENERATORS)
+
+    async def together() -> list[SearchRecord]:
+        kill = once(0.2, lambda: os.kill(pid, signal.SIGKILL))
+        return await asyncio.gather(
+            house.runner.search(REQUEST, kill), house.runner.search(other), house.runner.search(other)
+        )
+
+    records = house.loop.run(together())
+    assert [video(record) for record in records] == [video(undisturbed), video(alone), video(alone)]
+    assert any(span.ending == "failed" for record in records for span in record.outcome.spans)
+    assert house.pid(GENERATORS) != pid
+
+
 class Grave:
     """Values that are put here are lost with the actor."""
 

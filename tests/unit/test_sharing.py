@@ -171,7 +171,7 @@ def test_a_dead_worker_is_brought_back_by_one_search_and_by_another_if_that_ends
     woken: list[str] = []
     shared = SharedWorkers()
     one, other = (shared.join(POOLS, lambda name=name: woken.append(name)) for name in "ab")  # type: ignore[misc]
-    unjudged = shared.join({GENERATORS: POOLS[GENERATORS]})
+    unjudged = shared.join({GENERATORS: POOLS[GENERATORS]}, lambda: woken.append("unjudged"))
     one.down("v0")
     assert other.to_recover() == []
     assert one.to_recover() == ["v0"]

@@ -108,8 +108,9 @@ class SharedWorkers:
             seeker = min(seekers, key=lambda share: share.rank(GENERATORS), default=None)
             woken.append(seeker)  # if it finds nothing to do, the next one is woken when it has decided
         woken += [share for share, _ in self._to_stop()]
-        if None in self._broken.values():
-            woken += [share for share in self._shares if not share.winding_up]
+        orphans = {self._workers.pool(worker) for worker, whose in self._broken.items() if whose is None}
+        if orphans:  # only those who will take one over: to wake others would never end
+            woken += [share for share in self._shares if not share.winding_up and orphans.intersection(share.pools)]
         for share in dict.fromkeys(woken):
             if share is not None and share is not besides:
                 share.wake()
