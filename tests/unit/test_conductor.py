@@ -181,7 +181,7 @@ def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poiso
 
 def test_where_every_branch_is_poisoned_nothing_can_win() -> None:
     every = frozenset((n,) for n in range(50))
-    for policy in ("linear", "tof", "beam", "smc", "dfs", "evo", "halving"):
+    for policy in ("linear", "tof", "beam", "smc", "dfs", "halving"):
         with pytest.raises(SearchFailed, match="failed 3 times"):
             search(World(poison=every), TOF.model_copy(update={"policy": policy}))
 
