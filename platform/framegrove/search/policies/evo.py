@@ -20,9 +20,9 @@ Unit by unit, among the children of the branch that was best so far:
 
     1~0 is child 1 after its mutation 0, 1~0~0 the same mutated once more (lineage.py has how a path says so).
 
-Weak mutations inherit what is wrong. In the digits world, of children mutated from a wrong one (units 1 to 3, 24 parents
-that are right, 72 children each) 6% are right at strengths of 0.3, 24% at 0.6, 28% at 0.9, and 33% of fresh ones. The
-defaults are strong for that reason; weaker ones are for scores that improve by degrees.
+Weak mutations inherit what is wrong. In the digits world, of children mutated from a wrong one (units 1 to 3, 24
+parents that are right, 72 children each) 6% are right at strengths of 0.3, 24% at 0.6, 28% at 0.9, and 33% of fresh
+ones. The defaults are strong for that reason; weaker ones are for scores that improve by degrees.
 
 The price of finishing one video is kept back. Where the budget does not pay for a whole generation, it is smaller, and
 where it pays for none, the best child goes on; a child that would have nobody to be compared with is not judged.
