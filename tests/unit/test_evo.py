@@ -19,11 +19,12 @@ from tests.fakes import FREE, PAID, World, played
 
 LAYOUT = Layout(units=2, stages=2)
 PLENTY = 100 * PAID.one_sample(LAYOUT)
-OPTIONS = EvoOptions(elite=2, generations=3, accept=0.5)
+MILD = {"strength": 0.6, "jump_strength": 0.6}
+OPTIONS = EvoOptions(elite=2, generations=3, accept=0.5, **MILD)
 
 
 def by(parent: int, number: int) -> int:
-    """The index of a mutation with the usual strengths."""
+    """The index of a mutation with the strengths of these tests."""
     return Mutation(parent, number, 60, 60).index
 
 
@@ -108,7 +109,7 @@ def test_half_of_the_budget_is_for_mutations() -> None:
 
 
 def test_idle_workers_work_ahead_on_the_leading_child_and_its_mutations() -> None:
-    policy = Evolution(LAYOUT, PLENTY, 3, PAID, EvoOptions(elite=1))
+    policy = Evolution(LAYOUT, PLENTY, 3, PAID, EvoOptions(elite=1, **MILD))
     plan = Plan()
     plan.add(policy.start())
     for path, score in (((0,), 0.3), ((1,), 0.1)):

@@ -20,6 +20,10 @@ Unit by unit, among the children of the branch that was best so far:
 
     1~0 is child 1 after its mutation 0, 1~0~0 the same mutated once more (lineage.py has how a path says so).
 
+Weak mutations inherit what is wrong. In the digits world, of children mutated from a wrong one (units 1 to 3, 24
+parents that are right, 72 children each) 6% are right at strengths of 0.3, 24% at 0.6, 28% at 0.9, and 33% of fresh
+ones. The defaults are strong for that reason; weaker ones are for scores that improve by degrees.
+
 The price of finishing one video is kept back. Where the budget does not pay for a whole generation, it is smaller, and
 where it pays for none, the best child goes on; a child that would have nobody to be compared with is not judged.
 """
@@ -65,10 +69,10 @@ class EvoOptions(Config):
         default=0.5, gt=0, lt=1, description="probability of being right, by the panel, from which a child goes on"
     )
     strength: float = Field(
-        default=0.6, ge=0, le=0.99, description="of the mutation of the noise that a child starts from, to 0.01"
+        default=0.9, ge=0, le=0.99, description="of the mutation of the noise that a child starts from, to 0.01"
     )
     jump_strength: float = Field(
-        default=0.6, ge=0, le=0.99, description="of the mutation of the noise at the pyramid's jumps, to 0.01"
+        default=0.9, ge=0, le=0.99, description="of the mutation of the noise at the pyramid's jumps, to 0.01"
     )
 
     @model_validator(mode="after")
