@@ -108,7 +108,7 @@ def over_cache(
             else [LocalVerifierPool(cache, each, speeds=speeds) for each in panel.verifiers]
         )
         apart = [LocalVerifierPool(cache, each) for each in (held_out.verifiers if held_out else ())]
-        for pool in apart:
+        for pool in (*pools, *apart):  # an engine that is left to the end of the process would never let it end
             stack.callback(pool.close)
         yield Laboratory(
             local_runner(cache, source, search=search, generators=generators, speeds=speeds, verifiers=pools),

@@ -69,7 +69,8 @@ def read_suite(name: str, search: SearchConfig, *, tuning: bool = False, prompts
     settings = tuple(s for s in config.settings if s not in left_out)
     for setting in settings:
         measuring.search_of(search, setting)
-    return Suite(path.stem, config, settings, left_out, config.tuning_seed if tuning else config.seed, tuning)
+    own = path.stem.removeprefix("suite_").replace("_", "-")
+    return Suite(own, config, settings, left_out, config.tuning_seed if tuning else config.seed, tuning)
 
 
 def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str, display: Display) -> None:
@@ -126,7 +127,7 @@ def report(suite: Suite, out: Path, display: Display) -> None:
         return
     title = f"{suite.name}{', on the prompts for tuning' if suite.tuning else ''}"
     with replacing(out / "evidence.md") as partial:
-        partial.write_text(page(title, chapters), encoding="utf-8")
+        partial.write_text(page(title, suite.config.aims.units, chapters), encoding="utf-8")
     write_json(out / "evidence.json", {"suite": suite.config.model_dump(mode="json"), "lengths": _json(chapters)})
     display.say("\n".join(str(path) for path in sorted(out.glob("evidence.*")) + sorted(out.glob("*.png"))))
 
@@ -158,7 +159,7 @@ def _ledger(out: Path, judge: str, length: Length) -> Path:
 def _draw(found: Chapter, suite: Suite, out: Path, judge: str) -> None:
     from framegrove.evaluation.evidence_pictures import draw_costs, draw_scores
 
-    about = f"{found.units} units, {found.prompts} prompts"
+    about = f"{found.units} units, {found.prompts} prompt{'' if found.prompts == 1 else 's'}"
     if judge == ORACLE:
         title = f"Ceiling, the oracle as judge: videos fully right, {about}"
         draw_costs(found, suite.config, out / f"ceiling-{found.units}.png", title=title)

@@ -49,6 +49,10 @@ def test_the_second_time_nothing_is_sampled(model: Path, tmp_path: Path) -> None
     again = run(model, cache, tmp_path / "second", "--generators", "2")
     assert "0 units" in again.output
     assert len(rows(tmp_path / "second")) == 3
+    from_anywhere = "framegrove.search.policies.linear:ENTRY"
+    run(model, cache, tmp_path / "third", "--policies", from_anywhere)
+    assert [row["policy"] for row in rows(tmp_path / "third")] == ["single", from_anywhere]
+    assert rows(tmp_path / "third")[1]["branches"] == rows(tmp_path / "first")[1]["branches"]
 
 
 def test_virtual_seconds_are_not_mixed(model: Path, tmp_path: Path) -> None:
@@ -130,6 +134,7 @@ def test_a_suites_results_with_its_ceiling(model: Path, tmp_path: Path) -> None:
         assert [each["setting"]["label"] for each in length["found"]["outcomes"]][1] == "linear 2"
     text = (out / "evidence.md").read_text()
     assert "## 2 units, 2 prompts" in text
+    assert "## 3 units, 1 prompt\n" in text
     assert "### Ceiling" in text
     for name in ("right-2.png", "judge-3.png", "ceiling-2.png", "rows.parquet"):
         assert (out / name).is_file()

@@ -130,7 +130,7 @@ def test_an_aim_that_no_tree_setting_can_meet_says_so() -> None:
     assert (nearest["beam"].setting, nearest["beam"].reached) == ("beam 8x", False)
     assert nearest["beam"].difference.mean == pytest.approx(-0.08)
     assert nearest["beam"].difference.high < 0
-    assert "no tree setting reaches the plateau" in page("try", [(found, None, None)])
+    assert "no tree setting reaches the plateau" in page("try", 16, [(found, None, None)])
 
 
 def test_what_each_setting_gives(found: Chapter) -> None:
@@ -157,6 +157,7 @@ def test_trends_tell_a_deceived_judge_from_a_good_one() -> None:
     assert trends["linear"].right.low > 0
     assert trends["dfs"].believed.low > 0
     assert trends["dfs"].right.high < 0
+    assert [trends[family].rises for family in ("linear", "dfs")] == [True, False]
 
 
 def test_rank_correlation_of_the_judge_with_the_oracle() -> None:
@@ -196,11 +197,12 @@ def test_without_linear_search_there_is_no_plateau() -> None:
 
 def test_page_and_pictures(found: Chapter, tmp_path: Path) -> None:
     ceiling = evidence.chapter(rows(), suite())
-    text = page("digits-long", [(found, ceiling, evidence.blame(rows(), rows(), found, suite()))])
+    text = page("digits-long", 16, [(found, ceiling, evidence.blame(rows(), rows(), found, suite()))])
     assert "**met** by dfs 8x: 0.30" in text
     assert "**missed** by 0.25" in text
     assert "| dfs 8x | 76% [" in text
     assert "Ceiling: the oracle as judge" in text
+    assert "**The aims, which are for 8 units, at this length**" in page("digits-long", 8, [(found, None, None)])
     widths = {line.count("|") for line in text.split("**Aims**")[0].splitlines() if line.startswith("|")}
     assert len(widths) == 1, "a table's rows have as many cells as its head"
     draw_costs(found, suite(), tmp_path / "right.png", title="right")

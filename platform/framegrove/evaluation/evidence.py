@@ -114,6 +114,11 @@ class Trend:
     believed: Interval
     right: Interval
 
+    @property
+    def rises(self) -> bool:
+        """Whether both do, by their means."""
+        return self.believed.mean > 0 and self.right.mean > 0
+
 
 @dataclass(frozen=True)
 class Chapter:

@@ -8,8 +8,11 @@ from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.evidence import Aim, Blame, Chapter, Outcome, Standing, Trend
 
 
-def page(name: str, chapters: Sequence[tuple[Chapter, Chapter | None, Blame | None]]) -> str:
-    """All of it; for each length what was found, the same with the oracle as judge, and who is to blame."""
+def page(name: str, aims_for: int, chapters: Sequence[tuple[Chapter, Chapter | None, Blame | None]]) -> str:
+    """All of it; for each length what was found, the same with the oracle as judge, and who is to blame.
+
+    ``aims_for`` is the length, in units, that the aims are for.
+    """
     parts = [
         f"# {name}",
         "Means over prompts with 95% bootstrap intervals; differences are paired by prompt. Costs are total FLOPs in "
@@ -17,23 +20,28 @@ def page(name: str, chapters: Sequence[tuple[Chapter, Chapter | None, Blame | No
         "search sees; *P(right)* what the search's own judge says of the winner.",
     ]
     for found, ceiling, blame in chapters:
-        parts.append(f"## {found.units} units, {found.prompts} prompts")
-        parts += _chapter(found)
+        aims = "Aims" if found.units == aims_for else f"The aims, which are for {aims_for} units, at this length"
+        parts.append(f"## {found.units} units, {_prompts(found)}")
+        parts += _chapter(found, aims)
         if blame is not None:
             parts.append("**What keeps it from being always right**, one part at a time replaced by a perfect twin")
             parts.append("\n".join(f"- {line}" for line in _blame(blame)))
         if ceiling is not None:
-            parts.append(f"### Ceiling: the oracle as judge, {ceiling.prompts} prompts (no result, a bound)")
-            parts += _chapter(ceiling)
+            parts.append(f"### Ceiling: the oracle as judge, {_prompts(ceiling)} (no result, a bound)")
+            parts += _chapter(ceiling, "The aims with a perfect judge")
     return "\n\n".join(parts) + "\n"
 
 
-def _chapter(found: Chapter) -> Iterator[str]:
+def _prompts(found: Chapter) -> str:
+    return "1 prompt" if found.prompts == 1 else f"{found.prompts} prompts"
+
+
+def _chapter(found: Chapter, aims: str) -> Iterator[str]:
     yield _settings(found.outcomes)
     if found.plateau is not None:
         yield f"The plateau of linear search is **{found.plateau}**."
     if found.aims:
-        yield "**Aims**"
+        yield f"**{aims}**"
         yield "\n".join(f"- {_aim(aim)}" for aim in found.aims)
     if found.standings:
         yield "**Tree policies beside linear search**: the cheapest setting that reaches the plateau, or the nearest"
@@ -110,10 +118,17 @@ def _standings(standings: Sequence[Standing], stop: str | None) -> str:
 
 def _trends(trends: Sequence[Trend]) -> str:
     rows = [
-        [trend.family, trend.settings[0], trend.settings[-1], _points(trend.believed), _points(trend.right)]
+        [
+            trend.family,
+            trend.settings[0],
+            trend.settings[-1],
+            _points(trend.believed),
+            _points(trend.right),
+            "yes" if trend.rises else "no",
+        ]
         for trend in trends
     ]
-    return _table(["family", "cheapest", "dearest", "P(right)", "right"], rows)
+    return _table(["family", "cheapest", "dearest", "P(right)", "right", "both rise"], rows)
 
 
 def _blame(blame: Blame) -> Iterator[str]:

@@ -39,6 +39,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from framegrove.errors import UserError
+from framegrove.lineage import branch_name
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
@@ -582,10 +583,6 @@ def _paths(work: Work) -> tuple[Path, ...]:
 def describe(work: Work) -> str:
     """The work in words, for messages."""
     if isinstance(work, ScoreWork):
-        return f"the {work.assessment} score of branch {_name(work.path)} by {work.verifier}"
-    branches = ", ".join(map(_name, work.paths))
+        return f"the {work.assessment} score of branch {branch_name(work.path)} by {work.verifier}"
+    branches = ", ".join(map(branch_name, work.paths))
     return f"sampling {'branch' if len(work.paths) == 1 else 'branches'} {branches}"
-
-
-def _name(path: Path) -> str:
-    return ".".join(map(str, path))
