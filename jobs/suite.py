@@ -93,6 +93,7 @@ def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str,
             files, suite.settings, length.prompts, suite.seed, digits=suite.config.digits, units=length.units
         )
         wanted += [(item, ledger) for item in items]
+    wanted.sort(key=lambda each: each[0].index)  # a setting that some length cannot pay for shows at the first prompt
     measuring.measure(lab, wanted, display)
 
 

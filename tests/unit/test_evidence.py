@@ -214,12 +214,13 @@ def test_page_and_pictures(found: Chapter, tmp_path: Path) -> None:
 
 
 def test_rows_come_back_as_they_were_and_parquet_has_them_flat(tmp_path: Path) -> None:
-    first = replace(row(DFS, 3, True, 1.2), search_score=-0.25)
+    first = replace(row(DFS, 3, True, 1.2), search_score=-0.25, held_out={"signals/flicker": 0.9, "other/right": 0.5})
     assert Row.from_json(json.loads(json.dumps(first.as_json()))) == first
     write_parquet([first, row(STOP, 3, False, 2.0)], tmp_path / "rows.parquet", ["panel", "oracle"])
     table = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [each["label"] for each in table] == ["dfs 2x", "linear with stop"]
     assert [each["judge"] for each in table] == ["panel", "oracle"]
+    assert [each["held_out/other/right"] for each in table] == [0.5, None]
     assert (table[0]["held_out/signals/flicker"], table[0]["search_score"], table[0]["options"]) == (0.9, -0.25, "{}")
 
 

@@ -71,7 +71,7 @@ def draw_scores(found: Chapter, suite: SuiteConfig, path: Path, *, title: str) -
     linear, single = families.get(_LINEAR, []), families.pop(_SINGLE, [])
     figure, panels = _grid(len(families) or 1, height=2.7)
     lowest = min(min(outcome.right.low, outcome.believed.low) for outcome in found.outcomes)
-    low = max(0.0, math.floor(10 * lowest) / 10)
+    low = _below(lowest)
     for axes, (name, outcomes) in zip(panels, families.items(), strict=False):
         colour = _colour(outcomes[0].setting, suite)
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.9, ls="--", zorder=1)
@@ -149,6 +149,11 @@ def _path(axes: Axes, outcomes: Sequence[Outcome], colour: str, *, named: bool =
         _name(axes, outcomes, x, y, colour)
 
 
+def _below(lowest: float) -> float:
+    """Where an axis of shares begins that must show this one, and half of all shares at least."""
+    return min(0.5, math.floor(10 * lowest) / 10)
+
+
 def _spread(shares: Sequence[Interval]) -> list[list[float]]:
     below, above = [s.mean - s.low for s in shares], [s.high - s.mean for s in shares]
     return [[max(0.0, each) for each in side] for side in (below, above)]
@@ -188,7 +193,7 @@ def _share_costs(panels: Sequence[Axes], outcomes: Sequence[Outcome]) -> None:
     for axes in panels:
         axes.set_xscale("log")
         axes.set_xlim(0.85 * min(costs), 1.35 * max(costs))
-        axes.set_ylim(max(0.0, math.floor(10 * lowest) / 10), 1.03)
+        axes.set_ylim(_below(lowest), 1.03)
         axes.xaxis.set_major_locator(FixedLocator(_NUMBERS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

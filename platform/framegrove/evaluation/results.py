@@ -150,7 +150,9 @@ def write_parquet(rows: Sequence[Row], path: Path, judges: Sequence[str] = ()) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([_flat(row) for row in rows])
+    flat = [_flat(row) for row in rows]
+    columns = dict.fromkeys(name for row in flat for name in row)  # not all rows have the same judge held out
+    table = pa.table({name: [row.get(name) for row in flat] for name in columns})
     if judges:
         table = table.append_column("judge", [list(judges)])
     with files.replacing(path) as partial:
