@@ -225,6 +225,25 @@ def played(policy: Policy, world: World) -> Plan:
     return plan
 
 
+class Game:
+    """A policy that is told the scores of branches by name, step by step."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.plan = Plan()
+        self.plan.add(policy.start())
+
+    def tell(self, scores: Mapping[Path, float]) -> list[Path]:
+        """The branches that are sampled next."""
+        before = set(self.plan.certain)
+        for path, score in scores.items():
+            work = PanelWork(path, self.policy.layout.assessment(len(path) - 1))
+            assert work in before
+            self.plan.add(self.policy.judged(work, (("only", score),)))
+        new = [work for work in self.plan.certain if work not in before]
+        return [path for work in new if isinstance(work, SampleWork) for path in work.paths]
+
+
 class MemoryStore:
     """Latents that outlive a search, not the test."""
 

@@ -9,35 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framegrove.search.policies.dfs import DepthFirst, DfsOptions
-from framegrove.search.tree import Layout, PanelWork, Plan
-from framegrove.types import Path, SampleWork
-from tests.fakes import FREE, PAID, World, played
+from framegrove.search.tree import Layout, PanelWork
+from framegrove.types import SampleWork
+from tests.fakes import FREE, PAID, Game, World, played
 
 LAYOUT = Layout(units=3, stages=2)
 PLENTY = 100 * PAID.one_sample(LAYOUT)
 
 
-class Game:
-    """A search that is told the scores of branches by name."""
-
-    def __init__(self, allowed: int = PLENTY, until: float | None = None) -> None:
-        self.policy = DepthFirst(LAYOUT, allowed, PAID, DfsOptions(accept=0.5, grow=2, most=3), until=until)
-        self.plan = Plan()
-        self.plan.add(self.policy.start())
-
-    def tell(self, scores: dict[Path, float]) -> list[Path]:
-        """The branches that are sampled next."""
-        before = set(self.plan.certain)
-        for path, score in scores.items():
-            work = PanelWork(path, LAYOUT.assessment(len(path) - 1))
-            assert work in before
-            self.plan.add(self.policy.judged(work, (("only", score),)))
-        new = [work for work in self.plan.certain if work not in before]
-        return [path for work in new if isinstance(work, SampleWork) for path in work.paths]
+def game_of(allowed: int = PLENTY, until: float | None = None) -> Game:
+    return Game(DepthFirst(LAYOUT, allowed, PAID, DfsOptions(accept=0.5, grow=2, most=3), until=until))
 
 
 def test_the_example_of_the_docstring() -> None:
-    game = Game()
+    game = game_of()
     assert game.tell({(0,): 0.9}) == [(0, 0)]
     assert game.tell({(0, 0): 0.2}) == [(0, 1), (0, 2)]
     assert SampleWork(((0, 1), (0, 2)), 0, 1) in game.plan.certain  # in one work: they share their past
@@ -59,7 +44,7 @@ def test_the_example_of_the_docstring() -> None:
 
 
 def test_a_whole_video_is_accepted_from_until_on() -> None:
-    game = Game(until=0.9)
+    game = game_of(until=0.9)
     game.tell({(0,): 0.9})
     game.tell({(0, 0): 0.9})
     assert game.tell({(0, 0, 0): 0.8}) == [(0, 0, 1), (0, 0, 2)]
@@ -69,7 +54,7 @@ def test_a_whole_video_is_accepted_from_until_on() -> None:
 
 def test_where_the_budget_ends_the_most_promising_branch_is_finished() -> None:
     one = sum(PAID.unit(LAYOUT, depth) for depth in range(3))
-    game = Game(allowed=one + PAID.sample(0, 0, 1, 1) + PAID.judge(0, LAYOUT.assessment(0)))
+    game = game_of(allowed=one + PAID.sample(0, 0, 1, 1) + PAID.judge(0, LAYOUT.assessment(0)))
     assert game.tell({(0,): 0.2}) == [(1,)]  # one more, not two: the rest is kept back
     assert game.tell({(1,): 0.4}) == [(1, 0), (1, 0, 0)]
     assert game.plan.winner == (1, 0, 0)
@@ -92,7 +77,7 @@ def test_idle_workers_are_told_what_is_likeliest_to_be_needed() -> None:
 
 
 def test_nobody_works_ahead_on_a_branch_that_is_closed() -> None:
-    game = Game()
+    game = game_of()
     game.tell({(0,): 0.9})
     game.tell({(0, 0): 0.1})
     assert game.tell({(0, 1): 0.1, (0, 2): 0.1}) == [(1,)]  # (0) was accepted, and has no good child

@@ -14,8 +14,8 @@ from framegrove.lineage import Mutation, branch_name, mutation_of
 from framegrove.search.policies import make_policy
 from framegrove.search.policies.evo import Evolution, EvoOptions, population_for, price_of_generation
 from framegrove.search.tree import Layout, PanelWork, Plan
-from framegrove.types import Path, SampleWork
-from tests.fakes import FREE, PAID, World, played
+from framegrove.types import SampleWork
+from tests.fakes import FREE, PAID, Game, World, played
 
 LAYOUT = Layout(units=2, stages=2)
 PLENTY = 100 * PAID.one_sample(LAYOUT)
@@ -28,27 +28,12 @@ def by(parent: int, number: int) -> int:
     return Mutation(parent, number, 60, 60).index
 
 
-class Game:
-    """A search that is told the scores of branches by name."""
-
-    def __init__(self, allowed: int = PLENTY, until: float | None = None, options: EvoOptions = OPTIONS) -> None:
-        self.policy = Evolution(LAYOUT, allowed, 3, PAID, options, until=until)
-        self.plan = Plan()
-        self.plan.add(self.policy.start())
-
-    def tell(self, scores: dict[Path, float]) -> list[Path]:
-        """The branches that are sampled next."""
-        before = set(self.plan.certain)
-        for path, score in scores.items():
-            work = PanelWork(path, LAYOUT.assessment(len(path) - 1))
-            assert work in before
-            self.plan.add(self.policy.judged(work, (("only", score),)))
-        new = [work for work in self.plan.certain if work not in before]
-        return [path for work in new if isinstance(work, SampleWork) for path in work.paths]
+def game_of(allowed: int = PLENTY, until: float | None = None, options: EvoOptions = OPTIONS) -> Game:
+    return Game(Evolution(LAYOUT, allowed, 3, PAID, options, until=until))
 
 
 def test_the_example_of_the_docstring() -> None:
-    game = Game()
+    game = game_of()
     assert SampleWork(((0,), (1,), (2,)), 0, 1) in game.plan.certain
     assert game.tell({(0,): 0.9, (1,): 0.4}) == []  # the last may be better still
     assert game.tell({(2,): 0.7}) == [(0, 0), (0, 1), (0, 2)]
@@ -69,17 +54,17 @@ def test_the_example_of_the_docstring() -> None:
 
 
 def test_after_the_last_generation_the_best_of_all_goes_on() -> None:
-    game = Game(options=EvoOptions(generations=2, strength=0.3, jump_strength=0))
+    game = game_of(options=EvoOptions(generations=2, strength=0.3, jump_strength=0))
     children = game.tell({(0,): 0.1, (1,): 0.45, (2,): 0.2})
     assert children == [(Mutation(1, number, 30, 0).index,) for number in range(3)]
     assert game.tell(dict.fromkeys(children, 0.4)) == [(1, 0), (1, 1), (1, 2)]
 
 
 def test_a_whole_video_is_accepted_from_until_on() -> None:
-    game = Game(until=0.95)
+    game = game_of(until=0.95)
     game.tell({(0,): 0.9, (1,): 0.4, (2,): 0.7})
     assert game.tell({(0, 0): 0.9, (0, 1): 0.3, (0, 2): 0.2}) != []
-    game = Game(until=0.85)
+    game = game_of(until=0.85)
     game.tell({(0,): 0.9, (1,): 0.4, (2,): 0.7})
     game.tell({(0, 0): 0.9, (0, 1): 0.3, (0, 2): 0.2})
     assert game.plan.winner == (0, 0)
@@ -87,12 +72,12 @@ def test_a_whole_video_is_accepted_from_until_on() -> None:
 
 def test_what_the_budget_pays_for_is_the_size_of_a_generation() -> None:
     first, finishing = price_of_generation(PAID, LAYOUT, 0, 3), PAID.unjudged(LAYOUT, 1)
-    game = Game(allowed=first + price_of_generation(PAID, LAYOUT, 0, 2) + finishing)
+    game = game_of(allowed=first + price_of_generation(PAID, LAYOUT, 0, 2) + finishing)
     low = {(0,): 0.1, (1,): 0.4, (2,): 0.2}
     assert game.tell(low) == [(by(1, 0),), (by(2, 0),)]  # two, not three: the rest is kept back
     assert game.tell({(by(1, 0),): 0.3, (by(2, 0),): 0.1}) == [(1, 0)]  # nobody to compare it with: not judged
     assert game.plan.winner == (1, 0)
-    game = Game(allowed=first + finishing)
+    game = game_of(allowed=first + finishing)
     assert game.tell(low) == [(1, 0)]
     assert game.plan.winner == (1, 0)
 

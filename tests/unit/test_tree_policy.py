@@ -11,34 +11,18 @@ from framegrove.search.budget import BudgetError
 from framegrove.search.policies import make_policy
 from framegrove.search.policies.tree import HalvingOptions, Leg, Tree, TreeOptions, legs_of
 from framegrove.search.tree import Layout, PanelWork, Plan
-from framegrove.types import Path, SampleWork
-from tests.fakes import FREE, PAID
+from framegrove.types import SampleWork
+from tests.fakes import FREE, PAID, Game
 
 LAYOUT = Layout(units=3, stages=2)
 
 
-class Game:
-    """A search that is told the scores of branches by name."""
-
-    def __init__(self, options: TreeOptions, population: int, layout: Layout = LAYOUT) -> None:
-        self.layout = layout
-        self.policy = Tree(layout, legs_of(layout, population, options), options, seed=3)
-        self.plan = Plan()
-        self.plan.add(self.policy.start())
-
-    def tell(self, scores: dict[Path, float]) -> list[Path]:
-        """The branches that are sampled next."""
-        before = set(self.plan.certain)
-        for path, score in scores.items():
-            work = PanelWork(path, self.layout.assessment(len(path) - 1))
-            assert work in before
-            self.plan.add(self.policy.judged(work, (("only", score),)))
-        new = [work for work in self.plan.certain if work not in before]
-        return [path for work in new if isinstance(work, SampleWork) for path in work.paths]
+def game_of(options: TreeOptions, population: int, layout: Layout = LAYOUT) -> Game:
+    return Game(Tree(layout, legs_of(layout, population, options), options, seed=3))
 
 
 def test_the_example_of_the_docstring() -> None:
-    game = Game(TreeOptions(select="top", keep=1 / 3), 6)
+    game = game_of(TreeOptions(select="top", keep=1 / 3), 6)
     assert [len(work.paths) for work in game.plan.certain if isinstance(work, SampleWork)] == [4, 2]
     assert game.tell({(1,): 0.9, (0,): 0.1, (2,): 0.2, (3,): 0.3}) == []
     assert next(iter(game.policy.speculative())).work == SampleWork(((1, 0), (1, 1), (1, 2)), 0, 1)
@@ -54,15 +38,15 @@ def test_the_example_of_the_docstring() -> None:
 
 
 def test_those_above_a_threshold_share_the_population() -> None:
-    game = Game(TreeOptions(select="threshold", threshold=0.5), 5)
+    game = game_of(TreeOptions(select="threshold", threshold=0.5), 5)
     children = game.tell({(0,): 0.6, (1,): 0.2, (2,): 0.9, (3,): 0.4, (4,): 0.5})
     assert Counter(path[0] for path in children) == {2: 2, 0: 2, 4: 1}  # the best ones have one more
-    nobody = Game(TreeOptions(select="threshold", threshold=0.9), 3)
+    nobody = game_of(TreeOptions(select="threshold", threshold=0.9), 3)
     assert {path[0] for path in nobody.tell({(0,): 0.1, (1,): 0.3, (2,): 0.2})} == {1}
 
 
 def test_systematic_resampling_gives_everyone_its_share_to_within_one() -> None:
-    game = Game(TreeOptions(select="systematic"), 8)
+    game = game_of(TreeOptions(select="systematic"), 8)
     scores = {(n,): (n + 1) / 10 for n in range(8)}
     drawn = Counter(path[0] for path in game.tell(scores))
     assert sum(drawn.values()) == 8
@@ -88,7 +72,7 @@ def test_halving_rejects_the_worse_half_whenever_the_length_has_doubled() -> Non
     layout = Layout(units=16, stages=2)
     legs = legs_of(layout, 8, HalvingOptions())
     assert legs == (Leg(0, 0, 8, 4), Leg(1, 1, 4, 2), Leg(2, 3, 2, 1), Leg(4, 7, 1, 1), Leg(8, 15, 1, 1))
-    game = Game(HalvingOptions(), 4, layout)
+    game = game_of(HalvingOptions(), 4, layout)
     game.tell({(n,): n / 10 for n in range(4)})
     game.tell({(2, 0): 0.9, (3, 0): 0.1})
     assert game.plan.winner is None
@@ -99,7 +83,7 @@ def test_halving_rejects_the_worse_half_whenever_the_length_has_doubled() -> Non
 
 
 def test_units_that_are_not_judged_are_grown_at_once() -> None:
-    game = Game(TreeOptions(select="top", every=2, keep=0.5), 2, Layout(units=5, stages=2))
+    game = game_of(TreeOptions(select="top", every=2, keep=0.5), 2, Layout(units=5, stages=2))
     asked = [len(work.path) for work in game.plan.certain if isinstance(work, PanelWork)]
     assert asked == [2, 2]
     game.tell({(0, 0): 0.9, (1, 0): 0.8})

@@ -136,6 +136,29 @@ class Decision:
     winner: Path | None = None
 
 
+@dataclass
+class NextDecision:
+    """What a policy's next decision will say, as it comes up; and the winner, once there is one."""
+
+    works: list[PlannedWork] = field(default_factory=list)
+    dropped: list[tuple[Path, Assessment]] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    winner: Path | None = None
+    _told: int = 0
+
+    @property
+    def planned(self) -> int:
+        """The works of all decisions, this one included."""
+        return self._told + len(self.works)
+
+    def take(self, at_most: int) -> Decision:
+        """The decision, after which the next one is begun."""
+        decision = Decision(at_most, tuple(self.works), tuple(self.dropped), tuple(self.judgements), self.winner)
+        self._told = self.planned
+        self.works, self.dropped, self.judgements = [], [], []
+        return decision
+
+
 class Bet(NamedTuple):
     """A work that may become certain, and how likely the policy takes that to be, in (0, 1]."""
 

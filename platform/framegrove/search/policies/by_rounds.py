@@ -10,7 +10,7 @@ from framegrove.search.cohorts import ScoreCohort
 from framegrove.search.fusion import Scoring
 from framegrove.search.ranks import Change, Cohort
 from framegrove.search.rounds import Round
-from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, NextDecision, PanelWork, Scores
 from framegrove.types import Assessment, Path, depth_of
 
 Cut = Callable[[Round, Sequence[Path], Mapping[Path, Any]], Cohort | ScoreCohort]
@@ -38,16 +38,12 @@ class ByRounds:
         self._collected: dict[Path, Any] = {}  # path scores of judged branches: fractions of ranks, or floats
         self._early: dict[int, list[tuple[Path, Scores]]] = defaultdict(list)  # scores of rounds beyond the frontier
         self._planned = 0  # works of all rounds up to the frontier
-        # What the next decision will say.
-        self._works: list[PlannedWork] = []
-        self._dropped: list[tuple[Path, Assessment]] = []
-        self._judgements: list[Judgement] = []
-        self._winner: Path | None = None
+        self._next = NextDecision()
 
     def start(self) -> Decision:
         """Sample and judge all roots."""
         roots = [(*self.layout.prefix, root) for root in range(self._roots)]
-        self._works += self.rounds[0].works(roots)
+        self._next.works += self.rounds[0].works(roots)
         self._open(roots)
         return self._decision()
 
@@ -88,19 +84,21 @@ class ByRounds:
         self._follow(index, cohort.add(path, scores))
         if cohort.complete:
             standings = cohort.standings()
-            self._judgements += (Judgement(s.path, step.assessment, float(s.own), float(s.total)) for s in standings)
+            self._next.judgements += (
+                Judgement(s.path, step.assessment, float(s.own), float(s.total)) for s in standings
+            )
             if self._collects(step):
                 self._collected |= {standing.path: standing.total for standing in standings}
             if index == len(self.rounds) - 1:
-                self._winner = standings[0].path
+                self._next.winner = standings[0].path
         self._advance(index)
 
     def _follow(self, index: int, change: Change) -> None:
         """Extend the branches that are certain to stay; let go of those that are not."""
-        self._dropped += ((path, self.rounds[index].assessment) for path in change.dropped)
+        self._next.dropped += ((path, self.rounds[index].assessment) for path in change.dropped)
         if index + 1 < len(self.rounds):
             for path in change.kept:
-                self._works += self.rounds[index + 1].works((path,))
+                self._next.works += self.rounds[index + 1].works((path,))
 
     def _advance(self, index: int) -> None:
         """Open the next round once it is known who enters it, and what their paths have collected."""
@@ -116,11 +114,7 @@ class ByRounds:
 
     def _decision(self) -> Decision:
         """Everything that was found since the last decision."""
-        decision = Decision(
-            self._most_works(), tuple(self._works), tuple(self._dropped), tuple(self._judgements), self._winner
-        )
-        self._works, self._dropped, self._judgements = [], [], []
-        return decision
+        return self._next.take(self._most_works())
 
     def _most_works(self) -> int:
         """The works of the rounds that are open, and the most that the others can come to."""

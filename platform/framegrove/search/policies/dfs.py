@@ -38,8 +38,18 @@ from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
-from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
-from framegrove.types import Assessment, Path, SampleWork
+from framegrove.search.tree import (
+    Bet,
+    Decision,
+    Judgement,
+    Layout,
+    NextDecision,
+    PanelWork,
+    PlannedWork,
+    Policy,
+    Scores,
+)
+from framegrove.types import Path, SampleWork
 
 _UNLIKELY = 0.03  # what is needed with less probability is not worth listing
 
@@ -109,12 +119,7 @@ class DepthFirst:
         self._branches = {layout.prefix: self._root}
         self._current = self._root
         self._awaited: dict[Path, _Branch] = {}  # children of the current branch whose scores are out
-        self._planned = 0
-        # What the next decision will say.
-        self._works: list[PlannedWork] = []
-        self._dropped: list[tuple[Path, Assessment]] = []
-        self._judgements: list[Judgement] = []
-        self._winner: Path | None = None
+        self._next = NextDecision()
 
     def start(self) -> Decision:
         """Grow the first unit."""
@@ -130,7 +135,7 @@ class DepthFirst:
         child.total = self._scoring.along(before, child.log_p, "sum")
         if self._is_accepted(child):
             parent.accepted.append(child)
-        self._judgements.append(Judgement(child.path, work.assessment, child.log_p, child.total))
+        self._next.judgements.append(Judgement(child.path, work.assessment, child.log_p, child.total))
         if not self._awaited:
             self._go_on()
         return self._decision()
@@ -140,7 +145,7 @@ class DepthFirst:
 
         A unit is taken to be right as often as ``expect`` says.
         """
-        if self._winner is not None or not self._awaited:
+        if self._next.winner is not None or not self._awaited:
             return
         group = (*self._awaited, *(child.path for child in self._current.accepted))
         now = _Guess(-1.0, self._current.path, group, self._current.children)
@@ -168,7 +173,7 @@ class DepthFirst:
 
     def _go_on(self) -> None:
         """Steps 1 to 4 of the module's docstring, up to the next works."""
-        while self._winner is None and not self._awaited:
+        while self._next.winner is None and not self._awaited:
             if self._current.accepted:
                 self._current = max(self._current.accepted, key=_goodness)
                 if len(self._current.path) == self.layout.units:
@@ -201,7 +206,7 @@ class DepthFirst:
         if not count:
             return False
         start = branch.children
-        self._works += self._works_of(branch.path, start, count)
+        self._next.works += self._works_of(branch.path, start, count)
         self._left -= self._prices.unit(self.layout, depth, count)
         branch.children += count
         for index in range(start, start + count):
@@ -248,14 +253,14 @@ class DepthFirst:
             path = (*path, best.children)  # a child that was not tried
             path += (0,) * (self.layout.units - len(path))
         for length in range(len(best.path) + 1, self.layout.units + 1):
-            self._works.append(SampleWork((path[:length],), 0, self.layout.last_stage))
+            self._next.works.append(SampleWork((path[:length],), 0, self.layout.last_stage))
         self._left -= price(self.layout, len(best.path))
         self._win(path)
 
     def _win(self, path: Path) -> None:
         """The search is over; whatever does not lead to the winner is dropped."""
-        self._winner = path
-        self._dropped += (
+        self._next.winner = path
+        self._next.dropped += (
             (branch.path, self.layout.assessment(len(branch.path) - 1))
             for branch in self._branches.values()
             if path[: len(branch.path)] != branch.path
@@ -263,11 +268,8 @@ class DepthFirst:
 
     def _decision(self) -> Decision:
         """Everything that was found since the last decision."""
-        self._planned += len(self._works)
-        most = self._planned if self._winner is not None else self._planned + self._still_possible()
-        decision = Decision(most, tuple(self._works), tuple(self._dropped), tuple(self._judgements), self._winner)
-        self._works, self._dropped, self._judgements = [], [], []
-        return decision
+        still = 0 if self._next.winner is not None else self._still_possible()
+        return self._next.take(self._next.planned + still)
 
     def _still_possible(self) -> int:
         """How many works the rest of the budget pays for at most: two for each child, at the least that one costs."""

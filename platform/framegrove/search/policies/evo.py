@@ -44,8 +44,18 @@ from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
-from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
-from framegrove.types import Assessment, Path, SampleWork
+from framegrove.search.tree import (
+    Bet,
+    Decision,
+    Judgement,
+    Layout,
+    NextDecision,
+    PanelWork,
+    PlannedWork,
+    Policy,
+    Scores,
+)
+from framegrove.types import Path, SampleWork
 
 _TOGETHER = 4  # children that one generator denoises in step
 _LEAST, _MOST = 2, 8  # children of a generation, where the budget decides
@@ -132,12 +142,7 @@ class Evolution:
         self._awaited: dict[int, float | None] = {}  # the newest generation: the scores that are in
         self._elite: tuple[_Child, ...] = ()
         self._mutations: dict[int, int] = {}  # how often each child was mutated
-        self._planned = 0
-        # What the next decision will say.
-        self._works: list[PlannedWork] = []
-        self._dropped: list[tuple[Path, Assessment]] = []
-        self._judgements: list[Judgement] = []
-        self._winner: Path | None = None
+        self._next = NextDecision()
 
     def start(self) -> Decision:
         """Sample the first generation of first units."""
@@ -149,7 +154,7 @@ class Evolution:
         log_p = self._scoring.log_p(work.assessment, scores)
         self._awaited[work.path[-1]] = log_p
         total = self._scoring.along(self._total, log_p, "sum")
-        self._judgements.append(Judgement(work.path, work.assessment, log_p, total))
+        self._next.judgements.append(Judgement(work.path, work.assessment, log_p, total))
         if None not in self._awaited.values():
             self._select()
         return self._decision()
@@ -161,7 +166,7 @@ class Evolution:
         other, and as likely to be accepted as not. Mutations of several elite children are not guessed at: which
         stand in one work depends on all their scores.
         """
-        if self._winner is not None:
+        if self._next.winner is not None:
             return
         waiting = [index for index, log_p in self._awaited.items() if log_p is None]
         best = min(self._known(), key=lambda child: child.order, default=None)
@@ -191,7 +196,7 @@ class Evolution:
         self._generation, self._elite = 0, ()
         self._asked, self._awaited, self._mutations = {}, {}, {}
         if len(self._current) == self.layout.units:
-            self._winner = self._current
+            self._next.winner = self._current
             return
         count = self._affordable(len(self._current), self.population)
         if count < _LEAST:
@@ -231,7 +236,7 @@ class Evolution:
 
     def _ask(self, children: Sequence[int]) -> None:
         """Have a generation sampled and judged."""
-        self._works += self._works_of(self._current, children)
+        self._next.works += self._works_of(self._current, children)
         self._left -= self._price(len(self._current), len(children))
         for index in children:
             self._asked[index] = len(self._asked)
@@ -241,8 +246,8 @@ class Evolution:
         """The budget is at its end: the rest of the video is sampled without judging, and wins."""
         while len(self._current) < self.layout.units:
             self._current = (*self._current, 0)
-            self._works.append(SampleWork((self._current,), 0, self.layout.last_stage))
-        self._winner = self._current
+            self._next.works.append(SampleWork((self._current,), 0, self.layout.last_stage))
+        self._next.winner = self._current
 
     # ----
 
@@ -258,7 +263,7 @@ class Evolution:
 
     def _drop(self, children: Sequence[_Child]) -> None:
         assessment = self.layout.assessment(len(self._current))
-        self._dropped += (((*self._current, child.index), assessment) for child in children)
+        self._next.dropped += (((*self._current, child.index), assessment) for child in children)
 
     def _affordable(self, depth: int, most: int) -> int:
         """How many judged children at a depth can be paid for, and one of them finished after that."""
@@ -280,11 +285,8 @@ class Evolution:
 
     def _decision(self) -> Decision:
         """Everything that was found since the last decision."""
-        self._planned += len(self._works)
-        most = self._planned if self._winner is not None else self._planned + self._still_possible()
-        decision = Decision(most, tuple(self._works), tuple(self._dropped), tuple(self._judgements), self._winner)
-        self._works, self._dropped, self._judgements = [], [], []
-        return decision
+        still = 0 if self._next.winner is not None else self._still_possible()
+        return self._next.take(self._next.planned + still)
 
     def _still_possible(self) -> int:
         """How many works there can still be: by the generations that are left, and by what the rest pays for."""

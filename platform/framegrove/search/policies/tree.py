@@ -36,8 +36,18 @@ from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
 from framegrove.search.ranks import Change
-from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
-from framegrove.types import Assessment, Path, SampleWork, depth_of
+from framegrove.search.tree import (
+    Bet,
+    Decision,
+    Judgement,
+    Layout,
+    NextDecision,
+    PanelWork,
+    PlannedWork,
+    Policy,
+    Scores,
+)
+from framegrove.types import Path, SampleWork, depth_of
 
 _TOGETHER = 4  # siblings that one generator denoises in step: they share their past
 
@@ -124,12 +134,8 @@ class Tree:
         self._totals: dict[Path, float] = {}  # path scores of the branches that begin a leg's branches
         self._early: dict[int, list[tuple[Path, Scores]]] = defaultdict(list)  # scores of legs beyond the frontier
         self._leg_of = {leg.last: index for index, leg in enumerate(self.legs)}
-        # What the next decision will say.
-        self._works: list[PlannedWork] = []
+        self._next = NextDecision()
         self._opened = 0  # works of all legs up to the frontier
-        self._dropped: list[tuple[Path, Assessment]] = []
-        self._judgements: list[Judgement] = []
-        self._winner: Path | None = None
 
     def start(self) -> Decision:
         """Grow the first population."""
@@ -171,7 +177,7 @@ class Tree:
 
     def _grow(self, index: int, children: Mapping[Path, int]) -> None:
         for parent, count in children.items():
-            self._works += self._stretch(self.legs[index], parent, count)
+            self._next.works += self._stretch(self.legs[index], parent, count)
 
     def _stretch(self, leg: Leg, parent: Path, count: int) -> Iterator[PlannedWork]:
         """All works of ``count`` branches of a leg that begin at ``parent``."""
@@ -197,7 +203,7 @@ class Tree:
         cohort = ScoreCohort(tuple(parents), self.layout.assessment(leg.last), self._scoring, before, width)
         self._cohorts.append(cohort)
         if not self._is_judged(leg):
-            self._winner = cohort.members[0]
+            self._next.winner = cohort.members[0]
             return
         if self._equal:
             self._extend(index, cohort.initial)
@@ -218,7 +224,7 @@ class Tree:
     def _extend(self, index: int, change: Change) -> None:
         """Of those that are certain to be kept, or to go: grow their children, or drop them."""
         assessment = self.layout.assessment(self.legs[index].last)
-        self._dropped += ((path, assessment) for path in change.dropped)
+        self._next.dropped += ((path, assessment) for path in change.dropped)
         if index + 1 < len(self.legs):
             self._grow(index + 1, dict.fromkeys(change.kept, self._share(index + 1)))
 
@@ -232,14 +238,14 @@ class Tree:
     def _close(self, index: int, standings: Sequence[Place]) -> None:
         """A whole cohort is scored: the best of the last one wins, others share out the next population."""
         assessment = self.layout.assessment(self.legs[index].last)
-        self._judgements += (Judgement(place.path, assessment, place.own, place.total) for place in standings)
+        self._next.judgements += (Judgement(place.path, assessment, place.own, place.total) for place in standings)
         self._totals |= {place.path: place.total for place in standings}
         if index == len(self.legs) - 1:
-            self._winner = standings[0].path
-            self._dropped += ((place.path, assessment) for place in standings[1:] if not self._equal)
+            self._next.winner = standings[0].path
+            self._next.dropped += ((place.path, assessment) for place in standings[1:] if not self._equal)
         elif not self._equal:
             children = self._shared_out(index, standings)
-            self._dropped += ((place.path, assessment) for place in standings if place.path not in children)
+            self._next.dropped += ((place.path, assessment) for place in standings if place.path not in children)
             self._grow(index + 1, children)
             self._open(index + 1, children)
 
@@ -265,11 +271,7 @@ class Tree:
 
     def _decision(self) -> Decision:
         """Everything that was found since the last decision."""
-        decision = Decision(
-            self._most_works(), tuple(self._works), tuple(self._dropped), tuple(self._judgements), self._winner
-        )
-        self._works, self._dropped, self._judgements = [], [], []
-        return decision
+        return self._next.take(self._most_works())
 
     def _most_works(self) -> int:
         """The works of the legs that are open, and the most that the others can come to."""
