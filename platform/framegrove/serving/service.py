@@ -290,13 +290,16 @@ class VideoService:
 
     async def _begin(self, record: VideoRecord, group: asyncio.TaskGroup) -> None:
         """Begin to make a video once the cluster is ready for it. One after the other, hence in order of arrival."""
+        ready = False
         async with self._failing(record):
             await self._bring_up(record)
             await _stored(self._store.begin, record.id)
             await self._report_queue()
+            ready = True
+        if ready:
             group.create_task(self._make(record))
-            return
-        await self._ended(record)
+        else:
+            await self._ended(record)
 
     async def _make(self, record: VideoRecord) -> None:
         """Make a video, or fail it."""
@@ -326,11 +329,11 @@ class VideoService:
         """A video is finished or has failed: there is room for another one. The last one closes suspect actors."""
         self._progress.pop(record.id, None)
         self._making.discard(record.id)
-        await self._report_queue()
         if self._suspect and not self._making:
             await self._runner.close()
             self._suspect = False
         self._next.set()
+        await self._report_queue()
 
     async def _bring_up(self, record: VideoRecord) -> None:
         """Return once the cluster is ready for this video."""
