@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError, WorkerCrashedError
 
 from actors.generator import Context, Made
 from framegrove.cluster.errors import ActorLost, CrashLoop
@@ -23,11 +23,14 @@ from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
+from framegrove.media.pictures import reduced
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
 Answer = TypeVar("Answer")
 _DEFAULTS = SearchConfig()
+_SMALL = 192  # px: as large as the frames of a dropped branch may stay
+_scaled: Any = ray.remote(num_cpus=0, max_retries=0)(reduced)
 _numbers = itertools.count(1)  # names works to actors, which serve many searches
 
 
@@ -37,7 +40,8 @@ class UnitRef:
 
     ``state`` is None where it is not kept; a generator can compute it again. States are by far the largest of these
     (2 GB at 384p), so each is released as soon as the branch's children have been sampled, except for that of a
-    ``given`` unit, from which many works start.
+    ``given`` unit, from which many works start. Of a branch that is dropped, only what pictures of the tree need is
+    kept: a search of thousands of branches must fit in memory.
     """
 
     stage: int
@@ -45,11 +49,20 @@ class UnitRef:
     frames: Any
     state: Any
     given: bool = False
+    small: bool = False
 
     def let_go(self) -> None:
         """Release the decoder's state."""
         if not self.given:
             self.state = None
+
+    def drop(self, side: int) -> None:
+        """Release all but the frames, and have those scaled down where their longer ``side``, px, is large."""
+        if self.given or self.small:
+            return
+        self.state = self.latent = None
+        if side > _SMALL:
+            self.frames, self.small = _scaled.remote(self.frames, _SMALL), True
 
 
 class RemoteGenerator:
@@ -204,15 +217,18 @@ class ObjectStore:
     async def shown(self, units: Mapping[Path, UnitRef], last_stage: int) -> dict[Path, Shown]:
         """What the branches look like, except for those that are lost."""
         frames = await frames_of(units)
-        return {path: Shown(pixels, draft=units[path].stage < last_stage) for path, pixels in frames.items()}
+        return {
+            path: Shown(pixels, draft=units[path].stage < last_stage, small=units[path].small)
+            for path, pixels in frames.items()
+        }
 
     async def lost(self, units: Mapping[Path, UnitRef]) -> list[Path]:
         """The branches whose newest frames are gone."""
         return await lost_of(units)
 
-    def let_go(self, unit: UnitRef) -> None:
-        """Release the decoder's state."""
-        unit.let_go()
+    def drop(self, unit: UnitRef, side: int) -> None:
+        """Release what only those would need who sample on top of it, and large frames."""
+        unit.drop(side)
 
     def again(self, record: SearchRecord, path: Path) -> UnitRef:
         """A handle for what a record shows of a branch, whatever has become of the search's own."""
@@ -235,7 +251,7 @@ async def _value(ref: Any) -> Any:
     """What a reference stands for, None if it is lost."""
     try:
         return await ref
-    except ObjectLostError:
+    except (ObjectLostError, RayTaskError, WorkerCrashedError):  # the latter two: while it was scaled down
         return None
 
 

@@ -90,8 +90,8 @@ class LocalUnits:
         """None."""
         return ()
 
-    def let_go(self, unit: LocalUnit) -> None:
-        """Release the decoder's state."""
+    def drop(self, unit: LocalUnit, side: int) -> None:
+        """Release the decoder's state; the rest is on the disk."""
         unit.let_go()
 
     def again(self, record: SearchRecord, path: Path) -> LocalUnit:

@@ -44,14 +44,15 @@ _CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and as
 class Opened:
     """A request as a generator pool has opened it: how it is priced, what is given, and clients that sample for it.
 
-    ``cost`` prices sample works in FLOPs, decoding included; ``single`` is the whole cost of one unsearched video.
-    ``given`` holds the units that are not searched for. ``prompt`` is the part of the prompt that the model can read,
-    ``unread`` the first words of the rest.
+    ``cost`` prices sample works in FLOPs, decoding included, ``nfe`` in transformer evaluations; ``single`` is what one
+    unsearched video costs. ``given`` holds the units that are not searched for. ``prompt`` is the part of the prompt
+    that the model can read, ``unread`` the first words of the rest.
     """
 
     stages: int
     fps: float
     cost: CostTable
+    nfe: CostTable
     single: Cost
     given: tuple[Any, ...]
     clients: Mapping[str, GeneratorClient]
@@ -70,8 +71,8 @@ class Units(Protocol):
         """The branches whose newest units are lost."""
         ...
 
-    def let_go(self, unit: Any) -> None:
-        """Nothing will be sampled on top of this unit: release what only that would need."""
+    def drop(self, unit: Any, side: int) -> None:
+        """Nothing more will be made of this unit, whose frames' longer side is ``side`` px: release what can be."""
         ...
 
     def again(self, record: SearchRecord, path: Path) -> Any:
@@ -225,6 +226,7 @@ def opened(
         stages=files.recipe.pyramid.stages,
         fps=files.recipe.fps,
         cost=costs.table,
+        nfe=costs.nfe_table,
         single=costs.unsearched(request.units, len(given)),
         given=tuple(given),
         clients={f"generator {number}": make(costs) for number, make in enumerate(clients, start=1)},

@@ -98,6 +98,12 @@ class SearchRunner:
         Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
         self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
+    def searching(self, search: SearchConfig) -> SearchRunner:
+        """A runner that searches in another way, with the same workers."""
+        return SearchRunner(
+            self._generators, list(self._verifiers.values()), search, observer=self._observer, crew=self.crew
+        )
+
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without verifiers where nothing is to be judged. Idempotent.
 
@@ -206,7 +212,7 @@ class SearchRunner:
                     journal=journal,
                     on_progress=tell,
                     lost=self._generators.units.lost,
-                    release=self._generators.units.let_go,
+                    release=functools.partial(self._generators.units.drop, side=max(request.height, request.width)),
                     observer=self._observer,
                     sampled=sampled,
                     shared=self._shared,
@@ -226,7 +232,7 @@ class SearchRunner:
         self, request: GenerationRequest, config: SearchConfig, opened: Opened, judges: Mapping[str, VerifierPool]
     ) -> tuple[Policy, Prices]:
         """The policy of a search that these verifiers judge, and what its works cost."""
-        prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges))
+        prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges), opened.nfe)
         weights = {
             name: weight
             for name, weight in self._search.weights.items()

@@ -16,7 +16,6 @@ from actors.clients import UnitRef
 from framegrove.files import replacing
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import WorkFailed
-from framegrove.types import Path
 
 
 class UnitStore:
@@ -44,7 +43,7 @@ class UnitStore:
             tensors = await asyncio.to_thread(load_file, file)
         except (OSError, SafetensorError):
             return None
-        _, stage = _parse(name)
+        stage = _stage_of(name)
         return UnitRef(stage, ray.put(StageLatent(stage, tensors["x"])), ray.put(tensors["frames"].numpy()), None)
 
 
@@ -53,7 +52,6 @@ def _write(tensors: dict[str, torch.Tensor], file: File) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
-def _parse(name: str) -> tuple[Path, int]:
-    """The inverse of ``tree.Latent.name``."""
-    path, _, stage = name.partition(".stage")
-    return tuple(int(child) for child in path.split("-")), int(stage)
+def _stage_of(name: str) -> int:
+    """The stage in a name, a ``tree.Latent.name``."""
+    return int(name.rpartition(".stage")[2])

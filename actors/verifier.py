@@ -125,8 +125,9 @@ class VllmVerifier:
 
     def close(self) -> None:
         """Stop the engine and its process."""
-        if self._engine is not None:
-            self._engine.shutdown()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
 
     @property
     def _loaded(self) -> _Model:
@@ -139,7 +140,9 @@ class VllmVerifier:
             if self._engine is None:
                 if self._model is None:
                     self._model = await asyncio.to_thread(_Model, self._config)
-                engine = await asyncio.to_thread(self._start)
+                started: list[AsyncLLM] = []  # a thread's result may be held for ever, by some exception's traceback
+                await asyncio.to_thread(lambda: started.append(self._start()))
+                engine = started.pop()
                 try:
                     await self._probe(engine)
                 except BaseException:

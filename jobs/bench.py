@@ -38,6 +38,9 @@ class Bench(enum.StrEnum):
     CONDUCTOR = "conductor"
     SHARING = "sharing"
     UNITS = "units"
+    SPECULATION = "speculation"
+    OVERLAP = "overlap"
+    ASKING = "asking"
 
 
 @app.command()
@@ -58,7 +61,16 @@ def main(
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
-        from framegrove.evaluation import bench_conductor, bench_sharing, bench_units, bench_vae, benches
+        from framegrove.evaluation import (
+            bench_conductor,
+            bench_sharing,
+            bench_speculation,
+            bench_units,
+            bench_vae,
+            benches,
+        )
+        from jobs.asking import asking
+        from jobs.overlap import overlap
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,6 +83,9 @@ def main(
             Bench.CONDUCTOR: bench_conductor.conductor,
             Bench.SHARING: bench_sharing.sharing,
             Bench.UNITS: bench_units.units,
+            Bench.SPECULATION: bench_speculation.speculation,
+            Bench.OVERLAP: overlap,
+            Bench.ASKING: asking,
         }
         findings: list[Finding] = []
         for bench in chosen:

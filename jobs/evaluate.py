@@ -11,20 +11,29 @@ searches over a cache instead of a cluster: in one process and in virtual time, 
 cache has is neither sampled nor judged again, so a policy is tried in seconds; what is missing is computed and kept.
 Recording and replaying are one thing, and --record and --replay are other names of --cache: a record is a replay that
 misses everything, and a policy that strays from what was recorded goes on.
+
+    python -m jobs.evaluate --suite digits-long --cache runs/branches --out runs/evidence
+
+runs a suite: many settings, with prompts, rules and aims that stand in a file (jobs/configs/suite_*.yaml; the path of
+another will do). It takes hours to days, can be ended at any time, and goes on when it is run again. Leaves
+evidence.md, evidence.json, rows.parquet and pictures; with fewer --prompts, of those that are done. With --judge oracle
+and the same --out it adds the ceiling to them; with --tuning it runs on the prompts that constants are fixed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from framegrove.config.verifier import load_panel
+from framegrove.config.suite import Setting
+from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
+from jobs import measuring, suite
 from jobs.console import (
     Display,
     DtypeOption,
@@ -45,12 +54,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from actors.model_files import ModelFiles
-    from framegrove.digits.oracle import Verdict
-    from framegrove.digits.world import DigitObject
-    from framegrove.evaluation.report import SearchRecord
-    from framegrove.evaluation.results import Ledger, Row, Setting
-    from framegrove.types import GenerationRequest
-    from jobs.laboratory import Laboratory
+    from framegrove.config.model import ModelSource
+    from framegrove.config.search import SearchConfig
+    from framegrove.evaluation.results import Row
 
 app = application()
 
@@ -59,12 +65,13 @@ SEED = 90_000  # of the prompts; clips that models are trained on have small see
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for results.parquet, curves.png and summary.json.")],
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for what is found: tables, rows and pictures.")],
     policy: Annotated[
         str, typer.Option("--policies", help=f"Comma-separated names. {policy_help()}; or module:ENTRY.")
     ] = "linear,tof",
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
-    prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
+    prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts; of a suite, at most.")] = 64,
     digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = SEED,
     model: ModelOption = None,
@@ -89,155 +96,115 @@ def main(
         float,
         typer.Option(min=0.001, help="With --cache: how many times faster than a generator a virtual verifier is."),
     ] = 1.0,
+    suite_: Annotated[
+        str | None,
+        typer.Option("--suite", help="With --cache: name or YAML file of a suite, in place of policies and budgets."),
+    ] = None,
+    tuning: Annotated[bool, typer.Option("--tuning", help="The suite's prompts for tuning, not its own.")] = False,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="A verifier, as of --verifier, that judges what a suite finds and takes no part in it."),
+    ] = None,
     log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
     with one_line_errors(log_level), Display() as display:
-        from framegrove.config.base import load
-        from framegrove.config.search import SearchConfig
-
         check_judge(judge, cached=cache is not None)
-        search = load(SearchConfig, None, set_ or ())
-        settings, panel = _settings(policy, budgets), load_panel(verifier)
-        display.begin("reading the model")
-        from actors.model_files import ModelFiles
-
-        source = model_source(model, variant, dtype, allow_pickle)
-        items = _items(ModelFiles.read(source), settings, prompts, digits, seed)
-        for setting in settings:
-            policies.options_of(search, policies.find(setting.policy))
-        make_folder(out)
-        if cache is None:
-            laboratory = on_ray(source, panel, search, generators)
+        given = _given(context)
+        source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)
+        over = functools.partial(
+            over_cache, source=source, panel=panel, generators=generators, verifier_speed=verifier_speed, judge=judge
+        )
+        if suite_ is not None:
+            _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
+            if cache is None:
+                raise UserError("a suite is run over a cache of branches: add --cache DIR")
+            # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
+            search = _search(["speculate=off", *(set_ or ())])
+            chosen = suite.read_suite(suite_, search, tuning=tuning, prompts=prompts if "prompts" in given else None)
+            files = _read(source, out, display)
+            with over(cache, search=search, held_out=_apart(held_out, panel), whole_trees=False) as lab:
+                suite.run(chosen, lab, files, out, judge, display)
+                effort = lab.effort()
+            suite.report(chosen, out, display)
         else:
-            laboratory = over_cache(
-                cache, source, panel, search, generators, verifier_speed=verifier_speed, judge=judge
-            )
-        with laboratory as lab:
-            rows = _rows(lab, items, out, {"prompts": [seed, digits]}, display)
-            effort = lab.effort()
-        _finish(rows, out, display)
+            _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
+            settings, search = _settings(policy, budgets), _search(set_ or ())
+            for setting in settings:
+                measuring.search_of(search, setting)
+            items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
+            with over(cache, search=search) if cache else on_ray(source, panel, search, generators) as lab:
+                ledger = measuring.open_ledger(lab, out / "results.jsonl", {"prompts": [seed, digits]})
+                measuring.measure(lab, [(item, ledger) for item in items], display)
+                effort = lab.effort()
+            wanted = {(item.index, item.setting) for item in items}
+            _finish([row for row in ledger.rows if (row.prompt_index, row.setting) in wanted], out, display)
         if effort is not None:
             display.say(effort)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One video to be made and measured."""
+def _given(context: typer.Context) -> set[str]:
+    """The options that were given, even if as they are by default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
-    index: int
-    setting: Setting
-    objects: tuple[DigitObject, ...]
-    request: GenerationRequest
+
+def _refuse(given: Collection[str], why: str) -> None:
+    """Raise UserError if one of these options was given."""
+    names = {"policy": "policies", "held_out": "held-out"}
+    for name in sorted(given):
+        raise UserError(f"--{names.get(name, name)} {why}")
+
+
+def _search(overrides: Iterable[str]) -> SearchConfig:
+    from framegrove.config.base import load
+    from framegrove.config.search import SearchConfig
+
+    return load(SearchConfig, None, overrides)
+
+
+def _read(source: ModelSource, out: Path, display: Display) -> ModelFiles:
+    """The model's files; and the folder for what comes out, once the model is known to be there."""
+    display.begin("reading the model")
+    from actors.model_files import ModelFiles
+
+    files = ModelFiles.read(source)
+    make_folder(out)
+    return files
+
+
+def _apart(held_out: str | None, panel: PanelConfig) -> PanelConfig:
+    """The judges that take no part in a suite's searches: the one given, and signals unless the panel has them."""
+    given = load_panel(held_out).verifiers if held_out is not None else ()
+    for each in given:
+        if any(
+            (each.kind, each.engine.model, each.function) == (own.kind, own.engine.model, own.function)
+            for own in panel.verifiers
+        ):
+            raise UserError(
+                f"the judge held out, {each.name}, is one of the panel: give one that the search does not use"
+            )
+    signals = (
+        ()
+        if any(each.kind == "signals" for each in (*panel.verifiers, *given))
+        else (VerifierConfig(name="signals", kind="signals"),)
+    )
+    return PanelConfig(verifiers=(*given, *signals))
 
 
 def _settings(names: str, budgets: str) -> list[Setting]:
     """The single sample for 1x, whatever the policy, and every policy at every larger budget."""
     from framegrove.config.search import parse_budget
-    from framegrove.evaluation.results import Setting
 
-    entries = [policies.find(name.strip()) for name in names.split(",") if name.strip()]
+    entries = {name: policies.find(name) for name in map(str.strip, names.split(",")) if name}
     multiples = [parse_budget(text) for text in budgets.split(",") if text.strip()]
     if not entries or not multiples:
         raise UserError("nothing to evaluate: give at least one policy and one budget")
-    settings = [Setting("single", 1.0)] if 1.0 in multiples else []
-    searches = [entry for entry in entries if entry.judged]
-    return settings + [Setting(entry.name, multiple) for multiple in multiples if multiple > 1 for entry in searches]
-
-
-def _items(files: ModelFiles, settings: list[Setting], count: int, digits: int | None, seed: int) -> list[Item]:
-    """Prompt by prompt, so that an evaluation that is cut short has whole pairs."""
-    from framegrove.digits import world
-    from framegrove.types import GenerationRequest
-
-    recipe = files.recipe
-    return [
-        Item(
-            index,
-            setting,
-            objects,
-            GenerationRequest(
-                prompt=world.caption(objects),
-                seed=seed + index,
-                units=recipe.units,
-                height=recipe.height,
-                width=recipe.width,
-                policy=setting.policy,
-                budget=setting.budget,
-            ),
-        )
-        for index, objects in enumerate(world.prompts(count, seed, digits=digits))
-        for setting in settings
+    settings = [Setting(policy="single")] if 1.0 in multiples else []
+    searches = [name for name, entry in entries.items() if entry.judged]
+    return settings + [
+        Setting(policy=name, budget=multiple) for multiple in multiples if multiple > 1 for name in searches
     ]
-
-
-def _rows(lab: Laboratory, items: list[Item], out: Path, which: Mapping[str, Any], display: Display) -> list[Row]:
-    """Make the videos that are still missing, and give the rows of all."""
-    from framegrove.evaluation.results import Ledger
-
-    identity = lab.run(lab.runner.identity())
-    identity["search"] = {key: value for key, value in identity["search"].items() if key not in ("policy", "budget")}
-    ledger = Ledger(out / "results.jsonl", {**identity, **lab.facts, **which})
-    missing = [item for item in items if not ledger.has(item.index, item.setting)]
-    if missing:
-        display.begin("connecting to the workers")
-        with lab.connected():
-            lab.run(_measure(lab, missing, ledger, display))
-    wanted = {(item.index, item.setting) for item in items}
-    return [row for row in ledger.rows if (row.prompt_index, row.setting) in wanted]
-
-
-async def _measure(lab: Laboratory, items: list[Item], ledger: Ledger, display: Display) -> None:
-    """Make the videos and add a row for each."""
-    try:
-        display.begin("starting generators and verifier")
-        await lab.runner.start()
-        display.begin(f"making {len(items)} videos")
-        for done, item in enumerate(items):
-            display.show(done / len(items), f"{done} of {len(items)}, now {item.setting}: {item.request.prompt}")
-            record = await lab.runner.search(item.request)
-            panel = await lab.runner.judge(record)
-            ledger.add(measured(item, record, panel, lab.verdict(record, item.objects), lab.workers))
-    finally:
-        await lab.runner.close()
-
-
-def measured(
-    item: Item, record: SearchRecord, panel: Mapping[str, float], verdict: Verdict, workers: tuple[int, int]
-) -> Row:
-    """The row of one video.
-
-    ``panel`` are the verifiers' scores of it as a whole, ``verdict`` is the oracle's; ``workers`` are the numbers of
-    generators and of verifiers.
-    """
-    from framegrove.evaluation.report import busy_seconds, lost
-    from framegrove.evaluation.results import Row
-    from framegrove.types import SampleWork
-
-    outcome = record.outcome
-    sampling = [span for span in outcome.spans if isinstance(span.work, SampleWork)]
-    scoring = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
-    return Row(
-        prompt_index=item.index,
-        prompt=item.request.prompt,
-        objects=len(item.objects),
-        policy=item.setting.policy,
-        budget=item.setting.budget,
-        seed=item.request.seed,
-        oracle_score=verdict.score,
-        fully_right=verdict.fully_right,
-        verifier_score=sum(panel.values()) / len(panel),
-        nfe=outcome.sampling.spent.nfe,
-        generator_flops=outcome.sampling.certain.flops,
-        decoding_flops=outcome.sampling.certain.decoding,
-        verifier_flops=outcome.scoring.certain.flops,
-        wasted_flops=(lost(outcome.sampling) + lost(outcome.scoring)).all_flops,
-        single_flops=record.single.all_flops,
-        branches=len(outcome.nodes),
-        seconds=outcome.seconds,
-        generators_busy=busy_seconds(sampling) / (workers[0] * outcome.seconds),
-        verifiers_busy=busy_seconds(scoring) / (workers[1] * outcome.seconds),
-    )
 
 
 def _finish(rows: list[Row], out: Path, display: Display) -> None:

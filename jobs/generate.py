@@ -62,7 +62,7 @@ class Asked(Config):
     until: float | None
     units: int | None
     size: str | None
-    image: Path | None
+    image: str | None
     model: str | None
     variant: str | None
     dtype: str
@@ -132,7 +132,7 @@ def main(
                 until=until,
                 units=units,
                 size=size,
-                image=image.absolute() if image else None,
+                image=absolute(str(image)) if image else None,
                 model=absolute(model),
                 variant=variant,
                 dtype=dtype,
@@ -163,7 +163,7 @@ def main(
             width=width,
             policy=entry.name if entry.name in policies.summaries() else asked.policy,
             budget=multiple,
-            image=_picture(asked.image) if asked.image else None,
+            image=_picture(Path(asked.image)) if asked.image else None,
             until=asked.until,
         )
         files.check(request)

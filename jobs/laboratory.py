@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from framegrove.errors import UserError
 
 if TYPE_CHECKING:
     from actors.local import LocalUnit, Speeds
+    from actors.local_pools import LocalVerifierPool
     from actors.searches import SearchRunner
     from framegrove.config.model import ModelSource
     from framegrove.config.search import SearchConfig
@@ -22,28 +24,38 @@ if TYPE_CHECKING:
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.branch_cache import BranchCache
     from framegrove.evaluation.report import SearchRecord
+    from framegrove.search.fusion import Panel
     from framegrove.types import Path
 
 PANEL, ORACLE = "panel", "oracle"
 _READ = "reading"  # what the oracle is asked of every branch, as a cache has it
 
 
+async def _nobody(record: SearchRecord) -> dict[str, float]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Laboratory:
     """A runner of searches, how to run what it is asked, and how to read what comes out.
 
+    ``search`` is how it searches where a setting does not say otherwise, ``panel`` what the verifiers' scores mean.
     ``verdict`` says how right a record's winner is. ``workers`` are the numbers of generators and of verifiers. ``run``
     runs a coroutine to its end, inside ``connected`` if actors take part. ``facts``, JSON values, decide the rows
-    besides the runner's identity. ``effort`` tells what had to be computed, where that says anything.
+    besides the runner's identity. ``effort`` tells what had to be computed, where that says anything. ``held_out``
+    asks a judge that takes no part in the searches about a record's winner.
     """
 
     runner: SearchRunner
+    search: SearchConfig
+    panel: Panel
     verdict: Callable[[SearchRecord, Sequence[DigitObject]], Verdict]
     workers: tuple[int, int]
     run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
     connected: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     facts: Mapping[str, Any] = field(default_factory=dict)
     effort: Callable[[], str | None] = lambda: None
+    held_out: Callable[[SearchRecord], Awaitable[dict[str, float]]] = _nobody
 
 
 @contextlib.contextmanager
@@ -52,10 +64,13 @@ def on_ray(source: ModelSource, panel: PanelConfig, search: SearchConfig, genera
     from actors.searches import search_runner
     from framegrove.cluster.session import connect
     from framegrove.digits.oracle import DigitsOracle
+    from framegrove.search.fusion import Panel
 
     oracle = DigitsOracle()
     yield Laboratory(
         search_runner(source, panel, search, generators=generators),
+        search,
+        Panel(panel.verifiers, search.weights),
         lambda record, asked: oracle.judge(record.frames, asked),
         (generators, sum(each.actors for each in panel.verifiers)),
         connected=connect,
@@ -72,32 +87,62 @@ def over_cache(
     *,
     verifier_speed: float = 1.0,
     judge: str = PANEL,
+    held_out: PanelConfig | None = None,
+    whole_trees: bool = True,
 ) -> Iterator[Laboratory]:
-    """Virtual workers in this process, over the branches in ``folder``; what is missing is added."""
+    """Virtual workers in this process, over the branches in ``folder``; what is missing is added.
+
+    With ``whole_trees`` the oracle reads every branch of a search and keeps that; otherwise the winners alone.
+    """
     from actors.local import Speeds
-    from actors.local_pools import local_runner
+    from actors.local_pools import LocalVerifierPool, local_runner
     from framegrove.evaluation.branch_cache import BranchCache
     from framegrove.evaluation.virtual_time import run_virtual
+    from framegrove.search.fusion import Panel
 
     speeds = Speeds(verifier=verifier_speed)
-    verifiers = 1 if judge == ORACLE else sum(each.actors for each in panel.verifiers)
-    with BranchCache(folder) as cache:
-        yield Laboratory(
-            local_runner(
-                cache,
-                source,
-                panel,
-                search,
-                generators=generators,
-                speeds=speeds,
-                verifiers=_oracle_alone(cache, speeds) if judge == ORACLE else None,
-            ),
-            CachedOracle(cache).verdict,
-            (generators, verifiers),
-            run=run_virtual,
-            facts={"virtual": {**asdict(speeds), "generators": generators}},
-            effort=lambda: _effort(cache, folder),
+    with BranchCache(folder) as cache, contextlib.ExitStack() as stack:
+        pools = (
+            [_oracle_alone(cache, speeds)]
+            if judge == ORACLE
+            else [LocalVerifierPool(cache, each, speeds=speeds) for each in panel.verifiers]
         )
+        apart = [LocalVerifierPool(cache, each) for each in (held_out.verifiers if held_out else ())]
+        for pool in (*pools, *apart):  # an engine that is left to the end of the process would never let it end
+            stack.callback(pool.close)
+        yield Laboratory(
+            local_runner(cache, source, search=search, generators=generators, speeds=speeds, verifiers=pools),
+            search,
+            Panel([pool.config for pool in pools], search.weights),
+            CachedOracle(cache, whole_trees=whole_trees).verdict,
+            (generators, sum(pool.config.actors for pool in pools)),
+            run=run_virtual,
+            facts={"virtual": {**asdict(speeds), "generators": generators}} | _identities(apart),
+            effort=lambda: _effort(cache, folder),
+            held_out=functools.partial(_asked_apart, apart, search),
+        )
+
+
+def _identities(held_out: Sequence[LocalVerifierPool]) -> dict[str, Any]:
+    from framegrove.verification.identity import verifier_identity
+
+    return {"held_out": {pool.name: verifier_identity(pool.config) for pool in held_out}} if held_out else {}
+
+
+async def _asked_apart(
+    pools: Sequence[LocalVerifierPool], search: SearchConfig, record: SearchRecord
+) -> dict[str, float]:
+    """The scores of verifiers that took no part in a search over a cache, by verifier and name."""
+    from framegrove.types import Assessment, ScoreWork
+
+    winner, prompt = record.outcome.winner, record.request.prompt
+    units = {winner[: n + 1]: record.outcome.handles[winner[: n + 1]] for n in range(len(winner))}
+    scores: dict[str, float] = {}
+    for pool in pools:
+        client = next(iter(pool.clients(None, prompt, search).values()))
+        scored = await client.score(ScoreWork(winner, Assessment.FINAL, pool.name), units)
+        scores |= {f"{pool.name}/{name}": score for name, score in scored.scores}
+    return scores
 
 
 def check_judge(judge: str, cached: bool) -> None:
@@ -113,29 +158,35 @@ def _effort(cache: BranchCache, folder: File) -> str:
     return f"{units} units were sampled and {verdicts} verdicts given; whatever else was needed, {folder} had"
 
 
-def _oracle_alone(cache: BranchCache, speeds: Speeds) -> list[Any]:
+def _oracle_alone(cache: BranchCache, speeds: Speeds) -> LocalVerifierPool:
     """The oracle as the only member of a panel."""
     from actors.local_pools import LocalVerifierPool
     from framegrove.digits.oracle import oracle_fingerprint
     from framegrove.digits.readings import OracleJudge, oracle_config
 
     facts = {"oracle": oracle_fingerprint()}
-    return [LocalVerifierPool(cache, oracle_config(), worker=OracleJudge, speeds=speeds, facts=facts)]
+    return LocalVerifierPool(cache, oracle_config(), worker=OracleJudge, speeds=speeds, facts=facts)
 
 
 class CachedOracle:
-    """The oracle's readings of the branches of finished searches, kept in the cache."""
+    """The oracle's readings of the branches of finished searches, kept in the cache.
 
-    def __init__(self, cache: BranchCache) -> None:
+    ``whole_trees``: of all branches, drafts included, so that judges and cuts can be held against them later. That
+    takes longer than the search where videos are long: a reading of a branch is one of the whole clip up to there.
+    """
+
+    def __init__(self, cache: BranchCache, *, whole_trees: bool = True) -> None:
         from framegrove.digits.oracle import DigitsOracle, oracle_fingerprint
 
         self._oracle = DigitsOracle()
+        self._whole_trees = whole_trees
         self._number = cache.judge({"oracle": oracle_fingerprint(), "asked": _READ})
 
     def verdict(self, record: SearchRecord, asked: Sequence[DigitObject]) -> Verdict:
-        """How right the winner is; every branch of the tree, drafts included, is read on the way if it never was."""
-        for path in record.outcome.handles:
-            self._said(record, path, asked)
+        """How right the winner is."""
+        if self._whole_trees:
+            for path in record.outcome.handles:
+                self._said(record, path, asked)
         return self.reading(record, record.outcome.winner, asked).whole
 
     def reading(self, record: SearchRecord, path: Path, asked: Sequence[DigitObject]) -> BranchReading:

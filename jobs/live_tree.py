@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from framegrove.evaluation.outlook import Lookout, Outlook
 from framegrove.evaluation.report import busy_seconds
 from framegrove.evaluation.tree_layout import ASSESSED
+from framegrove.lineage import branch_name
 from framegrove.search.commands import Attempt
 from framegrove.search.result import Ending, Span
 from framegrove.search.snapshot import BranchNow, PoolNow, Snapshot, Standing
@@ -173,9 +174,9 @@ def _busy(spans: Sequence[Span], running: Sequence[Attempt], now: float) -> floa
 def _doing(attempt: Attempt, now: float) -> str:
     work, ahead = attempt.work, ", speculative" if attempt.speculative else ""
     if isinstance(work, SampleWork):
-        what = "sampling " + " ".join(map(name_of, work.paths))
+        what = "sampling " + " ".join(map(branch_name, work.paths))
     else:
-        what = f"judging {name_of(work.path)}"
+        what = f"judging {branch_name(work.path)}"
     return f"{what} ({now - attempt.start:.0f} s{ahead})"
 
 
@@ -224,7 +225,10 @@ def _tree(snapshot: Snapshot, lines: int) -> RenderableType:
 
 def _branch(branch: BranchNow, now: float, hidden: Counter[Standing] | None) -> Text:
     style = STYLE[branch.standing]
-    parts = [(f"{name_of(branch.path)}  ", "bold" if branch.standing is Standing.WON else ""), (branch.standing, style)]
+    parts = [
+        (f"{branch_name(branch.path)}  ", "bold" if branch.standing is Standing.WON else ""),
+        (branch.standing, style),
+    ]
     if branch.speculative:
         parts.append((" speculative", "dim"))
     if branch.scores:
@@ -244,11 +248,6 @@ def _left_out(hidden: Counter[Standing]) -> str:
 
 def _prefixes(path: Path) -> list[Path]:
     return [path[:length] for length in range(1, len(path) + 1)]
-
-
-def name_of(path: Path) -> str:
-    """A branch in words: ``2.0.1``."""
-    return ".".join(map(str, path))
 
 
 def _line(*parts: tuple[str, str]) -> Text:

@@ -3,8 +3,9 @@
     python -m jobs.train_verifier --config jobs/configs/digits_verifier.yaml --out runs/verifier
 
 leaves in OUT/model the folder that vLLM and transformers load, with metrics.json and a README.md of figures beside the
-weights. The shipped configuration takes about 70 minutes on one CPU thread. Interrupted, the same command goes on from
-its newest checkpoint.
+weights. That configuration trains one from random weights on drawn clips, in about 70 minutes on one CPU thread;
+digits_verifier_siblings.yaml goes on from there with groups of siblings of a generator (jobs.siblings), and calibrates
+the result. Interrupted, the same command goes on from its newest checkpoint. jobs.examine examines it among siblings.
 """
 
 from __future__ import annotations
@@ -57,29 +58,33 @@ def _show(display: Display, done: VerifierStep) -> None:
 
 
 def _evaluate(run: VerifierRun, out: Path, command: str, display: Display) -> None:
-    """Measure the finished model on held-out clips, and on generated ones if the configuration wants any; write it."""
-    from framegrove.digits.verifier_generated import generated_scenes
-    from framegrove.digits.verifier_metrics import evaluate, evaluate_scenes, save
+    """Measure the finished model on held-out clips and write it; then calibrate it on siblings kept apart."""
+    from framegrove.digits.verifier_metrics import evaluate, save
 
     model = run.finished()
-    heldout_clips, generated_clips = run.config.heldout_clips, run.config.generated_clips
+    clips = run.config.heldout_clips
     display.begin("evaluating on held-out clips")
     heldout = evaluate(
-        model,
-        run.packer,
-        heldout_clips,
-        on_clips=lambda done: display.show(min(1.0, done / heldout_clips), f"{done} clips"),
+        model, run.packer, clips, on_clips=lambda done: display.show(min(1.0, done / clips), f"{done} clips")
     )
     display.console.print(heldout.table("held-out clips"))
-    generated = None
-    if generated_clips:
-        display.begin(f"generating {generated_clips} clips")
-        scenes = generated_scenes(
-            generated_clips, lambda done: display.show(done / generated_clips, f"{done} of {generated_clips}")
-        )
-        generated = evaluate_scenes(model, run.packer, scenes)
-        display.console.print(generated.table("generated clips"))
-    save(run, model, heldout, generated, out, command)
+    save(run, model, heldout, out, command)
+    if run.config.joint.siblings is not None:
+        _calibrate(Path(run.config.joint.siblings), out, display)
+
+
+def _calibrate(siblings: Path, out: Path, display: Display) -> None:
+    """Fit the calibration of the verifier in ``out`` to the groups kept apart from its training, and write it there."""
+    from framegrove.digits.questions import write_settings
+    from framegrove.digits.sibling_files import read_groups, shards_in
+    from framegrove.digits.verifier_judge import Judge, calibrated
+
+    display.begin("calibrating on siblings kept apart")
+    groups = [group for path in shards_in(siblings, apart=True) for group in read_groups(path)]
+    calibration = calibrated(Judge(out), groups)
+    write_settings(out, calibration)
+    for assessment, each in calibration.items():
+        display.say(f"{assessment.value}: bias {each.bias}, slopes {each.slopes}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
@@ -281,3 +284,8 @@ class FakeRunner:
         self.closed += 1
         if self.no_close is not None:
             raise self.no_close
+
+
+def redness(frames: npt.NDArray[np.uint8], prompt: str) -> float:
+    """A verifier's function: how red a clip, uint8 (T, H, W, 3), is."""
+    return float(frames[..., 0].mean()) / 255

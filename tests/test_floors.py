@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "framegrove.logs": -1,
     "framegrove.types": -1,
     "framegrove.config": 0,
+    "framegrove.lineage": 0,
     "framegrove.models": 1,
     "framegrove.media": 1,
     "framegrove.data": 1,
@@ -49,6 +50,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 LIGHT: dict[str, tuple[str, ...]] = {
     "framegrove.logs": ("torch", "ray"),
     "framegrove.types": ("torch", "ray"),
+    "framegrove.lineage": ("torch", "ray"),
     "framegrove.config": ("torch", "ray"),
     "framegrove.search": ("torch", "ray"),
 }

@@ -34,6 +34,7 @@ from framegrove.models.pretrained import embedded_model, read_shape
 from framegrove.search import policies
 from framegrove.search.policies import Allotment, PolicyEntry, Task
 from framegrove.search.protocols import GeneratorClient
+from framegrove.search.result import Fate
 from framegrove.search.tree import Decision, Layout, PanelWork, Scores
 from framegrove.search.workers import GENERATORS
 from framegrove.serving.service import ServedModel, VideoService
@@ -125,6 +126,20 @@ def test_a_search_leaves_a_whole_tree(undisturbed: SearchRecord, tmp_path: Path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(WRITTEN)
     assert json.loads((tmp_path / "report.json").read_text()) == report_json(undisturbed)
     assert len(decode_mp4(tmp_path / "video.mp4")[0]) == 17
+
+
+def test_dropped_branches_of_large_videos_keep_small_frames(
+    house: House, undisturbed: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.clients._SMALL", 32)  # as if 64 pixels were many
+    record = house.search()
+    assert video(record) == video(undisturbed)
+    dropped = {node.path for node in record.outcome.nodes if node.fate is Fate.DROPPED}
+    small = {path for path, shown in record.shown.items() if shown.small}
+    assert dropped
+    assert dropped <= small
+    assert {record.shown[path].frames.shape[1:3] for path in small} == {(32, 32)}
+    assert all(record.outcome.handles[path].latent is None for path in small)
 
 
 def test_progress_never_falls(house: House, undisturbed: SearchRecord) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.prices import Prices
 from framegrove.search.rounds import Branching
 from framegrove.search.tree import Layout
+from framegrove.types import SampleWork
 from tests.fakes import FREE, PAID, World, played
 
 DRAFTED = Layout(units=4, stages=3, draft_stage=1)
@@ -104,6 +107,14 @@ def test_pyramids_of_one_stage_given_frames_and_single_images_have_their_trees()
             "dfs": st.fixed_dictionaries(
                 {"accept": st.sampled_from([0.1, 0.3, 0.8]), "grow": st.integers(1, 3), "most": st.integers(1, 4)}
             ),
+            "evo": st.fixed_dictionaries(
+                {
+                    "accept": st.sampled_from([0.1, 0.3, 0.8]),
+                    "population": st.sampled_from([None, 2, 6]),
+                    "elite": st.integers(1, 3),
+                    "generations": st.integers(1, 4),
+                }
+            ),
             "tree": st.fixed_dictionaries(
                 {"select": st.sampled_from(["top", "threshold", "multinomial"]), "every": st.integers(1, 3)}
             ),
@@ -172,3 +183,31 @@ def test_bad_configuration_is_one_sentence(override: str, says: str) -> None:
 def test_a_budget_may_be_written_as_a_number() -> None:
     assert load(SearchConfig, overrides=["budget=2.5"]).multiple == 2.5
     assert isinstance(make_policy(load(SearchConfig, overrides=["policy=linear"]), 4, 3, FREE)[0], Linear)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from([*policies.summaries()]),
+    multiple=st.sampled_from([1, 2, 4, 8]),
+    most_nfe=st.integers(8, 100),
+    seed=st.integers(0, 2**32),
+)
+def test_a_search_needs_no_more_evaluations_than_it_is_allowed(
+    name: str, multiple: int, most_nfe: int, seed: int
+) -> None:
+    prices = replace(PAID, nfe=lambda depth, first, last, siblings: (last - first + 1) * siblings)
+    config = SearchConfig(policy=name, budget=f"{multiple}x", nfe=most_nfe)
+    policy, allotment = make_policy(config, 4, 2, prices, seed=seed)
+    works = tuple(played(policy, World(seed=seed)).certain)
+    assert (
+        sum(prices.nfe(w.depth, w.first_stage, w.last_stage, len(w.paths)) for w in works if isinstance(w, SampleWork))
+        <= most_nfe
+    )
+    assert prices.works(works) <= multiple * prices.one_sample(Layout(4, 2))
+    assert allotment.utilisation <= 1
+
+
+def test_a_cap_on_evaluations_that_forbids_a_single_video_is_refused() -> None:
+    prices = replace(PAID, nfe=lambda depth, first, last, siblings: 10 * siblings)
+    with pytest.raises(BudgetError, match="nfe is 39, and a single video needs 40 transformer evaluations: raise it"):
+        make_policy(SearchConfig(nfe=39), 4, 2, prices)

@@ -165,7 +165,7 @@ def test_a_work_that_kills_everybody_is_given_up() -> None:
         search(World(deaths={"g0": always, "g1": always}))
 
 
-@pytest.mark.parametrize("policy", ["linear", "tof", "tree", "beam", "smc", "dfs", "pyramid"])
+@pytest.mark.parametrize("policy", ["linear", "tof", "tree", "beam", "smc", "dfs", "evo", "pyramid"])
 @pytest.mark.parametrize("poison", [(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
 def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poison: Path) -> None:
     config = TOF.model_copy(

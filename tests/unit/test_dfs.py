@@ -91,6 +91,14 @@ def test_idle_workers_are_told_what_is_likeliest_to_be_needed() -> None:
     assert (((0, 1), (0, 2)), 0.16) in [(bet.work.paths, round(bet.likely, 3)) for bet in bets]
 
 
+def test_nobody_works_ahead_on_a_branch_that_is_closed() -> None:
+    game = Game()
+    game.tell({(0,): 0.9})
+    game.tell({(0, 0): 0.1})
+    assert game.tell({(0, 1): 0.1, (0, 2): 0.1}) == [(1,)]  # (0) was accepted, and has no good child
+    assert not {bet.work for bet in game.policy.speculative()} & set(game.plan.certain)
+
+
 @pytest.mark.parametrize("prices", [FREE, PAID])
 def test_with_enough_budget_the_winner_is_right_wherever_a_right_one_can_be_grown(prices: object) -> None:
     for seed in range(30):

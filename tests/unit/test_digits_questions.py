@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from framegrove.config.verifier import SETTINGS_FILE, VerifierConfig, own_settings, question_source, shipped_folder
-from framegrove.digits.questions import QUESTIONS, Aspect, static_scene, write_settings
+from framegrove.config.verifier import Calibration, VerifierConfig, own_settings, question_source
+from framegrove.digits.questions import BY_UNIT, QUESTIONS, Aspect, static_scene, write_settings
 from framegrove.digits.world import parse
 from framegrove.types import Assessment
 from framegrove.verification.questions import load_question_set
@@ -77,9 +77,35 @@ def test_a_still_picture_of_a_caption() -> None:
     assert static_scene(objects) == "a red 3 and a blue 2"
 
 
-def test_the_shipped_verifier_names_this_set(tmp_path: Path) -> None:
-    source = question_source(VerifierConfig())
-    assert load_question_set(source) is QUESTIONS
+def test_a_verifier_trained_on_siblings_is_asked_little_about_a_middle_unit() -> None:
+    asked = BY_UNIT.questions(Assessment.MOTION, TWO)
+    assert [(q.text, q.score) for q in asked] == [
+        ("Is there a red 3 in every frame?", "alignment"),
+        ("Does the red 3 now move left and right?", "motion"),
+        ("Is there a blue 2 in every frame?", "alignment"),
+        ("Does the blue 2 now move up and down?", "motion"),
+        ("Are there exactly two objects?", "alignment"),
+        ("Does everything keep its shape and colour?", "motion"),
+    ]
+    assert {q.view for q in asked} == {View.UNIT}
+    for assessment in (Assessment.IMAGE, Assessment.FINAL):
+        assert {q.view for q in BY_UNIT.questions(assessment, TWO)} == {View.VIDEO}
+    final = [q.text for q in BY_UNIT.questions(Assessment.FINAL, TWO)]
+    assert "Does the red 3 move left and right?" in final
+    assert BY_UNIT.fingerprint != QUESTIONS.fingerprint
+
+
+def test_verifiers_name_the_set_that_they_were_trained_for(tmp_path: Path) -> None:
+    assert load_question_set(question_source(VerifierConfig())) is QUESTIONS
+    fitted = {Assessment.MOTION: Calibration(bias=-0.5, slopes={"alignment": 0.7})}
+    write_settings(tmp_path, fitted)
+    settings = own_settings(str(tmp_path))
+    assert settings is not None
+    assert settings.questions is not None
+    assert load_question_set(settings.questions) is BY_UNIT
+    assert settings.engine.max_frames == 6
+    assert settings.calibration == fitted
     write_settings(tmp_path)
-    assert (tmp_path / SETTINGS_FILE).read_text() == (shipped_folder() / SETTINGS_FILE).read_text()
-    assert own_settings(str(tmp_path)) == own_settings(None)
+    uncalibrated = own_settings(str(tmp_path))
+    assert uncalibrated is not None
+    assert uncalibrated.calibration == {}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from framegrove.config.verifier import own_settings, shipped_folder
 from framegrove.digits import world
 from framegrove.digits.config import VerifierArchitecture
-from framegrove.digits.questions import QUESTIONS
+from framegrove.digits.questions import BY_UNIT, QUESTIONS
 from framegrove.digits.verifier_metrics import evaluate
 from framegrove.digits.verifier_model import (
     Packer,
@@ -34,7 +35,7 @@ def test_every_question_is_in_the_vocabulary() -> None:
     for index in range(40):
         prompt = world.clip(0, index).caption
         for assessment in Assessment:
-            for question in QUESTIONS.questions(assessment, prompt):
+            for question in (*QUESTIONS.questions(assessment, prompt), *BY_UNIT.questions(assessment, prompt)):
                 assert tokenizer.unk_token_id not in packer.tokens(question.text), question.text
     assert tokenizer.unk_token_id not in (packer.yes, packer.no)
 
@@ -55,7 +56,9 @@ def test_packed_answers_equal_transformers_one_by_one(tmp_path: Path) -> None:
         cells = read_cells(model, pixels.flatten(0, 1) / 255).view(2, -1, TINY.text_width)
         packed, *_ = answer_logits(model, cells, packer.pack(3, texts, [[True] * 3] * 2))
     save_folder(model, tokenizer, TINY, tmp_path / "model")
-    assert own_settings(str(tmp_path / "model")) == own_settings(None)
+    settings = own_settings(str(tmp_path / "model"))
+    assert settings is not None
+    assert settings.engine.max_frames == 6
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     for clip in range(2):
@@ -74,6 +77,6 @@ def test_the_shipped_verifier_is_as_good_as_its_readme_says() -> None:
     folder = shipped_folder()
     noted = json.loads((folder / "metrics.json").read_text())["held-out"]["balanced_accuracy"]
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    measured = evaluate(model, Packer(build_tokenizer(), 16), clips=200)
+    measured = evaluate(model, Packer(PreTrainedTokenizerFast.from_pretrained(folder), 16), clips=200)
     for aspect in noted:
         assert measured.balanced(aspect) > noted[aspect] - 0.12

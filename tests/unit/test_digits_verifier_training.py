@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from framegrove.config.base import load
+from framegrove.config.verifier import shipped_folder
 from framegrove.digits.config import JointPhase, VerifierPhase, VerifierTraining
-from framegrove.digits.verifier_metrics import evaluate, evaluate_scenes, save
-from framegrove.digits.verifier_scenes import draw_scene
+from framegrove.digits.sibling_files import shard_file, write_groups
+from framegrove.digits.verifier_metrics import evaluate, save
 from framegrove.digits.verifier_training import PHASES, VerifierRun
 from framegrove.errors import UserError
+from framegrove.verification.views import View
+from tests.unit.test_digits_siblings import group_of
 from tests.unit.test_digits_verifier_model import TINY
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -30,18 +33,43 @@ def tiny_training(steps: int = 2) -> VerifierTraining:
         joint=JointPhase(**phase.model_dump()),
         checkpoint_every=1,
         heldout_clips=10,
-        generated_clips=0,
     )
 
 
-def test_the_shipped_configuration_loads() -> None:
-    assert load(VerifierTraining, CONFIGS / "digits_verifier.yaml").joint.steps > 0
+@pytest.mark.parametrize("name", ["digits_verifier", "digits_verifier_siblings"])
+def test_the_shipped_configurations_load(name: str) -> None:
+    assert load(VerifierTraining, CONFIGS / f"{name}.yaml").joint.steps > 0
 
 
-def test_too_few_regenerated_clips_are_refused() -> None:
-    changes = ["joint.regenerated=5"]
-    with pytest.raises(UserError, match="regenerated is 5, it must be 0 or at least the batch, 12"):
-        load(VerifierTraining, CONFIGS / "digits_verifier.yaml", changes)
+def test_a_run_starts_from_the_shipped_verifier_and_learns_from_siblings(tmp_path: Path) -> None:
+    write_groups(shard_file(tmp_path, 0), [group_of(depth, [3, None]) for depth in (0, 2, 5)])
+    none = VerifierPhase(steps=0, batch=2, learning_rate=1e-4)
+    config = VerifierTraining(
+        start="shipped",
+        reading=none,
+        windows=none,
+        frames=none,
+        joint=JointPhase(steps=3, batch=2, learning_rate=1e-4, siblings=str(tmp_path)),
+        heldout_clips=10,
+    )
+    run = VerifierRun(config, tmp_path / "run")
+    shipped = Idefics3ForConditionalGeneration.from_pretrained(shipped_folder(), dtype=torch.float32)
+    known = PreTrainedTokenizerFast.from_pretrained(shipped_folder()).get_vocab()
+    assert set(run.packer.word_ids) - set(known) == {"now"}
+    for word, at in known.items():
+        ours, theirs = (model.get_input_embeddings().weight for model in (run.model, shipped))
+        assert torch.equal(ours[run.packer.word_ids[word]], theirs[at]), word
+    assert torch.equal(
+        run.model.model.connector.modality_projection.proj.weight,
+        shipped.model.connector.modality_projection.proj.weight,
+    )
+    run.train()
+    assert run.siblings is not None
+    assert run.siblings.count((View.UNIT, 6)) == (2, 2)
+    with pytest.raises(UserError, match="no verifier to start from"):
+        VerifierRun(config.model_copy(update={"start": str(tmp_path / "none")}), tmp_path / "other")
+    with pytest.raises(UserError, match="another architecture"):
+        VerifierRun(config.model_copy(update={"model": TINY}), tmp_path / "other")
 
 
 def test_training_continues_where_it_stopped_bit_for_bit(tmp_path: Path) -> None:
@@ -73,15 +101,11 @@ def test_a_trained_verifier_is_saved_with_its_metrics(tmp_path: Path) -> None:
     run = VerifierRun(tiny_training(), tmp_path)
     model = run.finished()
     heldout = evaluate(model, run.packer, clips=10)
-    rng = np.random.default_rng(0)
-    generated = evaluate_scenes(model, run.packer, [draw_scene(rng, shown=4) for _ in range(3)])
     for _ in range(2):  # the second time in place of the first
-        save(run, model, heldout, generated, tmp_path / "model", "python -m jobs.train_verifier")
+        save(run, model, heldout, tmp_path / "model", "python -m jobs.train_verifier")
     figures = json.loads((tmp_path / "model" / "metrics.json").read_text())
     assert figures["held-out"]["balanced_accuracy"].keys() == set(heldout.aspects)
-    assert sum(kind["asked"] for kind in figures["generated"]["by_kind"].values()) <= 3 * 12
     text = (tmp_path / "model" / "README.md").read_text()
     assert "python -m jobs.train_verifier" in text
     assert heldout.markdown() in text
-    assert generated.markdown() in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

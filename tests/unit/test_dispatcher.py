@@ -55,6 +55,7 @@ class Life:
         self.inputs: dict[int, dict[Path, str]] = {}
         self.cancelled: set[int] = set()
         self.recovering: list[str] = []
+        self.released: set[str] = set()
         self.time = 0.0
 
     def live(self, failures: float) -> None:
@@ -70,6 +71,7 @@ class Life:
         match command:
             case Start(attempt, inputs):
                 self.inputs[attempt.number] = dict(inputs)
+                assert not self.released & set(inputs.values()), "what is released is not needed any more"
             case Cancel(attempt):
                 assert attempt.number in self.state.running
                 assert attempt.number not in self.cancelled, "cancelled once"
@@ -79,6 +81,7 @@ class Life:
                 self.recovering.append(worker)
             case Release(handle):
                 assert handle in self.state.handles.values()
+                self.released.add(handle)
 
     def something_happens(self, failures: float) -> None:
         possible: list[Attempt | str] = [*self.state.running.values(), *self.recovering]

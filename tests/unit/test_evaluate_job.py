@@ -49,6 +49,10 @@ def test_the_second_time_nothing_is_sampled(model: Path, tmp_path: Path) -> None
     again = run(model, cache, tmp_path / "second", "--generators", "2")
     assert "0 units" in again.output
     assert len(rows(tmp_path / "second")) == 3
+    from_anywhere = "framegrove.search.policies.linear:ENTRY"
+    run(model, cache, tmp_path / "third", "--policies", from_anywhere)
+    assert [row["policy"] for row in rows(tmp_path / "third")] == ["single", from_anywhere]
+    assert rows(tmp_path / "third")[1]["branches"] == rows(tmp_path / "first")[1]["branches"]
 
 
 def test_virtual_seconds_are_not_mixed(model: Path, tmp_path: Path) -> None:
@@ -59,3 +63,103 @@ def test_virtual_seconds_are_not_mixed(model: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(evaluate.app, given)
     assert result.exit_code == 1
     assert "holds results of another evaluation" in result.stderr
+
+
+SUITE = """
+lengths: [{units: 2, prompts: 2}, {units: 3, prompts: 1}]
+digits: 1
+seed: 500
+tuning_seed: 600
+margin: 0.03
+trees: [dfs]
+aims: {units: 3, of_plateau: 0.3333, of_stop: 0.5}
+optional: [yet-to-come]
+settings:
+  - {policy: single}
+  - {label: linear 2, policy: linear, budget: 40x, options: {roots: 2}}
+  - {label: linear 3, policy: linear, budget: 40x, options: {roots: 3}}
+  - {label: linear with stop, policy: linear, budget: 40x, until: 0.5, options: {roots: 3}}
+  - {policy: dfs, budget: 3x, options: {most: 2}, path_score: last}
+  - {policy: yet-to-come, budget: 2x}
+"""
+
+
+def run_suite(model: Path, folder: Path, *more: str, status: int = 0) -> Result:
+    file = folder / "suite.yaml"
+    file.write_text(SUITE)
+    given = ["--suite", str(file), "--cache", str(folder / "cache"), "--out", str(folder / "out"), *more]
+    result = CliRunner().invoke(evaluate.app, [*given, "--model", str(model)])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def test_a_suite_goes_on_and_tells_settings_of_one_policy_apart(model: Path, tmp_path: Path) -> None:
+    first = run_suite(model, tmp_path, "--judge", "oracle", "--prompts", "1")
+    assert "yet-to-come 2x is left out" in first.output
+    assert "nothing to show yet" in first.output, "a ceiling alone is no result"
+    assert (tmp_path / "out" / "ceiling-3.png").is_file()
+    assert not (tmp_path / "out" / "evidence.md").exists()
+    lines = (tmp_path / "out" / "oracle-2.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 5
+    kept = {line["label"]: line for line in map(json.loads, lines[1:])}
+    assert (kept["linear 2"]["branches"], kept["linear 3"]["branches"]) == (4, 6)
+    assert kept["dfs 3x"]["options"] == {"most": 2}
+    assert kept["single"]["wasted_flops"] == kept["linear 3"]["wasted_flops"] == 0
+    assert set(kept["single"]["held_out"]) == {"signals/flicker", "signals/sharpness", "signals/motion"}
+    assert kept["single"]["search_score"] is None
+    assert kept["linear 2"]["search_score"] == pytest.approx(kept["linear 2"]["panel_log_p"])
+
+    (tmp_path / "out" / "oracle-2.jsonl").write_text("\n".join(lines[:4]) + "\n")  # as if it had been killed
+    again = run_suite(model, tmp_path, "--judge", "oracle", "--prompts", "1")
+    assert "making 2 videos" in again.output
+    assert "0 units were sampled and 0 verdicts given" in again.output
+    more = run_suite(model, tmp_path, "--judge", "oracle")
+    assert "making 5 videos" in more.output
+    assert len((tmp_path / "out" / "oracle-2.jsonl").read_text().splitlines()) == 1 + 10
+
+
+def test_a_suites_results_with_its_ceiling(model: Path, tmp_path: Path) -> None:
+    """A panel without a model: what is shown, and where."""
+    panel = tmp_path / "panel.yaml"
+    panel.write_text("verifiers: [{name: red, kind: callable, function: 'tests.fakes:redness'}]\n")
+    run_suite(model, tmp_path, "--verifier", str(panel))
+    run_suite(model, tmp_path, "--verifier", str(panel), "--judge", "oracle")
+    out = tmp_path / "out"
+    shown = json.loads((out / "evidence.json").read_text())
+    assert [length["found"]["units"] for length in shown["lengths"]] == [2, 3]
+    assert [length["found"]["prompts"] for length in shown["lengths"]] == [2, 1]
+    for length in shown["lengths"]:
+        assert length["ceiling"]["prompts"] == length["found"]["prompts"]
+        assert length["blame"]["setting"] == "dfs 3x"
+        assert [each["setting"]["label"] for each in length["found"]["outcomes"]][1] == "linear 2"
+    text = (out / "evidence.md").read_text()
+    assert "## 2 units, 2 prompts" in text
+    assert "## 3 units, 1 prompt\n" in text
+    assert "### Ceiling" in text
+    for name in ("right-2.png", "judge-3.png", "ceiling-2.png", "rows.parquet"):
+        assert (out / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--policies", "tof"], "--policies is what a suite says itself"),
+        (["--held-out", "{panel}", "--verifier", "{panel}"], "is one of the panel"),
+    ],
+)
+def test_a_suite_that_cannot_be_run(model: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    panel = tmp_path / "panel.yaml"
+    panel.write_text("verifiers: [{name: red, kind: callable, function: 'tests.fakes:redness'}]\n")
+    result = run_suite(model, tmp_path, *(word.format(panel=panel) for word in more), status=1)
+    assert said in result.stderr
+
+
+def test_a_suite_needs_a_cache_and_a_name(model: Path, tmp_path: Path) -> None:
+    for given, said in (
+        (["--suite", "digits-long"], "add --cache DIR"),
+        (["--suite", "digits-lung", "--cache", str(tmp_path / "cache")], "give one of digits-long, or the path"),
+        (["--tuning"], "--tuning is for a suite"),
+    ):
+        result = CliRunner().invoke(evaluate.app, [*given, "--model", str(model), "--out", str(tmp_path / "out")])
+        assert result.exit_code == 1
+        assert said in result.stderr

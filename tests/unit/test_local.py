@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actors.generator import Context, Generator
 from actors.local import Speeds
@@ -23,7 +24,9 @@ from framegrove.errors import UserError
 from framegrove.evaluation.branch_cache import BranchCache
 from framegrove.evaluation.report import SearchRecord, busy_seconds, warnings_of
 from framegrove.evaluation.virtual_time import run_virtual
+from framegrove.lineage import mutation_of, sibling
 from framegrove.search.result import Ending, Fate
+from framegrove.search.tree import Latent
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
 from framegrove.verification.callables import CallableVerifier
 from tests.tiny import save_tiny
@@ -271,3 +274,41 @@ def test_a_verifier_that_answers_rubbish_is_named_and_left_out_if_that_is_wanted
         assert list(record.outcome.left_out) == ["moody"]
         (warning,) = (each for each in warnings_of(record) if "left out" in each)
         assert "the verifier moody was left out, and the others have judged alone: verifier moody" in warning
+
+
+def test_an_evolved_search_is_the_same_again_and_its_mutants_are_branches_of_their_own(
+    model: ModelSource, tmp_path: Path
+) -> None:
+    evolve = {"population": 2, "generations": 3, "accept": 0.99, "strength": 0.3, "jump_strength": 0.3}
+    request = dataclasses.replace(REQUEST, policy="evo", units=2, budget=8.0)
+    off: dict[str, Any] = {"speculate": "off", "options": {"evo": evolve}}
+    units: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def look(runner: SearchRunner, record: SearchRecord) -> None:
+        ground = next(iter(record.outcome.handles.values())).ground
+        units.update({node.path: ground.latent(Latent(node.path, 2)) for node in record.outcome.nodes})
+
+    first, added = search(tmp_path, model, request, look=look, **off)
+    assert len(units) == added["units"] == 12  # two units, three generations of two
+    pairs = [(path, sibling(path, found)) for path in units if (found := mutation_of(path[-1])) is not None]
+    assert [len(path) for path, _ in pairs].count(2) == 4
+
+    def distance(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+        return float((units[one] - units[other]).norm())
+
+    parent = first.outcome.winner[:1]
+    fresh = {1: distance((0,), (1,)), 2: distance((*parent, 0), (*parent, 1))}
+    for path, mutated_from in pairs:
+        assert 0 < distance(path, mutated_from) < fresh[len(path)]
+    path = next(path for path, _ in pairs if len(path) == 1)
+    alone = Generator(model).sample(0, SampleWork((path,), 0, 2), Context(request.prompt, "", 11, 64, 64, 2), 0, None)
+    torch.testing.assert_close(
+        alone[1].x, units[path], atol=1e-3, rtol=1e-3
+    )  # denoised in step, which rounds otherwise
+
+    again, more = search(tmp_path, model, request, worker=Absent, judge=Absent, **off)
+    assert more == {}
+    assert told(again) == told(first)
+    elsewhere, _ = search(tmp_path / "elsewhere", model, request, generators=3, options={"evo": evolve})
+    assert told(elsewhere) == told(first)
+    assert np.array_equal(elsewhere.frames, first.frames)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from framegrove.media.frames import Frames, MediaError, nearest_size
-from framegrove.media.pictures import NotAPicture, check_picture, read_picture
+from framegrove.media.pictures import NotAPicture, check_picture, read_picture, reduced
 
 CASES = Path(__file__).parents[1] / "cases"
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -237,3 +237,13 @@ def test_damaged_files_end_in_a_picture_or_a_sentence(kind: str) -> None:
         except MediaError as error:
             outcome = str(error)
         assert outcome == (32, 32, 3) or str(outcome).startswith("torn ")
+
+
+def test_frames_are_scaled_down_to_a_longer_side() -> None:
+    frames = np.zeros((2, 100, 200, 3), np.uint8)
+    frames[:, :, 100:] = 200
+    small = reduced(frames, 50)
+    assert (small.shape, small.dtype) == ((2, 25, 50, 3), np.uint8)
+    assert small[0, 0, 0].tolist() == [0, 0, 0]
+    assert small[0, 0, -1].tolist() == [200, 200, 200]
+    assert reduced(frames, 200) is frames

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +19,7 @@ from framegrove.flow.noise import (
     noise_pyramid,
     pyramid,
 )
+from framegrove.lineage import FRESH, Mutation
 
 
 @given(st.floats(-1 / 3, 0.0))
@@ -90,3 +93,55 @@ def test_hash_noise_does_not_touch_global_random_state() -> None:
     assert torch.equal(source.initial(7, (2, 0), (4, 1, 8, 8)), source.initial(7, (2, 0), (4, 1, 8, 8)))
     assert torch.equal(source.jump(7, (2,), 1, (4, 1, 8, 8)), source.jump(7, (2,), 1, (4, 1, 8, 8)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def moments(parent: torch.Tensor, child: torch.Tensor) -> list[float]:
+    """Mean and variance of the child, and its covariance with the parent."""
+    return [child.mean().item(), child.var().item(), (parent * child).mean().item()]
+
+
+@pytest.mark.parametrize(("initial", "jump"), [(30, 30), (90, 60), (60, 0), (0, 60)])
+def test_mutated_noise_is_gaussian_and_correlated_with_its_parents(initial: int, jump: int) -> None:
+    source, shape = HashNoise(), (16, 1, 128, 128)
+    child, parent = (5, Mutation(2, 4, initial, jump).index), (5, 2)
+    for strength, draw in ((initial, source.initial), (jump, lambda s, p, n: source.jump(s, p, 2, n))):
+        kept = math.sqrt(1 - (strength / 100) ** 2)
+        before, after = draw(3, parent, shape), draw(3, child, shape)
+        assert moments(before, after) == pytest.approx([0, 1, kept], abs=0.01)
+        assert torch.equal(before, after) == (strength == 0)
+        fourth = (after**4).mean().item()
+        assert fourth == pytest.approx(3, abs=0.05)  # that of a Gaussian
+
+
+def test_mutated_jump_noise_has_the_covariance_of_block_noise() -> None:
+    path = (Mutation(0, 0, 60, 60).index,)
+    path = (Mutation(path[0], 1, 60, 30).index,)
+    noise = HashNoise(gamma=-1 / 3).jump(3, path, 1, (16, 1, 64, 64))
+    assert halve(noise).abs().max() < 1e-6  # the singular direction is exact
+    blocks = HashNoise(gamma=-0.2).jump(3, path, 1, (64, 1, 64, 64)).reshape(64, 32, 2, 32, 2)
+    blocks = blocks.permute(0, 1, 3, 2, 4).reshape(-1, 4)
+    expected = torch.eye(4) * 1.2 - 0.2
+    torch.testing.assert_close(blocks.T.cov(), expected, atol=0.02, rtol=0)
+
+
+def test_a_lineage_is_mixed_generation_by_generation() -> None:
+    source, shape = HashNoise(), (4, 1, 8, 8)
+    first = Mutation(1, 0, 60, 60)
+    second = Mutation(first.index, 2, 80, 80)
+    expected = source.initial(9, (7, 1), shape)
+    for mutation in (first, second):
+        fresh = torch.randn(shape, generator=generator_for(9, (7, mutation.index), "noise"))
+        expected = math.sqrt(1 - (mutation.initial / 100) ** 2) * expected + mutation.initial / 100 * fresh
+    torch.testing.assert_close(source.initial(9, (7, second.index), shape), expected)
+    assert not torch.equal(expected, source.initial(9, (8, second.index), shape))  # another branch, another noise
+
+
+def test_noise_of_branches_without_mutation_has_not_changed() -> None:
+    """Finished searches, caches and golden losses depend on it."""
+    source, shape = HashNoise(), (1, 1, 2, 2)
+    initial = torch.tensor([-0.987338125705719, -0.5520228147506714, 1.1906791925430298, -0.7840657234191895])
+    assert torch.equal(source.initial(7, (2, 1), shape).flatten(), initial)
+    jump = torch.tensor([-0.6958793997764587, 0.9141346216201782, 0.29470980167388916, -0.5129650235176086])
+    assert torch.equal(source.jump(7, (2, 1), 1, shape).flatten(), jump)
+    last = torch.randn(shape, generator=generator_for(7, (2, FRESH - 1), "noise"))
+    assert torch.equal(source.initial(7, (2, FRESH - 1), shape), last)

@@ -149,6 +149,12 @@ def any_policy(draw: st.DrawFn) -> Callable[[], tuple[Policy, Allotment]]:
                 "every": draw(st.integers(1, 3)),
             },
             "dfs": {"accept": 0.3},
+            "evo": {
+                "accept": draw(st.sampled_from([0.1, 0.6])),
+                "population": draw(st.sampled_from([None, 2, 5])),
+                "elite": draw(st.integers(1, 3)),
+                "generations": draw(st.integers(1, 4)),
+            },
         },
     )
     stages = draw(st.integers(2 if name == "pyramid" else 1, 3))
@@ -212,7 +218,7 @@ def test_a_policy_from_elsewhere_is_found_by_its_dotted_name() -> None:
     for name, says in (
         (
             "bees",
-            "there is no policy 'bees': choose one of single, linear, tof, tree, beam, smc, halving, dfs, pyramid",
+            "there is no policy 'bees': choose one of single, linear, tof, tree, beam, smc, halving, dfs, evo, pyramid",
         ),
         ("nowhere.at.all:ENTRY", "cannot be imported"),
         ("framegrove.search.policies.linear:Linear", "not a PolicyEntry"),

@@ -6,11 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.evaluation import results
-from framegrove.evaluation.results import Ledger, Row, Setting
+from framegrove.evaluation.results import Ledger, Row
 
-SINGLE, LINEAR, TOF = Setting("single", 1.0), Setting("linear", 4.0), Setting("tof", 4.0)
+SINGLE, LINEAR, TOF = Setting(policy="single"), Setting(policy="linear", budget=4.0), Setting(policy="tof", budget=4.0)
 
 
 def row(index: int, setting: Setting, right: bool) -> Row:
@@ -18,8 +19,8 @@ def row(index: int, setting: Setting, right: bool) -> Row:
         prompt_index=index,
         prompt="a red 3 moves left and right",
         objects=1 + index % 2,
-        policy=setting.policy,
-        budget=setting.budget,
+        setting=setting,
+        units=4,
         seed=index,
         oracle_score=1.0 if right else 0.5,
         fully_right=right,

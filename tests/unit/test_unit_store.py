@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from actors.unit_store import _parse, _write
+from actors.unit_store import _stage_of, _write
 from framegrove.search.tree import Latent
 
 
@@ -20,5 +20,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["unit.safetensors"]
 
 
-def test_names_are_read_back() -> None:
-    assert _parse(Latent((2, 0, 11), 2).name) == ((2, 0, 11), 2)
+def test_a_name_tells_the_stage_however_long_the_path() -> None:
+    long = tuple(46_060_000 + unit for unit in range(31))
+    names = {Latent(path, 2).name for path in ((2, 0, 11), long, (*long[:-1], 0))}
+    assert "2-0-11.stage2" in names
+    assert len(names) == 3
+    for name in names:
+        assert _stage_of(name) == 2
+        assert len(f".{name}.safetensors.partial") <= 255

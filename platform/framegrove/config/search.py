@@ -38,6 +38,9 @@ class SearchConfig(Config):
         description="times the FLOPs of one unsearched sample with its decoding, for all that a search does: sampling, "
         "decoding, judging",
     )
+    nfe: int | None = Field(
+        default=None, ge=1, description="most transformer evaluations that a search may need, as well as the budget"
+    )
     options: dict[str, dict[str, Any]] = Field(
         default={}, description="options of each policy by its name, as in options.tof.roots=8"
     )
@@ -58,8 +61,8 @@ class SearchConfig(Config):
         default=None,
         gt=0,
         le=1,
-        description="policies that can stop (linear, dfs) do so at a video that is right with this probability, by the "
-        "panel; default: the policy's own",
+        description="policies that can stop (linear, dfs, evo) do so at a video that is right with this probability, "
+        "by the panel; default: the policy's own",
     )
     speculate: Speculate = Field(
         default="thrift",

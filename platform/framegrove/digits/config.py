@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from framegrove.config.base import Config
 
@@ -26,30 +26,25 @@ class VerifierArchitecture(Config):
 class VerifierPhase(Config):
     """One phase of the verifier's training."""
 
-    steps: int = Field(ge=1, description="optimizer steps")
+    steps: int = Field(ge=0, description="optimizer steps; 0 leaves the phase out")
     batch: int = Field(ge=1, description="items per step: windows, frames or clips, depending on the phase")
     learning_rate: float = Field(gt=0, description="peak learning rate, of matrices and of everything else")
     final_share: float = Field(0.0, ge=0, description="share of the peak learning rate that remains at the last step")
 
 
 class JointPhase(VerifierPhase):
-    """The last phase, on pictures. Half of its clips of one and of four frames can be regenerated ones."""
+    """The last phase, on pictures. Many of its clips can be siblings from a generator."""
 
-    regenerated: int = Field(
-        0, ge=0, description="how many clips the shipped generator draws anew before the phase begins; 0 for none"
-    )
-
-    @model_validator(mode="after")
-    def _enough_for_a_batch(self) -> Self:
-        if 0 < self.regenerated < self.batch:
-            raise ValueError(f"regenerated is {self.regenerated}, it must be 0 or at least the batch, {self.batch}")
-        return self
+    siblings: str | None = Field(None, description="folder of groups that jobs.siblings sampled; none if left out")
 
 
 class VerifierTraining(Config):
     """Training of the verifier. The phases run in the order below; digits/verifier_training.py explains why."""
 
     seed: int = 0
+    start: str | None = Field(
+        None, description="verifier to start from: shipped, or a folder; random weights if left out"
+    )
     model: VerifierArchitecture = VerifierArchitecture()
     reading: VerifierPhase = VerifierPhase(steps=3500, batch=12, learning_rate=2e-3, final_share=0.05)
     windows: VerifierPhase = VerifierPhase(steps=700, batch=256, learning_rate=3e-3, final_share=0.3)
@@ -58,7 +53,6 @@ class VerifierTraining(Config):
     questions_per_clip: int = Field(12, ge=4)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, per step of the last phase")
     heldout_clips: int = Field(1500, ge=10, description="clips of held-out scans for the final evaluation")
-    generated_clips: int = Field(300, ge=0, description="clips of the shipped generator for a second evaluation")
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps")
     threads: int = Field(1, ge=1, description="CPU threads")
     precision: Literal["bfloat16", "float32"] = Field(

@@ -5,8 +5,12 @@ their motion are asked object by object and the answers multiplied (verification
 trained on exactly these sentences (digits/verifier_questions.py). A prompt that is no caption of this world gets the
 shipped set "brief".
 
-Siblings differ in their newest unit alone, so at a middle unit what things look like is asked of all its frames (the
-view "dense"). How they move shows over several units ("recent").
+Siblings differ in their newest unit alone. A verifier that is trained on siblings (digits/siblings.py) is shown six
+frames at a time and asked little about a middle unit, ``BY_UNIT``: the first frame, the last one of the parent and four
+of the unit are one look (the view "unit"), in which what things look like and how they move now can both be seen.
+
+A verifier that was trained on whole videos of four frames, ``QUESTIONS``, is asked what things look like of all frames
+of the newest unit (the view "dense"), and how they move of several units ("recent").
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from framegrove.config.verifier import SETTINGS_FILE
+import yaml
+
+from framegrove.config.verifier import SETTINGS_FILE, Calibration
 from framegrove.digits import world
 from framegrove.digits.world import DigitObject
 from framegrove.types import Assessment
@@ -39,12 +46,16 @@ class Aspect(enum.StrEnum):
 
 
 class DigitsQuestions:
-    """The question set that the shipped verifier's settings name (assets/verifier/verifier.yaml)."""
+    """A question set for captions of this world: ``about`` gives the questions for the digits that one names."""
+
+    def __init__(self, about: Callable[[Assessment, tuple[DigitObject, ...]], tuple[Question, ...]]) -> None:
+        self._about = about
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes with the code of this file and with the questions for other prompts."""
+        """Changes with the code of this file, with the set and with the questions for other prompts."""
         digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=12)
+        digest.update(self._about.__name__.encode())
         digest.update(self._for_others.fingerprint.encode())
         return digest.hexdigest()
 
@@ -53,21 +64,41 @@ class DigitsQuestions:
         objects = world.parse(prompt)
         if objects is None:
             return self._for_others.questions(assessment, prompt)
-        return about_digits(assessment, objects)
+        return self._about(assessment, objects)
 
     @functools.cached_property
     def _for_others(self) -> QuestionSet:
         return load_question_set("brief")
 
 
-QUESTIONS = DigitsQuestions()
-
 # Scores: does it show what was asked for, does it move as asked and hold together, can it be made out at all.
 ALIGNMENT, MOTION, CLARITY = "alignment", "motion", "clarity"
 
 
+def about_units(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tuple[Question, ...]:
+    """What to ask a verifier that was trained on siblings: of a middle unit no more than what can differ in it."""
+    asked: list[Question] = []
+    unit = assessment in (Assessment.POTENTIAL, Assessment.MOTION)
+    for obj in objects:
+        asked.append(Question(ask_binding(obj.digit, obj.colour), ALIGNMENT, Aspect.BINDING))
+        if assessment is Assessment.IMAGE:
+            asked.append(Question(ask_digit(obj.digit), ALIGNMENT, Aspect.DIGIT, weight=0.5))
+        if assessment is Assessment.MOTION:
+            asked.append(Question(ask_motion_now(obj.digit, obj.colour, obj.motion), MOTION, Aspect.MOTION))
+        if assessment is Assessment.FINAL:
+            asked.append(Question(ask_motion(obj.digit, obj.colour, obj.motion), MOTION, Aspect.MOTION))
+    asked.append(Question(ask_count(len(objects)), ALIGNMENT, Aspect.COUNT, weight=0.5))
+    if assessment in (Assessment.MOTION, Assessment.FINAL):
+        asked.append(Question(ASK_STABLE, MOTION, Aspect.STABILITY))
+    if assessment is Assessment.FINAL:
+        asked.append(Question(ask_match(world.caption(objects)), ALIGNMENT, Aspect.MATCH, weight=0.25))
+    if assessment is not Assessment.MOTION:
+        asked.append(Question(ASK_CLEAR, CLARITY, Aspect.CLARITY))
+    return tuple(replace(question, view=View.UNIT if unit else View.VIDEO) for question in asked)
+
+
 def about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tuple[Question, ...]:
-    """What to ask about a video of these digits."""
+    """What to ask a verifier that was trained on whole videos about a video of these digits."""
     moving = assessment in (Assessment.MOTION, Assessment.FINAL)
     asked: list[Question] = []
     for obj in objects:
@@ -92,18 +123,24 @@ def about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tu
 _UNFINISHED = {ALIGNMENT: View.DENSE, MOTION: View.RECENT, CLARITY: View.DENSE}
 _VIEWS = {Assessment.POTENTIAL: _UNFINISHED, Assessment.MOTION: _UNFINISHED}
 
+QUESTIONS, BY_UNIT = DigitsQuestions(about_digits), DigitsQuestions(about_units)
 
 _SETTINGS = """\
 # How Framegrove serves this model, and what it asks it.
 kind: vllm
-questions: framegrove.digits.questions:QUESTIONS
-engine: {dtype: float32, max_model_len: 1024, max_frames: 4, max_questions: 64, block_size: 32}
+questions: framegrove.digits.questions:BY_UNIT
+engine: {dtype: float32, max_model_len: 1024, max_frames: 6, max_questions: 64, block_size: 32}
 """
 
 
-def write_settings(folder: Path) -> None:
-    """Write verifier.yaml into the folder of a verifier that was trained on these questions."""
-    (folder / SETTINGS_FILE).write_text(_SETTINGS, encoding="utf-8")
+def write_settings(folder: Path, calibration: Mapping[Assessment, Calibration] | None = None) -> None:
+    """Write verifier.yaml into the folder of a verifier that was trained on these questions, and calibrated on them."""
+    text = _SETTINGS
+    if calibration:
+        fitted = {assessment.value: each.model_dump() for assessment, each in calibration.items()}
+        about = "# From scores to the probability that a branch is right, fitted to groups of siblings kept apart.\n"
+        text += about + yaml.safe_dump({"calibration": fitted}, sort_keys=False)
+    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 
 # The sentences.
@@ -123,6 +160,10 @@ def ask_binding(digit: int, colour: str) -> str:
 
 def ask_motion(digit: int, colour: str, motion: str) -> str:
     return f"Does the {colour} {digit} move {motion}?"
+
+
+def ask_motion_now(digit: int, colour: str, motion: str) -> str:
+    return f"Does the {colour} {digit} now move {motion}?"
 
 
 def ask_count(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,15 +12,28 @@ import torch
 from framegrove.digits.verifier_codes import CELL, SIDE, cell_of, digit_class, scene_codes
 from framegrove.digits.verifier_model import PackedQuestions, Packer
 from framegrove.digits.verifier_questions import ask_about
-from framegrove.digits.verifier_regenerated import UNITS, first_frame
 from framegrove.digits.verifier_scenes import Drawn, Quality, Scene, draw_scene
+from framegrove.digits.verifier_siblings import Kind, SiblingScenes
+from framegrove.digits.verifier_sights import MOST
 from framegrove.digits.world import COLOURS, MOTIONS, SIZE
+from framegrove.verification.views import View
 
 PATCH = 8
 WINDOW = 4  # side of a window, in patches
 _COLOUR_AT = {name: at for at, name in enumerate(COLOURS)}
 _MOTION_AT = {name: at for at, name in enumerate(MOTIONS)}
-_SHOWN_ODDS = np.cumsum([0.24, 0.12, 0.14, 0.5])  # of clips with 1, 2, 3 and 4 shown frames
+_ODDS: dict[Kind, float] = {  # of a batch being of such clips
+    (View.VIDEO, 1): 0.18,
+    (View.VIDEO, 2): 0.04,
+    (View.VIDEO, 3): 0.03,
+    (View.VIDEO, 4): 0.08,
+    (View.VIDEO, 5): 0.08,
+    (View.VIDEO, MOST): 0.1,
+    (View.UNIT, MOST): 0.49,
+}
+# Of clips of a kind, the share that a generator made: those of whole videos are nearly all right.
+_GENERATED: dict[Kind, float] = {(View.VIDEO, 1): 0.65, (View.UNIT, MOST): 0.7}
+_GENERATED_ELSE = 0.4
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,15 @@ class WindowBatch:
 class FrameBatch:
     """Whole frames in [0, 1] and the codes of their cells.
 
-    ``asked_N`` is false where no question asks whether the picture is clear, ``sharp_N`` where it is not clear.
+    ``asked_N`` is false where no question asks whether the picture is clear, ``sharp_N`` where it is not clear, and
+    ``placed_N`` where places are known roughly.
     """
 
     frames_N3HW: torch.Tensor
     codes_NMF: torch.Tensor
     asked_N: torch.Tensor
     sharp_N: torch.Tensor
+    placed_N: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -119,21 +133,23 @@ def clip_batch(
     packer: Packer,
     *,
     painted: bool = True,
-    longest: int = 4,
-    regenerated: Sequence[Scene] = (),
+    longest: int = MOST,
+    siblings: SiblingScenes | None = None,
 ) -> ClipBatch:
-    """``count`` clips of one random length of at most ``longest`` shown frames, with ``questions`` questions each.
+    """``count`` clips of one random kind, of at most ``longest`` shown frames, with ``questions`` questions each.
 
-    They are pictures if ``painted``, and codes alone otherwise. Where there are ``regenerated`` scenes, half of the
-    batches of their length, and of one frame, are drawn from these.
+    They are pictures if ``painted``, and codes alone otherwise. Where there are ``siblings``, many are drawn from them.
     """
     rng = np.random.default_rng([seed, step])
-    shown = min(longest, 1 + int(np.searchsorted(_SHOWN_ODDS, rng.random() * _SHOWN_ODDS[-1], side="right")))
-    if regenerated and shown in (1, UNITS) and rng.random() < 0.5:
-        chosen = [regenerated[at] for at in rng.choice(len(regenerated), count, replace=False)]
-        scenes = chosen if shown == UNITS else [first_frame(scene) for scene in chosen]
-    else:
-        scenes = [draw_scene(rng, shown=shown, painted=painted) for _ in range(count)]
+    kinds = [kind for kind in _ODDS if kind[1] <= longest]
+    odds = np.cumsum([_ODDS[kind] for kind in kinds])
+    kind = kinds[int(np.searchsorted(odds, rng.random() * odds[-1], side="right"))]
+    view, shown = kind
+    scenes = []
+    for _ in range(count):
+        generated = siblings is not None and rng.random() < _GENERATED.get(kind, _GENERATED_ELSE)
+        scene = siblings.draw(kind, rng) if siblings is not None and generated else None
+        scenes.append(scene or draw_scene(rng, shown=shown, view=view, painted=painted))
     asked = [ask_about(scene, rng, questions) for scene in scenes]
     packed = packer.pack(shown, [[q.text for q in row] for row in asked], [[q.answer for q in row] for row in asked])
     frames = _frames(scenes, shown * count, None if painted else rng)
@@ -142,11 +158,13 @@ def clip_batch(
 
 def _frames(scenes: list[Scene], count: int, guess: np.random.Generator | None = None) -> FrameBatch:
     qualities = [scene.quality for scene in scenes for _ in range(scene.frames.shape[0])]
+    placed = [scene.placed for scene in scenes for _ in range(scene.frames.shape[0])]
     return FrameBatch(
         torch.cat([scene.frames for scene in scenes])[:count],
         torch.cat([scene_codes(scene, guess) for scene in scenes])[:count],
         torch.tensor([quality is not Quality.FAIR for quality in qualities[:count]]),
         torch.tensor([quality is not Quality.UNCLEAR for quality in qualities[:count]]),
+        torch.tensor(placed[:count]),
     )
 
 
@@ -158,7 +176,8 @@ def _tracks(scenes: list[Scene], packed: PackedQuestions, packer: Packer) -> Tra
     for number, scene in enumerate(scenes):
         shown = scene.frames.shape[0]
         for drawn in scene.drawn:
-            for frame in range(1, shown):
+            # In the view "unit" motion is that of the newest unit: three frames show it.
+            for frame in range(3 if scene.view is View.UNIT else 1, shown):
                 if None in drawn.colours[: frame + 1]:
                     break
                 (x0, y0), (x, y) = drawn.centres[frame - 1 : frame + 1]

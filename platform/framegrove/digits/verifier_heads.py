@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
 from framegrove.digits.verifier_batches import FrameBatch, Tracks, WindowBatch
-from framegrove.digits.verifier_codes import CLEAR, COLOUR, DIGIT, NO_DIGIT, PLACE, THERE, Codes
+from framegrove.digits.verifier_codes import CLEAR, COLOUR, DIGIT, NO_DIGIT, PLACE, THERE, WAVES, Codes
 from framegrove.digits.world import COLOURS, MOTIONS, SIZE
 
 _SURE = 8.0  # logit of a class that a code states with certainty; those of the others are 0
@@ -72,6 +72,7 @@ def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tupl
     said, wanted = codes.read(cells_NMD), batch.codes_NMF
     unasked = batch.codes_NMF.new_zeros(wanted.shape)
     unasked[~batch.asked_N, :, CLEAR] = 1.0
+    unasked[~batch.placed_N, :, PLACE.start : WAVES.stop] = 1.0
     wanted = torch.where(unasked > 0, said.detach(), wanted)
     held = (wanted[..., THERE] + 1) / 2
     away = (cells_NMD.float() - codes.embed(wanted)).pow(2).sum(-1)
@@ -82,7 +83,9 @@ def frame_loss(cells_NMD: torch.Tensor, codes: Codes, batch: FrameBatch) -> tupl
     loss = loss + functional.cross_entropy(_SURE * said[..., DIGIT][there], digits)
     colours = wanted[..., COLOUR][there].argmax(-1)
     loss = loss + 0.5 * functional.cross_entropy(_SURE * said[..., COLOUR][there], colours)
-    real = (digits != NO_DIGIT) & batch.sharp_N[:, None].expand_as(there)[there]
+    real = (digits != NO_DIGIT) & (batch.sharp_N & batch.placed_N)[:, None].expand_as(there)[there]
+    if not real.any():
+        return loss, {}
     right = (said[..., DIGIT][there].argmax(-1) == digits)[real].float().mean()
     off = (said - wanted)[..., PLACE][there][real].detach().abs().mean() * SIZE / 2
     return loss, {"digit": float(right), "off": float(off)}

@@ -1,4 +1,4 @@
-"""What the verifier is worth: balanced accuracy on held-out and on generated clips, by aspect and kind of question."""
+"""What the verifier is worth: balanced accuracy on held-out clips, by aspect and kind of question."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from framegrove.digits.verifier_codes import Codes, scene_codes
 from framegrove.digits.verifier_model import Packer, answer_logits, read_cells, write_files
 from framegrove.digits.verifier_questions import ask_about
 from framegrove.digits.verifier_scenes import Quality, Scene, draw_scene
+from framegrove.digits.verifier_sights import MOST
 from framegrove.files import replacing, write_json
+from framegrove.verification.views import View
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _QUESTIONS = 12
 _BATCH = 25
 _SEED = 90210
+_KINDS = ((View.VIDEO, 1), (View.VIDEO, 4), (View.VIDEO, MOST), (View.UNIT, MOST))
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def evaluate(
     codes: Codes | None = None,
     on_clips: Callable[[int], None] = lambda _: None,
 ) -> VerifierMetrics:
-    """Ask about ``clips`` clips of held-out scans, a quarter each of 1, 2, 3 and 4 shown frames.
+    """Ask about ``clips`` clips of held-out scans, a quarter each of one frame, four, six, and the view "unit".
 
     The number of clips is rounded up to whole batches of 25, and to 100 at least. With ``codes``, the text model is
     given the clips' own codes instead of pictures: its accuracy behind a perfect vision tower. ``on_clips`` is told how
@@ -109,18 +112,13 @@ def evaluate(
     def batches() -> Iterator[list[Scene]]:
         for number in range(max(4, -(-clips // _BATCH))):
             rng = np.random.default_rng([_SEED, number])
-            shown = 1 + number % 4
-            yield [draw_scene(rng, shown=shown, split="heldout", painted=codes is None) for _ in range(_BATCH)]
+            view, shown = _KINDS[number % len(_KINDS)]
+            yield [
+                draw_scene(rng, shown=shown, view=view, split="heldout", painted=codes is None) for _ in range(_BATCH)
+            ]
             on_clips((number + 1) * _BATCH)
 
     return _measured(model, packer, batches(), codes)
-
-
-def evaluate_scenes(
-    model: Idefics3ForConditionalGeneration, packer: Packer, scenes: Sequence[Scene]
-) -> VerifierMetrics:
-    """Ask about given scenes, which all show the same number of frames."""
-    return _measured(model, packer, (scenes[at : at + _BATCH] for at in range(0, len(scenes), _BATCH)), None)
 
 
 @torch.no_grad()
@@ -156,13 +154,12 @@ def save(
     run: VerifierRun,
     model: Idefics3ForConditionalGeneration,
     heldout: VerifierMetrics,
-    generated: VerifierMetrics | None,
     out: Path,
     command: str,
 ) -> None:
     """Write the model folder, rounded to bfloat16, with metrics.json and README.md, whole or not at all.
 
-    ``command`` is the one that trains this verifier; ``generated`` are metrics on clips of the shipped generator.
+    ``command`` is the one that trains this verifier.
     """
     for weight in model.parameters():
         weight.data = weight.data.bfloat16()
@@ -173,20 +170,18 @@ def save(
         "config": run.config.model_dump(),
         "held-out": heldout.figures(),
     }
-    if generated is not None:
-        figures["generated"] = generated.figures()
     with replacing(out) as partial:
         write_files(model, run.tokenizer, run.config.model, partial)
         write_json(partial / "metrics.json", figures)
-        (partial / "README.md").write_text(_readme(figures, heldout, generated), encoding="utf-8")
+        (partial / "README.md").write_text(_readme(figures, heldout), encoding="utf-8")
 
 
-def _readme(figures: Mapping[str, Any], heldout: VerifierMetrics, generated: VerifierMetrics | None) -> str:
+def _readme(figures: Mapping[str, Any], heldout: VerifierMetrics) -> str:
     """The README of a trained verifier. ``figures`` has its command, the seconds that took and its parameters."""
-    text = f"""# The verifier of the digits world
+    return f"""# The verifier of the digits world
 
 A small Idefics3 ({figures["parameters"]:,} parameters, stored in bfloat16, served in float32) that answers yes/no
-questions about up to four frames of a clip. Made by
+questions about up to {MOST} frames of a clip. Made by
 
     {figures["command"]}
 
@@ -201,11 +196,3 @@ and fair pictures):
 On pictures too blurred or noisy to be called clear, the share of right answers is
 {", ".join(f"{aspect} {right:.1%}" for aspect, right in sorted(heldout.unclear.items()))}.
 """
-    if generated is not None:
-        text += f"""
-On clips of the shipped generator, compared with what the oracle (digits/oracle.py, which no training sees) reads in
-each of their units, wherever it is certain:
-
-{generated.markdown()}
-"""
-    return text

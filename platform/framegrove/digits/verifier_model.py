@@ -30,6 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from framegrove.digits import questions as ask
 from framegrove.digits.config import VerifierArchitecture
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS
+from framegrove.errors import UserError
 from framegrove.files import replacing
 
 PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END = (
@@ -51,7 +52,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, for the words of every question that this verifier is trained on."""
     samples = [ask.ask_digit(d) for d in DIGITS] + [ask.ask_colour(c) for c in COLOURS]
     samples += [ask.ask_motion(0, "red", m) for m in MOTIONS] + [ask.ask_match(f"a red 0 moves {m}") for m in MOTIONS]
-    samples += [ask.ask_binding(0, "red"), ask.ask_count(1), ask.ask_count(2), ask.ASK_STABLE, ask.ASK_CLEAR, "yes no"]
+    samples += [
+        ask.ask_binding(0, "red"),
+        ask.ask_motion_now(0, "red", "up and down"),
+        ask.ask_count(1),
+        ask.ask_count(2),
+        ask.ASK_STABLE,
+        ask.ASK_CLEAR,
+        "yes no",
+    ]
     splitter, lower = pre_tokenizers.BertPreTokenizer(), normalizers.Lowercase()
     words = {word for text in samples for word, _ in splitter.pre_tokenize_str(lower.normalize_str(text))}
     special = [PAD, UNKNOWN, IMAGE, AROUND_IMAGE, GLOBAL_IMAGE, END]
@@ -107,6 +116,33 @@ def build_model(config: VerifierArchitecture, tokenizer: PreTrainedTokenizerFast
         for layer in model.model.text_model.layers:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     return model
+
+
+@torch.no_grad()
+def start_from(folder: Path, model: Idefics3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give ``model`` the weights of the verifier in ``folder``; words that one does not know keep their own.
+
+    Raises UserError where it has another architecture, or is no verifier of this kind.
+    """
+    try:
+        other = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        words: dict[str, int] = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    except (OSError, ValueError) as error:
+        raise UserError(f"there is no verifier to start from in {folder} ({error})") from error
+    known = {at: words[word] for word, at in tokenizer.get_vocab().items() if word in words}
+    rows, of_rows = list(known), list(known.values())
+    theirs = other.state_dict()
+    for name, weight in model.state_dict().items():
+        by_word = any(part in name for part in ("embed_tokens", "lm_head"))
+        fits = name in theirs and theirs[name].shape[by_word:] == weight.shape[by_word:]
+        if not fits:
+            raise UserError(
+                f"the verifier in {folder} has another architecture ({name}): give the model it was made with"
+            )
+        if by_word:
+            weight[rows] = theirs[name][of_rows]
+        else:
+            weight.copy_(theirs[name])
 
 
 class _FastNorm(nn.Module):

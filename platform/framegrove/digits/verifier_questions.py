@@ -16,6 +16,7 @@ from framegrove.digits import questions as ask
 from framegrove.digits.questions import Aspect, static_scene
 from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS, DigitObject, caption
+from framegrove.verification.views import View
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ _ASPECTS_MOVING = {
     Aspect.STABILITY: 0.15,
     Aspect.CLARITY: 0.04,
 }
+_ASPECTS_UNIT = {
+    Aspect.BINDING: 0.34,
+    Aspect.MOTION: 0.26,
+    Aspect.DIGIT: 0.05,
+    Aspect.COLOUR: 0.03,
+    Aspect.COUNT: 0.09,
+    Aspect.STABILITY: 0.19,
+    Aspect.CLARITY: 0.04,
+}
 _ASPECTS_STILL = {
     Aspect.BINDING: 0.42,
     Aspect.DIGIT: 0.20,
@@ -51,7 +61,8 @@ _ASPECTS_STILL = {
 def ask_about(scene: Scene, rng: np.random.Generator, count: int) -> list[Labelled]:
     """``count`` questions about ``scene``, shortest first; yes and no are equally likely where both are possible."""
     pools = {aspect: _POOLS[aspect](scene) for aspect in Aspect}
-    odds = _ASPECTS_STILL if scene.frames.shape[0] == 1 else _ASPECTS_MOVING
+    moving = _ASPECTS_UNIT if scene.view is View.UNIT else _ASPECTS_MOVING
+    odds = _ASPECTS_STILL if scene.frames.shape[0] == 1 else moving
     aspects = [a for a in odds if pools[a]]
     weights = np.asarray([odds[a] for a in aspects])
     picks = [aspects[int(at)] for at in rng.choice(len(aspects), count, p=weights / weights.sum())]
@@ -64,7 +75,7 @@ def ask_about(scene: Scene, rng: np.random.Generator, count: int) -> list[Labell
 _MOST_WHOLE = 2  # whole captions per clip: they are long, and more would widen all questions of a batch
 # Relative odds of the kinds of negatives, 1 where none is given: easy ones are rare, and those frequent that require
 # knowing which object has which attribute.
-_ODDS = {"absent": 0.3, "swapped": 3.0, "swapped digits": 3.0, "swapped motions": 2.0, "drift": 1.5}
+_ODDS = {"absent": 0.3, "swapped": 3.0, "swapped digits": 3.0, "swapped motions": 2.0, "drift": 2.0, "malformed": 2.0}
 
 
 def _draw(pool: list[Labelled], rng: np.random.Generator) -> Labelled:
@@ -153,15 +164,17 @@ def _motions(scene: Scene) -> list[Labelled]:
                 kind = "still" if drawn.fault is Fault.STILL else "swerve"
             else:
                 kind = "swapped" if motion in others else "motion changed"
-            text = ask.ask_motion(drawn.name.digit, drawn.name.colour, motion)
+            question = ask.ask_motion_now if scene.view is View.UNIT else ask.ask_motion
+            text = question(drawn.name.digit, drawn.name.colour, motion)
             found.append(Labelled(text, kind == "true", Aspect.MOTION, kind))
     return found
 
 
 def _counts(scene: Scene) -> list[Labelled]:
-    if any(None in d.colours for d in scene.drawn):
-        return []
     there = len(scene.drawn)
+    if any(None in d.colours for d in scene.drawn):  # not as many in every frame
+        steady = sum(None not in d.colours for d in scene.drawn)
+        return [Labelled(ask.ask_count(n), False, Aspect.COUNT, "drift") for n in (1, 2) if steady < n <= there]
     wrong = "absent" if there < 3 else "extra"
     return [Labelled(ask.ask_count(n), n == there, Aspect.COUNT, "true" if n == there else wrong) for n in (1, 2)]
 

@@ -3,7 +3,7 @@
 A generated clip fails in typical ways: a digit turns into another one in a later unit, changes colour, vanishes, jumps
 to another line, stands still, is malformed, or appears twice; the picture is blurred, mottled or noisy. These faults
 are drawn here on purpose, frame by frame, so that the right answer to any question is known. Only the frames that a
-verifier is shown are drawn.
+verifier is shown are drawn: those of a view (verification/views.py) of a clip of up to 16 units.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.digits import world
-from framegrove.digits.world import COLOURS, MOTIONS, SIZE, Split
-from framegrove.verification.views import shown_frames
+from framegrove.digits.verifier_sights import Place, Sight, draw_sight, path_of, swerve
+from framegrove.digits.world import COLOURS, SIZE, Split
+from framegrove.verification.views import View
 
 Ink = npt.NDArray[np.float32]
 Colour = tuple[int, int, int]
-Place = tuple[int, int]
 Choice = TypeVar("Choice")
 
 
@@ -60,9 +59,8 @@ class Drawn:
     start: int  # the first shown frame that a later change affects
     digits: tuple[int | None, ...]
     colours: tuple[str | None, ...]
-    motion: str | None
+    motion: str | None  # where the newest unit is shown: in that unit
     centres: tuple[Place, ...]
-    path: tuple[Place, ...] = ()  # its centre in every frame of the clip, not only in the shown ones
 
     @property
     def steady_digit(self) -> int | None:
@@ -77,11 +75,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Scene:
-    """The shown frames of one clip, float32 (N, 3, 64, 64) in [0, 1], and the truth about them."""
+    """The shown frames of one clip, float32 (N, 3, 64, 64) in [0, 1], and the truth about them.
+
+    ``placed`` is false where centres are only roughly those of the digits.
+    """
 
     frames: torch.Tensor
     drawn: tuple[Drawn, ...]
     quality: Quality
+    view: View = View.VIDEO
+    placed: bool = True
 
 
 _STATIC_FAULTS = {Fault.NONE: 0.8, Fault.MALFORMED: 0.2}
@@ -103,32 +106,25 @@ def draw_scene(
     rng: np.random.Generator,
     *,
     shown: int,
+    view: View = View.VIDEO,
     split: Split = "train",
     quality: Quality | None = None,
     painted: bool = True,
-    whole: bool = False,
 ) -> Scene:
-    """A random clip of which ``shown`` frames are shown, one per unit; its quality is random unless it is given.
+    """A random clip of which ``shown`` frames are shown; its quality is random unless it is given.
 
     Without ``painted`` the frames are empty tensors: the truth about the clip is the same, at a twentieth of the cost.
-    With ``whole`` every frame of its units is painted, not only the shown ones; only the choice of scans differs then.
     """
     objects = _objects(rng, split)
-    times = shown_frames(world.frame_count(shown), most=max(2, shown))
+    sight = draw_sight(rng, shown, view)
     drawn = []
     for name, area in zip(objects, _areas(len(objects), rng), strict=True):
         fault = _pick(rng, _STATIC_FAULTS if shown == 1 else _MOVING_FAULTS)
-        drawn.append(_draw(name, fault, area, times, rng))
+        drawn.append(_draw(name, fault, area, sight, rng))
     chosen = quality if quality is not None else _pick(rng, _QUALITIES)
     hand = np.random.default_rng(int(rng.integers(2**62)))  # of its own: scans and artefacts do not change the truth
-    unit_of = units_of_frames(shown) if whole else list(range(shown))
-    frames = _painted(drawn, unit_of, chosen, hand, split) if painted else torch.empty(shown, 3, 0, 0)
-    return Scene(frames, tuple(drawn), chosen)
-
-
-def units_of_frames(units: int) -> list[int]:
-    """The unit of every frame of a clip."""
-    return [0] + [unit for unit in range(1, units) for _ in range(FRAMES_PER_UNIT)]
+    frames = _painted(drawn, shown, chosen, hand, split) if painted else torch.empty(shown, 3, 0, 0)
+    return Scene(frames, tuple(drawn), chosen, sight.view)
 
 
 def _pick(rng: np.random.Generator, odds: dict[Choice, float]) -> Choice:
@@ -173,21 +169,20 @@ def _areas(count: int, rng: np.random.Generator) -> list[world.Area]:
     return [areas[at] for at in rng.permutation(3)]
 
 
-def _draw(
-    name: world.DigitObject, fault: Fault, area: world.Area, times: tuple[int, ...], rng: np.random.Generator
-) -> Drawn:
+def _draw(name: world.DigitObject, fault: Fault, area: world.Area, sight: Sight, rng: np.random.Generator) -> Drawn:
     """The truth about one digit with its fault."""
-    shown = len(times)
-    path = _path(name.motion, area, times, rng)
+    shown = sight.shown
+    path = path_of(name.motion, area, sight, rng)
     motion: str | None = name.motion
-    start = int(rng.integers(1, shown)) if shown > 1 else 0
+    start = int(rng.integers(sight.first, shown)) if shown > 1 else 0
     seen: list[int | None] = [name.digit] * shown
     colours: list[str | None] = [name.colour] * shown
     if fault is Fault.SWERVE and shown >= 3:
-        path, motion = _swerve(path, name.motion, area, times, int(rng.integers(2, shown)), rng)
-        fault = fault if motion is None else Fault.NONE
+        path, motion = swerve(path, name.motion, area, sight, rng)
+        fault = fault if motion != name.motion else Fault.NONE
     elif fault is Fault.STILL:
-        path, motion = [path[0]] * len(path), None
+        still = 0 if rng.random() < 0.4 else sight.turn  # from the beginning, or through the newest unit
+        path, motion = path[:still] + [path[still]] * (shown - still), None
     elif fault is Fault.MALFORMED:
         seen = [None] * shown
     elif fault is Fault.MELT:
@@ -202,23 +197,20 @@ def _draw(
         seen[start:], colours[start:] = [None] * (shown - start), [None] * (shown - start)
     elif fault is Fault.SWERVE:  # cannot be seen in two frames
         fault = Fault.NONE
-    centres = tuple(path[time] for time in times)
-    return Drawn(name, fault, start, tuple(seen), tuple(colours), motion, centres, tuple(path))
+    return Drawn(name, fault, start, tuple(seen), tuple(colours), motion, tuple(path))
 
 
-def _painted(
-    drawn: list[Drawn], unit_of: list[int], quality: Quality, hand: np.random.Generator, split: Split
-) -> torch.Tensor:
-    """Paint frames (T, 3, H, W): digits look as in the shown frame of a frame's unit, and are where they are then."""
-    frames = np.broadcast_to(np.asarray(world.BACKGROUND, np.float32), (len(unit_of), SIZE, SIZE, 3)).copy()
+def _painted(drawn: list[Drawn], shown: int, quality: Quality, hand: np.random.Generator, split: Split) -> torch.Tensor:
+    """Paint the shown frames (N, 3, H, W)."""
+    frames = np.broadcast_to(np.asarray(world.BACKGROUND, np.float32), (shown, SIZE, SIZE, 3)).copy()
     scale = 1.0 if hand.random() < 0.5 else float(hand.uniform(0.85, 1.1))
     side = round((world.SINGLE_SIDE if len(drawn) == 1 else world.PAIR_SIDE) * scale)
     for one in drawn:
         tinge = COLOURS[str(hand.choice(list(COLOURS)))], float(hand.uniform(0, 0.2)) if hand.random() < 0.3 else 0.0
         colours = [_mixed(COLOURS[colour or one.name.colour], *tinge) for colour in one.colours]
-        inks, places = _inks(one, side, hand, split), one.centres if len(unit_of) == len(one.centres) else one.path
-        for frame, unit, (x, y) in zip(frames, unit_of, places, strict=True):
-            world.paint(frame, inks[unit], colours[unit], x, y)
+        inks = _inks(one, side, hand, split)
+        for frame, ink, colour, (x, y) in zip(frames, inks, colours, one.centres, strict=True):
+            world.paint(frame, ink, colour, x, y)
     seen = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous() / 255.0
     return degrade(seen, quality, hand)
 
@@ -249,38 +241,6 @@ def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> l
         smudge = ndimage.gaussian_filter(inks[0], side / 5) * float(hand.uniform(0.0, 0.5))
         inks[start:] = [smudge] * (shown - start)
     return inks
-
-
-def _path(motion: str, area: world.Area, times: tuple[int, ...], rng: np.random.Generator) -> list[Place]:
-    """Where the digit is in every frame; sometimes whole units are a pixel off, as in generated clips."""
-    path = list(world.track(motion, area, world.frame_count(len(times)), rng))
-    if rng.random() < 0.3:
-        shake = rng.integers(-1, 2, size=(len(times), 2)).tolist()
-        path = [
-            (x + shake[unit][0], y + shake[unit][1])
-            for (x, y), unit in zip(path, units_of_frames(len(times)), strict=True)
-        ]
-    return path
-
-
-def _swerve(
-    path: list[Place],
-    motion: str,
-    area: world.Area,
-    times: tuple[int, ...],
-    start: int,
-    rng: np.random.Generator,
-) -> tuple[list[Place], str | None]:
-    """Leave the line from unit ``start`` on, and None for the motion; both unchanged where no attempt can be seen."""
-    across = np.asarray([-MOTIONS[motion][1], MOTIONS[motion][0]]) / np.hypot(*MOTIONS[motion])
-    first = units_of_frames(len(times)).index(start)
-    for _ in range(6):
-        other = str(rng.choice([m for m in MOTIONS if m != motion]))
-        changed = path[:first] + _path(other, area, times, rng)[first:]
-        away = np.abs((np.asarray(changed)[list(times)] - path[0]) @ across)
-        if away.max() >= 7:
-            return changed, None
-    return path, motion
 
 
 def _other_digit(digit: int, rng: np.random.Generator) -> int:

@@ -24,7 +24,7 @@ COLOURS = ("#2f6fde", "#d9822b", "#2e9e62", "#9b51c4", "#c6394c", "#5b6573")
 
 PRICE = "price of a video, all parts; 1x = sampling and decoding it once, without a search"
 
-_RESAMPLES = 10_000
+RESAMPLES = 10_000  # bootstrap draws
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def bootstrap(values: Sequence[float] | npt.NDArray[np.float64], *, level: float
     if sample.ndim != 1 or not len(sample):
         raise ValueError(f"a bootstrap needs a list of at least one value, not an array of shape {sample.shape}")
     rng = np.random.default_rng(seed)
-    means = sample[rng.integers(len(sample), size=(_RESAMPLES, len(sample)))].mean(1)
+    means = sample[rng.integers(len(sample), size=(RESAMPLES, len(sample)))].mean(1)
     tail = (1.0 - level) / 2
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return Interval(float(sample.mean()), float(low), float(high))

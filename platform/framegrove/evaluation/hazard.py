@@ -120,7 +120,8 @@ def wilson(mean: float, count: float) -> Interval:
     """Wilson's 95% interval of a share ``mean`` of ``count`` independent values."""
     centre = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
-    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
+    # Rounding must not put the mean outside its interval.
+    return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))
 
 
 def draw_hazards(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framegrove.config.request import FRAMES_PER_UNIT
+from framegrove.lineage import branch_name
 from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
 from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork
 
@@ -44,10 +45,14 @@ class Price:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What a branch's newest unit looks like, uint8 (T, H, W, 3); of a ``draft`` it is the preview."""
+    """What a branch's newest unit looks like, uint8 (T, H, W, 3); of a ``draft`` it is the preview.
+
+    Of a branch that was dropped from a search for large videos the frames are ``small``.
+    """
 
     frames: Frames
     draft: bool = False
+    small: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +101,8 @@ class SearchRecord:
     def single_frames(self) -> Frames | None:
         """The video that no search would have made, uint8 (T, H, W, 3): branch (0, 0, ..), where the tree has it."""
         branch = [(0,) * (length + 1) for length in range(self.request.units)]
-        if any(path not in self.shown or self.shown[path].draft for path in branch):
+        there = [self.shown[path] for path in branch if path in self.shown]
+        if len(there) < len(branch) or any(each.draft or each.small for each in there):
             return None
         return np.concatenate([self.shown[path].frames for path in branch])
 
@@ -123,7 +129,7 @@ def warnings_of(record: SearchRecord) -> list[str]:
     for verifier, reason in record.outcome.left_out.items():
         warnings.append(f"the verifier {verifier} was left out, and the others have judged alone: {reason}")
     for path, reason in record.outcome.given_up.items():
-        warnings.append(f"branch {'.'.join(map(str, path))} was given up: {reason}")
+        warnings.append(f"branch {branch_name(path)} was given up: {reason}")
     scores = record.scores
     if scores and max(scores.values()) < DOUBTFUL:
         said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from framegrove import files
+from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.evaluation.curves import Comparison, CurvePoint, Interval, bootstrap, compare
 from framegrove.evaluation.report import Price
@@ -17,15 +18,7 @@ from framegrove.evaluation.report import Price
 Metric = Callable[["Row"], float]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a video is made: without a search (policy none, 1x), or by a policy on a budget."""
-
-    policy: str
-    budget: float
-
-    def __str__(self) -> str:
-        return "single" if self.policy == "single" else f"{self.policy} {self.budget:g}x"
+_VERSION = 2  # of the rows
 
 
 @dataclass(frozen=True)
@@ -35,13 +28,19 @@ class Row:
     ``seconds`` is how long the search took, from the first work to the last, and ``generators_busy`` and
     ``verifiers_busy`` are the shares of it that these had something to do. In virtual time where the search was one
     over a cache of branches.
+
+    ``verifier_score`` is the mean of the panel's scores of the finished video, ``panel_log_p`` the logarithm of the
+    panel's probability that it is right, and ``search_score`` its path score, by which the policy chose it, None where
+    none was needed.
+    ``travel`` says how far its objects move between two frames, in px, ``moving_as_asked`` which share of those asked
+    for moves as asked. ``held_out`` are the scores of a judge that no search saw, by name.
     """
 
     prompt_index: int
     prompt: str
     objects: int
-    policy: str
-    budget: float
+    setting: Setting
+    units: int
     seed: int
     oracle_score: float
     fully_right: bool
@@ -56,10 +55,23 @@ class Row:
     seconds: float
     generators_busy: float = 0.0
     verifiers_busy: float = 0.0
+    panel_log_p: float = 0.0
+    search_score: float | None = None
+    travel: float = 0.0
+    moving_as_asked: float = 0.0
+    held_out: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def setting(self) -> Setting:
-        return Setting(self.policy, self.budget)
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values; the setting's stand beside the others."""
+        own = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "setting"}
+        return {**self.setting.model_dump(mode="json"), **own, "held_out": dict(self.held_out)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The inverse of ``as_json``."""
+        of_setting = {name: value[name] for name in Setting.model_fields}
+        own = {name: each for name, each in value.items() if name not in Setting.model_fields}
+        return cls(setting=Setting.model_validate(of_setting), **own)
 
     @property
     def price(self) -> Price:
@@ -87,29 +99,40 @@ class Ledger:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self._path = path
-        wanted = files.identity(identity)
+        wanted = files.identity({**identity, "rows": _VERSION})
         lines = _whole_lines(path)
         other = files.difference(lines[0], wanted) if lines else None
         if other is not None:
             raise UserError(
                 f"{path} holds results of another evaluation, {other}: choose another --out, or remove the file"
             )
-        self.rows = [Row(**line) for line in lines[1:]]
+        self.rows = [Row.from_json(line) for line in lines[1:]]
+        self._there = {(row.prompt_index, row.setting) for row in self.rows}
         whole = "".join(json.dumps(line) + "\n" for line in lines or [wanted])
         if not path.is_file() or path.read_text(encoding="utf-8") != whole:  # new, or its last line is torn
             with files.replacing(path) as partial:
                 partial.write_text(whole, encoding="utf-8")
 
     def has(self, prompt_index: int, setting: Setting) -> bool:
-        return any(row.prompt_index == prompt_index and row.setting == setting for row in self.rows)
+        """Whether the row of this prompt and setting is there."""
+        return (prompt_index, setting) in self._there
 
     def add(self, row: Row) -> None:
         """Keep a row; when this returns it is on the disk."""
         self.rows.append(row)
+        self._there.add((row.prompt_index, row.setting))
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
+            file.write(json.dumps(row.as_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def read_ledger(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """What a ledger says is measured, and its rows. Raises UserError where it has rows of another version."""
+    lines = _whole_lines(path)
+    if not lines or lines[0].get("rows") != _VERSION:
+        raise UserError(f"{path} holds no results of this version: remove the file, or choose another --out")
+    return lines[0], [Row.from_json(line) for line in lines[1:]]
 
 
 def _whole_lines(path: Path) -> list[Any]:
@@ -122,14 +145,25 @@ def _whole_lines(path: Path) -> list[Any]:
     return lines
 
 
-def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """All rows as one parquet file."""
+def write_parquet(rows: Sequence[Row], path: Path, judges: Sequence[str] = ()) -> None:
+    """All rows as one parquet file; with ``judges``, who judged the search of each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([{**asdict(row), "price": row.price.total} for row in rows])
+    flat = [_flat(row) for row in rows]
+    columns = dict.fromkeys(name for row in flat for name in row)  # not all rows have the same judge held out
+    table = pa.table({name: [row.get(name) for row in flat] for name in columns})
+    if judges:
+        table = table.append_column("judge", [list(judges)])
     with files.replacing(path) as partial:
         pq.write_table(table, partial)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row without sections: options as text, a column for each score of the judge held out."""
+    flat = row.as_json()
+    held_out = {f"held_out/{name}": score for name, score in flat.pop("held_out").items()}
+    return {**flat, "options": json.dumps(flat["options"]), **held_out, "price": row.price.total}
 
 
 def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:
@@ -149,11 +183,9 @@ def comparisons(rows: Iterable[Row], metric: Metric) -> list[Comparison]:
     """Every search against the single sample, and Tree-of-Frames against linear search at the same budget."""
     groups = by_setting(rows)
     scores = {str(setting): {row.prompt_index: metric(row) for row in group} for setting, group in groups.items()}
-    single = Setting("single", 1.0)
-    pairs = [(s, single) for s in groups if s != single and single in groups]
-    pairs += [
-        (s, Setting("linear", s.budget)) for s in groups if s.policy == "tof" and Setting("linear", s.budget) in groups
-    ]
+    pairs = [(s, single) for single in groups if single.policy == "single" for s in groups if s != single]
+    linear = {s.budget: s for s in groups if s.policy == "linear"}
+    pairs += [(s, linear[s.budget]) for s in groups if s.policy == "tof" and s.budget in linear]
     return [compare(str(left), str(right), scores) for left, right in pairs]
 
 
@@ -190,7 +222,7 @@ def findings(rows: Sequence[Row]) -> dict[str, Any]:
 def curves(rows: Iterable[Row], metric: Metric) -> dict[str, list[CurvePoint]]:
     """Score against price for each policy; the single sample is the first point of each."""
     groups = by_setting(rows)
-    single = groups.get(Setting("single", 1.0), [])
+    single = [row for setting, group in groups.items() if setting.policy == "single" for row in group]
     drawn: dict[str, list[CurvePoint]] = {}
     for setting, group in groups.items():
         if setting.policy == "single":

@@ -19,6 +19,7 @@ from framegrove.evaluation.report import Price, SearchRecord, report_json, warni
 from framegrove.evaluation.tree_clips import LIMIT, Clip, clips_of
 from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, STRIP, Card, lay_out, places_of
 from framegrove.files import replacing
+from framegrove.lineage import branch_name
 from framegrove.search.result import Ending, Fate, Node, Span
 from framegrove.types import Assessment, Path, SampleWork
 
@@ -196,7 +197,7 @@ def _notes(record: SearchRecord, laid: Collection[Path], clips: Collection[Path]
 
 
 def _name(path: Path) -> str:
-    return "·".join(map(str, path))
+    return branch_name(path, "·")
 
 
 # ---- timeline and costs

@@ -20,6 +20,7 @@ from matplotlib.path import Path as Outline
 from framegrove.evaluation.report import Frames, SearchRecord, was_needed
 from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, PAD, SIDE, UNUSED, Card, lay_out, strip_of
 from framegrove.files import replacing
+from framegrove.lineage import branch_name
 from framegrove.search.result import Fate
 from framegrove.types import Path, SampleWork
 
@@ -216,7 +217,7 @@ def _draw_card(axes: Axes, card: Card, words: bool) -> None:
         return
     _draw_verdicts(axes, card, card.x + card.width - SIDE - PAD / 2, top, colour)
     if card.thumb == 1.0:
-        name = "branch " + "·".join(map(str, node.path)) + (", preview" if card.draft else "")
+        name = "branch " + branch_name(node.path, "·") + (", preview" if card.draft else "")
         axes.text(left, card.y + card.height - 0.17, name, fontsize=6.5, color=MUTED, va="center", zorder=6)
 
 

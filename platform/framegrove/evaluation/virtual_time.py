@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in virtual time. Raises RuntimeError when every task waits and no timer is set."""
+    """Run a coroutine in virtual time. Raises RuntimeError when every task waits and no timer is set.
+
+    As with asyncio.run, whatever is still going on when it ends, or is interrupted, is cancelled and may clean up.
+    """
     loop = _VirtualLoop()
     try:
         return loop.run_until_complete(main)
     finally:
+        loop.run_until_complete(_ended(asyncio.all_tasks(loop)))
         loop.close()
+
+
+async def _ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel these tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _JumpingSelector(selectors.SelectSelector):

@@ -55,6 +55,10 @@ class SamplingCosts:
         cost = self.unit(depth, range(first_stage, last_stage + 1), siblings)
         return cost.flops + cost.decoding
 
+    def nfe_table(self, depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
+        """Transformer evaluations of one sample work, previews included."""
+        return self.unit(depth, range(first_stage, last_stage + 1), siblings).nfe
+
     def _step_flops(self, unit: int, stage: int, siblings: int) -> int:
         key = (unit, stage, siblings)
         if key not in self._known:  # a search asks for few of them, thousands of times

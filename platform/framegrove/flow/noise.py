@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from framegrove.lineage import Mutation, mutation_of, sibling
 from framegrove.types import Path
 
 
@@ -28,17 +30,47 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class HashNoise:
-    """Noise as a pure function of (seed, path): any actor can draw it again, at any time, and gets the same."""
+    """Noise as a pure function of (seed, path): any actor can draw it again, at any time, and gets the same.
+
+    Where the path says that the branch is mutated (lineage.py), it is a sibling's noise with fresh noise mixed in.
+    """
 
     gamma: float = -1 / 3
 
     def initial(self, seed: int, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise, drawn on the CPU."""
-        return torch.randn(shape, generator=generator_for(seed, path, "noise"))
+
+        def fresh(branch: Path) -> Tensor:
+            return torch.randn(shape, generator=generator_for(seed, branch, "noise"))
+
+        return _evolved(path, fresh, lambda mutation: mutation.initial)
 
     def jump(self, seed: int, path: Path, stage: int, shape: tuple[int, ...]) -> Tensor:
         """Block noise, drawn on the CPU."""
-        return block_noise(shape, generator_for(seed, path, "jump", stage), self.gamma)
+
+        def fresh(branch: Path) -> Tensor:
+            return block_noise(shape, generator_for(seed, branch, "jump", stage), self.gamma)
+
+        return _evolved(path, fresh, lambda mutation: mutation.jump)
+
+
+def _evolved(path: Path, fresh: Callable[[Path], Tensor], hundredths: Callable[[Mutation], int]) -> Tensor:
+    """A branch's own noise, mixed into that of the sibling that it was mutated from, if there is one."""
+    mutation = mutation_of(path[-1]) if path else None
+    if mutation is None:
+        return fresh(path)
+    parent = _evolved(sibling(path, mutation), fresh, hundredths)
+    strength = hundredths(mutation) / 100
+    return mutated(parent, fresh(path), strength) if strength else parent
+
+
+def mutated(parent: Tensor, fresh: Tensor, strength: float) -> Tensor:
+    """Noise of the distribution that ``parent`` and ``fresh`` have, correlated sqrt(1 - strength^2) with its parent.
+
+    sqrt(1 - s^2) parent + s fresh, EvoSearch's mutation of initial noise. Of two independent Gaussian vectors of the
+    same covariance, a mixture whose squared weights add up to 1 has that covariance too: block noise stays block noise.
+    """
+    return parent * math.sqrt(1 - strength**2) + fresh * strength
 
 
 def generator_for(seed: int, path: Path, *labels: str | int) -> torch.Generator:

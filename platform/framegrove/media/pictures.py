@@ -91,6 +91,16 @@ def fitted(picture: Image.Image, size: Size) -> Frames:
     return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
+def reduced(frames: Frames, most: int) -> Frames:
+    """Frames uint8 (T, H, W, 3) scaled down to at most ``most`` pixels on their longer side."""
+    height, width = frames.shape[1:3]
+    scale = most / max(height, width)
+    if scale >= 1:
+        return frames
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
+
+
 def _as_seen(opened: Image.Image, name: str) -> Image.Image:
     """The current picture of a file, in RGB."""
     if opened.mode in ("F", "LAB") or (opened.mode == "I" and opened.format == "TIFF"):

@@ -45,7 +45,7 @@ class Recover:
 
 @dataclass(frozen=True)
 class Release:
-    """Command: nothing will be sampled on top of this handle any more, its branch was dropped."""
+    """Command: no work will need this handle any more, its branch was dropped."""
 
     handle: Any
 

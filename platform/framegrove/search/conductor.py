@@ -126,6 +126,7 @@ class Conductor:
         self._release = release
         self._observer = observer or _Nobody()
         self._sampled = sampled
+        self._released: set[int] = set()  # ids of handles
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
@@ -157,13 +158,13 @@ class Conductor:
 
     @property
     def sampled(self) -> list[tuple[Sampled, tuple[Any, ...]]]:
-        """What has been sampled so far and is not lost, with the handles."""
+        """What has been sampled so far and is neither lost nor released, with the handles."""
         state = self._state
         made = {each: state.layout.outputs(each.work) for each in state.done.values() if isinstance(each, Sampled)}
         return [
             (result, tuple(state.handles[latent] for latent in latents))
             for result, latents in made.items()
-            if all(latent in state.handles for latent in latents)
+            if all(id(state.handles.get(latent)) not in {id(None), *self._released} for latent in latents)
         ]
 
     def snapshot(self) -> Snapshot:
@@ -181,6 +182,7 @@ class Conductor:
             case Recover(worker):
                 self._spawn(self._recover(worker))
             case Release(handle):
+                self._released.add(id(handle))
                 self._release(handle)
 
     async def _something_happens(self) -> None:

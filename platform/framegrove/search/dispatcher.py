@@ -39,6 +39,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from framegrove.errors import UserError
+from framegrove.lineage import branch_name
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
@@ -115,10 +116,12 @@ class Dispatcher:
         self._to_cancel: dict[int, Attempt] = {}
         self._wasted: list[Result] = []  # results that count no more, for the next ``forget`` to tell
         self._to_release: list[Any] = []
+        self._dropped: set[Latent] = set()  # of dropped branches, with certain works that are still to be done
         self._failures: dict[Work, list[str]] = {}
         self._withdrawn: set[Work] = set()  # speculative works under which a worker died: not tried again
         self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
-        self._next_look = 0  # the number of judged branches from which on to look for speculative work
+        self._news = 0  # results and judgements so far: what speculation depends on
+        self._next_look = 0  # the number of news from which on to look for speculative work
         self._stopped: dict[str, Cost] = dict.fromkeys(workers.pools, Cost())
         for assessment in policy.assessments:  # told now, not when the first such branch has been sampled
             self._expanded(PanelWork(layout.prefix, assessment))
@@ -226,8 +229,8 @@ class Dispatcher:
     def _start_speculative(self, now: float) -> Iterator[Start]:
         """Start likely works on idle workers.
 
-        A look that found nothing is not repeated before enough new scores are in to pay for it: how many works are
-        looked at grows with the search, and most scores change nothing.
+        A look that found nothing is not repeated before enough has happened to pay for it: how many works are looked at
+        grows with the search, and most news change nothing.
         """
         idle = self._look_is_due and self._workers.any_spare(GENERATORS)
         if not idle and not self._sampled_ahead:
@@ -235,18 +238,18 @@ class Dispatcher:
         self._sampled_ahead = False
         looked = started = 0
         for bet in itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT):
-            looked += 1
             if bet.likely < (self._speculate or 0.0):
-                continue
+                break  # they come likeliest first
+            looked += 1
             for work in self._expanded(bet.work):
                 if self._can_speculate(work):
                     started += 1
                     yield self._begin(work, now)
-        self._next_look = 0 if started else len(self.panels) + 1 + looked // 32
+        self._next_look = 0 if started else self._news + 1 + max(looked - 64, 0) // 16
 
     @property
     def _look_is_due(self) -> bool:
-        return len(self.panels) >= self._next_look
+        return self._news >= self._next_look
 
     def _can_speculate(self, work: Work) -> bool:
         if not self._is_open(work) or work in self._withdrawn or self.certain(work):
@@ -392,15 +395,17 @@ class Dispatcher:
             self._hopeless.pop(result.work, None)
         if isinstance(result, Scored):
             self.done[result.work] = result
+            self._let_go(self._dropped.intersection(self._queue.inputs(result.work)))
             self._judge(PanelWork(result.work.path, result.work.assessment))
             return
         self.done[result.work] = result
+        self._news += 1
         self._sampled_ahead |= not self.certain(result.work)
         for latent, handle in zip(self._policy.layout.outputs(result.work), handles, strict=True):
             self._makers[latent] = result.work, worker
             self._put(latent, handle)
             if self.plan.is_dropped(latent.path):
-                self._to_release.append(handle)
+                self._let_go([latent])
 
     def _put(self, latent: Latent, handle: Any) -> None:
         """A handle is there."""
@@ -419,6 +424,7 @@ class Dispatcher:
         if all(isinstance(result, Scored) for result in results):
             scored = (columns(result, alone=self._alone) for result in results if isinstance(result, Scored))
             self.panels[work] = tuple(itertools.chain.from_iterable(scored))
+            self._news += 1
             if work in self.plan.certain:
                 self._follow(self._policy.judged(work, self.panels[work]))
             if self._unanswered:
@@ -526,7 +532,15 @@ class Dispatcher:
         while below:
             each = below.pop()
             below += self._children.get(each, ())
-            for latent in self._latents.get(each, ()):
+            self._let_go(self._latents.get(each, ()))
+
+    def _let_go(self, latents: Iterable[Latent]) -> None:
+        """Release what dropped branches are made of, as soon as no certain work, such as a late judgement, needs it."""
+        for latent in list(latents):
+            if any(work not in self.done and work not in self._hopeless for work in self._queue.users(latent)):
+                self._dropped.add(latent)
+            elif latent in self.handles:
+                self._dropped.discard(latent)
                 self._to_release.append(self.handles[latent])
 
     def _is_lost(self, work: Work) -> bool:
@@ -569,10 +583,6 @@ def _paths(work: Work) -> tuple[Path, ...]:
 def describe(work: Work) -> str:
     """The work in words, for messages."""
     if isinstance(work, ScoreWork):
-        return f"the {work.assessment} score of branch {_name(work.path)} by {work.verifier}"
-    branches = ", ".join(map(_name, work.paths))
+        return f"the {work.assessment} score of branch {branch_name(work.path)} by {work.verifier}"
+    branches = ", ".join(map(branch_name, work.paths))
     return f"sampling {'branch' if len(work.paths) == 1 else 'branches'} {branches}"
-
-
-def _name(path: Path) -> str:
-    return ".".join(map(str, path))

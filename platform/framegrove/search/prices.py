@@ -7,7 +7,7 @@ what it makes, previews included, for whatever is judged or shown has to be deco
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from framegrove.search.tree import Layout, PlannedWork
@@ -21,14 +21,28 @@ CostTable = Callable[[int, int, int, int], int]
 class Prices:
     """``sample`` prices sample works, decoding included; ``judging`` has each assessment's price by depth.
 
-    An assessment that is not there costs nothing, as that of verifiers that compute next to nothing.
+    An assessment that is not there costs nothing, as that of verifiers that compute next to nothing. ``nfe`` counts the
+    transformer evaluations of sample works, previews included.
     """
 
     sample: CostTable
     judging: Mapping[Assessment, Sequence[int]] = field(default_factory=dict)
+    nfe: CostTable = lambda depth, first_stage, last_stage, siblings: 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", cache(self.sample))  # planners ask for the same prices again and again
+
+    def capped(self, allowed: int, most_nfe: int) -> Prices:
+        """Prices by which works that cost ``allowed`` FLOPs together have no more than ``most_nfe`` evaluations.
+
+        Of FLOPs and evaluations, each as a share of what is allowed, the dearer counts.
+        """
+
+        def sample(depth: int, first_stage: int, last_stage: int, siblings: int) -> int:
+            work = depth, first_stage, last_stage, siblings
+            return max(self.sample(*work), -(-self.nfe(*work) * allowed // most_nfe))
+
+        return replace(self, sample=sample)
 
     def judge(self, depth: int, assessment: Assessment) -> int:
         """FLOPs of the whole panel's judgement of one branch of this depth."""

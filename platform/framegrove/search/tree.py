@@ -7,6 +7,7 @@ dispatcher's business.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -16,6 +17,8 @@ from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, Scor
 Work = SampleWork | ScoreWork
 """What one worker does at a time."""
 Result = Sampled | Scored
+
+_LONGEST_NAME = 160  # characters of a path: file systems take 255 bytes, and there are suffixes
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ class Latent(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A file name for it: ``2-0-1.stage2``."""
-        return f"{'-'.join(map(str, self.path))}.stage{self.stage}"
+        """A file name for it: ``2-0-1.stage2``; with a digest of the path where that would be too long for a name."""
+        path = "-".join(map(str, self.path))
+        if len(path) > _LONGEST_NAME:
+            path = f"depth{len(self.path) - 1}-{hashlib.blake2b(path.encode(), digest_size=16).hexdigest()}"
+        return f"{path}.stage{self.stage}"
 
 
 @dataclass(frozen=True)

@@ -290,13 +290,13 @@ class VideoService:
 
     async def _begin(self, record: VideoRecord, group: asyncio.TaskGroup) -> None:
         """Begin to make a video once the cluster is ready for it. One after the other, hence in order of arrival."""
-        ready = False
+        begun = False
         async with self._failing(record):
             await self._bring_up(record)
             await _stored(self._store.begin, record.id)
             await self._report_queue()
-            ready = True
-        if ready:
+            begun = True
+        if begun:
             group.create_task(self._make(record))
         else:
             await self._ended(record)

@@ -13,9 +13,9 @@ from typing import Any
 from framegrove.config.base import imported, validated
 from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
-from framegrove.search.budget import Allotment, BudgetError
+from framegrove.search.budget import Allotment, BudgetError, amounts
 from framegrove.search.fusion import Panel, Scoring
-from framegrove.search.policies import dfs, linear, pyramid, single, tof, tree
+from framegrove.search.policies import dfs, evo, linear, pyramid, single, tof, tree
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.prices import Prices
 from framegrove.search.tree import Policy
@@ -29,6 +29,7 @@ _ENTRIES = (
     tree.SMC,
     tree.HALVING,
     dfs.ENTRY,
+    evo.ENTRY,
     pyramid.ENTRY,
 )
 _POLICIES = {entry.name: entry for entry in _ENTRIES}
@@ -85,7 +86,19 @@ def make_policy(
     if panel is not None:
         scoring = replace(scoring, weigh=panel.weigh, log_p=panel.log_p)
     task = Task(units, stages, prices, config.multiple, given, scoring, config.until, seed)
+    if config.nfe is not None:
+        task = _capped(task, config.nfe)
     return entry.plan(task, options_of(config, entry))
+
+
+def _capped(task: Task, most_nfe: int) -> Task:
+    """The task with a cap on its transformer evaluations. Raises BudgetError where it forbids even a single video."""
+    _, allowed = amounts(task.multiple, task.layout, task.prices)
+    needed = sum(task.prices.nfe(depth, 0, task.stages - 1, 1) for depth in range(task.given, task.units))
+    if needed > most_nfe:
+        raise BudgetError(f"nfe is {most_nfe}, and a single video needs {needed} transformer evaluations: raise it")
+    prices = task.prices.capped(allowed, most_nfe)
+    return replace(task, prices=prices, multiple=max(1.0, allowed / prices.one_sample(task.layout)))
 
 
 def _imported(name: str) -> PolicyEntry:

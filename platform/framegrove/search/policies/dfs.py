@@ -41,7 +41,7 @@ from framegrove.search.prices import Prices
 from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
 
-_UNLIKELY = 0.01  # what is needed with less probability is not worth listing
+_UNLIKELY = 0.03  # what is needed with less probability is not worth listing
 
 
 class DfsOptions(Config):
@@ -68,8 +68,8 @@ class _Branch:
     path: Path
     log_p: float = 0.0  # of its newest unit
     total: float = 0.0  # path score
-    children: list[_Branch] = field(default_factory=list)
-    closed: bool = False
+    children: int = 0  # that were ever grown
+    accepted: list[_Branch] = field(default_factory=list)  # children, except those that were closed
 
 
 class _Guess(NamedTuple):
@@ -79,6 +79,11 @@ class _Guess(NamedTuple):
     parent: Path
     group: tuple[Path, ...]
     tried: int
+
+
+def _goodness(branch: _Branch) -> tuple[float, Path]:
+    """Orders branches by their path scores; of equals the earlier is better."""
+    return branch.total, tuple(-step for step in branch.path)
 
 
 class DepthFirst:
@@ -123,6 +128,8 @@ class DepthFirst:
         parent = self._branches[work.path[:-1]]
         before = parent.total if parent is not self._root else None
         child.total = self._scoring.along(before, child.log_p, "sum")
+        if self._is_accepted(child):
+            parent.accepted.append(child)
         self._judgements.append(Judgement(child.path, work.assessment, child.log_p, child.total))
         if not self._awaited:
             self._go_on()
@@ -135,10 +142,8 @@ class DepthFirst:
         """
         if self._winner is not None or not self._awaited:
             return
-        accepted = [
-            each.path for each in self._current.children if each.path not in self._awaited and self._is_accepted(each)
-        ]
-        now = _Guess(-1.0, self._current.path, (*self._awaited, *accepted), len(self._current.children))
+        group = (*self._awaited, *(child.path for child in self._current.accepted))
+        now = _Guess(-1.0, self._current.path, group, self._current.children)
         heap = list(self._following(now))
         heapq.heapify(heap)
         while heap and -heap[0].negative > _UNLIKELY:
@@ -164,12 +169,11 @@ class DepthFirst:
     def _go_on(self) -> None:
         """Steps 1 to 4 of the module's docstring, up to the next works."""
         while self._winner is None and not self._awaited:
-            accepted = [child for child in self._current.children if not child.closed and self._is_accepted(child)]
-            if accepted:
-                self._current = max(accepted, key=lambda child: (child.total, [-step for step in child.path]))
+            if self._current.accepted:
+                self._current = max(self._current.accepted, key=_goodness)
                 if len(self._current.path) == self.layout.units:
                     self._win(self._current.path)
-            elif len(self._current.children) < self._most(self._current):
+            elif self._current.children < self._most(self._current):
                 if not self._grow(self._next_count(self._current)):
                     self._finish()
             else:
@@ -186,7 +190,7 @@ class DepthFirst:
 
     def _next_count(self, branch: _Branch) -> int:
         """How many children it has next: one at first, and one first unit at a time, for those share no past."""
-        tried = len(branch.children)
+        tried = branch.children
         return 1 if branch is self._root or not tried else min(self._options.grow, self._most(branch) - tried)
 
     def _grow(self, count: int) -> bool:
@@ -196,12 +200,12 @@ class DepthFirst:
             count -= 1
         if not count:
             return False
-        start = len(branch.children)
+        start = branch.children
         self._works += self._works_of(branch.path, start, count)
         self._left -= self._prices.unit(self.layout, depth, count)
+        branch.children += count
         for index in range(start, start + count):
             child = _Branch((*branch.path, index))
-            branch.children.append(child)
             self._branches[child.path] = self._awaited[child.path] = child
         return True
 
@@ -219,8 +223,8 @@ class DepthFirst:
 
         It is not dropped: if nothing better turns up, it may yet be the one to be finished.
         """
-        branch.closed = True
         self._current = self._branches[branch.path[:-1]]
+        self._current.accepted.remove(branch)
 
     def _finish(self) -> None:
         """The budget is near its end: the most promising branch that it can finish becomes the winner, unjudged."""
@@ -241,7 +245,7 @@ class DepthFirst:
         )
         path = best.path
         if len(path) < self.layout.units:
-            path = (*path, len(best.children))  # a child that was not tried
+            path = (*path, best.children)  # a child that was not tried
             path += (0,) * (self.layout.units - len(path))
         for length in range(len(best.path) + 1, self.layout.units + 1):
             self._works.append(SampleWork((path[:length],), 0, self.layout.last_stage))

@@ -1,0 +1,133 @@
+"""The bench of overlap: a search on real Ray actors that only sleep, beside generating everything and then judging it.
+
+Sleeping actors need no processor, so that what is measured is how well sampling and judging go on at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from framegrove.config.search import SearchConfig
+from framegrove.search.conductor import Conductor
+from framegrove.search.policies import make_policy
+from framegrove.search.prices import Prices
+from framegrove.search.protocols import PanelMember
+from framegrove.search.result import SearchResult
+from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+
+if TYPE_CHECKING:
+    import torch
+
+    from framegrove.evaluation.benches import Finding
+
+UNITS = 8
+WORKERS = 2  # generators, and as many verifiers
+SECONDS = 0.5  # to sample a branch's unit, or to judge it
+BUDGET = "12x"
+CONFIG = SearchConfig(policy="beam", budget=BUDGET, speculate="thrift")
+
+
+def overlap(device: torch.device, repeats: int) -> list[Finding]:
+    """A beam search's makespan beside its critical path and beside taking turns; the arguments are not heeded.
+
+    The critical path is the least that the works of the search can take, each kind shared evenly by its workers.
+    """
+    import ray
+
+    from framegrove.cluster.session import connect
+    from framegrove.evaluation.benches import Finding
+
+    with connect():
+        actors: list[Any] = [ray.remote(num_cpus=0)(Sleeper).remote() for _ in range(2 * WORKERS)]
+        asyncio.run(_slept(actors, 0.0))  # until they are up
+        outcome = asyncio.run(_searched(actors))
+        in_turns = asyncio.run(_in_turns(actors, outcome))
+    samples = sum(len(work.paths) for work in outcome.certain if isinstance(work, SampleWork))
+    scores = sum(isinstance(work, ScoreWork) for work in outcome.certain)
+    least = SECONDS * max(samples, scores) / WORKERS
+    return [
+        Finding(
+            "a beam search on sleeping actors, beside its critical path",
+            *(outcome.seconds, "s", least),
+            aim="at most 1.15",
+            met=outcome.seconds <= 1.15 * least,
+        ),
+        Finding(
+            "the same, beside generating a round and then judging it",
+            *(outcome.seconds, "s", in_turns),
+            aim="at most 1/1.6",
+            met=in_turns >= 1.6 * outcome.seconds,
+        ),
+    ]
+
+
+class Sleeper:
+    """An actor that takes its time."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+class _Client:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
+        await self._actor.sleep.remote(SECONDS * len(work.paths))
+        return Sampled(work, Cost(1, len(work.paths)), work.paths)
+
+    async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
+        await self._actor.sleep.remote(SECONDS)
+        digest = hashlib.blake2b(str(work.path).encode()).digest()
+        return Scored(work, (("right", digest[0] / 255),), Cost(0, 1))
+
+    def cancel(self, work: SampleWork) -> None:
+        """Too late, always."""
+
+    async def recover(self) -> None:
+        """Never needed: nobody kills them."""
+
+
+async def _searched(actors: Sequence[Any]) -> SearchResult:
+    policy, _ = make_policy(CONFIG, UNITS, 1, Prices(lambda depth, first, last, siblings: siblings))
+    clients = [_Client(actor) for actor in actors]
+    generators = {f"generator {n}": client for n, client in enumerate(clients[:WORKERS])}
+    verifiers = {f"verifier {n}": client for n, client in enumerate(clients[WORKERS:])}
+    return await Conductor(policy, generators, {"verifier": PanelMember(verifiers, at_a_time=1)}, CONFIG).run()
+
+
+async def _in_turns(actors: Sequence[Any], outcome: SearchResult) -> float:
+    """Seconds of the same works, depth by depth: first all samples of a depth, then all of its judgements."""
+    samples: dict[int, list[float]] = defaultdict(list)
+    scores: dict[int, list[float]] = defaultdict(list)
+    for work in outcome.certain:
+        if isinstance(work, SampleWork):
+            samples[work.depth].append(SECONDS * len(work.paths))
+        else:
+            scores[len(work.path) - 1].append(SECONDS)
+    began = time.monotonic()
+    for depth in sorted(samples):
+        await _shared(actors[:WORKERS], samples[depth])
+        await _shared(actors[WORKERS:], scores[depth])
+    return time.monotonic() - began
+
+
+async def _shared(actors: Sequence[Any], works: list[float]) -> None:
+    """Have some actors do some works, each the next one as soon as it is free, long ones first."""
+    waiting = sorted(works)
+
+    async def busy(actor: Any) -> None:
+        while waiting:
+            await actor.sleep.remote(waiting.pop())
+
+    await asyncio.gather(*map(busy, actors))
+
+
+async def _slept(actors: Sequence[Any], seconds: float) -> None:
+    await asyncio.gather(*(actor.sleep.remote(seconds) for actor in actors))
