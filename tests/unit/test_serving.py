@@ -590,7 +590,10 @@ def test_a_service_that_cannot_go_on_fails_its_health_check_and_releases_the_fol
     async def scene(running: Endpoint) -> None:
         running.runner.failure, running.runner.no_close = RuntimeError("a device is gone"), OSError("an actor stays")
         await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
-        await asyncio.sleep(0.01)
+        for _ in range(500):
+            if running.service._worker is not None and running.service._worker.done():
+                break
+            await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="the service has stopped making videos"):
             running.service.check_health()
 

@@ -329,11 +329,11 @@ class VideoService:
         """A video is finished or has failed: there is room for another one. The last one closes suspect actors."""
         self._progress.pop(record.id, None)
         self._making.discard(record.id)
-        await self._report_queue()
         if self._suspect and not self._making:
             await self._runner.close()
             self._suspect = False
         self._next.set()
+        await self._report_queue()
 
     async def _bring_up(self, record: VideoRecord) -> None:
         """Return once the cluster is ready for this video."""
