@@ -25,7 +25,7 @@ from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
 from framegrove.media.pictures import reduced
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
-from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
 Answer = TypeVar("Answer")
 _DEFAULTS = SearchConfig()
@@ -80,8 +80,7 @@ class RemoteGenerator:
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, UnitRef]) -> Sampled:
         """Sample a work on the actor; handles are UnitRefs. Raises as the protocol says."""
-        parent = work.paths[0][:-1]
-        history = [parents[parent[: n + 1]] for n in range(len(parent))]
+        history = [parents[prefix] for prefix in prefixes(work.paths[0][:-1])]
         starts = [parents[path] for path in work.paths] if work.first_stage > 0 else []
         before = history[-1] if history else None
         number = self._running[work] = next(_numbers)
@@ -143,7 +142,7 @@ class RemoteVerifier:
 
     async def score(self, work: ScoreWork, units: Mapping[Path, UnitRef]) -> Scored:
         """Score a branch. Raises as the protocol says."""
-        clip = [units[work.path[: n + 1]].frames for n in range(len(work.path))]
+        clip = [units[prefix].frames for prefix in prefixes(work.path)]
         limit = Limit(self._config.score_limit, "scoring")
         try:
             answer: Scored = await ask(

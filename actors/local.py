@@ -29,7 +29,7 @@ from framegrove.flow.cost import SamplingCosts
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import WorkCancelled
 from framegrove.search.tree import Latent
-from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
 Answer = TypeVar("Answer")
 
@@ -116,8 +116,7 @@ class HostedGenerator:
     def _sampled(
         self, ground: Ground, context: Context, work: SampleWork, parents: Mapping[Path, LocalUnit]
     ) -> dict[Path, State | None]:
-        parent = work.paths[0][:-1]
-        history = [parents[parent[: n + 1]] for n in range(len(parent))]
+        history = [parents[prefix] for prefix in prefixes(work.paths[0][:-1])]
         starts = [parents[path] for path in work.paths] if work.first_stage > 0 else []
         state = history[-1].state if history else None
         latents = [unit.latent for unit in (*history, *starts)]
@@ -243,7 +242,7 @@ class LocalVerifier:
 
     async def score(self, work: ScoreWork, units: Mapping[Path, LocalUnit]) -> Scored:
         """Score a branch, after those that it was asked about before."""
-        scored = self._host.score(work, self._prompt, [units[work.path[: n + 1]] for n in range(len(work.path))])
+        scored = self._host.score(work, self._prompt, [units[prefix] for prefix in prefixes(work.path)])
         seconds = self._speeds.judging(scored.cost)
         now = asyncio.get_running_loop().time()
         self._desk.busy_until = max(now, self._desk.busy_until) + seconds

@@ -36,7 +36,7 @@ from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusa
 from framegrove.search.result import SearchResult
 from framegrove.search.sharing import SharedWorkers
 from framegrove.search.tree import Layout, Policy, columns
-from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork
+from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork, prefixes
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +164,7 @@ class SearchRunner:
             return record.scores
         await self.start()
         winner = record.outcome.winner
-        branch = [winner[: n + 1] for n in range(len(winner))]
-        units = {path: self._generators.units.again(record, path) for path in branch}
+        units = {path: self._generators.units.again(record, path) for path in prefixes(winner)}
         scores: dict[str, float] = {}
         with _failing_as_a_search():
             for name, member in self._panel(record.request.prompt, self._search, self._verifiers).items():

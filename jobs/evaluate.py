@@ -60,8 +60,6 @@ if TYPE_CHECKING:
 
 app = application()
 
-SEED = 90_000  # of the prompts; clips that models are trained on have small seeds, and another split
-
 
 @app.command()
 def main(
@@ -73,7 +71,7 @@ def main(
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts; of a suite, at most.")] = 64,
     digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = SEED,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = measuring.SEED,
     model: ModelOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",

@@ -116,10 +116,6 @@ def main(
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
     with one_line_errors(log_level), Display() as display:
-        from framegrove.config.base import load
-        from framegrove.config.request import check_prompt
-        from framegrove.config.search import SearchConfig
-
         _refuse_twice_told(set_ or ())
         if resume:
             asked = _interrupted(out, prompt)
@@ -140,42 +136,51 @@ def main(
                 verifier=absolute(verifier),
                 set=tuple(set_ or ()),
             )
-        search = load(SearchConfig, None, asked.set)
-        entry = policies.find(asked.policy)
-        policies.options_of(search, entry)
-        panel = load_panel(asked.verifier)
-        if entry.judged:
-            panel.check_files()
-        text, multiple = check_prompt(asked.prompt), _multiple(entry, asked.budget)
-        display.begin("reading the model")
-        from actors.model_files import ModelFiles
-        from actors.searches import search_runner
-        from framegrove.types import GenerationRequest
+        _answer(asked, out, display, generators=generators, watch=watch)
 
-        source = model_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle)
-        files = ModelFiles.read(source)
-        height, width = _size(asked.size, files)
-        request = GenerationRequest(
-            prompt=text,
-            seed=asked.seed,
-            units=asked.units if asked.units is not None else files.recipe.units,
-            height=height,
-            width=width,
-            policy=entry.name if entry.name in policies.summaries() else asked.policy,
-            budget=multiple,
-            image=_picture(Path(asked.image)) if asked.image else None,
-            until=asked.until,
-        )
-        files.check(request)
-        advice = files.recipe.outside(text)
-        if advice is not None:
-            log.warning(advice)
-        make_folder(out / UNFINISHED)
-        write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
-        runner = search_runner(source, panel, search, generators=generators)
-        record = generate(runner, request, out, display, watch=watch)
-        display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
-        warn(record)
+
+def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool) -> None:
+    """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
+    from framegrove.config.base import load
+    from framegrove.config.request import check_prompt
+    from framegrove.config.search import SearchConfig
+
+    search = load(SearchConfig, None, asked.set)
+    entry = policies.find(asked.policy)
+    policies.options_of(search, entry)
+    panel = load_panel(asked.verifier)
+    if entry.judged:
+        panel.check_files()
+    text, multiple = check_prompt(asked.prompt), _multiple(entry, asked.budget)
+    display.begin("reading the model")
+    from actors.model_files import ModelFiles
+    from actors.searches import search_runner
+    from framegrove.types import GenerationRequest
+
+    source = model_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle)
+    files = ModelFiles.read(source)
+    height, width = _size(asked.size, files)
+    request = GenerationRequest(
+        prompt=text,
+        seed=asked.seed,
+        units=asked.units if asked.units is not None else files.recipe.units,
+        height=height,
+        width=width,
+        policy=entry.name if entry.name in policies.summaries() else asked.policy,
+        budget=multiple,
+        image=_picture(Path(asked.image)) if asked.image else None,
+        until=asked.until,
+    )
+    files.check(request)
+    advice = files.recipe.outside(text)
+    if advice is not None:
+        log.warning(advice)
+    make_folder(out / UNFINISHED)
+    write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
+    runner = search_runner(source, panel, search, generators=generators)
+    record = generate(runner, request, out, display, watch=watch)
+    display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
+    warn(record)
 
 
 def _given(prompt: str | None) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
+from jobs import measuring
 from jobs.console import (
     Display,
     DtypeOption,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 app = application()
 
-SEED = 90_000  # of the prompts, as in jobs.evaluate
 _KINDS = {2: "two digits", 1: "one digit"}
 _BATCH = 32  # videos side by side
 _CLIPS = 8  # true clips encoded together
@@ -54,7 +54,7 @@ def main(
     pairs: Annotated[int, typer.Option(min=0, help="How many held-out prompts of two digits.")] = 32,
     singles: Annotated[int, typer.Option(min=0, help="How many of one digit.")] = 16,
     videos: Annotated[int, typer.Option(min=1, max=_BATCH, help="Videos of each prompt.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts, and the seed of the first.")] = SEED,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts, and the seed of the first.")] = measuring.SEED,
     model: ModelOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",

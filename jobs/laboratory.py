@@ -133,10 +133,10 @@ async def _asked_apart(
     pools: Sequence[LocalVerifierPool], search: SearchConfig, record: SearchRecord
 ) -> dict[str, float]:
     """The scores of verifiers that took no part in a search over a cache, by verifier and name."""
-    from framegrove.types import Assessment, ScoreWork
+    from framegrove.types import Assessment, ScoreWork, prefixes
 
     winner, prompt = record.outcome.winner, record.request.prompt
-    units = {winner[: n + 1]: record.outcome.handles[winner[: n + 1]] for n in range(len(winner))}
+    units = {path: record.outcome.handles[path] for path in prefixes(winner)}
     scores: dict[str, float] = {}
     for pool in pools:
         client = next(iter(pool.clients(None, prompt, search).values()))
@@ -197,11 +197,12 @@ class CachedOracle:
 
     def _said(self, record: SearchRecord, path: Path, asked: Sequence[DigitObject]) -> Any:
         from framegrove.digits.readings import read_branch
+        from framegrove.types import prefixes
 
         unit: LocalUnit = record.outcome.handles[path]
         said = unit.ground.verdict(unit.branch, self._number, _READ)
         if said is None:
-            frames = [record.shown[path[: n + 1]].frames for n in range(len(path))]
+            frames = [record.shown[prefix].frames for prefix in prefixes(path)]
             said = read_branch(self._oracle, frames, asked).as_json()
             unit.ground.keep_verdict(unit.branch, self._number, _READ, said)
         return said

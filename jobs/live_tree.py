@@ -22,7 +22,7 @@ from framegrove.search.commands import Attempt
 from framegrove.search.result import Ending, Span
 from framegrove.search.snapshot import BranchNow, PoolNow, Snapshot, Standing
 from framegrove.search.workers import GENERATORS
-from framegrove.types import Cost, GenerationRequest, Path, SampleWork
+from framegrove.types import Cost, GenerationRequest, Path, SampleWork, prefixes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -200,12 +200,12 @@ def choose(branches: Sequence[BranchNow], lines: int) -> _Chosen:
     chosen = _Chosen()
     order = sorted(branches, key=lambda b: (_INTEREST.index(b.standing), -len(b.path), b.path))
     for branch in order:
-        needed = [path for path in _prefixes(branch.path) if path in known and path not in chosen.shown]
+        needed = [path for path in prefixes(branch.path) if path in known and path not in chosen.shown]
         if len(chosen.shown) + len(needed) <= lines:
             chosen.shown.update((path, known[path]) for path in needed)
     for branch in branches:
         if branch.path not in chosen.shown:
-            above = next((p for p in reversed(_prefixes(branch.path)) if p in chosen.shown), ())
+            above = next((p for p in reversed(prefixes(branch.path)) if p in chosen.shown), ())
             chosen.hidden[above][branch.standing] += 1
     return chosen
 
@@ -216,7 +216,7 @@ def _tree(snapshot: Snapshot, lines: int) -> RenderableType:
     chosen = choose(snapshot.branches, lines - 1)  # one line counts what is left out at the top
     drawn: dict[Path, Tree] = {(): Tree("", hide_root=True, guide_style="dim")}
     for path in sorted(chosen.shown):
-        parent = next(p for p in ((), *_prefixes(path[:-1]))[::-1] if p in drawn)  # given units are no branches
+        parent = next(p for p in ((), *prefixes(path[:-1]))[::-1] if p in drawn)  # given units are no branches
         drawn[path] = drawn[parent].add(_branch(chosen.shown[path], snapshot.seconds, chosen.hidden.get(path)))
     if () in chosen.hidden:
         drawn[()].add(_line(("and" + _left_out(chosen.hidden[()]), "dim")))
@@ -244,10 +244,6 @@ def _branch(branch: BranchNow, now: float, hidden: Counter[Standing] | None) -> 
 
 def _left_out(hidden: Counter[Standing]) -> str:
     return " " + ", ".join(f"{hidden[standing]} {standing}" for standing in _INTEREST if hidden[standing])
-
-
-def _prefixes(path: Path) -> list[Path]:
-    return [path[:length] for length in range(1, len(path) + 1)]
 
 
 def _line(*parts: tuple[str, str]) -> Text:

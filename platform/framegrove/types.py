@@ -19,6 +19,15 @@ def depth_of(path: Path) -> int:
     return len(path) - 1
 
 
+def prefixes(path: Path) -> tuple[Path, ...]:
+    """The branches that a branch consists of, first unit first; the last is the branch itself.
+
+    >>> prefixes((2, 0))
+    ((2,), (2, 0))
+    """
+    return tuple(path[:length] for length in range(1, len(path) + 1))
+
+
 class Assessment(enum.StrEnum):
     """What a verifier is asked about a branch (Video-T1, section 3.3, stages a to c)."""
 
@@ -78,6 +87,11 @@ class ScoreWork:
     path: Path
     assessment: Assessment
     verifier: str = "verifier"
+
+
+def paths_of(work: SampleWork | ScoreWork) -> tuple[Path, ...]:
+    """The branches that a work samples, or the one that it scores."""
+    return work.paths if isinstance(work, SampleWork) else (work.path,)
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framegrove.config.flow import latent_size
 from framegrove.config.request import FRAMES_PER_UNIT, frames_of
 from framegrove.digits import world
 from framegrove.digits.teacher import Pixels, UnitReading
 from framegrove.digits.verifier_sights import MOST
 from framegrove.digits.world import DigitObject, Split
-from framegrove.flow.generation import sampler_of, to_pixels
-from framegrove.flow.sampler import UnitTask
-from framegrove.models.packed import TextEmbedding
+from framegrove.flow.growing import Grower
 from framegrove.models.pretrained import Pipeline
-from framegrove.models.vae_tiling import decode_unit
 from framegrove.types import Path
 from framegrove.verification.views import Shown, View, frames_of_view
 
@@ -101,14 +97,15 @@ def grow(
 ) -> Iterator[Group]:
     """One group a prompt at every depth, up to videos of ``units`` units; pure in its arguments."""
     rng = np.random.default_rng(seed)
-    grower = _Grower(pipeline, prompts, [seed * len(prompts) + at for at in range(len(prompts))])
+    seeds = [seed * len(prompts) + at for at in range(len(prompts))]
+    grower = Grower(pipeline, [world.caption(objects) for objects in prompts], seeds)
     parents = [_Video(prompt) for prompt in range(len(prompts))]
     state: list[Tensor] | None = None
     for _ in range(units):
-        litters, state = grower.grow(parents, state, children)
+        litters, state = _litters(grower, parents, state, children)
         judged = [[_judged(child, prompts[child.prompt], read) for child in litter] for litter in litters]
         yield from (
-            _group(parent, litter, prompts[parent.prompt], grower.seeds[parent.prompt])
+            _group(parent, litter, prompts[parent.prompt], seeds[parent.prompt])
             for parent, litter in zip(parents, judged, strict=True)
         )
         chosen = _chosen(judged, rng, wrong)
@@ -182,46 +179,16 @@ def _group(parent: _Video, litter: Sequence[_Video], asked: Objects, seed: int) 
     )
 
 
-class _Grower:
-    """Samples and decodes the next unit of many branches, at the recipe's size."""
-
-    def __init__(self, pipeline: Pipeline, prompts: Sequence[Objects], seeds: Sequence[int]) -> None:
-        recipe = pipeline.recipe
-        self.seeds = seeds
-        self._pipeline, self._sampler = pipeline, sampler_of(pipeline)
-        captions = [world.caption(objects) + recipe.prompt_suffix for objects in prompts]
-        *texts, negative = pipeline.text.encode([*captions, recipe.negative_prompt])
-        self._texts: list[TextEmbedding] = texts
-        self._negative: TextEmbedding = negative
-        size = latent_size(
-            recipe.height,
-            recipe.width,
-            stages=recipe.pyramid.stages,
-            patch=pipeline.transformer.config.patch_size,
-            factor=pipeline.vae.config.spatial_factor,
-        )
-        self._shape = (1, *size)
-
-    def grow(
-        self, parents: Sequence[_Video], state: list[Tensor] | None, children: int
-    ) -> tuple[list[list[_Video]], list[Tensor]]:
-        """The children of every parent, whose decoder's state is given, and the decoder's state after each of them."""
-        born = [
-            replace(parent, path=(*parent.path, parent.offset + at)) for parent in parents for at in range(children)
-        ]
-        tasks = [
-            UnitTask(
-                self._texts[one.prompt], self._negative, one.latents, self._shape, self.seeds[one.prompt], one.path
-            )
-            for one in born
-        ]
-        latents = [latent.x for latent in self._sampler.sample(tasks)]
-        raw = self._pipeline.latent_norm.denormalise(torch.stack(latents), len(parents[0].latents))
-        if state is not None:
-            state = [part.repeat_interleave(children, 0) for part in state]
-        decoded, after = decode_unit(self._pipeline.vae, raw, state)
-        grown = [
-            replace(one, latents=(*one.latents, latent), frames=(*one.frames, frames))
-            for one, latent, frames in zip(born, latents, to_pixels(decoded), strict=True)
-        ]
-        return [grown[at : at + children] for at in range(0, len(grown), children)], after
+def _litters(
+    grower: Grower, parents: Sequence[_Video], state: list[Tensor] | None, children: int
+) -> tuple[list[list[_Video]], list[Tensor]]:
+    """The children of every parent, whose decoder's state is given, and the decoder's state after each of them."""
+    born = [replace(parent, path=(*parent.path, parent.offset + at)) for parent in parents for at in range(children)]
+    if state is not None:
+        state = [part.repeat_interleave(children, 0) for part in state]
+    latents, clips, after = grower.grow(born, state)
+    grown = [
+        replace(one, latents=(*one.latents, latent), frames=(*one.frames, frames))
+        for one, latent, frames in zip(born, latents, clips, strict=True)
+    ]
+    return [grown[at : at + children] for at in range(0, len(grown), children)], after

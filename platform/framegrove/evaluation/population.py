@@ -15,20 +15,16 @@ readings: intervals count prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from framegrove.config.flow import latent_size
 from framegrove.evaluation.hazard import UnitReading
-from framegrove.flow.generation import sampler_of, to_pixels
-from framegrove.flow.sampler import UnitTask
-from framegrove.models.packed import TextEmbedding
+from framegrove.flow.growing import Grower
 from framegrove.models.pretrained import Pipeline
-from framegrove.models.vae_tiling import decode_unit
 from framegrove.types import Path
 
 Pixels = npt.NDArray[np.uint8]
@@ -62,12 +58,16 @@ def read_units(
     ``judge`` and the readings know a prompt by its place in ``prompts``. Branch ``path`` of a prompt is that of every
     search with its seed. Stops early where no video is right any more.
     """
-    grower = _Grower(pipeline, prompts, seeds)
+    grower = Grower(pipeline, prompts, seeds)
     parents = [_Video(prompt, (root,)) for prompt in range(len(prompts)) for root in range(videos)]
     state: list[Tensor] | None = None
     readings: list[UnitReading] = []
     for unit in range(units):
-        children, state = grower.grow(parents, state)
+        latents, clips, state = grower.grow(parents, state)
+        children = [
+            replace(parent, latents=(*parent.latents, latent), frames=(*parent.frames, frames))
+            for parent, latent, frames in zip(parents, latents, clips, strict=True)
+        ]
         faults = [judge(np.concatenate(child.frames), child.prompt) for child in children]
         readings += [
             UnitReading(child.prompt, child.path, found) for child, found in zip(children, faults, strict=True)
@@ -103,48 +103,6 @@ def refilled(prompts: Sequence[int], right: Sequence[bool]) -> list[tuple[int, i
     return chosen
 
 
-class _Grower:
-    """Samples and decodes one more unit of many branches of several prompts at the recipe's size."""
-
-    def __init__(self, pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        recipe = pipeline.recipe
-        self._pipeline, self._seeds, self._sampler = pipeline, seeds, sampler_of(pipeline)
-        *texts, negative = pipeline.text.encode([*(p + recipe.prompt_suffix for p in prompts), recipe.negative_prompt])
-        self._texts: list[TextEmbedding] = texts
-        self._negative: TextEmbedding = negative
-        size = latent_size(
-            recipe.height,
-            recipe.width,
-            stages=recipe.pyramid.stages,
-            patch=pipeline.transformer.config.patch_size,
-            factor=pipeline.vae.config.spatial_factor,
-        )
-        self._shape = (1, *size)
-
-    def grow(self, branches: Sequence[_Video], state: list[Tensor] | None) -> tuple[list[_Video], list[Tensor]]:
-        """Sample the newest unit of each branch, whose path already names it; and the decoder's state after them."""
-        tasks = [
-            UnitTask(
-                self._texts[each.prompt],
-                self._negative,
-                each.latents,
-                self._shape,
-                self._seeds[each.prompt],
-                each.path,
-            )
-            for each in branches
-        ]
-        latents = [latent.x for latent in self._sampler.sample(tasks)]
-        unit = len(branches[0].latents)
-        raw = self._pipeline.latent_norm.denormalise(torch.stack(latents), unit)
-        decoded, after = decode_unit(self._pipeline.vae, raw, state)
-        grown = [
-            _Video(each.prompt, each.path, (*each.latents, latent), (*each.frames, frames))
-            for each, latent, frames in zip(branches, latents, to_pixels(decoded), strict=True)
-        ]
-        return grown, after
-
-
 def _next(parent: _Video, child: int) -> _Video:
     """The branch of a parent's child, not yet sampled."""
-    return _Video(parent.prompt, (*parent.path, child), parent.latents, parent.frames)
+    return replace(parent, path=(*parent.path, child))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.lineage import branch_name
 from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
-from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork
+from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork, paths_of, prefixes
 
 Frames = npt.NDArray[np.uint8]
 
@@ -73,8 +73,7 @@ class SearchRecord:
     @property
     def frames(self) -> Frames:
         """The winner's video, uint8 (T, H, W, 3)."""
-        winner = self.outcome.winner
-        return np.concatenate([self.shown[winner[: length + 1]].frames for length in range(len(winner))])
+        return np.concatenate([self.shown[prefix].frames for prefix in prefixes(self.outcome.winner)])
 
     def look(self, path: Path) -> Shown:
         """What a branch looks like: white, where its frames were lost with a machine after it was cut."""
@@ -253,14 +252,12 @@ def _answers(node: Node) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _stretch(span: Span, outcome: SearchResult) -> dict[str, Any]:
-    sampling = isinstance(span.work, SampleWork)
-    paths = span.work.paths if isinstance(span.work, SampleWork) else (span.work.path,)
     return {
         "who": span.worker,
         "from": round(span.start, 3),
         "to": round(span.end, 3),
-        "what": "sample" if sampling else "score",
-        "branches": [list(path) for path in paths],
+        "what": "sample" if isinstance(span.work, SampleWork) else "score",
+        "branches": [list(path) for path in paths_of(span.work)],
         "ending": str(span.ending),
         "needed": was_needed(span, outcome),
     }

@@ -21,7 +21,7 @@ from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, STRIP, Card,
 from framegrove.files import replacing
 from framegrove.lineage import branch_name
 from framegrove.search.result import Ending, Fate, Node, Span
-from framegrove.types import Assessment, Path, SampleWork
+from framegrove.types import Assessment, Path, SampleWork, prefixes
 
 CARDS = 400  # branches on a page at most: browsers get slow with more
 BARS = 4000  # attempts on the timeline at most
@@ -103,7 +103,7 @@ def _with_ancestors(order: Iterable[Path], most: int) -> set[Path]:
     known, chosen = list(order), set[Path]()
     there = set(known)
     for path in known:
-        needed = {path[:length] for length in range(1, len(path) + 1)} & there - chosen
+        needed = set(prefixes(path)) & there - chosen
         if len(chosen) + len(needed) <= most:
             chosen |= needed
     return chosen
@@ -114,7 +114,7 @@ def _branches(record: SearchRecord, laid: Mapping[Path, Card], clips: Mapping[Pa
     left_out: dict[Path, Counter[str]] = {}
     for node in record.outcome.nodes:
         if node.path not in laid:
-            above = next((p for n in range(len(node.path) - 1, 0, -1) if (p := node.path[:n]) in laid), ())
+            above = next((p for p in reversed(prefixes(node.path[:-1])) if p in laid), ())
             left_out.setdefault(above, Counter())[_SAID[node.fate]] += 1
     return [_branch(card, places, clips.get(path), left_out.get(path, {})) for path, card in sorted(laid.items())]
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from framegrove.errors import UserError
 from framegrove.search.prices import Prices
-from framegrove.search.rounds import Branching, TreeShape, cuts_of, rounds_of
+from framegrove.search.rounds import Branching, TreeShape, cuts_of, filled, rounds_of, worst_case
 from framegrove.search.tree import Layout
 from framegrove.types import Assessment
 
@@ -83,29 +83,25 @@ def allot_tof(
             f"{'drafts' if layout.draft_stage is not None else 'no drafts'} is cut {cuts_of(layout)} times"
         )
 
-    def worst_case(shape: TreeShape) -> int:
-        total, entrants = 0, shape.roots
-        for step in rounds_of(layout, shape, roots_per_work):
-            total += step.price(entrants, prices)
-            entrants = min(step.width, step.size(entrants))
-        return total
+    def price(shape: TreeShape) -> int:
+        return worst_case(rounds_of(layout, shape, roots_per_work), shape.roots, prices)
 
     shape = TreeShape(
         roots=roots or 1,
         children=(1,) * (layout.units - layout.given - 1),
         widths=widths or (1,) * cuts_of(layout),
     )
-    if worst_case(shape) > allowed:
+    if price(shape) > allowed:
         raise BudgetError(
-            f"the smallest tree with these roots and widths costs {worst_case(shape) / one:.2f}x and the budget is "
+            f"the smallest tree with these roots and widths costs {price(shape) / one:.2f}x and the budget is "
             f"{multiple:g}x: raise it, or lower roots or widths"
         )
     growing = True
     while growing:
         candidates = _wider(shape, layout, branching, fixed_roots=roots is not None, fixed_widths=widths is not None)
-        wider = next((candidate for candidate in candidates if worst_case(candidate) <= allowed), None)
+        wider = next((candidate for candidate in candidates if price(candidate) <= allowed), None)
         shape, growing = wider or shape, wider is not None
-    return shape, Allotment(one, allowed, worst_case(shape))
+    return shape, Allotment(one, allowed, price(shape))
 
 
 def _wider(
@@ -134,8 +130,5 @@ def _wider(
 
 def _cohorts(shape: TreeShape, layout: Layout) -> list[int]:
     """How many branches each round judges at most."""
-    sizes, entrants = [], shape.roots
-    for step in rounds_of(layout, shape, roots_per_work=1):
-        sizes.append(step.size(entrants))
-        entrants = min(step.width, sizes[-1])
-    return sizes
+    rounds = rounds_of(layout, shape, roots_per_work=1)
+    return [step.size(entrants) for step, entrants in filled(rounds, shape.roots)]

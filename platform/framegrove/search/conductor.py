@@ -32,7 +32,7 @@ from framegrove.search.sharing import SharedWorkers
 from framegrove.search.snapshot import Snapshot, snapshot_of
 from framegrove.search.tree import Policy, Result
 from framegrove.search.workers import GENERATORS, Pool, pool_of
-from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, prefixes
 
 log = logging.getLogger(__name__)
 
@@ -327,8 +327,7 @@ class Conductor:
 
     def _winning_units(self) -> dict[Path, Any]:
         winner, layout = self._state.plan.winner or (), self._state.layout
-        prefixes = [winner[:length] for length in range(1, len(winner) + 1)]
-        return {path: self._state.handles[layout.finished(path)] for path in prefixes}
+        return {path: self._state.handles[layout.finished(path)] for path in prefixes(winner)}
 
 
 def _least_mass(results: Collection[Result]) -> dict[str, float]:

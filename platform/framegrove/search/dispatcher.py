@@ -59,7 +59,7 @@ from framegrove.search.tree import (
     columns,
 )
 from framegrove.search.workers import GENERATORS, pool_of
-from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, paths_of, prefixes
 
 _MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
 
@@ -479,7 +479,7 @@ class Dispatcher:
 
     def _give_up(self, work: Work, reason: str) -> None:
         """No work of its branches, nor of any that builds on them, is tried again."""
-        self.given_up |= dict.fromkeys(_paths(work), reason)
+        self.given_up |= dict.fromkeys(paths_of(work), reason)
         for each in self._queue.works:
             if each not in self.done and each not in self._hopeless and self._is_hopeless(each):
                 self._lose_hope(each)
@@ -490,7 +490,7 @@ class Dispatcher:
         """Whether the work is of a branch that was given up, or builds on one."""
         if not self.given_up:
             return False
-        return any(path[:length] in self.given_up for path in _paths(work) for length in range(1, len(path) + 1))
+        return any(prefix in self.given_up for path in paths_of(work) for prefix in prefixes(path))
 
     def _lose_hope(self, work: Work) -> None:
         """A certain work is not done any more; if it is a judgement, the policy still waits for it."""
@@ -520,10 +520,9 @@ class Dispatcher:
 
     def _check_winner(self) -> None:
         """Raise SearchFailed where a branch has won that was given up: there was nothing better."""
-        winner = self.plan.winner or ()
-        for length in range(1, len(winner) + 1):
-            if winner[:length] in self.given_up:
-                raise SearchFailed(self.given_up[winner[:length]])
+        for prefix in prefixes(self.plan.winner or ()):
+            if prefix in self.given_up:
+                raise SearchFailed(self.given_up[prefix])
 
     def _drop(self, path: Path) -> None:
         """A branch leads no further: what hangs on it is released, and speculation on it is given up."""
@@ -547,7 +546,7 @@ class Dispatcher:
         """Whether the work will never be certain: a branch that it builds on, or the branch itself, is dropped."""
         if self.certain(work):
             return False
-        return self.finished or any(self.plan.is_dropped(path) for path in _paths(work))
+        return self.finished or any(self.plan.is_dropped(path) for path in paths_of(work))
 
     # ---- what it cost
 
@@ -574,10 +573,6 @@ def check(result: Result, attempt: Attempt) -> None:
         raise ValueError(f"{attempt.worker} was asked for {describe(attempt.work)}, it answered {result.work}")
     if isinstance(result, Scored):
         check_scores(result)
-
-
-def _paths(work: Work) -> tuple[Path, ...]:
-    return work.paths if isinstance(work, SampleWork) else (work.path,)
 
 
 def describe(work: Work) -> str:

@@ -44,6 +44,12 @@ class Prices:
 
         return replace(self, sample=sample)
 
+    def grouped(self, depth: int, first_stage: int, last_stage: int, branches: int, together: int) -> int:
+        """FLOPs of sampling so many branches, ``together`` of them in a work; the last work has what is left."""
+        full, rest = divmod(branches, together)
+        sizes = [(full, together), (1, rest)]
+        return sum(works * self.sample(depth, first_stage, last_stage, size) for works, size in sizes if works and size)
+
     def judge(self, depth: int, assessment: Assessment) -> int:
         """FLOPs of the whole panel's judgement of one branch of this depth."""
         return self.judging[assessment][depth] if assessment in self.judging else 0

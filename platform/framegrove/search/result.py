@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
-from framegrove.types import Assessment, Cost, Path, SampleWork, Scored
+from framegrove.types import Assessment, Cost, Path, SampleWork, Scored, paths_of, prefixes
 
 
 class Ending(enum.StrEnum):
@@ -111,7 +111,7 @@ class SearchResult:
     @property
     def units(self) -> tuple[Any, ...]:
         """Handles of the winner's units, oldest first."""
-        return tuple(self.handles[self.winner[: length + 1]] for length in range(len(self.winner)))
+        return tuple(self.handles[prefix] for prefix in prefixes(self.winner))
 
     @property
     def overlap(self) -> float:
@@ -146,9 +146,8 @@ def nodes_of(
     wanted = {path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths}
     times: dict[Path, list[float]] = {}
     for span in spans:
-        paths = span.work.paths if isinstance(span.work, SampleWork) else (span.work.path,)
         if span.ending is Ending.DONE:
-            for path in paths:
+            for path in paths_of(span.work):
                 times.setdefault(path, []).extend((span.start, span.end))
     order = list(Assessment)
     said: dict[Path, list[Scored]] = {}

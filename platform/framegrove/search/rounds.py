@@ -6,7 +6,7 @@ is planned for and what is done cannot drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,14 +79,8 @@ class Round:
 
     def price(self, entrants: int, prices: Prices) -> int:
         """What sampling and judging cost if so many enter."""
-        size, members = self.children or self.together, self.size(entrants)
-        full, rest = divmod(members, size)
-        groups = [(full, size), (1, rest)] if rest else [(full, size)]
-        sampling = sum(
-            count * prices.sample(self.depth, self.first_stage, self.last_stage, each)
-            for count, each in groups
-            if count
-        )
+        members, together = self.size(entrants), self.children or self.together
+        sampling = prices.grouped(self.depth, self.first_stage, self.last_stage, members, together)
         return sampling + members * prices.judge(self.depth, self.assessment)
 
 
@@ -104,6 +98,18 @@ def rounds_of(layout: Layout, shape: TreeShape, roots_per_work: int) -> tuple[Ro
     for depth, children in enumerate(shape.children, start=first + 1):
         rounds.append(Round(depth, layout.assessment(depth), 0, last, next(widths), children))
     return tuple(rounds)
+
+
+def filled(rounds: Sequence[Round], entrants: int) -> Iterator[tuple[Round, int]]:
+    """Every round with the most branches that can enter it, where so many enter the first."""
+    for step in rounds:
+        yield step, entrants
+        entrants = min(step.width, step.size(entrants))
+
+
+def worst_case(rounds: Sequence[Round], roots: int, prices: Prices) -> int:
+    """FLOPs of all rounds if as many branches stay as can."""
+    return sum(step.price(entrants, prices) for step, entrants in filled(rounds, roots))
 
 
 def cuts_of(layout: Layout) -> int:

@@ -16,7 +16,7 @@ from framegrove.search.dispatcher import Dispatcher
 from framegrove.search.result import CostBreakdown, Span
 from framegrove.search.tree import PanelWork, Scores, Work
 from framegrove.search.workers import pool_of
-from framegrove.types import Assessment, Path, SampleWork
+from framegrove.types import Assessment, Path, SampleWork, paths_of
 
 
 class Standing(enum.StrEnum):
@@ -95,7 +95,7 @@ def snapshot_of(state: Dispatcher, workers: Mapping[str, Sequence[str]], now: fl
 def _branches(state: Dispatcher, running: Iterable[Attempt], undone: Iterable[Work]) -> tuple[BranchNow, ...]:
     attempts: dict[Path, list[Attempt]] = defaultdict(list)
     for attempt in running:
-        for path in _paths(attempt.work):
+        for path in paths_of(attempt.work):
             attempts[path].append(attempt)
     needed = {path for work in state.certain_works if isinstance(work, SampleWork) for path in work.paths}
     sampled = {path for work in state.done if isinstance(work, SampleWork) for path in work.paths}
@@ -129,7 +129,3 @@ def _branches(state: Dispatcher, running: Iterable[Attempt], undone: Iterable[Wo
         )
         for path in sorted({*needed, *sampled, *attempts})
     )
-
-
-def _paths(work: Work) -> tuple[Path, ...]:
-    return work.paths if isinstance(work, SampleWork) else (work.path,)

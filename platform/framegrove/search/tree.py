@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork
+from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
 Work = SampleWork | ScoreWork
 """What one worker does at a time."""
 Result = Sampled | Scored
 
+TOGETHER = 4  # branches that one generator denoises in step, where a policy has no option for it
 _LONGEST_NAME = 160  # characters of a path: file systems take 255 bytes, and there are suffixes
 
 
@@ -98,7 +99,7 @@ class Layout:
 
     def _history(self, path: Path) -> tuple[Latent, ...]:
         """The units before the branch's newest one."""
-        return tuple(Latent(path[:length], self.last_stage) for length in range(1, len(path)))
+        return tuple(Latent(unit, self.last_stage) for unit in prefixes(path[:-1]))
 
     def finished(self, path: Path) -> Latent:
         """A branch's newest unit at full resolution."""
@@ -214,4 +215,4 @@ class Plan:
 
     def is_dropped(self, path: Path) -> bool:
         """Whether the branch or one that it grew from was dropped."""
-        return any(path[:length] in self.dropped for length in range(1, len(path) + 1))
+        return any(prefix in self.dropped for prefix in prefixes(path))

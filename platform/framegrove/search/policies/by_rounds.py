@@ -9,7 +9,7 @@ from typing import Any
 from framegrove.search.cohorts import ScoreCohort
 from framegrove.search.fusion import Scoring
 from framegrove.search.ranks import Change, Cohort
-from framegrove.search.rounds import Round
+from framegrove.search.rounds import Round, filled
 from framegrove.search.tree import Bet, Decision, Judgement, Layout, NextDecision, PanelWork, Scores
 from framegrove.types import Assessment, Path, depth_of
 
@@ -118,9 +118,5 @@ class ByRounds:
 
     def _most_works(self) -> int:
         """The works of the rounds that are open, and the most that the others can come to."""
-        entrants = self._cohorts[-1].most_kept
-        total = self._planned
-        for step in self.rounds[len(self._cohorts) :]:
-            total += step.count(entrants)
-            entrants = min(step.width, step.size(entrants))
-        return total
+        closed = filled(self.rounds[len(self._cohorts) :], self._cohorts[-1].most_kept)
+        return self._planned + sum(step.count(entrants) for step, entrants in closed)

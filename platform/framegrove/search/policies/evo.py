@@ -45,6 +45,7 @@ from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
 from framegrove.search.tree import (
+    TOGETHER,
     Bet,
     Decision,
     Judgement,
@@ -57,7 +58,6 @@ from framegrove.search.tree import (
 )
 from framegrove.types import Path, SampleWork
 
-_TOGETHER = 4  # children that one generator denoises in step
 _LEAST, _MOST = 2, 8  # children of a generation, where the budget decides
 
 
@@ -274,9 +274,9 @@ class Evolution:
         return price_of_generation(self._prices, self.layout, depth, count)
 
     def _works_of(self, branch: Path, children: Sequence[int]) -> tuple[PlannedWork, ...]:
-        """The works of a generation, ``_TOGETHER`` children in step."""
+        """The works of a generation, ``TOGETHER`` children in step."""
         paths = [(*branch, index) for index in children]
-        groups = [tuple(paths[first : first + _TOGETHER]) for first in range(0, len(paths), _TOGETHER)]
+        groups = [tuple(paths[first : first + TOGETHER]) for first in range(0, len(paths), TOGETHER)]
         assessment = self.layout.assessment(len(branch))
         return (
             *(SampleWork(group, 0, self.layout.last_stage) for group in groups),
@@ -290,11 +290,11 @@ class Evolution:
 
     def _still_possible(self) -> int:
         """How many works there can still be: by the generations that are left, and by what the rest pays for."""
-        generation = self.population + -(-self.population // _TOGETHER)
+        generation = self.population + -(-self.population // TOGETHER)
         units = self.layout.units - len(self._current) - 1
         generations = self._options.generations * (units + 1) - self._generation - 1
         depths = range(self.layout.given, self.layout.units)
-        sizes = range(1, min(self.population, _TOGETHER) + 1)
+        sizes = range(1, min(self.population, TOGETHER) + 1)
         least = min(self._prices.sample(depth, 0, self.layout.last_stage, n) / n for depth in depths for n in sizes)
         # A child has two works at the most, that of its sampling, if it is alone in it, and that of its judgement.
         return min(generations * generation, 2 * int(self._left / max(least, 1)))
@@ -302,8 +302,8 @@ class Evolution:
 
 def price_of_generation(prices: Prices, layout: Layout, depth: int, count: int) -> int:
     """FLOPs of sampling and judging ``count`` children of one branch."""
-    full, rest = divmod(count, _TOGETHER)
-    return full * prices.unit(layout, depth, _TOGETHER) + (prices.unit(layout, depth, rest) if rest else 0)
+    sampling = prices.grouped(depth, 0, layout.last_stage, count, TOGETHER)
+    return sampling + count * prices.judge(depth, layout.assessment(depth))
 
 
 def population_for(layout: Layout, allowed: int, prices: Prices) -> int:

@@ -23,12 +23,9 @@ from framegrove.search.fusion import Scoring
 from framegrove.search.policies.by_rounds import ByRounds
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
-from framegrove.search.prices import Prices
-from framegrove.search.rounds import Round
-from framegrove.search.tree import Layout, Policy
+from framegrove.search.rounds import Round, worst_case
+from framegrove.search.tree import TOGETHER, Layout, Policy
 from framegrove.types import Assessment, Path
-
-_TOGETHER = 4  # first units that one generator drafts in step
 
 
 class PyramidOptions(Config):
@@ -73,20 +70,11 @@ def rounds_of(layout: Layout, drafts: int, options: PyramidOptions) -> tuple[Rou
         members = drafts * (options.keep if first else entrants)
         refined = math.ceil(members * options.refine)
         width = min(options.keep, refined) if depth < layout.units - 1 else 1
-        children, together = (0, _TOGETHER) if first else (drafts, 1)
+        children, together = (0, TOGETHER) if first else (drafts, 1)
         rounds.append(Round(depth, Assessment.POTENTIAL, 0, draft, refined, children, together))
         rounds.append(Round(depth, layout.assessment(depth), draft + 1, last, width))
         entrants = width
     return tuple(rounds)
-
-
-def worst_case(rounds: Sequence[Round], roots: int, prices: Prices) -> int:
-    """FLOPs of all rounds: nothing in them depends on the scores."""
-    total, entrants = 0, roots
-    for step in rounds:
-        total += step.price(entrants, prices)
-        entrants = min(step.width, step.size(entrants))
-    return total
 
 
 def plan(task: Task, options: PyramidOptions) -> tuple[Policy, Allotment]:

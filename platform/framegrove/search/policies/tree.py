@@ -22,7 +22,7 @@ import itertools
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +37,7 @@ from framegrove.search.policies.single import unsearched
 from framegrove.search.prices import Prices
 from framegrove.search.ranks import Change
 from framegrove.search.tree import (
+    TOGETHER,
     Bet,
     Decision,
     Judgement,
@@ -48,8 +49,6 @@ from framegrove.search.tree import (
     Scores,
 )
 from framegrove.types import Path, SampleWork, depth_of
-
-_TOGETHER = 4  # siblings that one generator denoises in step: they share their past
 
 Select = Literal["top", "threshold", "multinomial", "systematic"]
 
@@ -182,8 +181,8 @@ class Tree:
     def _stretch(self, leg: Leg, parent: Path, count: int) -> Iterator[PlannedWork]:
         """All works of ``count`` branches of a leg that begin at ``parent``."""
         ends = [(*parent, child) for child in range(count)]
-        for start in range(0, count, _TOGETHER):
-            yield SampleWork(tuple(ends[start : start + _TOGETHER]), 0, self.layout.last_stage)
+        for start in range(0, count, TOGETHER):
+            yield SampleWork(tuple(ends[start : start + TOGETHER]), 0, self.layout.last_stage)
         for _ in range(leg.first, leg.last):
             ends = [(*end, 0) for end in ends]
             for end in ends:
@@ -195,7 +194,7 @@ class Tree:
     def _open(self, index: int, children: Mapping[Path, int]) -> None:
         """All branches of a leg are known: it becomes the frontier."""
         leg = self.legs[index]
-        self._opened += sum(1 for parent, count in children.items() for _ in self._stretch(leg, parent, count))
+        self._opened += self._count(leg, _groups(children.values()), sum(children.values()))
         tail = (0,) * (leg.last - leg.first)
         parents = {(*parent, child, *tail): parent for parent, count in children.items() for child in range(count)}
         before = {path: self._totals[parent] for path, parent in parents.items() if parent in self._totals}
@@ -282,8 +281,17 @@ class Tree:
         groups = leg.population  # every branch alone in its work
         if self._equal and index:
             share = self._share(index)
-            groups = leg.population // share * -(-share // _TOGETHER)
-        return groups + leg.population * (leg.last - leg.first + self._is_judged(leg))
+            groups = leg.population // share * _groups([share])
+        return self._count(leg, groups, leg.population)
+
+    def _count(self, leg: Leg, groups: int, branches: int) -> int:
+        """The works of so many branches of a leg, whose first units are sampled in so many groups."""
+        return groups + branches * (leg.last - leg.first + self._is_judged(leg))
+
+
+def _groups(litters: Iterable[int]) -> int:
+    """In how many works children are sampled whose parents have so many each."""
+    return sum(-(-children // TOGETHER) for children in litters)
 
 
 def _systematic(weights: Sequence[float], count: int, lots: random.Random) -> Mapping[int, int]:
@@ -329,7 +337,11 @@ def worst_case(layout: Layout, legs: Sequence[Leg], prices: Prices) -> int:
     for leg in legs:
         each, more = divmod(leg.population, min(parents, leg.population))
         groups = Counter({each + 1: more, each: min(parents, leg.population) - more})
-        total += sum(number * _siblings(prices, layout, leg.first, count) for count, number in groups.items() if number)
+        total += sum(
+            number * prices.grouped(leg.first, 0, layout.last_stage, count, TOGETHER)
+            for count, number in groups.items()
+            if number
+        )
         total += leg.population * sum(
             prices.sample(depth, 0, layout.last_stage, 1) for depth in range(leg.first + 1, leg.last + 1)
         )
@@ -337,13 +349,6 @@ def worst_case(layout: Layout, legs: Sequence[Leg], prices: Prices) -> int:
             total += leg.population * prices.judge(leg.last, layout.assessment(leg.last))
         parents = leg.keep
     return total
-
-
-def _siblings(prices: Prices, layout: Layout, depth: int, count: int) -> int:
-    """FLOPs of sampling the children of one branch, so many at a time as share a work."""
-    full, rest = divmod(count, _TOGETHER)
-    sizes = [_TOGETHER] * full + [rest] * (rest > 0)
-    return sum(prices.sample(depth, 0, layout.last_stage, size) for size in sizes)
 
 
 def plan(task: Task, options: TreeOptions) -> tuple[Policy, Allotment]:
