@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from actors.packing import Packer
 from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
@@ -77,10 +78,31 @@ class Unit(NamedTuple):
     state: State | None
 
 
-class Generator:
-    """Samples and decodes with one model. Work is given one at a time; ``cancel`` may come from another thread."""
+class Job(NamedTuple):
+    """A sample work with all that it is made from; see ``Generator.sample``."""
 
-    def __init__(self, model: ModelSource | None = None, threads: int = 1) -> None:
+    number: int
+    work: SampleWork
+    context: Context
+    history: tuple[StageLatent, ...]
+    starts: tuple[StageLatent, ...]
+    state: State | None
+
+
+class Done(NamedTuple):
+    """What became of a work: one Unit a path, none if it was cancelled."""
+
+    made: Made
+    units: tuple[Unit, ...]
+
+
+class Generator:
+    """Samples and decodes with one model. ``cancel`` may come from another thread.
+
+    Up to ``pack`` works that were given at the same time, each from a thread of its own, are done together.
+    """
+
+    def __init__(self, model: ModelSource | None = None, threads: int = 1, pack: int = 1) -> None:
         self._threads = threads
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +110,7 @@ class Generator:
         self._sampler = sampler_of(self._pipeline)
         self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
         self._cancellations = _Cancellations()
+        self._packer: Packer[Job, Done] = Packer(self.sample_together, pack)
 
     def ready(self) -> bool:
         """Answers as soon as the model is loaded."""
@@ -121,60 +144,83 @@ class Generator:
         Laid out flat for Ray, which moves each result only to where it is asked for: 1 + 3 x paths values, Made and
         then the three of each path's Unit, all None when the work was cancelled.
         """
+        done = self._packer.ask(Job(number, work, context, latents[:history], latents[history:], state))
+        if not done.made.whole:
+            return (done.made, *[None] * (3 * len(work.paths)))
+        return (done.made, *[part for unit in done.units for part in unit])
+
+    def sample_together(self, jobs: Sequence[Job]) -> list[Done]:
+        """Do some works in as few forward passes as they allow, of whichever searches they are.
+
+        Works that go through the same stages in equally many steps share their passes, which changes their rounding.
+        A work that was cancelled stops unless it shares its passes with one that was not.
+        """
         torch.set_num_threads(self._threads)  # a setting of the thread, and an actor may run each call in another one
+        packs: dict[tuple[int, ...], list[int]] = {}
+        for place, job in enumerate(jobs):
+            packs.setdefault((job.work.first_stage, job.work.last_stage, min(job.work.depth, 1)), []).append(place)
+        done: dict[int, Done] = {}
+        for places in packs.values():
+            done.update(zip(places, self._packed([jobs[place] for place in places]), strict=True))
+        return [done[place] for place in range(len(jobs))]
+
+    def _packed(self, jobs: Sequence[Job]) -> list[Done]:
+        """Do works that go through the same stages in equally many steps."""
         started, steps = time.time(), 0
-        tasks = self._tasks(work, context, latents[:history], latents[history:])
+        tasks = [task for job in jobs for task in self._tasks(job)]
+        stages = range(jobs[0].work.first_stage, jobs[0].work.last_stage + 1)
 
         def cancelled() -> bool:
-            return number in self._cancellations
+            return all(job.number in self._cancellations for job in jobs)
 
         def count(done: int, total: int) -> None:
             nonlocal steps
             steps += 1
 
         try:
-            sampled = finished = self._sampler.sample(
-                tasks, range(work.first_stage, work.last_stage + 1), cancelled, count
-            )
-            if work.last_stage < self._last_stage:
+            sampled = finished = self._sampler.sample(tasks, stages, cancelled, count)
+            if stages[-1] < self._last_stage:
                 drafts = [replace(task, start=latent) for task, latent in zip(tasks, sampled, strict=True)]
                 finished = self._sampler.preview(drafts, cancelled, count)
         except CancelledSampling:
-            return (Made(steps, started, time.time(), whole=False), *[None] * (3 * len(tasks)))
+            return [Done(Made(steps, started, time.time(), whole=False), ()) for _ in jobs]
         finally:
-            self._cancellations.ended(number)
-        if history and state is None:
-            state = self._state_after(latents[:history])
-        go_on = history + 1 < context.units
-        units = self._shown(sampled, finished, history, state, go_on)
-        return (Made(steps, started, time.time()), *[part for unit in units for part in unit])
+            for job in jobs:
+                self._cancellations.ended(job.number)
+        before = [state for job in jobs for state in [self._before(job)] * len(job.work.paths)]
+        last = [job.work.depth + 1 == job.context.units for job in jobs for _ in job.work.paths]
+        units = iter(self._shown(sampled, finished, [task.unit for task in tasks], before, last))
+        made = Made(steps, started, time.time())
+        return [Done(made, tuple(next(units) for _ in job.work.paths)) for job in jobs]
+
+    def _before(self, job: Job) -> State | None:
+        """The decoder's state after a work's history."""
+        return job.state if job.state is not None or not job.history else self._state_after(job.history)
 
     def given(self, context: Context, image: bytes) -> Unit:
         """A given first frame (an image file's bytes) as unit 0, fitted to the request's size."""
         frame = read_picture(image, (context.height, context.width))
         clean = encode_image(self._pipeline, frame, context.height, context.width)
-        latent = StageLatent(self._last_stage, clean)
-        return self._shown([latent], [latent], 0, None)[0]
+        return self._whole(StageLatent(self._last_stage, clean), 0)
 
     def cancel(self, number: int) -> None:
         """Give up the work of this number at its next denoising step, or as soon as it is started."""
         self._cancellations.add(number)
 
-    def _tasks(
-        self, work: SampleWork, context: Context, history: Sequence[StageLatent], starts: Sequence[StageLatent]
-    ) -> list[UnitTask]:
+    def _tasks(self, job: Job) -> list[UnitTask]:
+        context = job.context
         text, negative = self._encoded(context.prompt, context.negative)
-        past = tuple(latent.x for latent in history)
+        past = tuple(latent.x for latent in job.history)
         recipe, patch = self._pipeline.recipe, self._pipeline.transformer.config.patch_size
         factor = self._pipeline.vae.config.spatial_factor
         shape = (
             1,
             *latent_size(context.height, context.width, stages=recipe.pyramid.stages, patch=patch, factor=factor),
         )
-        continued: Sequence[StageLatent | None] = starts or [None] * len(work.paths)
+        continued: Sequence[StageLatent | None] = job.starts or [None] * len(job.work.paths)
         return [
             UnitTask(text, negative, past, shape, context.seed, path, start, context.from_image)
-            for path, start in zip(work.paths, continued, strict=True)
+            for path, start in zip(job.work.paths, continued, strict=True)
         ]
 
     def _encoded(self, *prompts: str) -> list[TextEmbedding]:
@@ -191,26 +237,33 @@ class Generator:
         self,
         latents: Sequence[StageLatent],
         finished: Sequence[StageLatent],
-        unit: int,
-        before: State | None,
-        go_on: bool = True,
+        depths: Sequence[int],
+        before: Sequence[State | None],
+        last: Sequence[bool],
     ) -> list[Unit]:
-        """Decode siblings' units, drafts as ``finished`` in a few steps, from the state after their parent."""
+        """Decode units, drafts as ``finished`` in a few steps, each from the state after its parent.
+
+        ``last`` says which of them have no children, whatever becomes of them.
+        """
         norm, device = self._pipeline.latent_norm, self._sampler.device
-        raw = [norm.denormalise(latent.x.to(device), unit)[None] for latent in finished]
-        decoded = decode_units(self._pipeline.vae, raw, [before] * len(raw))
+        raw = [norm.denormalise(part.x.to(device), unit)[None] for part, unit in zip(finished, depths, strict=True)]
+        decoded = decode_units(self._pipeline.vae, raw, before)
         units = []
-        for latent, (video, after) in zip(latents, decoded, strict=True):
+        for latent, (video, after), ends in zip(latents, decoded, last, strict=True):
             kept = StageLatent(latent.stage, latent.x.cpu())
-            goes_on = go_on and latent.stage == self._last_stage
+            goes_on = not ends and latent.stage == self._last_stage
             units.append(Unit(kept, to_pixels(video)[0], [part.cpu() for part in after] if goes_on else None))
         return units
 
     def _state_after(self, history: Sequence[StageLatent]) -> State | None:
         state = None
         for unit, latent in enumerate(history):
-            state = self._shown([latent], [latent], unit, state)[0].state
+            state = self._whole(latent, unit, state).state
         return state
+
+    def _whole(self, latent: StageLatent, depth: int, before: State | None = None) -> Unit:
+        """Decode a unit that is finished and may have children."""
+        return self._shown([latent], [latent], [depth], [before], [False])[0]
 
     @property
     def _last_stage(self) -> int:

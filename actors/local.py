@@ -7,7 +7,8 @@ needs no model.
 Two clocks. A conductor sees the one of its event loop, which is meant to be virtual (evaluation.virtual_time): a work
 takes as long as its counted FLOPs take at a constant rate, whether it came from the cache or not. So makespan, overlap
 and speculation of any number of workers come out of one process, the same each time. Real work is done at once while
-the loop stands still; a work that is cancelled before its time is up is not computed at all.
+the loop stands still: when a work is due, together with others that are under way, if that is wanted; otherwise one
+that is cancelled before its time is up is not computed at all.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from actors.clients import spent
-from actors.generator import Context, Generator, Made, State, TextRead
+from actors.generator import Context, Generator, Job, Made, State, TextRead, Unit
 from framegrove.config.verifier import VerifierConfig
 from framegrove.evaluation.branch_cache import Frames, Ground
 from framegrove.flow.cost import SamplingCosts
@@ -32,7 +32,10 @@ from framegrove.search.tree import Latent
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
 Answer = TypeVar("Answer")
+Place = tuple[int, Latent]
+"""A branch's newest unit: the number of its ground, and which it is there."""
 
+_MOST_STATES = 2**30  # bytes of decoder states that are remembered
 _WHOLE = Latent((), 0)  # stands for no branch in particular
 _PRICES = "prices"
 
@@ -56,14 +59,12 @@ class Speeds:
 USUAL_SPEEDS = Speeds()
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class LocalUnit:
-    """A branch's newest unit: where it stands in the cache, and the decoder's state after it while it may be needed."""
+    """A branch's newest unit: where it stands in the cache."""
 
     ground: Ground
     branch: Latent
-    state: State | None = None
-    given: bool = False
 
     @property
     def latent(self) -> StageLatent:
@@ -75,18 +76,42 @@ class LocalUnit:
         """uint8 (T, H, W, 3); of a draft its preview."""
         return self.ground.frames(self.branch)
 
-    def let_go(self) -> None:
-        """Release the decoder's state, unless many works start from it."""
-        if not self.given:
-            self.state = None
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """A work of one search, and what it builds on."""
+
+    ground: Ground
+    context: Context
+    work: SampleWork
+    parents: Mapping[Path, LocalUnit]
+
+    def branches(self) -> list[Latent]:
+        """What it makes, path by path."""
+        return [Latent(path, self.work.last_stage) for path in self.work.paths]
+
+    def without(self, known: Collection[Place]) -> Order | None:
+        """What of it is neither in the cache nor ``known``, None if nothing is left."""
+        missing = tuple(
+            branch.path
+            for branch in self.branches()
+            if (self.ground.number, branch) not in known and not self.ground.has(branch)
+        )
+        return replace(self, work=replace(self.work, paths=missing)) if missing else None
 
 
 class HostedGenerator:
-    """A generator in this process, which ``make`` loads when something is missing for the first time."""
+    """A generator in this process, which ``make`` loads when something is missing for the first time.
 
-    def __init__(self, make: Callable[[], Generator]) -> None:
-        self._make = make
+    The works of all searches that go on, on the same virtual clock, are told it when they begin (``begin``). Once one
+    of them is due, up to ``pack`` of those that are under way are sampled together, as they will be asked for soon.
+    """
+
+    def __init__(self, make: Callable[[], Generator], pack: int = 1) -> None:
+        self._make, self._pack = make, pack
         self._loaded: Generator | None = None
+        self._under_way: dict[Order, None] = {}
+        self._states = _States()
 
     def read(self, ground: Ground, context: Context, asked: str) -> TextRead:
         """How the model reads the prompt (Generator.read)."""
@@ -96,42 +121,83 @@ class HostedGenerator:
 
     def given(self, ground: Ground, context: Context, image: bytes, last_stage: int) -> LocalUnit:
         """A given first frame as unit 0 (Generator.given)."""
-        branch, state = Latent((0,), last_stage), None
+        branch = Latent((0,), last_stage)
         if not ground.has(branch):
-            latent, frames, state = self._generator.given(context, image)
-            ground.keep({branch: (latent.x, frames)})
-        return LocalUnit(ground, branch, state, given=True)
+            self._keep(ground, {branch: self._generator.given(context, image)})
+        return LocalUnit(ground, branch)
 
-    def sample(
-        self, ground: Ground, context: Context, work: SampleWork, parents: Mapping[Path, LocalUnit]
-    ) -> tuple[LocalUnit, ...]:
-        """The units that a work makes; those of its paths that are missing are sampled in step."""
-        branches = {path: Latent(path, work.last_stage) for path in work.paths}
-        missing = tuple(path for path, branch in branches.items() if not ground.has(branch))
-        states: dict[Path, State | None] = {}
-        if missing:
-            states = self._sampled(ground, context, replace(work, paths=missing), parents)
-        return tuple(LocalUnit(ground, branch, states.get(path)) for path, branch in branches.items())
+    def begin(self, order: Order) -> None:
+        """A work is under way, and will be due."""
+        self._under_way[order] = None
 
-    def _sampled(
-        self, ground: Ground, context: Context, work: SampleWork, parents: Mapping[Path, LocalUnit]
-    ) -> dict[Path, State | None]:
-        history = [parents[prefix] for prefix in prefixes(work.paths[0][:-1])]
-        starts = [parents[path] for path in work.paths] if work.first_stage > 0 else []
-        state = history[-1].state if history else None
-        latents = [unit.latent for unit in (*history, *starts)]
-        _, *parts = self._generator.sample(0, work, context, len(history), state, *latents)
-        made: dict[Latent, tuple[Tensor, Frames]] = {}
-        for path, latent, frames in zip(work.paths, parts[::3], parts[1::3], strict=True):
-            made[Latent(path, work.last_stage)] = (latent.x, frames)
-        ground.keep(made)
-        return dict(zip(work.paths, parts[2::3], strict=True))
+    def stop(self, order: Order) -> None:
+        """A work is not under way any more."""
+        self._under_way.pop(order, None)
+
+    def sample(self, order: Order) -> tuple[LocalUnit, ...]:
+        """The units that a work makes, which is due; those of its paths that are missing are sampled in step."""
+        if order.without(()) is not None:
+            self._sample([order, *(other for other in self._under_way if other is not order)])
+        return tuple(LocalUnit(order.ground, branch) for branch in order.branches())
+
+    def _sample(self, orders: Sequence[Order]) -> None:
+        """Sample what is missing of the first few works of which something is."""
+        needed: list[Order] = []
+        known: set[Place] = set()
+        for order in orders:
+            if len(needed) < self._pack and (rest := order.without(known)) is not None:
+                needed.append(rest)
+                known.update((rest.ground.number, branch) for branch in rest.branches())
+        done = self._generator.sample_together([self._job(order) for order in needed])
+        for order, each in zip(needed, done, strict=True):
+            self._keep(order.ground, dict(zip(order.branches(), each.units, strict=True)))
+
+    def _job(self, order: Order) -> Job:
+        work = order.work
+        history = [order.parents[prefix] for prefix in prefixes(work.paths[0][:-1])]
+        starts = [order.parents[path] for path in work.paths] if work.first_stage > 0 else []
+        state = self._states.get((history[-1].ground.number, history[-1].branch)) if history else None
+        before, begun = (tuple(unit.latent for unit in units) for units in (history, starts))
+        return Job(0, work, order.context, before, begun, state)
+
+    def _keep(self, ground: Ground, units: Mapping[Latent, Unit]) -> None:
+        ground.keep({branch: (unit.latent.x, unit.frames) for branch, unit in units.items()})
+        for branch, unit in units.items():
+            if unit.state is not None:
+                self._states.keep((ground.number, branch), unit.state)
 
     @property
     def _generator(self) -> Generator:
         if self._loaded is None:
             self._loaded = self._make()
         return self._loaded
+
+
+class _States:
+    """The decoder's states after the units that were needed last, as far as they fit into a gibibyte.
+
+    One that is gone is made again from the latents, which takes as long as decoding the video up to there.
+    """
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[Place, State] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, place: Place) -> State | None:
+        if place in self._states:
+            self._states.move_to_end(place)
+        return self._states.get(place)
+
+    def keep(self, place: Place, state: State) -> None:
+        self._bytes += _size(state) - _size(self._states.get(place, []))
+        self._states[place] = state
+        self._states.move_to_end(place)
+        while self._bytes > _MOST_STATES and len(self._states) > 1:
+            self._bytes -= _size(self._states.popitem(last=False)[1])
+
+
+def _size(state: State) -> int:
+    return sum(part.nbytes for part in state)
 
 
 class HostedVerifier:
@@ -203,20 +269,20 @@ class LocalGenerator:
         self._running: dict[SampleWork, _Pass] = {}
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, LocalUnit]) -> Sampled:
-        """Take the time of a work, then do what of it is missing. Raises as the protocol says."""
+        """Take the time of a work, and do what of it is missing. Raises as the protocol says."""
         running = self._running[work] = _Pass(work, self._costs, self._speeds)
+        order = Order(self._ground, self._context, work, parents)
+        self._host.begin(order)
         try:
             made = await running.made
+            cost = spent(self._costs, work, made)
+            if not made.whole:
+                raise WorkCancelled(cost)
+            return Sampled(work, cost, self._host.sample(order))
         finally:
+            self._host.stop(order)
             running.timer.cancel()
             del self._running[work]
-        cost = spent(self._costs, work, made)
-        if not made.whole:
-            raise WorkCancelled(cost)
-        units = self._host.sample(self._ground, self._context, work, parents)
-        if work.depth:
-            parents[work.paths[0][:-1]].let_go()
-        return Sampled(work, cost, units)
 
     def cancel(self, work: SampleWork) -> None:
         """Stop the work at its next denoising step."""

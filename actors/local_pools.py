@@ -35,7 +35,6 @@ from framegrove.config.verifier import PanelConfig, VerifierConfig, environment,
 from framegrove.evaluation.branch_cache import BranchCache, Ground
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.search.protocols import VerifierClient
-from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, GenerationRequest, Path
 from framegrove.verification.identity import verifier_identity
 
@@ -61,14 +60,19 @@ def local_runner(
 
 
 class LocalCrew:
-    """Those who work in this process (crew.Workplace): they come up by themselves, when something is missing."""
+    """Those who work in this process (crew.Workplace): they come up by themselves, when something is missing.
+
+    Virtual verifiers are busy for all searches of a crew. Two crews may well have the same pools.
+    """
 
     def __init__(self, verifiers: Sequence[LocalVerifierPool]) -> None:
         self._verifiers = {pool.name: pool for pool in verifiers}
+        # Searches share the workers while they share a clock: each event loop has its own, from 0.
+        self._desks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Desk]] = WeakKeyDictionary()
 
     def __getitem__(self, name: str) -> Any:
-        """A verifier's pool; generators need nothing but theirs, which a runner has."""
-        return None if name == GENERATORS else self._verifiers[name]
+        """Where the workers of all verifiers work; generators need nothing but their pool, which a runner has."""
+        return self._desks.setdefault(asyncio.get_running_loop(), {})
 
     async def start(self, names: Iterable[str] | None = None) -> None:
         """Nothing yet."""
@@ -91,8 +95,7 @@ class LocalUnits:
         return ()
 
     def drop(self, unit: LocalUnit, side: int) -> None:
-        """Release the decoder's state; the rest is on the disk."""
-        unit.let_go()
+        """Nothing: all of it is on the disk."""
 
     def again(self, record: SearchRecord, path: Path) -> LocalUnit:
         """The search's own handle."""
@@ -101,7 +104,10 @@ class LocalUnits:
 
 
 class LocalPyramidPool(PyramidPool):
-    """``size`` virtual generators of one pyramidal model, over a cache. ``worker`` samples what is missing."""
+    """``size`` virtual generators of one pyramidal model, over a cache. ``worker`` samples what is missing.
+
+    Up to ``pack`` works of all its searches are sampled together.
+    """
 
     units: Units = LocalUnits()
 
@@ -112,12 +118,14 @@ class LocalPyramidPool(PyramidPool):
         size: int = 2,
         *,
         threads: int = 1,
+        pack: int = 1,
         worker: Callable[[ModelSource, int], Generator] = Generator,
         speeds: Speeds = USUAL_SPEEDS,
     ) -> None:
         super().__init__(model, size, threads=threads)
         self._cache, self._speeds = cache, speeds
-        self._host = HostedGenerator(lambda: worker(self._files.source if self._files else self._model, threads))
+        # Virtual generators take one work at a time; what is packed is the real work behind them.
+        self._host = HostedGenerator(lambda: worker(self._files.source if self._files else self._model, threads), pack)
         self._contents: str | None = None
 
     async def open(self, request: GenerationRequest, group: Any, ask: Ask, config: SearchConfig) -> Opened:
@@ -167,8 +175,6 @@ class LocalVerifierPool(VerifierPool):
         os.environ.update(environment(config))  # what vLLM reads when it is imported
         self._cache, self._speeds, self._facts = cache, speeds, facts
         self._host: HostedVerifier | None = None
-        # Searches share the workers while they share a clock: each event loop has its own, from 0.
-        self._desks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Desk]] = WeakKeyDictionary()
 
     async def identity(self) -> dict[str, Any]:
         """What decides its scores and how they count, as JSON values."""
@@ -180,10 +186,10 @@ class LocalVerifierPool(VerifierPool):
         return self._hosted().prices(self._cache.ground({"judged": prompt, **size}), prompt, **size)
 
     def clients(self, group: Any, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
-        """Virtual workers that judge videos made for this prompt."""
-        host, desks = self._hosted(), self._desks.setdefault(asyncio.get_running_loop(), {})
+        """Virtual workers that judge videos made for this prompt; ``group`` has their desks, by name."""
+        host = self._hosted()
         return {
-            name: LocalVerifier(host, prompt, self._speeds, desks.setdefault(name, Desk()))
+            name: LocalVerifier(host, prompt, self._speeds, group.setdefault(name, Desk()))
             for name in self.worker_names
         }
 

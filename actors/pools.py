@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 """Calls a method of an actor of the pool, again if it dies: ``await ask(lambda actor: actor.read.remote())``."""
 
-_CALLS_AT_A_TIME = 4  # of a generator: one samples, the others cancel it and ask whether it is well
+_OTHER_CALLS = 3  # of a generator, while it samples: they cancel works and ask whether it is well
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class GeneratorPool(Protocol):
     size: int
     whole_gpus: int | None
     units: Units
+    pack: int  # works that each actor takes at a time
 
     def create(self, gpus: float) -> ActorHandle[Any]: ...
 
@@ -107,7 +108,7 @@ class GeneratorPool(Protocol):
 class PyramidPool:
     """``size`` generator actors of one pyramidal model, each with ``threads`` CPU threads; None is the embedded model.
 
-    ``worker`` is the class that becomes an actor.
+    Each does up to ``pack`` works together. ``worker`` is the class that becomes an actor.
     """
 
     name = GENERATORS
@@ -121,19 +122,21 @@ class PyramidPool:
         size: int = 2,
         *,
         threads: int = 1,
+        pack: int = 1,
         worker: type[Generator] = Generator,
     ) -> None:
         self._model = model or ModelSource()
         self.size = size
+        self.pack = pack
         self._threads = threads
         self._worker = worker
         self._files: ModelFiles | None = None
 
     def create(self, gpus: float) -> ActorHandle[Any]:
         """A generator actor."""
-        options = {**placed(self.role, num_gpus=gpus), "max_concurrency": _CALLS_AT_A_TIME}
+        options = {**placed(self.role, num_gpus=gpus), "max_concurrency": self.pack + _OTHER_CALLS}
         source = self._files.source if self._files else self._model
-        actor: Any = ray.remote(self._worker).options(**options).remote(source, self._threads)
+        actor: Any = ray.remote(self._worker).options(**options).remote(source, self._threads, self.pack)
         return actor
 
     async def check(self, request: GenerationRequest) -> None:

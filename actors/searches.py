@@ -53,15 +53,18 @@ def search_runner(
     *,
     generators: int = 2,
     threads: int = 1,
+    pack: int = 1,
     metrics: Metrics | None = None,
 ) -> SearchRunner:
     """A runner for a pyramidal model and a panel of verifiers; what is None is what comes with the package.
 
-    With ``metrics``, what its searches do is reported through Ray.
+    A generator takes ``pack`` works at a time, of whichever searches, and samples them together: more videos in an
+    hour, each of them later, whose last bits depend on what they shared a pass with. With ``metrics``, what its
+    searches do is reported through Ray.
     """
     pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
     return SearchRunner(
-        PyramidPool(model, generators, threads=threads),
+        PyramidPool(model, generators, threads=threads, pack=pack),
         pools,
         search,
         observer=metrics,
@@ -89,19 +92,25 @@ class SearchRunner:
         observer: Observer | None = None,
         on_replaced: Callable[[str], None] = lambda pool: None,
         crew: Workplace | None = None,
+        shared: SharedWorkers | None = None,
     ) -> None:
         self._generators = generators
         self._verifiers = {pool.name: pool for pool in verifiers}
         self._search = search or SearchConfig()
         self._observer = observer
-        self._shared = SharedWorkers()
+        self._shared = shared or SharedWorkers()
         Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
         self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
 
     def searching(self, search: SearchConfig) -> SearchRunner:
         """A runner that searches in another way, with the same workers."""
         return SearchRunner(
-            self._generators, list(self._verifiers.values()), search, observer=self._observer, crew=self.crew
+            self._generators,
+            list(self._verifiers.values()),
+            search,
+            observer=self._observer,
+            crew=self.crew,
+            shared=self._shared,
         )
 
     async def start(self, *, judging: bool = True) -> None:
@@ -145,6 +154,8 @@ class SearchRunner:
         if request.until is not None:
             wanted["until"] = request.until
         config = validated(SearchConfig, wanted, "the request")
+        if self._generators.pack > 1:  # no generator idles while another search has something to do
+            config = config.model_copy(update={"speculate": "off"})
         with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
             log.info("search begins: policy %s, budget %gx, %d units", config.policy, request.budget, request.units)
             on_progress(Progress(0.0, "starting the actors"))
@@ -215,6 +226,7 @@ class SearchRunner:
                     observer=self._observer,
                     sampled=sampled,
                     shared=self._shared,
+                    pack=self._generators.pack,
                 )
                 watch(Lookout(conductor.snapshot, opened.single, prices))
                 try:

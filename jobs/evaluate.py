@@ -78,6 +78,14 @@ def main(
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
     generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
+    searches: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Searches at a time. What they sample at the same time is packed in fewer passes, which takes less "
+            "time and changes the last bits of the videos.",
+        ),
+    ] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A search setting, as in speculate=false.")] = None,
     cache: Annotated[
         Path | None,
@@ -111,7 +119,13 @@ def main(
         given = _given(context)
         source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)
         over = functools.partial(
-            over_cache, source=source, panel=panel, generators=generators, verifier_speed=verifier_speed, judge=judge
+            over_cache,
+            source=source,
+            panel=panel,
+            generators=generators,
+            verifier_speed=verifier_speed,
+            judge=judge,
+            searches=searches,
         )
         if suite_ is not None:
             _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
@@ -131,7 +145,8 @@ def main(
             for setting in settings:
                 measuring.search_of(search, setting)
             items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
-            with over(cache, search=search) if cache else on_ray(source, panel, search, generators) as lab:
+            real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
+            with over(cache, search=search) if cache else real(search=search) as lab:
                 ledger = measuring.open_ledger(lab, out / "results.jsonl", {"prompts": [seed, digits]})
                 measuring.measure(lab, [(item, ledger) for item in items], display)
                 effort = lab.effort()
@@ -171,7 +186,7 @@ def _read(source: ModelSource, out: Path, display: Display) -> ModelFiles:
     return files
 
 
-def _apart(held_out: str | None, panel: PanelConfig) -> PanelConfig:
+def _apart(held_out: str | None, panel: PanelConfig) -> PanelConfig | None:
     """The judges that take no part in a suite's searches: the one given, and signals unless the panel has them."""
     given = load_panel(held_out).verifiers if held_out is not None else ()
     for each in given:
@@ -187,7 +202,8 @@ def _apart(held_out: str | None, panel: PanelConfig) -> PanelConfig:
         if any(each.kind == "signals" for each in (*panel.verifiers, *given))
         else (VerifierConfig(name="signals", kind="signals"),)
     )
-    return PanelConfig(verifiers=(*given, *signals))
+    apart = (*given, *signals)
+    return PanelConfig(verifiers=apart) if apart else None
 
 
 def _settings(names: str, budgets: str) -> list[Setting]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as File
@@ -40,15 +41,18 @@ class Laboratory:
     """A runner of searches, how to run what it is asked, and how to read what comes out.
 
     ``search`` is how it searches where a setting does not say otherwise, ``panel`` what the verifiers' scores mean.
-    ``verdict`` says how right a record's winner is. ``workers`` are the numbers of generators and of verifiers. ``run``
-    runs a coroutine to its end, inside ``connected`` if actors take part. ``facts``, JSON values, decide the rows
-    besides the runner's identity. ``effort`` tells what had to be computed, where that says anything. ``held_out``
+    ``searching`` makes a runner that searches in another way, and ``searches`` searches go on at a time. ``verdict``
+    says how right a record's winner is. ``workers`` are the numbers of generators and of verifiers. ``run`` runs a
+    coroutine to its end, inside ``connected`` if actors take part. ``facts``, JSON values, decide the rows besides the
+    runner's identity. ``effort`` tells what had to be computed, where that says anything. ``held_out``
     asks a judge that takes no part in the searches about a record's winner.
     """
 
     runner: SearchRunner
     search: SearchConfig
     panel: Panel
+    searching: Callable[[SearchConfig], SearchRunner]
+    searches: int
     verdict: Callable[[SearchRecord, Sequence[DigitObject]], Verdict]
     workers: tuple[int, int]
     run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
@@ -59,18 +63,23 @@ class Laboratory:
 
 
 @contextlib.contextmanager
-def on_ray(source: ModelSource, panel: PanelConfig, search: SearchConfig, generators: int) -> Iterator[Laboratory]:
-    """Real actors."""
+def on_ray(
+    source: ModelSource, panel: PanelConfig, search: SearchConfig, generators: int, *, searches: int = 1
+) -> Iterator[Laboratory]:
+    """Real actors. Where there are more ``searches`` than generators, these sample for several of them together."""
     from actors.searches import search_runner
     from framegrove.cluster.session import connect
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.search.fusion import Panel
 
     oracle = DigitsOracle()
+    runner = search_runner(source, panel, search, generators=generators, pack=math.ceil(searches / generators))
     yield Laboratory(
-        search_runner(source, panel, search, generators=generators),
+        runner,
         search,
         Panel(panel.verifiers, search.weights),
+        runner.searching,
+        searches,
         lambda record, asked: oracle.judge(record.frames, asked),
         (generators, sum(each.actors for each in panel.verifiers)),
         connected=connect,
@@ -89,13 +98,16 @@ def over_cache(
     judge: str = PANEL,
     held_out: PanelConfig | None = None,
     whole_trees: bool = True,
+    searches: int = 1,
 ) -> Iterator[Laboratory]:
     """Virtual workers in this process, over the branches in ``folder``; what is missing is added.
 
+    Each search has workers of its own; what ``searches`` of them lack is sampled together.
     With ``whole_trees`` the oracle reads every branch of a search and keeps that; otherwise the winners alone.
     """
     from actors.local import Speeds
-    from actors.local_pools import LocalVerifierPool, local_runner
+    from actors.local_pools import LocalCrew, LocalPyramidPool, LocalVerifierPool
+    from actors.searches import SearchRunner
     from framegrove.evaluation.branch_cache import BranchCache
     from framegrove.evaluation.virtual_time import run_virtual
     from framegrove.search.fusion import Panel
@@ -110,10 +122,17 @@ def over_cache(
         apart = [LocalVerifierPool(cache, each) for each in (held_out.verifiers if held_out else ())]
         for pool in (*pools, *apart):  # an engine that is left to the end of the process would never let it end
             stack.callback(pool.close)
+        generator = LocalPyramidPool(cache, source, generators, pack=searches * generators, speeds=speeds)
+
+        def searching(search: SearchConfig) -> SearchRunner:
+            return SearchRunner(generator, pools, search, crew=LocalCrew(pools))
+
         yield Laboratory(
-            local_runner(cache, source, search=search, generators=generators, speeds=speeds, verifiers=pools),
+            searching(search),
             search,
             Panel([pool.config for pool in pools], search.weights),
+            searching,
+            searches,
             CachedOracle(cache, whole_trees=whole_trees).verdict,
             (generators, sum(pool.config.actors for pool in pools)),
             run=run_virtual,
@@ -139,7 +158,7 @@ async def _asked_apart(
     units = {path: record.outcome.handles[path] for path in prefixes(winner)}
     scores: dict[str, float] = {}
     for pool in pools:
-        client = next(iter(pool.clients(None, prompt, search).values()))
+        client = next(iter(pool.clients({}, prompt, search).values()))
         scored = await client.score(ScoreWork(winner, Assessment.FINAL, pool.name), units)
         scores |= {f"{pool.name}/{name}": score for name, score in scored.scores}
     return scores

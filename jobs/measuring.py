@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from framegrove.search import policies
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
-    from actors.searches import SearchRunner
     from framegrove.config.search import SearchConfig
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
@@ -112,19 +112,27 @@ def measure(lab: Laboratory, wanted: Sequence[tuple[Item, Ledger]], display: Dis
 
 
 async def _measure(lab: Laboratory, missing: Sequence[tuple[Item, Ledger]], display: Display) -> None:
-    runners: dict[Setting, SearchRunner] = {}
+    began, made, left = 0.0, 0, iter(missing)
+
+    async def make_some() -> None:
+        nonlocal made
+        for item, ledger in left:
+            note = f"{made} of {len(missing)}{_left(made, len(missing), began)}, now {item.setting}"
+            display.show(made / len(missing), f"{note}: {item.request.prompt}")
+            record = await lab.searching(search_of(lab.search, item.setting)).search(item.request)
+            ledger.add(await measured(lab, item, record))
+            made += 1
+
     try:
         display.begin("starting generators and verifier")
         await lab.runner.start()
         display.begin(f"making {len(missing)} videos")
         began = time.monotonic()
-        for done, (item, ledger) in enumerate(missing):
-            note = f"{done} of {len(missing)}{_left(done, len(missing), began)}, now {item.setting}"
-            display.show(done / len(missing), f"{note}: {item.request.prompt}")
-            if item.setting not in runners:
-                runners[item.setting] = lab.runner.searching(search_of(lab.search, item.setting))
-            record = await runners[item.setting].search(item.request)
-            ledger.add(await measured(lab, item, record))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(lab.searches):
+                group.create_task(make_some())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # one search's; the others were cancelled for it
     finally:
         await lab.runner.close()
 

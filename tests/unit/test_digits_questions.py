@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from framegrove.config.verifier import Calibration, VerifierConfig, own_settings, question_source
-from framegrove.digits.questions import BY_UNIT, QUESTIONS, Aspect, static_scene, write_settings
+from framegrove.digits.questions import QUESTIONS, Aspect, static_scene, write_settings
 from framegrove.digits.world import parse
 from framegrove.types import Assessment
 from framegrove.verification.questions import load_question_set
@@ -16,23 +16,15 @@ from framegrove.verification.views import View
 TWO = "a red 3 moves left and right and a blue 2 moves up and down"
 
 
-def test_the_sentences_and_their_order_are_those_the_shipped_verifier_was_tuned_with() -> None:
+def test_the_sentences_and_their_order_are_those_the_shipped_verifier_was_calibrated_with() -> None:
     expected = [
         ("Is there a red 3 in every frame?", "alignment", 1.0),
-        ("Is there a 3 in every frame?", "alignment", 0.5),
-        ("Is there something red in every frame?", "alignment", 0.5),
         ("Does the red 3 move left and right?", "motion", 1.0),
         ("Is there a blue 2 in every frame?", "alignment", 1.0),
-        ("Is there a 2 in every frame?", "alignment", 0.5),
-        ("Is there something blue in every frame?", "alignment", 0.5),
         ("Does the blue 2 move up and down?", "motion", 1.0),
         ("Are there exactly two objects?", "alignment", 0.5),
         ("Does everything keep its shape and colour?", "motion", 1.0),
-        (
-            "Does this show a red 3 moving left and right and a blue 2 moving up and down?",
-            "alignment",
-            0.25,
-        ),
+        ("Does this show a red 3 moving left and right and a blue 2 moving up and down?", "alignment", 0.25),
         ("Is the picture clear?", "clarity", 1.0),
     ]
     asked = QUESTIONS.questions(Assessment.FINAL, TWO)
@@ -52,18 +44,6 @@ def test_a_single_picture_is_not_asked_about_motion() -> None:
     assert {q.score for q in QUESTIONS.questions(Assessment.MOTION, TWO)} == {"alignment", "motion"}
 
 
-def test_what_things_look_like_is_asked_of_every_frame_of_the_newest_unit() -> None:
-    middle = {q.aspect: q.view for q in QUESTIONS.questions(Assessment.MOTION, TWO)}
-    assert middle == {
-        Aspect.BINDING: View.DENSE,
-        Aspect.COUNT: View.DENSE,
-        Aspect.MOTION: View.RECENT,
-        Aspect.STABILITY: View.RECENT,
-    }
-    for assessment in (Assessment.IMAGE, Assessment.FINAL):
-        assert {q.view for q in QUESTIONS.questions(assessment, TWO)} == {View.VIDEO}
-
-
 @pytest.mark.parametrize("assessment", list(Assessment))
 def test_other_prompts_get_the_brief_set(assessment: Assessment) -> None:
     prompt = "a paper boat drifts down a stream, then sinks"
@@ -77,8 +57,8 @@ def test_a_still_picture_of_a_caption() -> None:
     assert static_scene(objects) == "a red 3 and a blue 2"
 
 
-def test_a_verifier_trained_on_siblings_is_asked_little_about_a_middle_unit() -> None:
-    asked = BY_UNIT.questions(Assessment.MOTION, TWO)
+def test_little_is_asked_about_a_middle_unit() -> None:
+    asked = QUESTIONS.questions(Assessment.MOTION, TWO)
     assert [(q.text, q.score) for q in asked] == [
         ("Is there a red 3 in every frame?", "alignment"),
         ("Does the red 3 now move left and right?", "motion"),
@@ -89,10 +69,9 @@ def test_a_verifier_trained_on_siblings_is_asked_little_about_a_middle_unit() ->
     ]
     assert {q.view for q in asked} == {View.UNIT}
     for assessment in (Assessment.IMAGE, Assessment.FINAL):
-        assert {q.view for q in BY_UNIT.questions(assessment, TWO)} == {View.VIDEO}
-    final = [q.text for q in BY_UNIT.questions(Assessment.FINAL, TWO)]
+        assert {q.view for q in QUESTIONS.questions(assessment, TWO)} == {View.VIDEO}
+    final = [q.text for q in QUESTIONS.questions(Assessment.FINAL, TWO)]
     assert "Does the red 3 move left and right?" in final
-    assert BY_UNIT.fingerprint != QUESTIONS.fingerprint
 
 
 def test_verifiers_name_the_set_that_they_were_trained_for(tmp_path: Path) -> None:
@@ -102,7 +81,7 @@ def test_verifiers_name_the_set_that_they_were_trained_for(tmp_path: Path) -> No
     settings = own_settings(str(tmp_path))
     assert settings is not None
     assert settings.questions is not None
-    assert load_question_set(settings.questions) is BY_UNIT
+    assert load_question_set(settings.questions) is QUESTIONS
     assert settings.engine.max_frames == 6
     assert settings.calibration == fitted
     write_settings(tmp_path)

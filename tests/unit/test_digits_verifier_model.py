@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from framegrove.config.verifier import own_settings, shipped_folder
 from framegrove.digits import world
 from framegrove.digits.config import VerifierArchitecture
-from framegrove.digits.questions import BY_UNIT, QUESTIONS
+from framegrove.digits.questions import QUESTIONS
 from framegrove.digits.verifier_metrics import evaluate
 from framegrove.digits.verifier_model import (
     Packer,
@@ -35,7 +35,7 @@ def test_every_question_is_in_the_vocabulary() -> None:
     for index in range(40):
         prompt = world.clip(0, index).caption
         for assessment in Assessment:
-            for question in (*QUESTIONS.questions(assessment, prompt), *BY_UNIT.questions(assessment, prompt)):
+            for question in QUESTIONS.questions(assessment, prompt):
                 assert tokenizer.unk_token_id not in packer.tokens(question.text), question.text
     assert tokenizer.unk_token_id not in (packer.yes, packer.no)
 

@@ -5,12 +5,9 @@ their motion are asked object by object and the answers multiplied (verification
 trained on exactly these sentences (digits/verifier_questions.py). A prompt that is no caption of this world gets the
 shipped set "brief".
 
-Siblings differ in their newest unit alone. A verifier that is trained on siblings (digits/siblings.py) is shown six
-frames at a time and asked little about a middle unit, ``BY_UNIT``: the first frame, the last one of the parent and four
-of the unit are one look (the view "unit"), in which what things look like and how they move now can both be seen.
-
-A verifier that was trained on whole videos of four frames, ``QUESTIONS``, is asked what things look like of all frames
-of the newest unit (the view "dense"), and how they move of several units ("recent").
+Siblings differ in their newest unit alone. So a middle unit is asked little about: the first frame, the last one of the
+parent and four of the unit are one look (the view "unit"), in which what things look like and how they move now can
+both be seen.
 """
 
 from __future__ import annotations
@@ -75,8 +72,8 @@ class DigitsQuestions:
 ALIGNMENT, MOTION, CLARITY = "alignment", "motion", "clarity"
 
 
-def about_units(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tuple[Question, ...]:
-    """What to ask a verifier that was trained on siblings: of a middle unit no more than what can differ in it."""
+def about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tuple[Question, ...]:
+    """What to ask about a video of these digits: of a middle unit no more than what can differ in it."""
     asked: list[Question] = []
     unit = assessment in (Assessment.POTENTIAL, Assessment.MOTION)
     for obj in objects:
@@ -97,38 +94,12 @@ def about_units(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tup
     return tuple(replace(question, view=View.UNIT if unit else View.VIDEO) for question in asked)
 
 
-def about_digits(assessment: Assessment, objects: tuple[DigitObject, ...]) -> tuple[Question, ...]:
-    """What to ask a verifier that was trained on whole videos about a video of these digits."""
-    moving = assessment in (Assessment.MOTION, Assessment.FINAL)
-    asked: list[Question] = []
-    for obj in objects:
-        asked.append(Question(ask_binding(obj.digit, obj.colour), ALIGNMENT, Aspect.BINDING))
-        if assessment is not Assessment.MOTION:
-            asked.append(Question(ask_digit(obj.digit), ALIGNMENT, Aspect.DIGIT, weight=0.5))
-            asked.append(Question(ask_colour(obj.colour), ALIGNMENT, Aspect.COLOUR, weight=0.5))
-        if moving:
-            asked.append(Question(ask_motion(obj.digit, obj.colour, obj.motion), MOTION, Aspect.MOTION))
-    asked.append(Question(ask_count(len(objects)), ALIGNMENT, Aspect.COUNT, weight=0.5))
-    if moving:
-        asked.append(Question(ASK_STABLE, MOTION, Aspect.STABILITY))
-    if assessment is Assessment.FINAL:
-        asked.append(Question(ask_match(world.caption(objects)), ALIGNMENT, Aspect.MATCH, weight=0.25))
-    if assessment is not Assessment.MOTION:
-        asked.append(Question(ASK_CLEAR, CLARITY, Aspect.CLARITY))
-    views = _VIEWS.get(assessment, {})
-    return tuple(replace(question, view=views.get(question.score, View.VIDEO)) for question in asked)
-
-
-# What a question is asked about, by assessment and score, where it is not the whole video.
-_UNFINISHED = {ALIGNMENT: View.DENSE, MOTION: View.RECENT, CLARITY: View.DENSE}
-_VIEWS = {Assessment.POTENTIAL: _UNFINISHED, Assessment.MOTION: _UNFINISHED}
-
-QUESTIONS, BY_UNIT = DigitsQuestions(about_digits), DigitsQuestions(about_units)
+QUESTIONS = DigitsQuestions(about_digits)
 
 _SETTINGS = """\
 # How Framegrove serves this model, and what it asks it.
 kind: vllm
-questions: framegrove.digits.questions:BY_UNIT
+questions: framegrove.digits.questions:QUESTIONS
 engine: {dtype: float32, max_model_len: 1024, max_frames: 6, max_questions: 64, block_size: 32}
 """
 

@@ -44,7 +44,7 @@ Frames = npt.NDArray[np.uint8]
 FILE = "branches.sqlite"
 _VERSION = 1
 _PATIENCE_S = 60.0  # for another process that writes
-_OPEN_GROUNDS = 8  # whose lookups are remembered: an evaluation goes prompt by prompt
+_OPEN_GROUNDS = 64  # whose lookups are remembered: an evaluation goes prompt by prompt
 _COMPRESSION = 6  # of zlib
 
 _TABLES = """
@@ -169,24 +169,25 @@ class Ground:
 
     def __init__(self, cache: BranchCache, number: int) -> None:
         self._cache = cache
-        self._number = number
+        self.number = number
+        """Tells it from the others in this cache."""
         self._there: set[Latent] = set()
         self._said: dict[tuple[Latent, int, str], Any] = {}
 
     @property
     def note(self) -> Any | None:
         """What was noted of the ground as a whole, None if nothing was."""
-        (note,) = self._cache.find("SELECT note FROM grounds WHERE id = ?", self._number) or (None,)
+        (note,) = self._cache.find("SELECT note FROM grounds WHERE id = ?", self.number) or (None,)
         return json.loads(note) if note is not None else None
 
     @note.setter
     def note(self, value: Any) -> None:
-        self._cache.write("UPDATE grounds SET note = ? WHERE id = ?", [(json.dumps(value), self._number)])
+        self._cache.write("UPDATE grounds SET note = ? WHERE id = ?", [(json.dumps(value), self.number)])
 
     def has(self, branch: Latent) -> bool:
         """Whether the newest unit of a branch, up to this stage, is there."""
         if branch not in self._there:
-            row = self._cache.find("SELECT 1 FROM units WHERE ground = ? AND branch = ?", self._number, branch.name)
+            row = self._cache.find("SELECT 1 FROM units WHERE ground = ? AND branch = ?", self.number, branch.name)
             if row is None:
                 return False
             self._there.add(branch)
@@ -204,7 +205,7 @@ class Ground:
         """Keep the latents and frames of some units, all or none. What is there already stays."""
         rows = [
             (
-                self._number,
+                self.number,
                 branch.name,
                 safe_torch.save({"x": latent.contiguous()}),
                 zlib.compress(safe_numpy.save({"frames": np.ascontiguousarray(frames)}), _COMPRESSION),
@@ -221,7 +222,7 @@ class Ground:
         if key not in self._said:
             row = self._cache.find(
                 "SELECT said FROM verdicts WHERE ground = ? AND branch = ? AND judge = ? AND asked = ?",
-                *(self._number, branch.name, judge, asked),
+                *(self.number, branch.name, judge, asked),
             )
             if row is None:
                 return None
@@ -230,13 +231,13 @@ class Ground:
 
     def keep_verdict(self, branch: Latent, judge: int, asked: str, said: Any) -> None:
         """Keep what a judge said, a JSON value. What is there already stays."""
-        row = (self._number, branch.name, judge, asked, json.dumps(said))
+        row = (self.number, branch.name, judge, asked, json.dumps(said))
         self._cache.write("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?)", [row])
         self._cache.added["verdicts"] += 1
 
     def _column(self, column: str, branch: Latent) -> bytes:
         query = f"SELECT {column} FROM units WHERE ground = ? AND branch = ?"
-        row = self._cache.find(query, self._number, branch.name)
+        row = self._cache.find(query, self.number, branch.name)
         if row is None:
             raise KeyError(f"{branch.name} is not in the cache")
         return bytes(row[0])

@@ -103,13 +103,14 @@ class Conductor:
         observer: Observer | None = None,
         sampled: Collection[tuple[Sampled, tuple[Any, ...]]] | None = None,
         shared: SharedWorkers | None = None,
+        pack: int = 1,
     ) -> None:
         self._happened = asyncio.Event()
         if GENERATORS in panel:
             raise ValueError(f"a verifier cannot be called {GENERATORS}: all pools' names must differ")
         pools = {name: Pool(list(member.clients), member.at_a_time) for name, member in panel.items()}
         self._share = (shared or SharedWorkers()).join(
-            {GENERATORS: Pool(list(generators)), **pools}, self._happened.set
+            {GENERATORS: Pool(list(generators), pack), **pools}, self._happened.set
         )
         judges = {each: [name for name, member in panel.items() if each in member.judges] for each in Assessment}
         self._state = Dispatcher(

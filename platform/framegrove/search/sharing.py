@@ -6,7 +6,7 @@ Nothing in here has a clock or a task: waking is a callback, after which the sea
 
 Laws, which hold whenever every search that was woken has decided (tests/unit/test_sharing.py):
 
-1. A worker never has more works than it takes, of all searches together; a generator has at most one.
+1. A worker never has more works than it takes, of all searches together: a generator one, or as many as it packs.
 2. No worker is free while a certain work of any search that could start there waits.
 3. A free worker goes to the search with the fewest works running in its pool, among those that wait. If several have
    equally few, it goes to the one that got its last worker there the longest ago, or never; among those that never had
@@ -21,7 +21,8 @@ Laws, which hold whenever every search that was woken has decided (tests/unit/te
 What a search decides depends on scores alone (law 5 in dispatcher.py), so that sharing changes its time and nothing
 else. For the same reason the works themselves do not depend on the workers: how many drafts are denoised in step, for
 example, changes the rounding of each and is therefore the policy's option, however many generators there are. Where one
-search leaves a wide pool idle, others fill the gaps.
+search leaves a wide pool idle, others fill the gaps. Only where generators pack works of several searches, for the sake
+of throughput, does a video's rounding depend on who else is there.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def pool_of(work: Work) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """Interchangeable workers by name. Each takes ``at_a_time`` works; a generator always takes one."""
+    """Interchangeable workers by name. Each takes ``at_a_time`` works."""
 
     names: Sequence[str]
     at_a_time: int = 1
@@ -54,7 +54,7 @@ class Workers:
             raise ValueError(f"every pool needs workers, and all names must differ: {name} has {pool.names}")
         self._pool |= dict.fromkeys(pool.names, name)
         self._load |= dict.fromkeys(pool.names, 0)
-        self._limit[name] = 1 if name == GENERATORS else pool.at_a_time
+        self._limit[name] = pool.at_a_time
         self._running[name] = 0
         self._open[name] = dict.fromkeys(pool.names)
         self._idle[name] = dict.fromkeys(pool.names)

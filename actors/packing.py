@@ -1,0 +1,62 @@
+"""Several calls of an actor, made at the same time from threads of their own, done together by one of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class _Call(Generic[Job, Answer]):
+    job: Job
+    answer: Answer | None = None
+    error: BaseException | None = None
+    done: bool = False
+
+
+class Packer(Generic[Job, Answer]):
+    """Does jobs with ``work``, at most ``most`` of them at a time, one batch after the other.
+
+    Whoever finds nobody at work does what has gathered, for all: the first call is never kept waiting for others, and
+    while a batch is under way the next one gathers. Calls are served in the order in which they came.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Job]], Sequence[Answer]], most: int = 1) -> None:
+        self._work, self._most = work, most
+        self._waiting: list[_Call[Job, Answer]] = []
+        self._gate = threading.Lock()  # of what waits
+        self._at_work = threading.Lock()
+
+    def ask(self, job: Job) -> Answer:
+        """The job's answer. Raises what ``work`` raises for its batch."""
+        call: _Call[Job, Answer] = _Call(job)
+        with self._gate:
+            self._waiting.append(call)
+        while not call.done:
+            with self._at_work:
+                if not call.done:
+                    self._do(self._next())
+        if call.error is not None:
+            raise call.error
+        assert call.answer is not None
+        return call.answer
+
+    def _next(self) -> list[_Call[Job, Answer]]:
+        with self._gate:
+            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        return batch
+
+    def _do(self, batch: Sequence[_Call[Job, Answer]]) -> None:
+        try:
+            for call, answer in zip(batch, self._work([call.job for call in batch]), strict=True):
+                call.answer = answer
+        except BaseException as error:  # noqa: BLE001  # each call raises it where it was made
+            for call in batch:
+                call.error = error
+        for call in batch:
+            call.done = True
