@@ -40,7 +40,9 @@ class Ingress:
             judged=lambda policy: policies.find(policy).judged,
         )
         self._metrics = Metrics()
-        runner = search_runner(config.model, config.verifier, generators=config.generators, metrics=self._metrics)
+        runner = search_runner(
+            config.model, config.verifier, generators=config.generators, pack=config.pack, metrics=self._metrics
+        )
         self._service = VideoService(
             VideoStore(config.folder),
             runner,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -126,6 +127,31 @@ def test_a_search_leaves_a_whole_tree(undisturbed: SearchRecord, tmp_path: Path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(WRITTEN)
     assert json.loads((tmp_path / "report.json").read_text()) == report_json(undisturbed)
     assert len(decode_mp4(tmp_path / "video.mp4")[0]) == 17
+
+
+def test_packed_searches_find_what_each_finds_alone(house: House) -> None:
+    """Throughput: one generator samples for three searches at a time, which rounds otherwise and is the same else."""
+    signals = VerifierConfig(name="signals", kind="signals", judges=tuple(Assessment))
+    requests = [dataclasses.replace(REQUEST, seed=seed) for seed in (11, 12, 13)]
+
+    async def searched(pack: int) -> list[SearchRecord]:
+        pool = PyramidPool(house.generators._model, 1, pack=pack)
+        runner = SearchRunner(pool, [VerifierPool(signals)], SearchConfig(speculate="off"))
+        try:
+            return await asyncio.gather(*map(runner.search, requests))
+        finally:
+            await runner.close()
+
+    for alone, packed in zip(*(house.loop.run(searched(pack)) for pack in (1, 3)), strict=True):
+        assert packed.outcome.winner == alone.outcome.winner
+        assert packed.outcome.certain == alone.outcome.certain
+        costs = [record.outcome.sampling.certain for record in (packed, alone)]
+        assert costs[0].all_flops == costs[1].all_flops
+        assert np.abs(packed.frames.astype(int) - alone.frames).max() <= 2
+        together = [span for span in packed.outcome.spans if isinstance(span.work, SampleWork)]
+        assert any(
+            one.start < other.end and other.start < one.end for one, other in itertools.combinations(together, 2)
+        )
 
 
 def test_dropped_branches_of_large_videos_keep_small_frames(

@@ -113,7 +113,7 @@ def test_a_suite_goes_on_and_tells_settings_of_one_policy_apart(model: Path, tmp
     again = run_suite(model, tmp_path, "--judge", "oracle", "--prompts", "1")
     assert "making 2 videos" in again.output
     assert "0 units were sampled and 0 verdicts given" in again.output
-    more = run_suite(model, tmp_path, "--judge", "oracle")
+    more = run_suite(model, tmp_path, "--judge", "oracle", "--searches", "3")
     assert "making 5 videos" in more.output
     assert len((tmp_path / "out" / "oracle-2.jsonl").read_text().splitlines()) == 1 + 10
 

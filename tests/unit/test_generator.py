@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.generator import Context, Generator, TextRead
+from actors.generator import Context, Generator, Job, TextRead
 from actors.model_files import ModelFiles
 from actors.pools import context_of
 from framegrove.config.model import ModelSource
@@ -129,6 +129,40 @@ def test_seed_and_prompt_matter(generator: Generator) -> None:
         Context("a blue 9 moves up and down", "", 7, 64, 64, 4),
     ):
         assert not np.array_equal(frames, generator.sample(0, whole((0,)), other, 0, None)[2])
+
+
+def test_works_of_several_searches_are_done_together(generator: Generator) -> None:
+    """Of other prompts, depths and stages; each as it is alone, but for its rounding."""
+    other = Context("a blue 9 moves up and down", "", 8, 64, 64, 4)
+    _, first, _, state = generator.sample(0, whole((0,)), CONTEXT, 0, None)
+    _, second, _, _ = generator.sample(0, whole((0, 1)), CONTEXT, 1, state, first)
+    jobs = [
+        Job(1, whole((0, 1, 0), (0, 1, 2)), CONTEXT, (first, second), (), None),
+        Job(2, whole((3,)), other, (), (), None),
+        Job(3, whole((0, 2)), CONTEXT, (first,), (), state),
+        Job(4, SampleWork(((5,),), 0, 1), other, (), (), None),
+    ]
+    together = generator.sample_together(jobs)
+    for job, done in zip(jobs, together, strict=True):
+        (alone,) = generator.sample_together([job])
+        assert done.made.whole
+        assert done.made.steps == alone.made.steps
+        assert len(done.units) == len(job.work.paths)
+        for one, ours in zip(done.units, alone.units, strict=True):
+            torch.testing.assert_close(one.latent.x, ours.latent.x, atol=2e-4, rtol=1e-4)
+            assert np.abs(one.frames.astype(int) - ours.frames).max() <= 1
+            assert (one.state is None) == (ours.state is None) == (job.number == 4)
+
+
+def test_a_cancelled_work_stops_unless_it_shares_its_passes(generator: Generator) -> None:
+    jobs = [Job(6, whole((0,)), CONTEXT, (), (), None), Job(7, whole((1,)), CONTEXT, (), (), None)]
+    generator.cancel(6)
+    assert all(done.made.whole for done in generator.sample_together(jobs))
+    jobs = [job._replace(number=job.number + 2) for job in jobs]
+    for job in jobs:
+        generator.cancel(job.number)
+    assert [(done.made.whole, done.units) for done in generator.sample_together(jobs)] == [(False, ())] * 2
+    assert not generator._cancellations._numbers
 
 
 def test_cancelled_before_it_comes_up(generator: Generator) -> None:

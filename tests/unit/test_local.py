@@ -243,6 +243,41 @@ def test_searches_at_the_same_time_share_the_workers_and_find_what_each_finds_al
     assert makespan < 0.95 * (alone.outcome.seconds + other_alone.outcome.seconds)
 
 
+def test_searches_on_workers_of_their_own_are_sampled_together(
+    recorded: tuple[Path, SearchRecord], model: ModelSource, tmp_path: Path
+) -> None:
+    """What each of them finds, and when, is as alone; two searches of one prompt sample nothing twice."""
+    _, alone = recorded
+    packs: list[int] = []
+
+    class Counting(Generator):
+        def sample_together(self, jobs: Any) -> Any:
+            packs.append(len(jobs))
+            return super().sample_together(jobs)
+
+    others = [dataclasses.replace(REQUEST, seed=seed) for seed in (12, 13)]
+    with BranchCache(tmp_path) as cache:
+        verifiers = [LocalVerifierPool(cache, DARKNESS, worker=Slow, speeds=SPEEDS)]
+        pool = LocalPyramidPool(cache, model, 2, pack=6, worker=Counting, speeds=SPEEDS)
+
+        async def all_of_them() -> list[SearchRecord]:
+            config = SearchConfig(speculate="off")
+            runners = [SearchRunner(pool, verifiers, config, crew=LocalCrew(verifiers)) for _ in range(4)]
+            requests = (REQUEST, *others, REQUEST)
+            return await asyncio.gather(*(one.search(each) for one, each in zip(runners, requests, strict=True)))
+
+        together = run_virtual(all_of_them())
+        units = cache.added["units"]
+    off, _ = search(recorded[0], model, speculate="off")
+    assert told(together[0])[:3] == told(off)[:3] == told(together[3])[:3]
+    assert told(off)[0] == told(alone)[0]
+    assert [record.outcome.spans for record in together[:1]] == [together[3].outcome.spans]
+    assert [span.end for span in together[0].outcome.spans] == pytest.approx([s.end for s in off.outcome.spans])
+    assert units == sum(len(span.work.paths) for record in together[:3] for span in sampling(record))
+    assert max(packs) == 6
+    assert sum(packs) > 2 * len(packs)
+
+
 def sampling(record: SearchRecord) -> list[Any]:
     return [span for span in record.outcome.spans if isinstance(span.work, SampleWork)]
 

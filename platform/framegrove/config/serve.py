@@ -24,6 +24,11 @@ class ServeConfig(Config):
         ge=1,
         description="how many videos are made at a time, sharing the actors; default: as many as there are generators",
     )
+    pack: int = Field(
+        default=1,
+        ge=1,
+        description="units of several videos that a generator samples together, for throughput: raise searches too",
+    )
     folder: Path = Field(default=Path("runs/serve"), description="where requests and videos are kept")
     waiting: int = Field(default=32, ge=1, description="how many videos may wait; more are refused")
     budget: str = Field(
