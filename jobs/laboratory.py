@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from framegrove.types import Path
 
 PANEL, ORACLE = "panel", "oracle"
+Names = Collection[str] | None
 _READ = "reading"  # what the oracle is asked of every branch, as a cache has it
 
 
@@ -41,17 +42,17 @@ class Laboratory:
     """A runner of searches, how to run what it is asked, and how to read what comes out.
 
     ``search`` is how it searches where a setting does not say otherwise, ``panel`` what the verifiers' scores mean.
-    ``searching`` makes a runner that searches in another way, and ``searches`` searches go on at a time. ``verdict``
-    says how right a record's winner is. ``workers`` are the numbers of generators and of verifiers. ``run`` runs a
-    coroutine to its end, inside ``connected`` if actors take part. ``facts``, JSON values, decide the rows besides the
-    runner's identity. ``effort`` tells what had to be computed, where that says anything. ``held_out``
-    asks a judge that takes no part in the searches about a record's winner.
+    ``searching`` makes a runner that searches in another way, judged by verifiers of these names (None: by all), and
+    ``searches`` searches go on at a time. ``verdict`` says how right a record's winner is. ``workers`` are the numbers
+    of generators and of verifiers. ``run`` runs a coroutine to its end, inside ``connected`` if actors take part.
+    ``facts``, JSON values, decide the rows besides the runner's identity. ``effort`` tells what had to be computed,
+    where that says anything. ``held_out`` asks a judge that takes no part in the searches about a record's winner.
     """
 
     runner: SearchRunner
     search: SearchConfig
     panel: Panel
-    searching: Callable[[SearchConfig], SearchRunner]
+    searching: Callable[[SearchConfig, Names], SearchRunner]
     searches: int
     verdict: Callable[[SearchRecord, Sequence[DigitObject]], Verdict]
     workers: tuple[int, int]
@@ -78,7 +79,7 @@ def on_ray(
         runner,
         search,
         Panel(panel.verifiers, search.weights),
-        runner.searching,
+        lambda search, panel: runner.searching(search),
         searches,
         lambda record, asked: oracle.judge(record.frames, asked),
         (generators, sum(each.actors for each in panel.verifiers)),
@@ -124,11 +125,12 @@ def over_cache(
             stack.callback(pool.close)
         generator = LocalPyramidPool(cache, source, generators, pack=searches * generators, speeds=speeds)
 
-        def searching(search: SearchConfig) -> SearchRunner:
-            return SearchRunner(generator, pools, search, crew=LocalCrew(pools))
+        def searching(search: SearchConfig, panel: Names) -> SearchRunner:
+            judges = [pool for pool in pools if panel is None or pool.name in panel]
+            return SearchRunner(generator, judges, search, crew=LocalCrew(judges))
 
         yield Laboratory(
-            searching(search),
+            searching(search, None),
             search,
             Panel([pool.config for pool in pools], search.weights),
             searching,

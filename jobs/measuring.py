@@ -119,7 +119,7 @@ async def _measure(lab: Laboratory, missing: Sequence[tuple[Item, Ledger]], disp
         for item, ledger in left:
             note = f"{made} of {len(missing)}{_left(made, len(missing), began)}, now {item.setting}"
             display.show(made / len(missing), f"{note}: {item.request.prompt}")
-            record = await lab.searching(search_of(lab.search, item.setting)).search(item.request)
+            record = await lab.searching(search_of(lab.search, item.setting), item.setting.panel).search(item.request)
             ledger.add(await measured(lab, item, record))
             made += 1
 

@@ -27,12 +27,13 @@ def test_right_clips_are_told_from_wrong_ones() -> None:
 def test_a_unit_that_goes_wrong_shows_in_the_newest_and_counts_once_in_the_whole() -> None:
     clip = world.clip(seed=5, index=0, units=5)
     before = second_opinion(clip.frames, clip.caption)
-    assert before == {"newest": 0.98, "whole": pytest.approx(0.98)}
+    assert before == {"newest": 0.98, "whole": pytest.approx(0.98), "every": pytest.approx(0.98**5)}
     broken = clip.frames.copy()
     broken[25:] = broken[24]  # nothing moves in the last unit
     after = second_opinion(broken, clip.caption)
     assert after["newest"] == 0.05
     assert after["whole"] == pytest.approx((4 * 0.98 + 0.05) / 5)
+    assert after["every"] == pytest.approx(0.98**4 * 0.05)
 
 
 def test_it_is_a_verifier_like_any_other() -> None:

@@ -25,6 +25,9 @@ class Setting(Config):
     options: dict[str, Any] = Field(default={}, description="the policy's own options")
     fusion: Fusion | None = Field(default=None, description="how a panel's scores are fused")
     path_score: PathScore | None = Field(default=None, description="what branches are compared by")
+    panel: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="names of the verifiers that judge, of those there are; default: all"
+    )
 
     @field_validator("budget", mode="before")
     @classmethod

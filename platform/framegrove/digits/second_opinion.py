@@ -30,16 +30,17 @@ _SAID = {True: 0.98, None: 0.6, False: 0.05}
 
 
 def second_opinion(frames: Pixels, prompt: str) -> dict[str, float]:
-    """How right a video, uint8 (T, H, W, 3), is: ``newest``, its last unit, and ``whole``, the mean over all units.
+    """How right a video, uint8 (T, H, W, 3), is.
 
-    A unit that is told to be right counts 0.98, one that cannot be told 0.6, a wrong one 0.05. Raises UserError for a
-    prompt that is no caption of the digits world.
+    ``newest`` is about its last unit, ``whole`` the mean over all units, ``every`` their product. A unit that is told
+    to be right counts 0.98, one that cannot be told 0.6, a wrong one 0.05. Raises UserError for a prompt that is no
+    caption of the digits world.
     """
     asked = parse(prompt)
     if asked is None:
         raise UserError(f"the teacher reads digits, and cannot judge {prompt[:60]!r}: give it a caption of theirs")
     said = [_SAID[shipped_teacher().read(unit, asked).right] for unit in _units(frames)]
-    return {"newest": said[-1], "whole": float(np.mean(said))}
+    return {"newest": said[-1], "whole": float(np.mean(said)), "every": float(np.prod(said))}
 
 
 @functools.cache

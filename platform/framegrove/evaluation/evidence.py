@@ -121,6 +121,16 @@ class Trend:
 
 
 @dataclass(frozen=True)
+class Teamwork:
+    """A panel beside the best part of it in the same setting: difference of right videos, paired; ratio of costs."""
+
+    panel: str
+    best: str
+    difference: Interval
+    cost: Interval
+
+
+@dataclass(frozen=True)
 class Chapter:
     """What is shown at one length, with one judge. ``stop`` is the linear search with stop that trees are held against.
 
@@ -135,6 +145,7 @@ class Chapter:
     standings: tuple[Standing, ...]
     aims: tuple[Aim, ...]
     trends: tuple[Trend, ...]
+    teamwork: tuple[Teamwork, ...]
 
     def find(self, label: str) -> Outcome:
         """The outcome of a setting."""
@@ -179,6 +190,7 @@ def chapter(rows: Sequence[Row], suite: SuiteConfig) -> Chapter:
         standings=tuple(table.standings()),
         aims=tuple(table.aims()),
         trends=tuple(table.trends()),
+        teamwork=tuple(table.teamwork()),
     )
 
 
@@ -304,6 +316,23 @@ class _Table:
                         self._interval(self._right[:, last] - self._right[:, first]),
                     )
                 )
+        return found
+
+    def teamwork(self) -> list[Teamwork]:
+        """Every setting that is there with several panels: the largest beside the one that is right most often."""
+        alike: dict[str, list[int]] = {}
+        for number, setting in enumerate(self.settings):
+            if setting.panel is not None:
+                alike.setdefault(setting.model_dump_json(exclude={"label", "panel"}), []).append(number)
+        shares, found = self._right.mean(0), []
+        for numbers in alike.values():
+            largest = max(numbers, key=lambda n: len(self.settings[n].panel or ()))
+            parts = [n for n in numbers if set(self.settings[n].panel or ()) < set(self.settings[largest].panel or ())]
+            if parts:
+                best = max(parts, key=lambda n: float(shares[n]))
+                difference = self._interval(self._right[:, largest] - self._right[:, best])
+                labels = self.settings[largest].label, self.settings[best].label
+                found.append(Teamwork(*labels, difference, self._ratio(largest, best)))
         return found
 
     def _outcome(self, number: int, rows: Sequence[Row]) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from framegrove.evaluation.curves import Interval
-from framegrove.evaluation.evidence import Aim, Blame, Chapter, Outcome, Standing, Trend
+from framegrove.evaluation.evidence import Aim, Blame, Chapter, Outcome, Standing, Teamwork, Trend
 
 
 def page(name: str, aims_for: int, chapters: Sequence[tuple[Chapter, Chapter | None, Blame | None]]) -> str:
@@ -51,6 +51,9 @@ def _chapter(found: Chapter, aims: str) -> Iterator[str]:
     if found.trends:
         yield "**More budget**: the dearest setting of a family minus the cheapest, in points"
         yield _trends(found.trends)
+    if found.teamwork:
+        yield "**A panel beside its best member**, in points"
+        yield _table(["panel", "best member", "right", "cost ratio"], map(_teamwork, found.teamwork))
 
 
 def _settings(outcomes: Sequence[Outcome]) -> str:
@@ -129,6 +132,10 @@ def _trends(trends: Sequence[Trend]) -> str:
         for trend in trends
     ]
     return _table(["family", "cheapest", "dearest", "P(right)", "right", "both rise"], rows)
+
+
+def _teamwork(each: Teamwork) -> list[str]:
+    return [each.panel, each.best, _points(each.difference), _plain(each.cost)]
 
 
 def _blame(blame: Blame) -> Iterator[str]:
