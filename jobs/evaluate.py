@@ -18,14 +18,19 @@ runs a suite: many settings, with prompts, rules and aims that stand in a file (
 another will do). It takes hours to days, can be ended at any time, and goes on when it is run again. Leaves
 evidence.md, evidence.json, rows.parquet and pictures; with fewer --prompts, of those that are done. With --judge oracle
 and the same --out it adds the ceiling to them; with --tuning it runs on the prompts that constants are fixed on.
+
+    python -m jobs.evaluate --calibrate --policies beam,linear --budgets 6x --cache runs/branches --out runs/calibrated
+
+holds what a panel says of the branches of such searches against the oracle, and leaves verifiers.yaml in --out: the
+same panel, for --verifier, with probabilities that are fitted to that. The prompts are those of no evaluation.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +38,7 @@ from framegrove.config.suite import Setting
 from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
-from jobs import measuring, suite
+from jobs import calibrating, measuring, suite
 from jobs.console import (
     Display,
     DtypeOption,
@@ -48,7 +53,7 @@ from jobs.console import (
     one_line_errors,
     policy_help,
 )
-from jobs.laboratory import check_judge, on_ray, over_cache
+from jobs.laboratory import ORACLE, check_judge, on_ray, over_cache
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +62,8 @@ if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
     from framegrove.config.search import SearchConfig
     from framegrove.evaluation.results import Row
+    from jobs.laboratory import Laboratory
+    from jobs.measuring import Item
 
 app = application()
 
@@ -107,6 +114,14 @@ def main(
         typer.Option("--suite", help="With --cache: name or YAML file of a suite, in place of policies and budgets."),
     ] = None,
     tuning: Annotated[bool, typer.Option("--tuning", help="The suite's prompts for tuning, not its own.")] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="With --cache: hold what the panel says of all branches of these searches against the oracle, and "
+            "write the panel with calibrated probabilities to OUT/verifiers.yaml.",
+        ),
+    ] = False,
     held_out: Annotated[
         str | None,
         typer.Option(help="A verifier, as of --verifier, that judges what a suite finds and takes no part in it."),
@@ -131,6 +146,7 @@ def main(
             _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
             if cache is None:
                 raise UserError("a suite is run over a cache of branches: add --cache DIR")
+            _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
             chosen = suite.read_suite(suite_, search, tuning=tuning, prompts=prompts if "prompts" in given else None)
@@ -141,17 +157,23 @@ def main(
             suite.report(chosen, out, display)
         else:
             _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
+            if calibrate and (cache is None or judge == ORACLE):
+                raise UserError(
+                    "a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge"
+                )
+            if calibrate and "seed" not in given:
+                seed = calibrating.SEED
             settings, search = _settings(policy, budgets), _search(set_ or ())
             for setting in settings:
                 measuring.search_of(search, setting)
             items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
             real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
             with over(cache, search=search) if cache else real(search=search) as lab:
-                ledger = measuring.open_ledger(lab, out / "results.jsonl", {"prompts": [seed, digits]})
-                measuring.measure(lab, [(item, ledger) for item in items], display)
+                if calibrate:
+                    _calibrate(lab, items, panel, out, display)
+                else:
+                    _compare(lab, items, {"prompts": [seed, digits]}, out, display)
                 effort = lab.effort()
-            wanted = {(item.index, item.setting) for item in items}
-            _finish([row for row in ledger.rows if (row.prompt_index, row.setting) in wanted], out, display)
         if effort is not None:
             display.say(effort)
 
@@ -204,6 +226,36 @@ def _apart(held_out: str | None, panel: PanelConfig) -> PanelConfig | None:
     )
     apart = (*given, *signals)
     return PanelConfig(verifiers=apart) if apart else None
+
+
+def _calibrate(lab: Laboratory, items: Sequence[Item], panel: PanelConfig, out: Path, display: Display) -> None:
+    """Fit calibrations to what the panel says of the branches of some searches."""
+    from rich.table import Table
+
+    assert lab.reading is not None, "searches over a cache can be read"
+    verdicts = calibrating.Verdicts(lab.reading)
+    measuring.make(lab, items, verdicts.add, display)
+    found = list(calibrating.fits(verdicts.said, panel))
+    file = calibrating.write(panel, found, out)
+    table = Table(title="Expected calibration error, on prompts that the fit has not seen")
+    for column in ("verifier", "assessment", "branches", "right", "before", "after"):
+        table.add_column(column, justify="left" if column in ("verifier", "assessment") else "right")
+    for each in found:
+        figures = f"{each.branches}", f"{each.share_right:.0%}", f"{each.before:.3f}", f"{each.after:.3f}"
+        table.add_row(each.verifier, each.assessment, *figures)
+    display.console.print(table)
+    for each in found:
+        if each.few:
+            display.say(f"{each.verifier}, {each.assessment}: too few branches that differ; raise --prompts")
+    display.say(str(file))
+
+
+def _compare(lab: Laboratory, items: Sequence[Item], which: Mapping[str, Any], out: Path, display: Display) -> None:
+    """Make what is missing of some videos, and show all of them."""
+    ledger = measuring.open_ledger(lab, out / "results.jsonl", which)
+    measuring.measure(lab, [(item, ledger) for item in items], display)
+    wanted = {(item.index, item.setting) for item in items}
+    _finish([row for row in ledger.rows if (row.prompt_index, row.setting) in wanted], out, display)
 
 
 def _settings(names: str, budgets: str) -> list[Setting]:

@@ -46,7 +46,8 @@ class Laboratory:
     ``searches`` searches go on at a time. ``verdict`` says how right a record's winner is. ``workers`` are the numbers
     of generators and of verifiers. ``run`` runs a coroutine to its end, inside ``connected`` if actors take part.
     ``facts``, JSON values, decide the rows besides the runner's identity. ``effort`` tells what had to be computed,
-    where that says anything. ``held_out`` asks a judge that takes no part in the searches about a record's winner.
+    where that says anything. ``reading`` is the oracle's of any branch, where those are kept. ``held_out`` asks a judge
+    that takes no part in the searches about a record's winner.
     """
 
     runner: SearchRunner
@@ -60,6 +61,7 @@ class Laboratory:
     connected: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     facts: Mapping[str, Any] = field(default_factory=dict)
     effort: Callable[[], str | None] = lambda: None
+    reading: Callable[[SearchRecord, Path, Sequence[DigitObject]], BranchReading] | None = None
     held_out: Callable[[SearchRecord], Awaitable[dict[str, float]]] = _nobody
 
 
@@ -123,6 +125,7 @@ def over_cache(
         apart = [LocalVerifierPool(cache, each) for each in (held_out.verifiers if held_out else ())]
         for pool in (*pools, *apart):  # an engine that is left to the end of the process would never let it end
             stack.callback(pool.close)
+        oracle = CachedOracle(cache, whole_trees=whole_trees)
         generator = LocalPyramidPool(cache, source, generators, pack=searches * generators, speeds=speeds)
 
         def searching(search: SearchConfig, panel: Names) -> SearchRunner:
@@ -135,11 +138,12 @@ def over_cache(
             Panel([pool.config for pool in pools], search.weights),
             searching,
             searches,
-            CachedOracle(cache, whole_trees=whole_trees).verdict,
+            oracle.verdict,
             (generators, sum(pool.config.actors for pool in pools)),
             run=run_virtual,
             facts={"virtual": {**asdict(speeds), "generators": generators}} | _identities(apart),
             effort=lambda: _effort(cache, folder),
+            reading=oracle.reading,
             held_out=functools.partial(_asked_apart, apart, search),
         )
 

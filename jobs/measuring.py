@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,28 +105,42 @@ def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger
 def measure(lab: Laboratory, wanted: Sequence[tuple[Item, Ledger]], display: Display) -> None:
     """Make the videos of which a ledger has no row yet, and add it."""
     missing = [(item, ledger) for item, ledger in wanted if not ledger.has(item.index, item.setting)]
-    if missing:
+    ledgers = {id(item): ledger for item, ledger in missing}
+
+    async def add(item: Item, record: SearchRecord) -> None:
+        ledgers[id(item)].add(await measured(lab, item, record))
+
+    make(lab, [item for item, _ in missing], add, display)
+
+
+def make(
+    lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
+) -> None:
+    """Make some videos, and hand each one's record over as soon as it is there."""
+    if items:
         display.begin("connecting to the workers")
         with lab.connected():
-            lab.run(_measure(lab, missing, display))
+            lab.run(_make(lab, items, then, display))
 
 
-async def _measure(lab: Laboratory, missing: Sequence[tuple[Item, Ledger]], display: Display) -> None:
-    began, made, left = 0.0, 0, iter(missing)
+async def _make(
+    lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
+) -> None:
+    began, made, left = 0.0, 0, iter(items)
 
     async def make_some() -> None:
         nonlocal made
-        for item, ledger in left:
-            note = f"{made} of {len(missing)}{_left(made, len(missing), began)}, now {item.setting}"
-            display.show(made / len(missing), f"{note}: {item.request.prompt}")
-            record = await lab.searching(search_of(lab.search, item.setting), item.setting.panel).search(item.request)
-            ledger.add(await measured(lab, item, record))
+        for item in left:
+            note = f"{made} of {len(items)}{_left(made, len(items), began)}, now {item.setting}"
+            display.show(made / len(items), f"{note}: {item.request.prompt}")
+            runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
+            await then(item, await runner.search(item.request))
             made += 1
 
     try:
         display.begin("starting generators and verifier")
         await lab.runner.start()
-        display.begin(f"making {len(missing)} videos")
+        display.begin(f"making {len(items)} videos")
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for _ in range(lab.searches):

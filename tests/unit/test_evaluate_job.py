@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from jobs import evaluate
+from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
+from framegrove.types import Assessment
+from jobs import calibrating, evaluate
 from tests.tiny import save_tiny
 
 
@@ -163,3 +166,38 @@ def test_a_suite_needs_a_cache_and_a_name(model: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(evaluate.app, [*given, "--model", str(model), "--out", str(tmp_path / "out")])
         assert result.exit_code == 1
         assert said in result.stderr
+
+
+def test_a_panel_is_calibrated_by_what_the_oracle_reads(model: Path, tmp_path: Path) -> None:
+    panel = tmp_path / "panel.yaml"
+    panel.write_text("verifiers: [{name: red, kind: callable, function: 'tests.fakes:redness', weight: 0.5}]\n")
+    given = ["--calibrate", "--policies", "beam,linear", "--budgets", "3x", "--prompts", "2", "--digits", "1"]
+    given += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--model", str(model)]
+    result = CliRunner().invoke(evaluate.app, [*given, "--verifier", str(panel), "--searches", "4"])
+    assert result.exit_code == 0, result.output
+    assert "Expected calibration error" in result.output
+    assert "too few branches" in result.output
+    (before,), (after,) = (load_panel(str(file)).verifiers for file in (panel, tmp_path / "out" / "verifiers.yaml"))
+    assert before.model_copy(update={"calibration": after.calibration}) == after
+    assert {Assessment.IMAGE, Assessment.FINAL} <= set(after.calibration)
+    broken = CliRunner().invoke(evaluate.app, [*given, "--judge", "oracle"])
+    assert broken.exit_code == 1
+    assert "a panel is calibrated over a cache of branches" in broken.output
+
+
+def verdicts(odds: float) -> calibrating.Said:
+    """A verifier that is always as sure, and right in three quarters of all cases."""
+    score = 1 / (1 + math.exp(-odds))
+    truths = [index % 4 != 3 for index in range(400)]
+    scores = [{"score": score if truth or index % 8 == 3 else 1 - score} for index, truth in enumerate(truths)]
+    return calibrating.Said(scores, truths, [index // 8 for index in range(400)])
+
+
+def test_a_verifier_that_is_too_sure_is_calibrated_on_prompts_that_the_fit_has_not_seen() -> None:
+    own = VerifierConfig(name="own", kind="callable", function="a:b", judges=(Assessment.FINAL,))
+    said = {("own", Assessment.FINAL): verdicts(9.0)}
+    (found,) = calibrating.fits(said, PanelConfig(verifiers=(own,)))
+    assert (found.branches, found.share_right, found.few) == (400, 0.75, False)
+    assert found.before == pytest.approx(1 / 8, abs=0.01)
+    assert found.after < 0.03
+    assert 0.8 < math.exp(found.calibration.log_p({"score": 0.9999})) < 0.95
