@@ -1,6 +1,6 @@
 """Measure speed and memory side by side with plain implementations, in one run on this machine.
 
-    python -m jobs.bench                                  # everything, some minutes on two CPU threads
+    python -m jobs.bench                                  # everything, half an hour on two CPU threads
     python -m jobs.bench --only jump,transformer --out runs/bench
 
 Machines differ and are noisy, so what counts is the ratio of two implementations that took turns. Times are CPU time
@@ -41,6 +41,7 @@ class Bench(enum.StrEnum):
     SPECULATION = "speculation"
     OVERLAP = "overlap"
     ASKING = "asking"
+    ENDURANCE = "endurance"
 
 
 @app.command()
@@ -70,6 +71,7 @@ def main(
             benches,
         )
         from jobs.asking import asking
+        from jobs.endurance import endurance
         from jobs.overlap import overlap
 
         torch.set_num_threads(threads)
@@ -86,6 +88,7 @@ def main(
             Bench.SPECULATION: bench_speculation.speculation,
             Bench.OVERLAP: overlap,
             Bench.ASKING: asking,
+            Bench.ENDURANCE: endurance,
         }
         findings: list[Finding] = []
         for bench in chosen:

@@ -43,6 +43,7 @@ from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from framegrove.types import Assessment, GenerationRequest, Progress, Sampled, SampleWork, ScoreWork
 from framegrove.types import Path as Path_
+from jobs import endurance
 from jobs.console import policy_help
 from jobs.generate import WRITTEN, write
 from tests.tiny import save_tiny, save_tiny_verifier
@@ -199,6 +200,15 @@ def test_searches_at_the_same_time_share_the_actors_and_change_nothing(house: Ho
     assert [video(record) for record in records] == [video(undisturbed), video(alone), video(alone)]
     assert any(span.ending == "failed" for record in records for span in record.outcome.spans)
     assert house.pid(GENERATORS) != pid
+
+
+def test_every_video_is_right_while_actors_are_killed(house: House) -> None:
+    """As ``jobs.bench --only endurance``, in small."""
+    model, requests = house.generators._model, endurance.requested(4)
+    expected = endurance.undisturbed(requests, model)
+    found = house.loop.run(endurance.under_fire(requests, expected, every=2.0, model=model))
+    assert found.kills >= 1
+    assert (found.finished, found.right, found.same_cost) == (4, 4, 4)
 
 
 class Grave:
