@@ -43,19 +43,6 @@ def test_the_example_of_the_docstring() -> None:
     assert not game.plan.is_dropped((1, 2, 0))
 
 
-def test_the_best_of_all_children_may_go_on_once_and_never_as_a_whole_video() -> None:
-    options = DfsOptions(accept=0.8, grow=2, most=3, settle=0.5)
-    game = Game(DepthFirst(LAYOUT, PLENTY, PAID, options))
-    game.tell({(0,): 0.9})
-    game.tell({(0, 0): 0.6})
-    assert game.tell({(0, 1): 0.7, (0, 2): 0.4}) == [(0, 1, 0)]  # the best, though not accepted
-    game.tell({(0, 1, 0): 0.7})
-    assert game.tell({(0, 1, 1): 0.75, (0, 1, 2): 0.7}) == [(1,)]  # no whole video settles, and (0) has done so
-    game.tell({(1,): 0.9})
-    game.tell({(1, 0): 0.4})
-    assert game.tell({(1, 1): 0.3, (1, 2): 0.2}) == [(2,)]  # not good enough to settle for
-
-
 def test_a_whole_video_is_accepted_from_until_on() -> None:
     game = game_of(until=0.9)
     game.tell({(0,): 0.9})
@@ -117,14 +104,13 @@ def test_with_enough_budget_the_winner_is_right_wherever_a_right_one_can_be_grow
     accept=st.floats(0.05, 0.95),
     grow=st.integers(1, 4),
     most=st.integers(1, 5),
-    settle=st.none() | st.floats(0.05, 0.95),
 )
 def test_it_ends_within_its_budget_whatever_the_scores(
-    seed: int, units: int, multiple: float, accept: float, grow: int, most: int, settle: float | None
+    seed: int, units: int, multiple: float, accept: float, grow: int, most: int
 ) -> None:
     layout = Layout(units=units, stages=2)
     allowed = math.ceil(multiple * sum(PAID.unit(layout, depth) for depth in range(units)))
-    options = DfsOptions(accept=accept, grow=grow, most=most, settle=settle)
+    options = DfsOptions(accept=accept, grow=grow, most=most)
     plan = played(DepthFirst(layout, allowed, PAID, options), World(seed=seed))
     assert plan.winner is not None
     assert len(plan.winner) == units

@@ -4,10 +4,9 @@
    the current branch; an accepted whole video wins.
 2. If not, grow ``grow`` more children together, which share their past and so cost a fraction of the first, up to
    ``most`` children in all. The best accepted one is the next current branch.
-3. If none is accepted, the best of them may still go on, from ``settle`` on: a judge that finds nothing good among many
-   children may be unsure rather than right, and to go back is dear. Otherwise the branch is closed: its own last unit
-   is to blame. Go back to the deepest branch that is still open; other accepted children on the way are taken first.
-   The root is never closed: new first units are always possible.
+3. If none is accepted, the branch is closed: its own last unit is to blame. Go back to the deepest branch that is
+   still open; other accepted children on the way are taken first. The root is never closed: new first units are always
+   possible.
 4. The price of finishing one video is kept back. Once the budget pays for nothing else, the most promising branch is
    finished without judging, and wins.
 
@@ -63,12 +62,6 @@ class DfsOptions(Config):
     )
     grow: int = Field(default=2, ge=1, description="children that are grown together once the first was not accepted")
     most: int = Field(default=3, ge=1, description="children of a branch, after which it is closed")
-    settle: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="probability from which the best of all children goes on if none was accepted; default: none does",
-    )
     expect: float = Field(
         default=0.85,
         gt=0,
@@ -87,7 +80,6 @@ class _Branch:
     total: float = 0.0  # path score
     children: int = 0  # that were ever grown
     accepted: list[_Branch] = field(default_factory=list)  # children, except those that were closed
-    settled: bool = False  # whether the best of its children has gone on without being accepted
 
 
 class _Guess(NamedTuple):
@@ -189,24 +181,13 @@ class DepthFirst:
             elif self._current.children < self._most(self._current):
                 if not self._grow(self._next_count(self._current)):
                     self._finish()
-            elif not self._settle(self._current):
+            else:
                 self._close(self._current)
 
     def _is_accepted(self, branch: _Branch) -> bool:
         whole = len(branch.path) == self.layout.units
         threshold = self._until if whole and self._until is not None else self._options.accept
         return branch.log_p >= math.log(threshold)
-
-    def _settle(self, branch: _Branch) -> bool:
-        """Let the best child of a branch go on though none was accepted, once, if it is good enough for that."""
-        least = self._options.settle
-        if least is None or branch.settled or len(branch.path) + 1 == self.layout.units:
-            return False
-        best = max((self._branches[(*branch.path, index)] for index in range(branch.children)), key=_goodness)
-        branch.settled = best.log_p >= math.log(least)
-        if branch.settled:
-            branch.accepted.append(best)
-        return branch.settled
 
     def _most(self, branch: _Branch) -> int:
         """How many children a branch may have: any number of first units, since nothing before them can be wrong."""
