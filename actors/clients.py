@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -65,12 +67,51 @@ class UnitRef:
             self.frames, self.small = _scaled.remote(self.frames, _SMALL), True
 
 
+class KeptStates:
+    """The decoder states that all searches of a pool keep, at most ``most`` bytes in all: the oldest goes first.
+
+    One that is gone is made again by the generator that needs it, which takes as long as decoding the video up to
+    there, and changes nothing. Without a limit a wide search would fill the store and then the disks.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[int, tuple[weakref.ref[UnitRef], int]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, unit: UnitRef, size: int) -> None:
+        """A unit has come with a state of so many bytes."""
+        self._kept[id(unit)] = weakref.ref(unit), size
+        self._bytes += size
+        if self._bytes > self._most:
+            self._forget_released()
+        while self._bytes > self._most and self._kept:
+            _, (oldest, freed) = self._kept.popitem(last=False)
+            self._bytes -= freed
+            if (released := oldest()) is not None:
+                released.let_go()
+
+    def _forget_released(self) -> None:
+        """Those that were released for other reasons take no room."""
+        for key, (unit, size) in list(self._kept.items()):
+            if (kept := unit()) is None or kept.state is None:
+                del self._kept[key]
+                self._bytes -= size
+
+
 class RemoteGenerator:
     """One generator actor of a group, sampling for one request (search.protocols.GeneratorClient)."""
 
     def __init__(
-        self, group: ActorGroup, index: int, context: Context, costs: SamplingCosts, config: SearchConfig = _DEFAULTS
+        self,
+        group: ActorGroup,
+        index: int,
+        context: Context,
+        costs: SamplingCosts,
+        states: KeptStates,
+        config: SearchConfig = _DEFAULTS,
     ) -> None:
+        self._states = states
         self._group = group
         self._index = index
         self._config = config
@@ -113,6 +154,9 @@ class RemoteGenerator:
         units = tuple(UnitRef(work.last_stage, latent, frames, state) for latent, frames, state in parts)
         if before:
             before.let_go()
+        if made.state_bytes:
+            for unit in units:
+                self._states.add(unit, made.state_bytes)
         return Sampled(work, cost, units)
 
     def cancel(self, work: SampleWork) -> None:

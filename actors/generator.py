@@ -58,12 +58,16 @@ class TextRead:
 
 @dataclass(frozen=True)
 class Made:
-    """How a piece of work went: forward passes, and when it ran (wall clock, s). Not ``whole``: it was cancelled."""
+    """How a piece of work went: forward passes, and when it ran (wall clock, s). Not ``whole``: it was cancelled.
+
+    ``state_bytes`` is the size of each unit's decoder state, 0 where none comes with it.
+    """
 
     steps: int
     started: float
     ended: float
     whole: bool = True
+    state_bytes: int = 0
 
 
 class Unit(NamedTuple):
@@ -189,9 +193,13 @@ class Generator:
                 self._cancellations.ended(job.number)
         before = [state for job in jobs for state in [self._before(job)] * len(job.work.paths)]
         last = [job.work.depth + 1 == job.context.units for job in jobs for _ in job.work.paths]
-        units = iter(self._shown(sampled, finished, [task.unit for task in tasks], before, last))
-        made = Made(steps, started, time.time())
-        return [Done(made, tuple(next(units) for _ in job.work.paths)) for job in jobs]
+        shown = iter(self._shown(sampled, finished, [task.unit for task in tasks], before, last))
+        done = []
+        for job in jobs:
+            units = tuple(next(shown) for _ in job.work.paths)
+            size = sum(part.nbytes for part in units[0].state or ())
+            done.append(Done(Made(steps, started, time.time(), state_bytes=size), units))
+        return done
 
     def _before(self, job: Job) -> State | None:
         """The decoder's state after a work's history."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.actor import ActorHandle
 
-from actors.clients import ObjectStore, RemoteGenerator, RemoteVerifier, UnitRef
+from actors.clients import KeptStates, ObjectStore, RemoteGenerator, RemoteVerifier, UnitRef
 from actors.generator import Context, Generator, TextRead
 from actors.model_files import ModelFiles
 from actors.verifier import verifier_class
@@ -131,6 +131,7 @@ class PyramidPool:
         self._threads = threads
         self._worker = worker
         self._files: ModelFiles | None = None
+        self._states: KeptStates | None = None
 
     def create(self, gpus: float) -> ActorHandle[Any]:
         """A generator actor."""
@@ -159,10 +160,19 @@ class PyramidPool:
             latent, frames, state = map(ray.put, unit)  # kept on this machine: no work could compute them again
             given = (UnitRef(files.recipe.pyramid.stages - 1, latent, frames, state, given=True),)
 
+        states = self._kept_states()
+
         def client(index: int, costs: SamplingCosts) -> RemoteGenerator:
-            return RemoteGenerator(group, index, context, costs, config)
+            return RemoteGenerator(group, index, context, costs, states, config)
 
         return opened(files, request, read, given, [functools.partial(client, n) for n in range(len(group))])
+
+    def _kept_states(self) -> KeptStates:
+        """The decoder states of all searches: they get half of the cluster's object store."""
+        if self._states is None:
+            store = ray.cluster_resources().get("object_store_memory", 2**30)
+            self._states = KeptStates(int(store / 2))
+        return self._states
 
     async def _read(self) -> ModelFiles:
         """The model's configuration, read once, off the event loop: a hub model is asked for over the network."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ ASPECTS = ("alignment", "motion", "clarity")
 
 
 def conductor(device: torch.device, repeats: int) -> list[Finding]:
-    """The conductor's own CPU time in searches of 10,000 branches by 256 generators, for each branch.
+    """The conductor's own CPU time in searches of 10,000 branches by 256 generators, for each branch; and how many of
+    these are kept whole at a time, with their latents, at most.
 
     A search takes half a minute of it, so that one is enough: ``repeats`` is not heeded, nor is the ``device``.
     """
@@ -41,7 +42,32 @@ def conductor(device: torch.device, repeats: int) -> list[Finding]:
         findings.append(
             Finding(f"conductor, {name}, {branches:,} branches", each, "ms a branch", aim="2 ms", met=each <= 2)
         )
-    return findings
+    peak, branches = most_kept("tof", BRANCHES)
+    what = "conductor, tof, branches kept whole at a time, beside all that were sampled"
+    return [*findings, Finding(what, peak, "branches", branches)]
+
+
+def most_kept(name: str, branches: int) -> tuple[int, int]:
+    """The most branches that a search of about so many keeps whole at a time, and how many there were in all."""
+    config = SearchConfig(policy=name, budget=budget_for(name, branches), scores_in_flight=64)
+    policy, _ = make_policy(config, UNITS, STAGES, Prices(simulated_flops))
+    kept = _Kept()
+    result = run_virtual(_search(policy, config, kept))
+    return kept.most, len(result.nodes)
+
+
+class _Kept:
+    """Counts units that were sampled and not released."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def sampled(self, count: int) -> None:
+        self.now += count
+        self.most = max(self.most, self.now)
+
+    def released(self, handle: Any) -> None:
+        self.now -= 1
 
 
 def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
@@ -53,12 +79,13 @@ def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
     return time.process_time() - began, len(result.nodes)
 
 
-async def _search(policy: Policy, config: SearchConfig) -> SearchResult:
-    generators = {f"g{number}": SimulatedGenerator(number) for number in range(GENERATORS)}
+async def _search(policy: Policy, config: SearchConfig, kept: _Kept | None = None) -> SearchResult:
+    kept = kept or _Kept()
+    generators = {f"g{number}": SimulatedGenerator(number, kept.sampled) for number in range(GENERATORS)}
     panel = {
         "verifier": PanelMember({f"v{n}": SimulatedVerifier(n) for n in range(8)}, at_a_time=config.scores_in_flight)
     }
-    return await Conductor(policy, generators, panel, config).run()
+    return await Conductor(policy, generators, panel, config, release=kept.released).run()
 
 
 def budget_for(policy: str, branches: int) -> str:
@@ -93,8 +120,13 @@ class _Worker:
 class SimulatedGenerator(_Worker):
     """Takes as long as a work's tokens suggest, give or take a half (search.protocols.GeneratorClient)."""
 
+    def __init__(self, seed: int, sampled: Callable[[int], None] = lambda count: None) -> None:
+        super().__init__(seed)
+        self._sampled = sampled
+
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
         await self._take(sum(4**stage for stage in range(work.first_stage, work.last_stage + 1)))
+        self._sampled(len(work.paths))
         return Sampled(work, Cost(1, 1, 1.0), work.paths)
 
     def cancel(self, work: SampleWork) -> None:
