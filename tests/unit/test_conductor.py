@@ -280,3 +280,57 @@ def test_one_generator_alone_never_runs_two_works_at_a_time() -> None:
         ).run()
 
     assert run_virtual(main()).winner
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    timing=st.integers(1, 2**32),
+    seconds=st.floats(0.01, 400),
+    policy=st.sampled_from(["single", "linear", "halving", "tof", "beam", "smc", "dfs", "pyramid", "evo"]),
+    generators=st.integers(1, 4),
+    speculate=st.sampled_from(["latency", "off"]),
+    deaths=deaths,
+)
+def test_a_time_limit_ends_any_search_with_a_whole_video(
+    seed: int,
+    timing: int,
+    seconds: float,
+    policy: str,
+    generators: int,
+    speculate: str,
+    deaths: dict[str, frozenset[int]],
+) -> None:
+    config = SearchConfig(policy=policy, budget="8x", seconds=seconds, speculate=speculate, attempts=20)
+    world = World(seed=seed, timing=timing, deaths=deaths)
+    outcome = search(world, config, generators=generators)
+    assert len(outcome.winner) == 4
+    assert len(outcome.units) == 4
+    unhurried = search(World(seed=seed), config.model_copy(update={"seconds": None}), generators=generators)
+    if not outcome.hurried:
+        assert outcome.winner == unhurried.winner
+        assert outcome.certain == unhurried.certain
+    elif not deaths:
+        samples = [span for span in outcome.spans if isinstance(span.work, SampleWork)]
+        longest = max((span.end - span.start for span in outcome.spans), default=0.0)
+        late = outcome.seconds - max(seconds, 4 * max(span.end - span.start for span in samples))
+        assert late <= 2 * longest + 1e-6
+    for pool in (outcome.sampling, outcome.scoring):
+        assert pool.at_stake.nfe == 0
+    assert outcome.sampling.spent.nfe == sum(s.cost.nfe for s in outcome.spans if isinstance(s.work, SampleWork))
+
+
+def test_what_a_time_limit_leaves_is_the_best_of_the_longest_branches() -> None:
+    """Best of N, of which some videos are done: the best of those that were judged wins."""
+    config = SearchConfig(policy="linear", budget="8x")
+    whole = search(World(seed=3), config, generators=1)
+    judged = sorted(
+        (span.end, span.work.path)
+        for span in whole.spans
+        if isinstance(span.work, ScoreWork) and span.work.assessment is Assessment.FINAL
+    )
+    at = judged[3][0] + 0.01
+    hurried = search(World(seed=3), config.model_copy(update={"seconds": at}), generators=1)
+    assert hurried.hurried
+    assert hurried.seconds < whole.seconds
+    assert hurried.winner in [path for end, path in judged if end <= at]

@@ -41,6 +41,12 @@ class SearchConfig(Config):
     nfe: int | None = Field(
         default=None, ge=1, description="most transformer evaluations that a search may need, as well as the budget"
     )
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="time limit: shortly before, the most promising branch is finished and wins; the one setting that "
+        "makes a video depend on how fast it is made",
+    )
     options: dict[str, dict[str, Any]] = Field(
         default={}, description="options of each policy by its name, as in options.tof.roots=8"
     )

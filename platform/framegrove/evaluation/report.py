@@ -129,6 +129,11 @@ def warnings_of(record: SearchRecord) -> list[str]:
         warnings.append(f"the verifier {verifier} was left out, and the others have judged alone: {reason}")
     for path, reason in record.outcome.given_up.items():
         warnings.append(f"branch {branch_name(path)} was given up: {reason}")
+    if record.outcome.hurried:
+        warnings.append(
+            "the time limit ended the search: the winner is the most promising branch by then, and another run may "
+            "find another"
+        )
     scores = record.scores
     if scores and max(scores.values()) < DOUBTFUL:
         said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())

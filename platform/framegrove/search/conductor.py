@@ -8,7 +8,9 @@ particular work.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -116,6 +118,7 @@ class Conductor:
         self._state = Dispatcher(
             policy, self._share, judges, speculate=LEAST_LIKELY[config.speculate], attempts=config.attempts, given=given
         )
+        self._config = config
         self._generators = generators
         self._verifiers: dict[str, VerifierClient] = {
             name: client for member in panel.values() for name, client in member.clients.items()
@@ -144,6 +147,8 @@ class Conductor:
         try:
             await self._restore()
             while True:
+                if self._time_left() <= 0:
+                    self._state.hurry()
                 for command in self._state.decide(self._now()):
                     self._carry_out(command)
                 self._report()
@@ -189,10 +194,19 @@ class Conductor:
     async def _something_happens(self) -> None:
         under_way = self._tasks or self._happened.is_set() or self._share.waiting
         assert under_way, "a search that is not finished has something under way, or waits for a worker"
-        await self._happened.wait()
+        left = self._time_left()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left if left < math.inf else None):
+                await self._happened.wait()
         self._happened.clear()
         if self._error is not None:
             raise self._error
+
+    def _time_left(self) -> float:
+        """Seconds after which there is just time to finish a video."""
+        if self._config.seconds is None or self._state.hurried or self._state.finished:
+            return math.inf
+        return self._config.seconds - self._now() - self._state.seconds_to_finish
 
     async def _forget_lost(self) -> bool:
         """Before the end: whether a unit of the winner was lost, so that it has to be computed again."""
@@ -324,6 +338,7 @@ class Conductor:
             restored=self._restored,
             mass=_least_mass(state.done.values()),
             given_up=dict(state.given_up),
+            hurried=state.hurried,
         )
 
     def _winning_units(self) -> dict[Path, Any]:

@@ -10,13 +10,16 @@ it is as if the work had never been done, except that its cost is wasted.
 
 Works that are not certain yet but probably will be are *speculative*: idle workers do them in advance.
 
+When time is up (``hurry``), the most promising branch is finished and wins, and nothing else is done any more: what was
+certain and is not needed for that is *withdrawn*.
+
 A branch is *given up* when a certain work of it has failed too often: what builds on it is not done any more, and the
 policy is told that its scores are 0. The search goes on with the others, unless nothing else is left to win.
 
 Laws, which hold after every event (``laws`` in tests/unit/test_dispatcher.py):
 
 1. Attempts are conserved: launched = running + done + cancelled + failed. So are certain works: planned =
-   finished + running + queued + given up.
+   finished + running + queued + given up or withdrawn.
 2. A work has at most one running attempt, and at most one that is done and counts; never both. When the search is
    finished, every certain work is done or given up, and the winner's units are there.
 3. A worker never has more attempts running than it can take. A speculative work only gets a worker that no certain
@@ -26,7 +29,7 @@ Laws, which hold after every event (``laws`` in tests/unit/test_dispatcher.py):
    Certain is what the done attempts of certain works took, at stake what finished speculative works took that may yet
    become certain, wasted all the rest.
 5. The scores alone decide: a policy never sees anything else, so neither the winner nor the certain works, nor their
-   cost, depend on who did what when, as long as no branch is given up.
+   cost, depend on who did what when, as long as no branch is given up and time is not up.
 
 Every event costs time in proportion to what it changes, not to the size of the search (queue.py).
 """
@@ -41,6 +44,7 @@ from typing import Any
 from framegrove.errors import UserError
 from framegrove.lineage import branch_name
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
+from framegrove.search.deadline import the_quickest_end
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
 from framegrove.search.result import CostBreakdown, Ending, Span
@@ -61,6 +65,7 @@ from framegrove.search.tree import (
 from framegrove.search.workers import GENERATORS, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, paths_of, prefixes
 
+_PACE = 4  # sample works by which it is told how long another one takes
 _MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
 
 
@@ -102,6 +107,9 @@ class Dispatcher:
         self._makers: dict[Latent, tuple[SampleWork, str]] = {}  # the work that made it, and by whom
         self.given_up: dict[Path, str] = {}  # branches, and why
         self._hopeless: dict[Work, None] = {}  # certain works that are not done any more
+        self.hurried = False
+        """Whether time was up, so that the policy is not asked any more."""
+        self._reached = layout.given  # units of the longest branch so far
         self._unanswered: list[PanelWork] = []  # judgements of given-up branches that the policy waits for
         # What is to be done.
         self._queue = WorkQueue(workers.pools, layout, self.handles)
@@ -184,7 +192,7 @@ class Dispatcher:
             commands += self._start_certain(pool, now)
             self._workers.waits(pool, self._waiting(pool))
         commands += self._cancel(self._in_the_way())
-        if self._speculate is not None and not self.finished:
+        if self._speculate is not None and not self.finished and not self.hurried:
             commands += self._start_speculative(now)
             self._workers.seeks(self._look_is_due and not self._workers.any_spare(GENERATORS))
         if self.finished:  # a worker that is not needed any more need not come back
@@ -275,6 +283,41 @@ class Dispatcher:
         place: dict[Work | PanelWork, int] = {bet.work: n for n, bet in enumerate(bets)}
         running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
         return running[:leaving]
+
+    # ---- when time is up
+
+    @property
+    def seconds_to_finish(self) -> float:
+        """About how long the longest branch takes to be finished, by the slowest of the latest sample works."""
+        spans = (
+            span for span in reversed(self.spans) if isinstance(span.work, SampleWork) and span.ending is Ending.DONE
+        )
+        pace = max((span.end - span.start for span in itertools.islice(spans, _PACE)), default=0.0)
+        return pace * (self.layout.units - self._reached)
+
+    def hurry(self) -> None:
+        """Time is up: finish the most promising branch, and do nothing else any more."""
+        self.hurried = True
+        self._unanswered.clear()
+        winner, running = self.plan.winner, {attempt.work for attempt in self.running.values()}
+        works: list[PlannedWork] = []
+        if winner is None:
+            finished = {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
+            started = [work for work in running if isinstance(work, SampleWork)]
+            winner, works = the_quickest_end(self.plan, self.layout, finished, started, self.given_up)
+        self._follow(Decision(len(self.plan.certain) + len(works), tuple(works), winner=winner))
+        needed = {Latent(prefix, self.layout.last_stage) for prefix in prefixes(winner)}
+        for work in self._queue.works:
+            if work in self.done or work in self._hopeless:
+                continue
+            if isinstance(work, SampleWork) and needed.intersection(self.layout.outputs(work)):
+                needed.update(self._queue.inputs(work))
+            else:
+                self._lose_hope(work)
+        for number, attempt in self.running.items():
+            if isinstance(attempt.work, SampleWork) and attempt.work in self._hopeless:
+                self._speculating[number] = self._to_cancel[number] = attempt
+        self._to_cancel |= self._speculating
 
     # ---- what happened
 
@@ -410,6 +453,8 @@ class Dispatcher:
     def _put(self, latent: Latent, handle: Any) -> None:
         """A handle is there."""
         self.handles[latent] = handle
+        if latent.stage == self.layout.last_stage:
+            self._reached = max(self._reached, len(latent.path))
         self._latents[latent.path].add(latent)
         self._children[latent.path[:-1]].add(latent.path)
         self._queue.arrived(latent)
@@ -425,7 +470,7 @@ class Dispatcher:
             scored = (columns(result, alone=self._alone) for result in results if isinstance(result, Scored))
             self.panels[work] = tuple(itertools.chain.from_iterable(scored))
             self._news += 1
-            if work in self.plan.certain:
+            if work in self.plan.certain and not self.hurried:
                 self._follow(self._policy.judged(work, self.panels[work]))
             if self._unanswered:
                 self._answer(work.assessment)
@@ -439,7 +484,7 @@ class Dispatcher:
             for planned in decision.works:
                 for work in self._expanded(planned):
                     self._becomes_certain(work)
-                if isinstance(planned, PanelWork) and planned in self.panels:  # scored on speculation
+                if isinstance(planned, PanelWork) and planned in self.panels and not self.hurried:  # scored ahead
                     decisions.append(self._policy.judged(planned, self.panels[planned]))
             for path, _ in decision.dropped:
                 self._drop(path)
@@ -496,7 +541,7 @@ class Dispatcher:
         """A certain work is not done any more; if it is a judgement, the policy still waits for it."""
         self._hopeless[work] = None
         self._queue.undone[pool_of(work)] -= 1
-        if isinstance(work, ScoreWork):
+        if isinstance(work, ScoreWork) and not self.hurried:
             panel = PanelWork(work.path, work.assessment)
             if panel not in self.panels and panel not in self._unanswered:
                 self._unanswered.append(panel)

@@ -15,7 +15,7 @@ class Ending(enum.StrEnum):
     """How an attempt at a work ended."""
 
     DONE = "done"
-    CANCELLED = "cancelled"  # speculative work that was of no use, or that made room for certain work
+    CANCELLED = "cancelled"  # speculative work that was of no use or made room for certain work; or time was up
     FAILED = "failed"  # the worker died, or an input was lost
 
 
@@ -87,7 +87,8 @@ class SearchResult:
     (by name) are the costs of generators and of each verifier. ``handles`` maps branches to their newest handles; those
     of branches that were cut may be missing if they were lost. ``restored`` counts the works that a journal had
     finished already. ``mass`` has each verifier's least probability of yes and no together, for those that report one.
-    ``given_up`` are branches that failed too often, ``left_out`` verifiers that could not be used, and why.
+    ``given_up`` are branches that failed too often, ``left_out`` verifiers that could not be used, and why. ``hurried``
+    says that the time limit ended the search.
     """
 
     winner: Path
@@ -102,6 +103,7 @@ class SearchResult:
     mass: Mapping[str, float] = field(default_factory=dict)
     given_up: Mapping[Path, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    hurried: bool = False
 
     @property
     def scoring(self) -> CostBreakdown:
