@@ -48,6 +48,11 @@ class Suite:
     def lengths(self) -> tuple[Length, ...]:
         return self.config.lengths
 
+    def judged_by(self, judge: str) -> tuple[Setting, ...]:
+        """The settings that are run with this judge."""
+        chosen = self.config.ceiling if judge == ORACLE else None
+        return tuple(each for each in self.settings if chosen is None or each.label in chosen)
+
 
 def read_suite(name: str, search: SearchConfig, *, tuning: bool = False, prompts: int | None = None) -> Suite:
     """A shipped suite by its name, or one by the path of its YAML file; of at most ``prompts`` prompts.
@@ -90,7 +95,7 @@ def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str,
         }
         ledger = measuring.open_ledger(lab, _ledger(out, judge, length), which)
         items = measuring.items(
-            files, suite.settings, length.prompts, suite.seed, digits=suite.config.digits, units=length.units
+            files, suite.judged_by(judge), length.prompts, suite.seed, digits=suite.config.digits, units=length.units
         )
         wanted += [(item, ledger) for item in items]
     wanted.sort(key=lambda each: each[0].index)  # a setting that some length cannot pay for shows at the first prompt

@@ -243,10 +243,13 @@ def test_plan_says_what_the_shipped_suite_does() -> None:
         assert said in plan, said
     roots = [s.options["roots"] for s in shipped.settings if s.family == "linear"]
     assert f"linear with N = {', '.join(map(str, roots))};" in plan
-    listed = re.search(r"tof; (.*), which are the tree policies", plan)
+    listed = re.search(r"where ([a-z, ]*) are the tree policies", plan)
     assert listed is not None
-    assert set(re.findall(r"[a-z]+", re.sub(r"\(.*?\)|\band\b", "", listed[1]))) == set(shipped.trees)
-    assert {s.policy for s in shipped.settings} == {"single", "linear", "tof", *shipped.trees}
+    assert re.findall(r"[a-z]+", listed[1].replace(" and ", " ")) == list(shipped.trees)
+    assert {s.policy for s in shipped.settings} == {"single", "linear", "tof", "halving", *shipped.trees}
+    panel = load(SuiteConfig, SHIPPED.with_name("suite_digits_panel.yaml"))
+    assert (panel.seed, panel.tuning_seed, panel.digits) == (shipped.seed, shipped.tuning_seed, shipped.digits)
+    assert [(each.units, each.prompts) for each in panel.lengths] == [(16, 100)]
 
 
 def test_policies_of_the_shipped_suite_are_there_and_have_its_options() -> None:

@@ -86,6 +86,16 @@ class SuiteConfig(Config):
     aims: Aims
     optional: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = Field(min_length=1)
+    ceiling: tuple[str, ...] | None = Field(
+        default=None, description="labels of the settings that are run with the oracle as judge as well; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _the_ceiling_is_of_settings(self) -> Self:
+        unknown = sorted(set(self.ceiling or ()) - {setting.label for setting in self.settings})
+        if unknown:
+            raise ValueError(f"the ceiling names {unknown[0]!r}, and no setting has that label")
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_there_twice(self) -> Self:
