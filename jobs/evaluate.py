@@ -149,7 +149,9 @@ def main(
             _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
-            chosen = suite.read_suite(suite_, search, tuning=tuning, prompts=prompts if "prompts" in given else None)
+            chosen = suite.read_suite(
+                suite_, search, panel, tuning=tuning, prompts=prompts if "prompts" in given else None
+            )
             files = _read(source, out, display)
             with over(cache, search=search, held_out=_apart(held_out, panel), whole_trees=False) as lab:
                 suite.run(chosen, lab, files, out, judge, display)

@@ -129,7 +129,7 @@ def over_cache(
         generator = LocalPyramidPool(cache, source, generators, pack=searches * generators, speeds=speeds)
 
         def searching(search: SearchConfig, panel: Names) -> SearchRunner:
-            judges = [pool for pool in pools if panel is None or pool.name in panel]
+            judges = pools if panel is None or judge == ORACLE else [pool for pool in pools if pool.name in panel]
             return SearchRunner(generator, judges, search, crew=LocalCrew(judges))
 
         yield Laboratory(

@@ -22,6 +22,7 @@ from jobs.laboratory import ORACLE, PANEL
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
     from framegrove.config.search import SearchConfig
+    from framegrove.config.verifier import PanelConfig
     from framegrove.evaluation.evidence import Blame, Chapter
     from framegrove.evaluation.results import Ledger, Row
     from jobs.console import Display
@@ -54,10 +55,13 @@ class Suite:
         return tuple(each for each in self.settings if chosen is None or each.label in chosen)
 
 
-def read_suite(name: str, search: SearchConfig, *, tuning: bool = False, prompts: int | None = None) -> Suite:
+def read_suite(
+    name: str, search: SearchConfig, panel: PanelConfig, *, tuning: bool = False, prompts: int | None = None
+) -> Suite:
     """A shipped suite by its name, or one by the path of its YAML file; of at most ``prompts`` prompts.
 
-    ``search`` is how is searched where a setting does not say otherwise. Raises UserError for what cannot be run.
+    ``search`` is how is searched where a setting does not say otherwise, and ``panel`` who there is to judge. Raises
+    UserError for what cannot be run.
     """
     path = FOLDER / f"suite_{name.replace('-', '_')}.yaml"
     if not path.is_file():
@@ -72,8 +76,15 @@ def read_suite(name: str, search: SearchConfig, *, tuning: bool = False, prompts
     known_policies = policies.summaries()
     left_out = tuple(s for s in config.settings if s.policy in config.optional and s.policy not in known_policies)
     settings = tuple(s for s in config.settings if s not in left_out)
+    there = [verifier.name for verifier in panel.verifiers]
     for setting in settings:
         measuring.search_of(search, setting)
+        missing = sorted(set(setting.panel or ()) - set(there))
+        if missing:
+            raise UserError(
+                f"setting {setting} is judged by {missing[0]}, and the panel has {', '.join(there)}: give a panel that "
+                "has all of them as --verifier"
+            )
     own = path.stem.removeprefix("suite_").replace("_", "-")
     return Suite(own, config, settings, left_out, config.tuning_seed if tuning else config.seed, tuning)
 

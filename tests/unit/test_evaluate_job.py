@@ -168,6 +168,38 @@ def test_a_suite_needs_a_cache_and_a_name(model: Path, tmp_path: Path) -> None:
         assert said in result.stderr
 
 
+def test_settings_are_judged_by_the_members_they_name_and_the_ceiling_by_the_oracle(
+    model: Path, tmp_path: Path
+) -> None:
+    panel, file = tmp_path / "panel.yaml", tmp_path / "suite.yaml"
+    red = "{name: %s, kind: callable, function: 'tests.fakes:redness'}"
+    panel.write_text(f"verifiers: [{red % 'one'}, {red % 'other'}]\n")
+    options = "policy: linear, budget: 40x, options: {roots: 2}"
+    panels = {"one": "[one]", "both": "[one, other]"}
+    settings = "\n".join(f"  - {{label: {name}, {options}, panel: {names}}}" for name, names in panels.items())
+    file.write_text(SUITE.split("settings:")[0] + f"ceiling: [single]\nsettings:\n  - {{policy: single}}\n{settings}\n")
+    given = ["--suite", str(file), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    given += ["--model", str(model), "--prompts", "1"]
+    for judge in ("panel", "oracle"):
+        result = CliRunner().invoke(evaluate.app, [*given, "--verifier", str(panel), "--judge", judge])
+        assert result.exit_code == 0, result.output
+    by_panel, by_oracle = (
+        [json.loads(line) for line in (tmp_path / "out" / f"{judge}-2.jsonl").read_text().splitlines()[1:]]
+        for judge in ("panel", "oracle")
+    )
+    assert {row["label"]: row["panel"] for row in by_panel} == {
+        "single": None,
+        "one": ["one"],
+        "both": ["one", "other"],
+    }
+    assert [row["label"] for row in by_oracle] == ["single"]
+    alone = CliRunner().invoke(evaluate.app, [*given, "--judge", "panel"])
+    assert alone.exit_code == 1
+    assert "setting one is judged by one, and the panel has verifier" in alone.output
+    (team,) = json.loads((tmp_path / "out" / "evidence.json").read_text())["lengths"][0]["found"]["teamwork"]
+    assert (team["panel"], team["best"]) == ("both", "one")
+
+
 def test_a_panel_is_calibrated_by_what_the_oracle_reads(model: Path, tmp_path: Path) -> None:
     panel = tmp_path / "panel.yaml"
     panel.write_text("verifiers: [{name: red, kind: callable, function: 'tests.fakes:redness', weight: 0.5}]\n")

@@ -183,6 +183,22 @@ def test_blame_replaces_one_part_at_a_time(found: Chapter) -> None:
     assert (alone.judge, alone.generator, alone.ceiling) == (None, None, None)
 
 
+def test_a_panel_stands_beside_the_better_of_its_members() -> None:
+    def judged_by(label: str, *panel: str) -> Setting:
+        return Setting(label=label, policy="linear", budget=40.0, options={"roots": 6}, panel=panel or None)
+
+    both, one, other = judged_by("both", "a", "b"), judged_by("one", "a"), judged_by("other", "b")
+    world = {one: (60, 6.0), other: (70, 6.0), both: (75, 6.6), judged_by("all"): (90, 7.0)}
+    rows = [row(setting, n, n < right, cost) for setting, (right, cost) in world.items() for n in range(PROMPTS)]
+    found = evidence.chapter(rows, suite(settings=list(world)))
+    (team,) = found.teamwork
+    assert (team.panel, team.best) == ("both", "other")
+    assert team.difference.mean == pytest.approx(0.05)
+    assert 0 <= team.difference.low < 0.05 < team.difference.high
+    assert team.cost.mean == pytest.approx(1.1)
+    assert "| both | other | +5.0 [" in page("panels", 16, [(found, None, None)])
+
+
 def test_only_prompts_that_every_setting_has_count() -> None:
     cut_short = rows()[: 10 * len(WORLD) + 3]
     assert {each.prompt_index for each in evidence.complete(cut_short)} == set(range(10))
