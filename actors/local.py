@@ -209,16 +209,25 @@ class HostedVerifier:
 
     def __init__(self, config: VerifierConfig, worker: Callable[[VerifierConfig], Any], judge: int) -> None:
         self._config, self._worker, self._judge = config, worker, judge
+        self._asked: list[tuple[asyncio.Future[Scored], ScoreWork, str, list[Frames]]] = []
         self._thread: _LoopThread | None = None
         self._started: Any = None
 
-    def score(self, work: ScoreWork, prompt: str, units: Sequence[LocalUnit]) -> Scored:
-        """What the verifier says of a branch, given its units, oldest first. Raises as the verifier does."""
+    async def score(self, work: ScoreWork, prompt: str, units: Sequence[LocalUnit]) -> Scored:
+        """What the verifier says of a branch, given its units, oldest first. Raises as the verifier does.
+
+        What is asked by several at the same moment is answered together.
+        """
         newest = units[-1]
         said = newest.ground.verdict(newest.branch, self._judge, work.assessment)
         if said is not None:
             return _scored(work, said)
-        scored = self._asked(work, prompt, [unit.frames for unit in units])
+        loop = asyncio.get_running_loop()
+        if not self._asked:
+            loop.call_soon(loop.call_soon, self._answer)  # once all that is ready now has been done
+        answer: asyncio.Future[Scored] = loop.create_future()
+        self._asked.append((answer, work, prompt, [unit.frames for unit in units]))
+        scored = await answer
         newest.ground.keep_verdict(newest.branch, self._judge, work.assessment, _said(scored))
         return scored
 
@@ -244,9 +253,24 @@ class HostedVerifier:
             self._thread = None
             gc.collect()  # an engine that is left to the end of the process finds half of Python gone
 
-    def _asked(self, work: ScoreWork, prompt: str, frames: Sequence[Frames]) -> Scored:
-        answer: Scored = self._call(lambda verifier: verifier.score(work, prompt, *frames))
-        return answer
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, []
+
+        async def together(verifier: Any) -> list[Scored | BaseException]:
+            questions = (verifier.score(work, prompt, *frames) for _, work, prompt, frames in asked)
+            return await asyncio.gather(*questions, return_exceptions=True)
+
+        try:
+            answers = self._call(together)
+        except Exception as error:  # noqa: BLE001  # it could not be started: everybody is told
+            answers = [error] * len(asked)
+        for (future, *_), answer in zip(asked, answers, strict=True):
+            if future.done():  # its search was cancelled meanwhile
+                continue
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
     def _call(self, method: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         """Ask the verifier, which is started for it if need be."""
@@ -308,7 +332,7 @@ class LocalVerifier:
 
     async def score(self, work: ScoreWork, units: Mapping[Path, LocalUnit]) -> Scored:
         """Score a branch, after those that it was asked about before."""
-        scored = self._host.score(work, self._prompt, [units[prefix] for prefix in prefixes(work.path)])
+        scored = await self._host.score(work, self._prompt, [units[prefix] for prefix in prefixes(work.path)])
         seconds = self._speeds.judging(scored.cost)
         now = asyncio.get_running_loop().time()
         self._desk.busy_until = max(now, self._desk.busy_until) + seconds
