@@ -64,8 +64,9 @@ def generate(
     against = recipe.negative_prompt if negative is None else negative
     units = recipe.units if units is None else units
     height, width = size or (recipe.height, recipe.width)
-    if units < 1:
-        raise ValueError(f"a video has at least 1 unit, not {units}")
+    most = pipeline.transformer.config.max_num_frames
+    if not 1 <= units <= most:
+        raise ValueError(f"a video of this model has 1 to {most} units, not {units}")
     for name, given in (("seeds", seeds), ("images", images)):
         if given is not None and len(given) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many {name}, not {len(given)}")
