@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from actors.model_files import ModelFiles
     from framegrove.config.search import SearchConfig
     from framegrove.config.verifier import PanelConfig
-    from framegrove.evaluation.evidence import Blame, Chapter
+    from framegrove.evaluation.blame import Blame
+    from framegrove.evaluation.evidence import Chapter
     from framegrove.evaluation.results import Ledger, Row
     from jobs.console import Display
     from jobs.laboratory import Laboratory
@@ -116,6 +117,7 @@ def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str,
 def report(suite: Suite, out: Path, display: Display) -> None:
     """Examine the rows in ``out``: evidence.json, evidence.md, rows.parquet, and pictures of every length."""
     from framegrove.evaluation import evidence
+    from framegrove.evaluation.blame import blame
     from framegrove.evaluation.evidence_page import page
     from framegrove.evaluation.results import write_parquet
     from framegrove.files import replacing, write_json
@@ -131,7 +133,7 @@ def report(suite: Suite, out: Path, display: Display) -> None:
             for rows in (found[PANEL], found[ORACLE])
         )
         if by_panel is not None:
-            chapters.append((by_panel, by_oracle, evidence.blame(found[PANEL], found[ORACLE], by_panel, suite.config)))
+            chapters.append((by_panel, by_oracle, blame(found[PANEL], found[ORACLE], by_panel, suite.config)))
             _draw(by_panel, suite, out, PANEL)
         if by_oracle is not None:
             _draw(by_oracle, suite, out, ORACLE)

@@ -16,6 +16,7 @@ import pytest
 from framegrove.config.base import ConfigError, load, validated
 from framegrove.config.suite import Setting, SuiteConfig
 from framegrove.evaluation import evidence
+from framegrove.evaluation.blame import blame
 from framegrove.evaluation.curves import RESAMPLES
 from framegrove.evaluation.evidence import Chapter
 from framegrove.evaluation.evidence_page import page
@@ -168,17 +169,17 @@ def test_rank_correlation_of_the_judge_with_the_oracle() -> None:
 
 def test_blame_replaces_one_part_at_a_time(found: Chapter) -> None:
     ceiling = rows({setting: (min(95, right + 15), cost) for setting, (right, cost) in WORLD.items()})
-    blame = evidence.blame(rows(), ceiling, found, suite())
-    assert blame is not None
-    assert blame.setting == "dfs 8x"
-    assert blame.judge is not None
-    assert blame.judge.mean == pytest.approx(0.15)
-    assert blame.most_right == "linear 8"
-    assert blame.policy is not None
-    assert blame.policy.mean == pytest.approx(0.04)
-    assert (blame.ceiling, blame.generator.mean if blame.generator else 0) == ("linear 8", pytest.approx(0.05))
-    assert blame.hazard == pytest.approx(1 - 0.4 ** (1 / 16))
-    alone = evidence.blame(rows(), [], found, suite())
+    blamed = blame(rows(), ceiling, found, suite())
+    assert blamed is not None
+    assert blamed.setting == "dfs 8x"
+    assert blamed.judge is not None
+    assert blamed.judge.mean == pytest.approx(0.15)
+    assert blamed.most_right == "linear 8"
+    assert blamed.policy is not None
+    assert blamed.policy.mean == pytest.approx(0.04)
+    assert (blamed.ceiling, blamed.generator.mean if blamed.generator else 0) == ("linear 8", pytest.approx(0.05))
+    assert blamed.hazard == pytest.approx(1 - 0.4 ** (1 / 16))
+    alone = blame(rows(), [], found, suite())
     assert alone is not None
     assert (alone.judge, alone.generator, alone.ceiling) == (None, None, None)
 
@@ -213,7 +214,7 @@ def test_without_linear_search_there_is_no_plateau() -> None:
 
 def test_page_and_pictures(found: Chapter, tmp_path: Path) -> None:
     ceiling = evidence.chapter(rows(), suite())
-    text = page("digits-long", 16, [(found, ceiling, evidence.blame(rows(), rows(), found, suite()))])
+    text = page("digits-long", 16, [(found, ceiling, blame(rows(), rows(), found, suite()))])
     assert "**met** by dfs 8x: 0.30" in text
     assert "**missed** by 0.25" in text
     assert "| dfs 8x | 76% [" in text

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from framegrove.config.suite import Setting, SuiteConfig
-from framegrove.evaluation.curves import RESAMPLES, Interval, bootstrap
+from framegrove.evaluation.curves import RESAMPLES, Interval
 from framegrove.evaluation.report import Price
 from framegrove.evaluation.results import Metric, Row, by_setting, mean_price
 
@@ -152,25 +152,6 @@ class Chapter:
         return next(outcome for outcome in self.outcomes if outcome.setting.label == label)
 
 
-@dataclass(frozen=True)
-class Blame:
-    """What keeps the best tree setting from being always right, by replacing one part at a time with a perfect twin.
-
-    ``judge``: what the oracle as judge adds to the same setting. ``policy``: what the most right setting at the same
-    judge has more. ``generator``: what is wrong even in the most right setting with the oracle as judge, and
-    ``hazard``, the mean share of units that go wrong without a search. None where that was not run.
-    """
-
-    setting: str
-    right: Interval
-    judge: Interval | None
-    policy: Interval | None
-    most_right: str
-    generator: Interval | None
-    ceiling: str | None
-    hazard: float | None
-
-
 def complete(rows: Sequence[Row]) -> list[Row]:
     """The rows of the prompts that every setting has."""
     groups = by_setting(rows)
@@ -192,39 +173,6 @@ def chapter(rows: Sequence[Row], suite: SuiteConfig) -> Chapter:
         trends=tuple(table.trends()),
         teamwork=tuple(table.teamwork()),
     )
-
-
-def blame(rows: Sequence[Row], ceiling: Sequence[Row], found: Chapter, suite: SuiteConfig) -> Blame | None:
-    """Who is to blame for what the best tree setting gets wrong; ``found`` is what the rows show.
-
-    ``ceiling`` are the rows with the oracle as judge, if any. None where there is no tree setting.
-    """
-    trees = [outcome for outcome in found.outcomes if outcome.setting.policy in suite.trees]
-    if not trees:
-        return None
-    reaching = [aim.setting for aim in found.aims if aim.setting is not None]
-    best = found.find(reaching[0]) if reaching else _most_right(trees)
-    top, setting = _most_right(found.outcomes), best.setting
-    shares = {each: _by_prompt(group, right) for each, group in by_setting(complete(rows)).items()}
-    perfect = {each: _by_prompt(group, right) for each, group in by_setting(complete(ceiling)).items()}
-    highest = max(perfect, key=lambda each: sum(perfect[each].values()), default=None)
-    single = next((outcome.right.mean for outcome in found.outcomes if outcome.setting.policy == "single"), None)
-    return Blame(
-        setting=setting.label,
-        right=best.right,
-        judge=_gain(perfect.get(setting, {}), shares[setting]),
-        policy=_gain(shares[top.setting], shares[setting]),
-        most_right=top.setting.label,
-        generator=bootstrap([1.0 - share for share in perfect[highest].values()]) if highest else None,
-        ceiling=highest.label if highest else None,
-        hazard=1.0 - single ** (1.0 / found.units) if single is not None else None,
-    )
-
-
-def _gain(ones: Mapping[int, float], others: Mapping[int, float]) -> Interval | None:
-    """The mean of one minus the other over the prompts that both have, None where there are none."""
-    shared = sorted(ones.keys() & others.keys())
-    return bootstrap([ones[prompt] - others[prompt] for prompt in shared]) if shared else None
 
 
 class _Table:
@@ -430,14 +378,5 @@ def _draws(prompts: int) -> Array:
     return np.asarray(counts / prompts)
 
 
-def _by_prompt(rows: Sequence[Row], metric: Metric) -> dict[int, float]:
-    return {row.prompt_index: metric(row) for row in rows}
-
-
 def _held_out(name: str, row: Row) -> float:
     return row.held_out[name]
-
-
-def _most_right(outcomes: Sequence[Outcome]) -> Outcome:
-    """The setting with the highest share of right videos, the cheapest of equals."""
-    return max(outcomes, key=lambda outcome: (outcome.right.mean, -outcome.cost.mean))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from framegrove.evaluation.blame import Blame
 from framegrove.evaluation.curves import Interval
-from framegrove.evaluation.evidence import Aim, Blame, Chapter, Outcome, Standing, Teamwork, Trend
+from framegrove.evaluation.evidence import Aim, Chapter, Outcome, Standing, Teamwork, Trend
 
 
 def page(name: str, aims_for: int, chapters: Sequence[tuple[Chapter, Chapter | None, Blame | None]]) -> str:
