@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused(pipeline: Pipeline) -> None:
         generate(pipeline, ["3"], [0], size=(64, 100))
     with pytest.raises(ValueError, match="2 prompts need as many seeds, not 1"):
         generate(pipeline, ["3", "3"], [0])
-    with pytest.raises(ValueError, match="has 1 to .* units, not"):
+    with pytest.raises(ValueError, match="units, not 0"):
         generate(pipeline, ["3"], [0], units=0)
     with pytest.raises(ValueError, match="a first frame must be uint8 of shape"):
         generate(pipeline, ["3"], [0], images=[np.zeros((32, 32, 3), dtype=np.uint8)])
