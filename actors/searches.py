@@ -210,8 +210,11 @@ class SearchRunner:
                 journal = stack.enter_context(Journal(folder / "journal.jsonl", identity, store))
             judges = dict(self._verifiers) if policies.find(config.policy).judged else {}
             left_out: dict[str, str] = {}
-            sampled = None
+            sampled, loop = None, asyncio.get_running_loop()
+            began, limit = loop.time(), config.seconds
             while True:
+                if limit is not None:  # one limit for all attempts
+                    config = config.model_copy(update={"seconds": max(limit + began - loop.time(), 1e-3)})
                 policy, prices = await self._planned(request, config, opened, judges)
                 conductor = Conductor(
                     policy,
@@ -227,6 +230,7 @@ class SearchRunner:
                     sampled=sampled,
                     shared=self._shared,
                     pack=self._generators.pack,
+                    log_p=self._fused_by(judges).log_p,
                 )
                 watch(Lookout(conductor.snapshot, opened.single, prices))
                 try:
@@ -244,21 +248,25 @@ class SearchRunner:
     ) -> tuple[Policy, Prices]:
         """The policy of a search that these verifiers judge, and what its works cost."""
         prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges), opened.nfe)
-        weights = {
-            name: weight
-            for name, weight in self._search.weights.items()
-            if name.rpartition("/")[0] in judges or "/" not in name
-        }
         policy, _ = policies.make_policy(
             config,
             request.units,
             opened.stages,
             prices,
             given=len(opened.given),
-            panel=Panel([pool.config for pool in judges.values()], weights) if judges else None,
+            panel=self._fused_by(judges) if judges else None,
             seed=request.seed,
         )
         return policy, prices
+
+    def _fused_by(self, judges: Mapping[str, VerifierPool]) -> Panel:
+        """What the scores of these verifiers mean, by the weights that are theirs."""
+        weights = {
+            name: weight
+            for name, weight in self._search.weights.items()
+            if name.rpartition("/")[0] in judges or "/" not in name
+        }
+        return Panel([pool.config for pool in judges.values()], weights)
 
     async def _judging_prices(
         self, request: GenerationRequest, prompt: str, judges: Mapping[str, VerifierPool]

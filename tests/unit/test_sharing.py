@@ -198,11 +198,11 @@ def test_who_is_gone_is_gone_for_all() -> None:
     one.gone("g0", "node lost")
     other.down("g0")  # a work of it had been there, too
     assert other.to_recover() == []
-    other.check()
+    other.check(other.pools)
     with pytest.raises(SearchFailed, match="no generator is left, the last one, g1, was lost: node lost"):
         one.gone("g1", "node lost")
     with pytest.raises(SearchFailed, match="no generator is left"):
-        other.check()
+        other.check(other.pools)
 
 
 def test_a_pool_that_is_known_has_the_same_workers_for_all() -> None:

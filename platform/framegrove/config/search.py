@@ -44,8 +44,8 @@ class SearchConfig(Config):
     seconds: float | None = Field(
         default=None,
         gt=0,
-        description="time limit: shortly before, the most promising branch is finished and wins; the one setting that "
-        "makes a video depend on how fast it is made",
+        description="time limit of a run, once its actors are up: shortly before, the most promising branch is "
+        "finished and wins; the one setting that makes a video depend on how fast it is made",
     )
     options: dict[str, dict[str, Any]] = Field(
         default={}, description="options of each policy by its name, as in options.tof.roots=8"

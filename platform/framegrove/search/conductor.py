@@ -19,8 +19,10 @@ from framegrove.config.search import SearchConfig, Speculate
 from framegrove.errors import UserError
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
 from framegrove.search.dispatcher import Dispatcher, check, describe
+from framegrove.search.fusion import LogP, product
 from framegrove.search.journal import Journal
 from framegrove.search.protocols import (
+    NOTHING,
     GeneratorClient,
     PanelMember,
     UnitsLost,
@@ -37,6 +39,8 @@ from framegrove.search.workers import GENERATORS, Pool, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, prefixes
 
 log = logging.getLogger(__name__)
+
+_MOMENT = 1e-3  # s: time that is as good as none
 
 # From which probability of being needed on a work is done ahead. Doing it saves its time if it is needed, and wastes
 # its price if not: at even odds both are worth the same.
@@ -106,6 +110,7 @@ class Conductor:
         sampled: Collection[tuple[Sampled, tuple[Any, ...]]] | None = None,
         shared: SharedWorkers | None = None,
         pack: int = 1,
+        log_p: LogP = product,
     ) -> None:
         self._happened = asyncio.Event()
         if GENERATORS in panel:
@@ -116,7 +121,13 @@ class Conductor:
         )
         judges = {each: [name for name, member in panel.items() if each in member.judges] for each in Assessment}
         self._state = Dispatcher(
-            policy, self._share, judges, speculate=LEAST_LIKELY[config.speculate], attempts=config.attempts, given=given
+            policy,
+            self._share,
+            judges,
+            speculate=LEAST_LIKELY[config.speculate],
+            attempts=config.attempts,
+            given=given,
+            log_p=log_p,
         )
         self._config = config
         self._generators = generators
@@ -147,12 +158,12 @@ class Conductor:
         try:
             await self._restore()
             while True:
-                if self._time_left() <= 0:
-                    self._state.hurry()
+                if self._time_left() <= _MOMENT:
+                    self._state.hurry(max(0.0, (self._config.seconds or 0.0) - self._now()))
                 for command in self._state.decide(self._now()):
                     self._carry_out(command)
                 self._report()
-                if not self._state.finished or self._state.running:
+                if not self._state.finished or self._is_busy:
                     await self._something_happens()
                 elif not await self._forget_lost():
                     return self._result()
@@ -196,7 +207,7 @@ class Conductor:
         assert under_way, "a search that is not finished has something under way, or waits for a worker"
         left = self._time_left()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left if left < math.inf else None):
+            async with asyncio.timeout(max(left, _MOMENT) if left < math.inf else None):
                 await self._happened.wait()
         self._happened.clear()
         if self._error is not None:
@@ -206,7 +217,14 @@ class Conductor:
         """Seconds after which there is just time to finish a video."""
         if self._config.seconds is None or self._state.hurried or self._state.finished:
             return math.inf
-        return self._config.seconds - self._now() - self._state.seconds_to_finish
+        left = self._config.seconds - self._now()
+        return left - self._state.seconds_to_finish(left)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether there is something to wait for before the end: once time was up, not for scores."""
+        running = self._state.running.values()
+        return any(isinstance(attempt.work, SampleWork) or not self._state.hurried for attempt in running)
 
     async def _forget_lost(self) -> bool:
         """Before the end: whether a unit of the winner was lost, so that it has to be computed again."""
@@ -227,7 +245,10 @@ class Conductor:
         except UserError as error:
             if isinstance(attempt.work, SampleWork):
                 raise
-            raise VerifierUnusable(attempt.work.verifier, str(error)) from error
+            if not self._state.hurried:
+                raise VerifierUnusable(attempt.work.verifier, str(error)) from error
+            ending, reason = Ending.FAILED, str(error)  # and nobody needs it any more
+            self._state.on_lost(attempt, NOTHING, self._now())
         except WorkCancelled as stop:
             ending = Ending.CANCELLED
             await self._waste(pool, stop.cost)

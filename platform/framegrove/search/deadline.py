@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from framegrove.search.tree import Layout, Plan, PlannedWork
-from framegrove.types import Path, SampleWork, prefixes
+from framegrove.search.fusion import LogP
+from framegrove.search.tree import Layout, PanelWork, Plan, Scores
+from framegrove.types import Assessment, Path, SampleWork, prefixes
+
+EXPECT = 0.85  # how likely a unit that nobody has judged is taken to be right
 
 
-def the_quickest_end(
-    plan: Plan, layout: Layout, finished: Collection[Path], running: Iterable[SampleWork], given_up: Collection[Path]
-) -> tuple[Path, list[PlannedWork]]:
-    """A whole video, and the sample works that are to be planned for it, one after the other.
+def most_promising(
+    layout: Layout,
+    finished: Collection[Path],
+    dead: Collection[Path],
+    panels: Mapping[PanelWork, Scores],
+    log_p: LogP,
+    most_units: float = math.inf,
+) -> Path | None:
+    """The branch from which a video is most likely to become right, by the scores that are in; None without branches.
 
-    It grows from the longest branch that leads on, and that is there with all of its units (``finished``); of equally
-    long ones from one that was judged, of these from that with the best path score, of equals from the first. What is
-    ``running`` already goes on. Branches that were dropped or ``given_up`` do not lead on.
+    Of those whose units are all ``finished``, neither they nor what they grew from being ``dead``. Units that nobody
+    has judged, and those that are still to come, count as right with probability EXPECT. A branch that has children and
+    was not judged itself is what these are. Of equals the longest. There is time for ``most_units`` more: where that is
+    too few for all branches, the longest are chosen from.
     """
-    dead = {*plan.dropped, *given_up}
-    scores = {judgement.path: judgement.total for judgement in plan.judgements}
+    judged: dict[Path, tuple[Assessment, Scores]] = {}
+    order = list(Assessment)
+    for work in sorted(panels, key=lambda work: order.index(work.assessment)):  # the last assessment of a branch counts
+        judged[work.path] = work.assessment, panels[work]
 
-    def leads_on(path: Path) -> bool:
-        return all(prefix in finished and prefix not in dead for prefix in prefixes(path))
+    def promise(path: Path) -> float:
+        """The logarithm of the probability that the video becomes right."""
+        if path in judged and judged[path][0] is Assessment.FINAL:
+            return log_p(*judged[path])
+        known = [log_p(*judged[prefix]) for prefix in prefixes(path) if prefix in judged]
+        return sum(known) + math.log(EXPECT) * (layout.units - layout.given - len(known))
 
-    best = max(
-        filter(leads_on, finished),
-        key=lambda path: (len(path), path in scores, scores.get(path, 0.0), tuple(-step for step in path)),
-        default=layout.prefix,
-    )
-    path, works = best, list[PlannedWork]()
+    alive = [path for path in finished if all(each in finished and each not in dead for each in prefixes(path))]
+    parents = {path[:-1] for path in finished}
+    alive = [path for path in alive if path in judged or path not in parents]
+    longest = max(map(len, alive), default=0)
+    alive = [path for path in alive if layout.units - len(path) <= most_units] or [
+        path for path in alive if len(path) == longest
+    ]
+    return max(alive, key=lambda path: (promise(path), len(path), tuple(-step for step in path)), default=None)
+
+
+def rest_of(
+    path: Path, layout: Layout, running: Iterable[SampleWork], dead: Collection[Path], taken: Collection[Path]
+) -> Iterator[tuple[Path, SampleWork]]:
+    """Unit by unit, a branch and the work that makes its newest unit, from ``path`` to a whole video.
+
+    What is ``running`` already goes on; otherwise the unit is that of a child that is not ``taken``.
+    """
+    running = list(running)
     while len(path) < layout.units:
-        under_way = next(
-            (
-                (child, work)
-                for work in running
-                for child in work.paths
-                if child[:-1] == path and work.last_stage == layout.last_stage and child not in dead
-            ),
-            None,
+        going_on = (
+            (child, work)
+            for work in running
+            for child in work.paths
+            if child[:-1] == path and work.last_stage == layout.last_stage and child not in dead
         )
-        if under_way is not None:
-            path, work = under_way
-        else:
-            path = (*path, _unused(path, plan, finished, given_up))
-            work = SampleWork((path,), 0, layout.last_stage)
-        if work not in plan.certain:
-            works.append(work)
-    return path, works
+        fresh = (*path, next(index for index in range(len(taken) + 1) if (*path, index) not in taken))
+        path, work = next(going_on, (fresh, SampleWork((fresh,), 0, layout.last_stage)))
+        yield path, work
 
 
-def _unused(parent: Path, plan: Plan, finished: Collection[Path], given_up: Collection[Path]) -> int:
-    """The number of a child that nobody has asked for yet."""
-    asked = [path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths]
-    taken = [path[-1] for path in (*asked, *finished, *given_up) if path[:-1] == parent]
-    return max(taken, default=-1) + 1
+def known_children(plan: Plan, finished: Collection[Path], given_up: Collection[Path]) -> set[Path]:
+    """Branches that somebody has asked for, or made."""
+    asked = (path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths)
+    return {*asked, *finished, *given_up}

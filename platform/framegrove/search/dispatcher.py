@@ -37,6 +37,7 @@ Every event costs time in proportion to what it changes, not to the size of the 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,8 @@ from typing import Any
 from framegrove.errors import UserError
 from framegrove.lineage import branch_name
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
-from framegrove.search.deadline import the_quickest_end
+from framegrove.search.deadline import known_children, most_promising, rest_of
+from framegrove.search.fusion import LogP, product
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
 from framegrove.search.result import CostBreakdown, Ending, Span
@@ -65,7 +67,7 @@ from framegrove.search.tree import (
 from framegrove.search.workers import GENERATORS, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, paths_of, prefixes
 
-_PACE = 4  # sample works by which it is told how long another one takes
+_PACE = 16  # sample works by which it is told how long another one takes
 _MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
 
 
@@ -87,6 +89,7 @@ class Dispatcher:
         speculate: float | None = 0.0,
         attempts: int = 3,
         given: Sequence[Any] = (),
+        log_p: LogP = product,
     ) -> None:
         layout = policy.layout
         if len(given) != layout.given:
@@ -109,7 +112,7 @@ class Dispatcher:
         self._hopeless: dict[Work, None] = {}  # certain works that are not done any more
         self.hurried = False
         """Whether time was up, so that the policy is not asked any more."""
-        self._reached = layout.given  # units of the longest branch so far
+        self._log_p = log_p
         self._unanswered: list[PanelWork] = []  # judgements of given-up branches that the policy waits for
         # What is to be done.
         self._queue = WorkQueue(workers.pools, layout, self.handles)
@@ -181,7 +184,7 @@ class Dispatcher:
         """
         self._answer_the_rest()
         if not self.finished:
-            self._workers.check()
+            self._workers.check((GENERATORS,) if self.hurried else self._workers.pools)
         commands: list[Command] = [Release(handle) for handle in self._to_release]
         self._to_release.clear()
         if self.finished:
@@ -286,38 +289,95 @@ class Dispatcher:
 
     # ---- when time is up
 
-    @property
-    def seconds_to_finish(self) -> float:
-        """About how long the longest branch takes to be finished, by the slowest of the latest sample works."""
-        spans = (
-            span for span in reversed(self.spans) if isinstance(span.work, SampleWork) and span.ending is Ending.DONE
-        )
-        pace = max((span.end - span.start for span in itertools.islice(spans, _PACE)), default=0.0)
-        return pace * (self.layout.units - self._reached)
+    def seconds_to_finish(self, at_least: float) -> float:
+        """About how long the most promising branch takes to be finished, by the slowest of the latest whole units.
 
-    def hurry(self) -> None:
-        """Time is up: finish the most promising branch, and do nothing else any more."""
-        self.hurried = True
+        If a whole video would take less than ``at_least``, that is told without looking for the branch.
+        """
+        pace = self._pace()
+        from_nothing = pace * (self.layout.units - self.layout.given)
+        if from_nothing < at_least:
+            return from_nothing
+        return pace * (self.layout.units - len(self._most_promising() or self.layout.prefix))
+
+    def _pace(self) -> float:
+        """Seconds that a unit takes from noise to the end, by the slowest of the latest sample works; 0 before any.
+
+        Where there were none that did all of it, the draft's and the refinement's are added up.
+        """
+        slowest: dict[tuple[int, int], float] = {}
+        done = (s for s in reversed(self.spans) if isinstance(s.work, SampleWork) and s.ending is Ending.DONE)
+        for span in itertools.islice(done, _PACE):
+            assert isinstance(span.work, SampleWork)
+            stages = span.work.first_stage, span.work.last_stage
+            slowest[stages] = max(slowest.get(stages, 0.0), span.end - span.start)
+        return slowest.get((0, self.layout.last_stage)) or sum(slowest.values())
+
+    def hurry(self, left: float = math.inf) -> None:
+        """Time is up: finish the most promising branch that can be in what is ``left`` (s), and do nothing else.
+
+        Raises SearchFailed where that, and all others, were given up.
+        """
+        again, self.hurried = self.hurried, True
         self._unanswered.clear()
-        winner, running = self.plan.winner, {attempt.work for attempt in self.running.values()}
-        works: list[PlannedWork] = []
-        if winner is None:
-            finished = {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
-            started = [work for work in running if isinstance(work, SampleWork)]
-            winner, works = the_quickest_end(self.plan, self.layout, finished, started, self.given_up)
-        self._follow(Decision(len(self.plan.certain) + len(works), tuple(works), winner=winner))
-        needed = {Latent(prefix, self.layout.last_stage) for prefix in prefixes(winner)}
+        pace = self._pace()
+        best = self.plan.winner or self._most_promising(left / pace + 0.5 if pace else math.inf)
+        if best is None and again:
+            self._check_winner()
+            raise SearchFailed("every branch was given up, and no time is left for others")
+        going_on = [
+            attempt.work
+            for number, attempt in self.running.items()
+            if isinstance(attempt.work, SampleWork)
+            and number not in self._cancelling
+            and not self._is_hopeless(attempt.work)
+        ]
+        finished = {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
+        taken = known_children(self.plan, finished, self.given_up)
+        dead = {*self.plan.dropped, *self.given_up}
+        rest = dict(rest_of(best or self.layout.prefix, self.layout, going_on, dead, taken))
+        winner = next(reversed(rest)) if rest else best
+        assert winner is not None
+        works = self._made_by(winner, rest)
+        planned = tuple(work for work in works if not self.certain(work))
+        self._follow(Decision(len(self.plan.certain) + len(planned), planned, winner=winner))
         for work in self._queue.works:
-            if work in self.done or work in self._hopeless:
-                continue
-            if isinstance(work, SampleWork) and needed.intersection(self.layout.outputs(work)):
-                needed.update(self._queue.inputs(work))
-            else:
+            if work not in works and work not in self.done and work not in self._hopeless:
                 self._lose_hope(work)
         for number, attempt in self.running.items():
-            if isinstance(attempt.work, SampleWork) and attempt.work in self._hopeless:
+            if (
+                isinstance(attempt.work, SampleWork)
+                and attempt.work in self._hopeless
+                and number not in self._cancelling
+            ):
                 self._speculating[number] = self._to_cancel[number] = attempt
         self._to_cancel |= self._speculating
+        self._let_go(list(self._dropped))
+
+    def _most_promising(self, most_units: float = math.inf) -> Path | None:
+        finished = {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
+        failing = (path[:-1] for path in self.given_up)  # there is no time to find out whose fault it was
+        dead = {*self.plan.dropped, *self.given_up, *failing}
+        return most_promising(self.layout, finished, dead, self.panels, self._log_p, most_units)
+
+    def _made_by(self, winner: Path, to_come: Mapping[Path, SampleWork]) -> dict[SampleWork, None]:
+        """Every work that makes a branch, those of its drafts included, in the order of its units."""
+        made = {latent: self._makers[latent][0] for latent in self.handles if latent in self._makers}
+        planned = {
+            latent: work
+            for work in self._queue.works
+            if isinstance(work, SampleWork) and work not in self._hopeless
+            for latent in self.layout.outputs(work)
+        }
+        coming = {Latent(path, work.last_stage): work for path, work in to_come.items()}
+        by_latent = planned | coming | made
+        works: dict[SampleWork, None] = {}
+        for path in prefixes(winner)[self.layout.given :]:
+            chain = [by_latent[Latent(path, self.layout.last_stage)]]
+            while chain[0].first_stage:
+                chain.insert(0, by_latent[Latent(path, chain[0].first_stage - 1)])
+            works |= dict.fromkeys(chain)
+        return works
 
     # ---- what happened
 
@@ -355,6 +415,8 @@ class Dispatcher:
         """
         self._end(attempt, Ending.FAILED, cost, now)
         self._workers.down(attempt.worker)
+        if attempt.work in self._hopeless:
+            return
         if not self.certain(attempt.work):
             self._withdrawn.add(attempt.work)
             return
@@ -386,12 +448,16 @@ class Dispatcher:
         self._workers.back(worker)
 
     def on_gone(self, worker: str, reason: str) -> None:
-        """The worker will never be back. Raises SearchFailed if it was the last of its pool."""
-        self._workers.gone(worker, reason)
+        """The worker will never be back. Raises SearchFailed if it was the last of a pool that is still needed."""
+        try:
+            self._workers.gone(worker, reason)
+        except SearchFailed:
+            if not self.hurried:  # afterwards only generators count, which ``decide`` looks after
+                raise
 
     def _needed(self, latent: Latent) -> bool:
         """Whether a certain work builds on it that is not done, or a later one may, or the winner is made of it."""
-        if any(work not in self.done for work in self._queue.users(latent)):
+        if any(work not in self.done and work not in self._hopeless for work in self._queue.users(latent)):
             return True
         if latent.stage < self._policy.layout.last_stage:  # a draft is of no use once it has been refined
             refined = Latent(latent.path, self._policy.layout.last_stage) in self.handles
@@ -453,8 +519,6 @@ class Dispatcher:
     def _put(self, latent: Latent, handle: Any) -> None:
         """A handle is there."""
         self.handles[latent] = handle
-        if latent.stage == self.layout.last_stage:
-            self._reached = max(self._reached, len(latent.path))
         self._latents[latent.path].add(latent)
         self._children[latent.path[:-1]].add(latent.path)
         self._queue.arrived(latent)
@@ -528,6 +592,9 @@ class Dispatcher:
         for each in self._queue.works:
             if each not in self.done and each not in self._hopeless and self._is_hopeless(each):
                 self._lose_hope(each)
+        if self.hurried and any(prefix in self.given_up for prefix in prefixes(self.plan.winner or ())):
+            self.plan.winner = None
+            self.hurry()
         self._check_winner()
         self._answer_the_rest()
 

@@ -269,9 +269,9 @@ class Share:
 
     # ---- workers that die
 
-    def check(self) -> None:
-        """Raise SearchFailed if a pool that this search needs has no worker left."""
-        for pool in self.pools:
+    def check(self, pools: Collection[str]) -> None:
+        """Raise SearchFailed if one of these pools has no worker left."""
+        for pool in pools:
             if pool in self._workers.lost:
                 raise SearchFailed(self._workers.lost[pool])
 
