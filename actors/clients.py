@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -68,27 +67,29 @@ class UnitRef:
 
 
 class KeptStates:
-    """The decoder states that all searches of a pool keep, at most ``most`` bytes in all: the oldest goes first.
+    """The decoder states that all searches of a pool keep, at most ``most`` bytes in all.
 
     One that is gone is made again by the generator that needs it, which takes as long as decoding the video up to
-    there, and changes nothing. Without a limit a wide search would fill the store and then the disks.
+    there, and changes nothing; so the state after the shortest video goes first, of equals the newest: breadth first,
+    the older ones are needed sooner. Without a limit a wide search would fill the store and then the disks.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: OrderedDict[int, tuple[weakref.ref[UnitRef], int]] = OrderedDict()
+        self._kept: dict[tuple[int, int], tuple[weakref.ref[UnitRef], int]] = {}  # by units, and minus their number
+        self._numbers = itertools.count()
         self._bytes = 0
 
-    def add(self, unit: UnitRef, size: int) -> None:
-        """A unit has come with a state of so many bytes."""
-        self._kept[id(unit)] = weakref.ref(unit), size
+    def add(self, unit: UnitRef, units: int, size: int) -> None:
+        """The last of so many units has come with a state of so many bytes."""
+        self._kept[units, -next(self._numbers)] = weakref.ref(unit), size
         self._bytes += size
         if self._bytes > self._most:
             self._forget_released()
         while self._bytes > self._most and self._kept:
-            _, (oldest, freed) = self._kept.popitem(last=False)
+            cheapest, freed = self._kept.pop(min(self._kept))
             self._bytes -= freed
-            if (released := oldest()) is not None:
+            if (released := cheapest()) is not None:
                 released.let_go()
 
     def _forget_released(self) -> None:
@@ -156,7 +157,7 @@ class RemoteGenerator:
             before.let_go()
         if made.state_bytes:
             for unit in units:
-                self._states.add(unit, made.state_bytes)
+                self._states.add(unit, work.depth + 1, made.state_bytes)
         return Sampled(work, cost, units)
 
     def cancel(self, work: SampleWork) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -279,7 +280,7 @@ class Generator:
 
 
 class _Cancellations:
-    """Numbers of works that are to be given up, from several threads. Numbers rise from work to work.
+    """Numbers of works that are to be given up, from several threads.
 
     A cancellation may come before its work is started, or after it has ended; the latter is of no use and forgotten.
     """
@@ -287,7 +288,7 @@ class _Cancellations:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbers: set[int] = set()
-        self._last_ended = 0
+        self._ended: deque[int] = deque(maxlen=1024)  # the latest: nobody cancels what ended long ago
 
     def __contains__(self, number: int) -> bool:
         with self._lock:
@@ -295,10 +296,10 @@ class _Cancellations:
 
     def add(self, number: int) -> None:
         with self._lock:
-            if number > self._last_ended:
+            if number not in self._ended:
                 self._numbers.add(number)
 
     def ended(self, number: int) -> None:
         with self._lock:
-            self._last_ended = max(self._last_ended, number)
-            self._numbers = {each for each in self._numbers if each > self._last_ended}
+            self._ended.append(number)
+            self._numbers.discard(number)

@@ -370,7 +370,7 @@ def test_a_branch_that_is_given_up_when_time_is_up_gives_way_to_another() -> Non
                 raise WorkFailed("it kills workers")
             return await super().sample(work, parents)
 
-    config = SearchConfig(policy="linear", budget="4x", seconds=14.0, attempts=2)
+    config = SearchConfig(policy="linear", budget="4x", seconds=70.0, attempts=2)
     stage = Stage(World(seed=1), config, generators=1)
     stage.conductor._generators = {"g0": Deadly("g0", World(seed=1))}
 

@@ -176,7 +176,6 @@ def test_cancelled_before_it_comes_up(generator: Generator) -> None:
 def test_a_cancellation_that_comes_too_late_is_forgotten(generator: Generator) -> None:
     generator.sample(21, whole((0,)), CONTEXT, 0, None)
     generator.cancel(21)
-    generator.cancel(20)
     assert not generator._cancellations._numbers
     generator.cancel(23)
     generator.sample(22, whole((0,)), CONTEXT, 0, None)

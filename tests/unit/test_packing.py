@@ -56,14 +56,41 @@ def test_every_call_is_answered_once_whatever_the_order() -> None:
     assert max(map(len, work.batches)) <= 4
 
 
-def test_a_failure_is_that_of_its_batch_alone() -> None:
-    work = Work()
+def test_a_call_returns_when_its_own_batch_is_done() -> None:
+    """However many others keep coming."""
+    batches = threading.Semaphore(0)
+
+    def work(jobs: Sequence[int]) -> list[int]:
+        assert batches.acquire(timeout=10)
+        return list(jobs)
+
     packer: Packer[int, int] = Packer(work, most=2)
+    with ThreadPoolExecutor(8) as threads:
+        calls = []
+        for job in range(7):  # the first alone, then three pairs
+            calls.append(threads.submit(packer.ask, job))
+            while len(packer._waiting) < job:
+                threading.Event().wait(0.001)
+        for done in (1, 3, 5, 7):
+            batches.release()
+            assert [call.result(10) for call in calls[:done]] == list(range(done))
+            assert not any(call.done() for call in calls[done:])
+
+
+def test_the_fault_of_one_job_is_not_that_of_its_batch() -> None:
+    work = Work()
+    packer: Packer[int, int] = Packer(work, most=3)
     with ThreadPoolExecutor(4) as threads:
-        first = threads.submit(packer.ask, 13)
+        first = threads.submit(packer.ask, 1)
         assert work.began.wait(10)
-        second = threads.submit(packer.ask, 3)
+        others = []
+        for job in (2, 13, 3):
+            others.append(threads.submit(packer.ask, job))
+            while len(packer._waiting) < len(others):
+                threading.Event().wait(0.001)
         work.go.set()
+        assert first.result(10) == 1
+        assert (others[0].result(10), others[2].result(10)) == (4, 9)
         with pytest.raises(ValueError, match="13"):
-            first.result(10)
-        assert second.result(10) == 9
+            others[1].result(10)
+    assert work.batches == [[1], [2, 13, 3], [2], [13], [3]]
