@@ -200,6 +200,16 @@ def _size(state: State) -> int:
     return sum(part.nbytes for part in state)
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a verifier is asked, and where the answer will be."""
+
+    answer: asyncio.Future[Scored]
+    work: ScoreWork
+    prompt: str
+    units: Sequence[LocalUnit]
+
+
 class HostedVerifier:
     """A verifier in this process, of class ``worker``, started when a verdict is missing for the first time.
 
@@ -209,7 +219,7 @@ class HostedVerifier:
 
     def __init__(self, config: VerifierConfig, worker: Callable[[VerifierConfig], Any], judge: int) -> None:
         self._config, self._worker, self._judge = config, worker, judge
-        self._asked: list[tuple[asyncio.Future[Scored], ScoreWork, str, list[Frames]]] = []
+        self._asked: dict[tuple[int, Latent, Assessment], _Asked] = {}
         self._thread: _LoopThread | None = None
         self._started: Any = None
 
@@ -222,14 +232,14 @@ class HostedVerifier:
         said = newest.ground.verdict(newest.branch, self._judge, work.assessment)
         if said is not None:
             return _scored(work, said)
-        loop = asyncio.get_running_loop()
-        if not self._asked:
-            loop.call_soon(loop.call_soon, self._answer)  # once all that is ready now has been done
-        answer: asyncio.Future[Scored] = loop.create_future()
-        self._asked.append((answer, work, prompt, [unit.frames for unit in units]))
-        scored = await answer
-        newest.ground.keep_verdict(newest.branch, self._judge, work.assessment, _said(scored))
-        return scored
+        asked = newest.ground.number, newest.branch, work.assessment
+        if asked not in self._asked:
+            loop = asyncio.get_running_loop()
+            if not self._asked:
+                loop.call_soon(loop.call_soon, self._answer)  # once all that is ready now has been done
+            self._asked[asked] = _Asked(loop.create_future(), work, prompt, units)
+        scored = await asyncio.shield(self._asked[asked].answer)  # others may wait for it too
+        return replace(scored, work=work)
 
     def prices(
         self, ground: Ground, prompt: str, units: int, height: int, width: int
@@ -254,23 +264,25 @@ class HostedVerifier:
             gc.collect()  # an engine that is left to the end of the process finds half of Python gone
 
     def _answer(self) -> None:
-        asked, self._asked = self._asked, []
+        """Have everything answered that has been asked, and keep what was said."""
+        asked, self._asked = list(self._asked.values()), {}
+        clips = [[unit.frames for unit in each.units] for each in asked]  # read here: a cache has one thread
 
         async def together(verifier: Any) -> list[Scored | BaseException]:
-            questions = (verifier.score(work, prompt, *frames) for _, work, prompt, frames in asked)
+            questions = (verifier.score(a.work, a.prompt, *clip) for a, clip in zip(asked, clips, strict=True))
             return await asyncio.gather(*questions, return_exceptions=True)
 
         try:
             answers = self._call(together)
         except Exception as error:  # noqa: BLE001  # it could not be started: everybody is told
             answers = [error] * len(asked)
-        for (future, *_), answer in zip(asked, answers, strict=True):
-            if future.done():  # its search was cancelled meanwhile
-                continue
+        for each, answer in zip(asked, answers, strict=True):
             if isinstance(answer, BaseException):
-                future.set_exception(answer)
+                each.answer.set_exception(answer)
             else:
-                future.set_result(answer)
+                newest = each.units[-1]
+                newest.ground.keep_verdict(newest.branch, self._judge, each.work.assessment, _said(answer))
+                each.answer.set_result(answer)
 
     def _call(self, method: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         """Ask the verifier, which is started for it if need be."""

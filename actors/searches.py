@@ -166,12 +166,14 @@ class SearchRunner:
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
 
-    async def judge(self, record: SearchRecord) -> dict[str, float]:
+    async def judge(self, record: SearchRecord, *, again: bool = False) -> dict[str, float]:
         """What the panel says of a record's winner as a whole video, whether or not its search asked.
+
+        ``again``: even if it did, as where the search was judged by another panel.
 
         Raises SearchFailed when a verifier keeps dying.
         """
-        if record.scores:
+        if record.scores and not again:
             return record.scores
         await self.start()
         winner = record.outcome.winner

@@ -69,12 +69,17 @@ class Verdicts:
 
     def __init__(self, reading: Callable[[SearchRecord, Path, Sequence[DigitObject]], BranchReading]) -> None:
         self._reading = reading
+        self._there: set[tuple[int, Path, str, Assessment]] = set()  # several searches have branches in common
         self.said: dict[tuple[str, Assessment], Said] = defaultdict(Said)
 
     async def add(self, item: Item, record: SearchRecord) -> None:
         """Take in what was said of all branches of a search."""
         for node in record.outcome.nodes:
             for scored in node.scored:
+                which = item.index, node.path, scored.work.verifier, scored.work.assessment
+                if which in self._there:
+                    continue
+                self._there.add(which)
                 truth = self._truth(record, node.path, scored.work.assessment, item.objects)
                 if truth is not None:
                     said = self.said[scored.work.verifier, scored.work.assessment]
@@ -86,8 +91,8 @@ class Verdicts:
         self, record: SearchRecord, path: Path, assessment: Assessment, asked: Sequence[DigitObject]
     ) -> bool | None:
         """Whether a branch is right in what an assessment asks about; None where that is not to be learned from."""
-        if path not in record.outcome.handles:
-            return None
+        if path not in record.outcome.handles or assessment is Assessment.POTENTIAL:
+            return None  # a draft's preview is not what there is to be read any more
         if assessment is Assessment.FINAL:
             return self._reading(record, path, asked).whole.fully_right
         if len(path) > 1 and not self._reading(record, path[:-1], asked).whole.fully_right:

@@ -166,7 +166,7 @@ async def measured(lab: Laboratory, item: Item, record: SearchRecord) -> Row:
     from framegrove.types import Assessment, SampleWork
 
     outcome = record.outcome
-    panel = await lab.runner.judge(record)
+    panel = await lab.runner.judge(record, again=item.setting.panel is not None)  # all settings by the same judges
     verdict = lab.verdict(record, item.objects)
     travel = travel_of(record.frames, item.objects, verdict)
     sampling = [span for span in outcome.spans if isinstance(span.work, SampleWork)]

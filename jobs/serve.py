@@ -43,11 +43,11 @@ NAME = "framegrove"  # the application's name in Ray Serve
 _SET = (
     "KEY=VALUE, may be repeated. searches: how many videos are made at a time (default: as many as --generators). "
     "pack: units of several videos that a generator samples together (default 1); with pack and searches raised, more "
-    "videos are made in an hour and each takes longer, and its last bits depend on what was made with it. waiting: how "
-    "many more may wait, others are refused (default 32). budget: compute for a request that names none, in multiples "
-    "of one unsearched sample's FLOPs, decoding included (default 4x). most_budget: the largest budget that a request "
-    "may name (default 64x). most_units: the longest video, in units: 1 frame, then 8 frames per further unit (default "
-    "16). verifier.KEY: any key of a verifier's YAML file."
+    "videos are made in an hour and each takes longer, its last bits depend on what was made with it, and nothing is "
+    "done ahead. waiting: how many more may wait, others are refused (default 32). budget: compute for a request that "
+    "names none, in multiples of one unsearched sample's FLOPs, decoding included (default 4x). most_budget: the "
+    "largest budget that a request may name (default 64x). most_units: the longest video, in units: 1 frame, then 8 "
+    "frames per further unit (default 16). verifier.KEY: any key of a verifier's YAML file."
 )
 
 

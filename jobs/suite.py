@@ -166,7 +166,7 @@ def _rows(suite: Suite, out: Path, judge: str, length: Length, display: Display)
         if differing:
             display.say(f"{path} is left out: it is of another {differing[0]} than {other}")
             return []
-    order = {setting: place for place, setting in enumerate(suite.settings)}
+    order = {setting: place for place, setting in enumerate(suite.judged_by(judge))}
     mine = [row for row in rows if row.setting in order and row.prompt_index < length.prompts]
     return sorted(mine, key=lambda row: (row.prompt_index, order[row.setting]))
 

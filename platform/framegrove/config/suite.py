@@ -51,8 +51,9 @@ class Setting(Config):
 
     @property
     def family(self) -> str:
-        """Settings of one family differ in what they may spend: the policy, or linear search that stops."""
-        return "linear with stop" if self.policy == "linear" and self.until is not None else self.policy
+        """Settings of one family differ in what they may spend: by policy, stopping or not, and by panel."""
+        family = "linear with stop" if self.policy == "linear" and self.until is not None else self.policy
+        return family if self.panel is None else f"{family} by {' and '.join(self.panel)}"
 
 
 class Length(Config):

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,17 +57,18 @@ def most_kept(name: str, branches: int) -> tuple[int, int]:
 
 
 class _Kept:
-    """Counts units that were sampled and not released."""
+    """Branches that were sampled and not released. A simulated generator's handles are their paths."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self._now: set[Path] = set()
+        self.most = 0
 
-    def sampled(self, count: int) -> None:
-        self.now += count
-        self.most = max(self.most, self.now)
+    def sampled(self, paths: Iterable[Path]) -> None:
+        self._now.update(paths)
+        self.most = max(self.most, len(self._now))
 
-    def released(self, handle: Any) -> None:
-        self.now -= 1
+    def released(self, handle: Path) -> None:
+        self._now.discard(handle)
 
 
 def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
@@ -120,13 +121,13 @@ class _Worker:
 class SimulatedGenerator(_Worker):
     """Takes as long as a work's tokens suggest, give or take a half (search.protocols.GeneratorClient)."""
 
-    def __init__(self, seed: int, sampled: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(self, seed: int, sampled: Callable[[Iterable[Path]], None] = lambda paths: None) -> None:
         super().__init__(seed)
         self._sampled = sampled
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
         await self._take(sum(4**stage for stage in range(work.first_stage, work.last_stage + 1)))
-        self._sampled(len(work.paths))
+        self._sampled(work.paths)
         return Sampled(work, Cost(1, 1, 1.0), work.paths)
 
     def cancel(self, work: SampleWork) -> None:

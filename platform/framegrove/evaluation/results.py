@@ -69,7 +69,7 @@ class Row:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of ``as_json``."""
-        of_setting = {name: value[name] for name in Setting.model_fields}
+        of_setting = {name: value[name] for name in Setting.model_fields if name in value}
         own = {name: each for name, each in value.items() if name not in Setting.model_fields}
         return cls(setting=Setting.model_validate(of_setting), **own)
 
