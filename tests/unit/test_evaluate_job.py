@@ -160,7 +160,10 @@ def test_a_suite_that_cannot_be_run(model: Path, tmp_path: Path, more: list[str]
 def test_a_suite_needs_a_cache_and_a_name(model: Path, tmp_path: Path) -> None:
     for given, said in (
         (["--suite", "digits-long"], "add --cache DIR"),
-        (["--suite", "digits-lung", "--cache", str(tmp_path / "cache")], "give one of digits-long, digits-panel, or the path"),
+        (
+            ["--suite", "digits-lung", "--cache", str(tmp_path / "cache")],
+            "give one of digits-long, digits-panel, or the path",
+        ),
         (["--tuning"], "--tuning is for a suite"),
     ):
         result = CliRunner().invoke(evaluate.app, [*given, "--model", str(model), "--out", str(tmp_path / "out")])

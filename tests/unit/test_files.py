@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from framegrove.files import contents, replacing
+from framegrove.files import contents, fingerprint, replacing
 
 
 def test_a_file_or_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -53,3 +55,17 @@ def test_contents_are_told_wherever_they_stand(tmp_path: Path) -> None:
     assert contents(tmp_path / "two") == first
     (tmp_path / "two" / "part" / "weights").write_bytes(b"124")
     assert contents(tmp_path / "two") != first
+
+
+def test_a_copy_of_a_small_folder_is_the_same_and_its_notes_do_not_count(tmp_path: Path) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    first.mkdir()
+    (first / "weights").write_bytes(b"123")
+    before = fingerprint(first, "float32")
+    shutil.copytree(first, copy, copy_function=shutil.copyfile)  # with other times
+    os.utime(copy / "weights", (1, 1))
+    (copy / "README.md").write_text("about it")
+    assert fingerprint(copy, "float32") == before
+    assert fingerprint(copy, "bfloat16") != before
+    (copy / "weights").write_bytes(b"124")
+    assert fingerprint(copy, "float32") != before
