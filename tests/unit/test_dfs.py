@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from framegrove.search.policies.dfs import DepthFirst, DfsOptions
 from framegrove.search.tree import Layout, PanelWork
-from framegrove.types import SampleWork
+from framegrove.types import Assessment, SampleWork
 from tests.fakes import FREE, PAID, Game, World, played
 
 LAYOUT = Layout(units=3, stages=2)
@@ -41,6 +41,23 @@ def test_the_example_of_the_docstring() -> None:
     assert game.plan.at_most == len(game.plan.certain)
     assert {(0,), (1, 1), (0, 2, 1)} <= game.plan.dropped.keys()
     assert not game.plan.is_dropped((1, 2, 0))
+
+
+def test_children_may_be_stretches_that_are_judged_as_whole_videos() -> None:
+    layout = Layout(units=5, stages=2)
+    game = Game(DepthFirst(layout, PLENTY, PAID, DfsOptions(accept=0.5, grow=2, most=3, every=2, whole=True)))
+    assert game.policy.assessments == {Assessment.FINAL}
+    assert game.tell({(0, 0): 0.9}) == [(0, 0, 0), (0, 0, 0, 0)]
+    assert set(game.plan.certain) >= {SampleWork(((0,),), 0, 1), PanelWork((0, 0), Assessment.FINAL)}
+    told = game.tell({(0, 0, 0, 0): 0.3})
+    assert told == [(0, 0, 1), (0, 0, 2), (0, 0, 1, 0), (0, 0, 2, 0)]  # the first units together
+    assert (
+        SampleWork(((0, 0, 1), (0, 0, 2)), 0, 1) in game.plan.certain
+    )  # these share their past, what follows does not
+    game.tell({(0, 0, 1, 0): 0.6, (0, 0, 2, 0): 0.7})
+    assert PanelWork((0, 0, 2, 0, 0), Assessment.FINAL) in game.plan.certain  # the last stretch is a single unit
+    game.tell({(0, 0, 2, 0, 0): 0.8})
+    assert game.plan.winner == (0, 0, 2, 0, 0)
 
 
 def test_a_whole_video_is_accepted_from_until_on() -> None:
@@ -104,13 +121,15 @@ def test_with_enough_budget_the_winner_is_right_wherever_a_right_one_can_be_grow
     accept=st.floats(0.05, 0.95),
     grow=st.integers(1, 4),
     most=st.integers(1, 5),
+    every=st.integers(1, 5),
+    whole=st.booleans(),
 )
 def test_it_ends_within_its_budget_whatever_the_scores(
-    seed: int, units: int, multiple: float, accept: float, grow: int, most: int
+    seed: int, units: int, multiple: float, accept: float, grow: int, most: int, every: int, whole: bool
 ) -> None:
     layout = Layout(units=units, stages=2)
     allowed = math.ceil(multiple * sum(PAID.unit(layout, depth) for depth in range(units)))
-    options = DfsOptions(accept=accept, grow=grow, most=most)
+    options = DfsOptions(accept=accept, grow=grow, most=most, every=every, whole=whole)
     plan = played(DepthFirst(layout, allowed, PAID, options), World(seed=seed))
     assert plan.winner is not None
     assert len(plan.winner) == units

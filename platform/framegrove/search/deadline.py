@@ -34,10 +34,13 @@ def most_promising(
 
     def promise(path: Path) -> float:
         """The logarithm of the probability that the video becomes right."""
-        if path in judged and judged[path][0] is Assessment.FINAL:
-            return log_p(*judged[path])
-        known = [log_p(*judged[prefix]) for prefix in prefixes(path) if prefix in judged]
-        return sum(known) + math.log(EXPECT) * (layout.units - layout.given - len(known))
+        total, units = 0.0, 0
+        for prefix in prefixes(path):
+            if prefix in judged and judged[prefix][0] is Assessment.FINAL:  # of everything up to there
+                total, units = log_p(*judged[prefix]), len(prefix) - layout.given
+            elif prefix in judged:
+                total, units = total + log_p(*judged[prefix]), units + 1
+        return total + math.log(EXPECT) * (layout.units - layout.given - units)
 
     alive = [path for path in finished if all(each in finished and each not in dead for each in prefixes(path))]
     parents = {path[:-1] for path in finished}
