@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from framegrove.config.verifier import own_settings
 from framegrove.digits import siblings, world
 from framegrove.digits.examination import Examination, examine
 from framegrove.digits.questions import Aspect
@@ -182,15 +183,16 @@ def test_a_digit_that_is_gone_leaves_a_count_that_is_wrong() -> None:
 
 def test_the_shipped_verifier_is_examined_among_siblings() -> None:
     groups = [group_of(depth, [3, 3]) for depth in (0, 1, 3)]
-    judge = Judge()
+    judge, own = Judge(), own_settings(None)
+    assert own is not None
     scores = judge.scores(groups)
     for group, of_children in zip(groups, scores, strict=True):
         one, other = of_children
         assert one == pytest.approx(other, abs=1e-6)  # the same frames
         assert one["alignment"] > 0.5
         assert ("motion" in one) == (group.depth > 0)
-        chance = judge.probability(assessment_of(group), one)
-        assert chance == pytest.approx(math.prod(one.values()), rel=1e-6)  # not calibrated
+        fitted_before = own.calibration[assessment_of(group)]
+        assert judge.probability(assessment_of(group), one) == pytest.approx(math.exp(fitted_before.log_p(one)))
     found = examine(judge, groups)
     assert [each.depth for each in found.depths] == [0, 1, 3]
     assert {each.right for each in found.depths} == {1.0}
