@@ -39,7 +39,7 @@ from framegrove.types import Assessment, GenerationRequest, Path
 from framegrove.verification.identity import verifier_identity
 
 # Facts of a verifier that decide what is asked of it and how that counts, and not what it says.
-_NOT_THE_VERDICT = {"name", "weight", "judges"}
+_NOT_THE_VERDICT = {"name", "weight", "judges", "calibration"}
 
 
 def local_runner(

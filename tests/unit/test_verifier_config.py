@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from actors.verifier import VllmVerifier, verifier_class
 from framegrove.config.base import ConfigError, validated
 from framegrove.config.verifier import (
+    Calibration,
     EngineConfig,
     PanelConfig,
     VerifierConfig,
@@ -172,9 +172,10 @@ def test_an_identity_holds_what_decides_the_scores_and_nothing_else(tmp_path: Pa
         VerifierConfig(engine=engine, questions="brief"),
         VerifierConfig(engine=engine, weight=2.0),
         VerifierConfig(engine=engine, judges=(Assessment.FINAL,)),
+        VerifierConfig(engine=engine, calibration={Assessment.FINAL: Calibration(bias=1.0)}),
     ]:
         assert verifier_identity(other) != told
-    os.utime(tmp_path / "config.json", (1, 1))  # retrained
+    (tmp_path / "config.json").write_text('{"retrained": true}')
     assert verifier_identity(one)["model"] != told["model"]
 
 

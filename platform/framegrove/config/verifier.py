@@ -21,7 +21,7 @@ class EngineConfig(Config):
     model: str | None = None  # a folder or a name on the Hugging Face hub; None is the shipped model
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_model_len: int = Field(1024, ge=64)
-    max_frames: int = Field(4, ge=2)
+    max_frames: int = Field(6, ge=2)
     max_questions: int = Field(64, ge=1)  # answered at a time; the engine queues more
     block_size: int | None = Field(32, ge=1)  # tokens; prompts shorter than one never share; None: the engine's own
     cache_gib: int = Field(1, ge=1)  # memory for keys and values on a CPU
@@ -151,7 +151,7 @@ class VerifierConfig(Config):
 class PanelConfig(Config):
     """The verifiers that judge a search's branches; the default is the shipped verifier alone."""
 
-    verifiers: tuple[VerifierConfig, ...] = Field((VerifierConfig(),), min_length=1)
+    verifiers: tuple[VerifierConfig, ...] = Field(default_factory=lambda: (_shipped(),), min_length=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -175,6 +175,11 @@ class PanelConfig(Config):
             if verifier.kind == "vllm":
                 model_folder(verifier.engine)
                 _check_questions(verifier)
+
+
+def _shipped() -> VerifierConfig:
+    """The shipped verifier, with what its folder says of it."""
+    return VerifierConfig.model_validate(_completed({}))
 
 
 def load_panel(verifier: str | None) -> PanelConfig:

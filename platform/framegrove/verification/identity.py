@@ -17,7 +17,7 @@ _NOT_THE_ANSWERS = {"model", "max_questions", "block_size", "tensor_parallel", *
 
 
 def verifier_identity(config: VerifierConfig) -> dict[str, Any]:
-    """What decides a verifier's scores and how they are ranked, as JSON values. Not how many actors share the work.
+    """What decides a verifier's scores and how they count, as JSON values. Not how many actors share the work.
 
     Raises UserError where its model folder or its questions are missing. Reads files: keep it off the event loop.
     """
@@ -26,6 +26,7 @@ def verifier_identity(config: VerifierConfig) -> dict[str, Any]:
         "kind": config.kind,
         "weight": config.weight,
         "judges": [assessment.value for assessment in config.assessments],
+        "calibration": {assessment.value: each.model_dump() for assessment, each in config.calibration.items()},
     }
     if config.kind == "vllm":
         model = model_folder(config.engine)
