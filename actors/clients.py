@@ -112,12 +112,12 @@ class RemoteGenerator:
         states: KeptStates,
         config: SearchConfig = _DEFAULTS,
     ) -> None:
-        self._states = states
         self._group = group
         self._index = index
         self._config = config
         self._context = context
         self._costs = costs
+        self._states = states
         self._running: dict[SampleWork, int] = {}
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, UnitRef]) -> Sampled:

@@ -13,7 +13,7 @@ from framegrove.errors import UserError
 from framegrove.types import Assessment, Path
 
 if TYPE_CHECKING:
-    from framegrove.config.verifier import Calibration, PanelConfig, VerifierConfig
+    from framegrove.config.verifier import Calibration, PanelConfig
     from framegrove.digits.readings import BranchReading
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
@@ -102,9 +102,11 @@ class Verdicts:
 
 def fits(said: Mapping[tuple[str, Assessment], Said], panel: PanelConfig) -> Iterator[Fitted]:
     """A calibration for all that each verifier was asked, in the order of the panel."""
+    from framegrove.search.fusion import Panel
     from framegrove.verification.calibration import calibration_error, fitted
 
     for config in panel.verifiers:
+        as_it_was = Panel([config], {})
         for assessment in config.assessments:
             found = said.get((config.name, assessment))
             if found is None:
@@ -113,7 +115,8 @@ def fits(said: Mapping[tuple[str, Assessment], Said], panel: PanelConfig) -> Ite
             (learned, truths), (others, held_out) = found.half(0), found.half(1)
             if learned and others:
                 trial = fitted(learned, truths)
-                before = calibration_error([_believed(config, assessment, each) for each in others], held_out)
+                said_before = [math.exp(as_it_was.log_p(assessment, tuple(each.items()))) for each in others]
+                before = calibration_error(said_before, held_out)
                 after = calibration_error([math.exp(trial.log_p(each)) for each in others], held_out)
             share = sum(found.right) / len(found.right)
             whole = fitted(found.scores, found.right)
@@ -136,11 +139,3 @@ def write(panel: PanelConfig, found: Sequence[Fitted], folder: File) -> File:
     with replacing(folder / FILE) as partial:
         partial.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return folder / FILE
-
-
-def _believed(config: VerifierConfig, assessment: Assessment, scores: Mapping[str, float]) -> float:
-    """The probability that a verifier's scores stood for until now."""
-    from framegrove.search.fusion import Panel
-
-    alone = Panel([config], {})
-    return math.exp(alone.log_p(assessment, tuple(scores.items())))

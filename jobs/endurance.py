@@ -120,11 +120,11 @@ async def under_fire(
         await runner.start()
         began = loop.time()
         killer = asyncio.create_task(_kill(runner, every, kills))
-        records = await asyncio.gather(*map(searched, requests))
+        try:
+            records = await asyncio.gather(*map(searched, requests))
+        finally:
+            killer.cancel()
         seconds = loop.time() - began
-        killer.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await killer
     finally:
         await runner.close()
     return Endured(

@@ -66,10 +66,11 @@ def fingerprint(folder: Path, *read: object) -> str:
 
     Small folders are told by what stands in them, so that a copy is the same; large ones by sizes and times.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts: object = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    if sum(path.stat().st_size for path in files) <= _SMALL:
-        facts = contents(folder)
+    stats = {path: path.stat() for path in sorted(path for path in folder.rglob("*") if path.is_file())}
+    if sum(stat.st_size for stat in stats.values()) <= _SMALL:
+        facts: object = contents(folder)
+    else:
+        facts = [(str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
     return hashlib.blake2b(repr((facts, read)).encode(), digest_size=12).hexdigest()
 
 

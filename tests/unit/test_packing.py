@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -30,17 +30,23 @@ class Work:
         return [job * job for job in jobs]
 
 
+def gathered(threads: ThreadPoolExecutor, packer: Packer[int, int], jobs: Sequence[int]) -> list[Future[int]]:
+    """Calls that wait, in this order, while a batch is under way."""
+    calls = []
+    for job in jobs:
+        calls.append(threads.submit(packer.ask, job))
+        while len(packer._waiting) < len(calls):
+            threading.Event().wait(0.001)
+    return calls
+
+
 def test_the_first_call_does_not_wait_and_what_gathers_meanwhile_is_done_together() -> None:
     work = Work()
     packer: Packer[int, int] = Packer(work, most=3)
     with ThreadPoolExecutor(8) as threads:
         first = threads.submit(packer.ask, 1)
         assert work.began.wait(10)
-        others = []
-        for job in range(2, 7):
-            others.append(threads.submit(packer.ask, job))
-            while len(packer._waiting) < job - 1:
-                threading.Event().wait(0.001)
+        others = gathered(threads, packer, range(2, 7))
         work.go.set()
         assert [call.result(10) for call in (first, *others)] == [1, 4, 9, 16, 25, 36]
     assert work.batches == [[1], [2, 3, 4], [5, 6]]
@@ -58,19 +64,18 @@ def test_every_call_is_answered_once_whatever_the_order() -> None:
 
 def test_a_call_returns_when_its_own_batch_is_done() -> None:
     """However many others keep coming."""
-    batches = threading.Semaphore(0)
+    began, batches = threading.Event(), threading.Semaphore(0)
 
     def work(jobs: Sequence[int]) -> list[int]:
+        began.set()
         assert batches.acquire(timeout=10)
         return list(jobs)
 
     packer: Packer[int, int] = Packer(work, most=2)
     with ThreadPoolExecutor(8) as threads:
-        calls = []
-        for job in range(7):  # the first alone, then three pairs
-            calls.append(threads.submit(packer.ask, job))
-            while len(packer._waiting) < job:
-                threading.Event().wait(0.001)
+        first = threads.submit(packer.ask, 0)  # alone; then three pairs
+        assert began.wait(10)
+        calls = [first, *gathered(threads, packer, range(1, 7))]
         for done in (1, 3, 5, 7):
             batches.release()
             assert [call.result(10) for call in calls[:done]] == list(range(done))
@@ -83,11 +88,7 @@ def test_the_fault_of_one_job_is_not_that_of_its_batch() -> None:
     with ThreadPoolExecutor(4) as threads:
         first = threads.submit(packer.ask, 1)
         assert work.began.wait(10)
-        others = []
-        for job in (2, 13, 3):
-            others.append(threads.submit(packer.ask, job))
-            while len(packer._waiting) < len(others):
-                threading.Event().wait(0.001)
+        others = gathered(threads, packer, (2, 13, 3))
         work.go.set()
         assert first.result(10) == 1
         assert (others[0].result(10), others[2].result(10)) == (4, 9)

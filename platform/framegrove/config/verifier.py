@@ -189,7 +189,9 @@ def load_panel(verifier: str | None) -> PanelConfig:
     folder's own verifier.yaml, or for a model without one those of a general vision-language model on a GPU. Paths come
     out absolute. Raises ConfigError, in one sentence. Whether the files are there is for ``check_files``.
     """
-    if verifier is None or not verifier.endswith((".yaml", ".yml")):
+    if verifier is None:
+        return PanelConfig()
+    if not verifier.endswith((".yaml", ".yml")):
         entry = _completed({"engine": {"model": verifier}})
         return validated(PanelConfig, {"verifiers": [entry]}, f"--verifier {verifier}").at_absolute_paths()
     data = read_yaml(Path(verifier))

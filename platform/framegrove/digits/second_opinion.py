@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.digits.teacher import Teacher
 from framegrove.digits.teacher_training import taught
 from framegrove.digits.world import parse
@@ -25,7 +26,6 @@ from framegrove.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 
-_UNIT = 8  # frames of every unit but the first, which has one
 _SAID = {True: 0.98, None: 0.6, False: 0.05}
 
 
@@ -52,5 +52,5 @@ def shipped_teacher() -> Teacher:
 def _units(frames: Pixels) -> Iterator[Pixels]:
     """The first frame, then every unit behind the frame before it."""
     yield frames[:1]
-    for start in range(1, len(frames), _UNIT):
-        yield frames[start - 1 : start + _UNIT]
+    for start in range(1, len(frames), FRAMES_PER_UNIT):
+        yield frames[start - 1 : start + FRAMES_PER_UNIT]

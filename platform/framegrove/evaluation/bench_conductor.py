@@ -37,23 +37,13 @@ def conductor(device: torch.device, repeats: int) -> list[Finding]:
     """
     findings = []
     for name in ("linear", "tof"):
-        seconds, branches = conductor_seconds(name, BRANCHES)
+        seconds, branches, kept = conducted(name, BRANCHES)
         each = 1000 * seconds / branches
         findings.append(
             Finding(f"conductor, {name}, {branches:,} branches", each, "ms a branch", aim="2 ms", met=each <= 2)
         )
-    peak, branches = most_kept("tof", BRANCHES)
-    what = "conductor, tof, branches kept whole at a time, beside all that were sampled"
-    return [*findings, Finding(what, peak, "branches", branches)]
-
-
-def most_kept(name: str, branches: int) -> tuple[int, int]:
-    """The most branches that a search of about so many keeps whole at a time, and how many there were in all."""
-    config = SearchConfig(policy=name, budget=budget_for(name, branches), scores_in_flight=64)
-    policy, _ = make_policy(config, UNITS, STAGES, Prices(simulated_flops))
-    kept = _Kept()
-    result = run_virtual(_search(policy, config, kept))
-    return kept.most, len(result.nodes)
+    what = f"conductor, {name}, branches kept whole at a time, beside all that were sampled"
+    return [*findings, Finding(what, kept, "branches", branches)]
 
 
 class _Kept:
@@ -71,17 +61,17 @@ class _Kept:
         self._now.discard(handle)
 
 
-def conductor_seconds(name: str, branches: int) -> tuple[float, int]:
-    """CPU seconds of a whole search of about so many branches, its planning aside, and how many branches it had."""
+def conducted(name: str, branches: int) -> tuple[float, int, int]:
+    """A search of about so many branches: CPU seconds, its planning aside; branches; the most kept whole at a time."""
     config = SearchConfig(policy=name, budget=budget_for(name, branches), scores_in_flight=64)
     policy, _ = make_policy(config, UNITS, STAGES, Prices(simulated_flops))
+    kept = _Kept()
     began = time.process_time()
-    result = run_virtual(_search(policy, config))
-    return time.process_time() - began, len(result.nodes)
+    result = run_virtual(_search(policy, config, kept))
+    return time.process_time() - began, len(result.nodes), kept.most
 
 
-async def _search(policy: Policy, config: SearchConfig, kept: _Kept | None = None) -> SearchResult:
-    kept = kept or _Kept()
+async def _search(policy: Policy, config: SearchConfig, kept: _Kept) -> SearchResult:
     generators = {f"g{number}": SimulatedGenerator(number, kept.sampled) for number in range(GENERATORS)}
     panel = {
         "verifier": PanelMember({f"v{n}": SimulatedVerifier(n) for n in range(8)}, at_a_time=config.scores_in_flight)

@@ -332,8 +332,7 @@ class Dispatcher:
             and number not in self._cancelling
             and not self._is_hopeless(attempt.work)
         ]
-        finished = {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
-        taken = known_children(self.plan, finished, self.given_up)
+        taken = known_children(self.plan, self._whole_branches(), self.given_up)
         dead = {*self.plan.dropped, *self.given_up}
         rest = dict(rest_of(best or self.layout.prefix, self.layout, going_on, dead, taken))
         winner = next(reversed(rest)) if rest else best
@@ -355,10 +354,13 @@ class Dispatcher:
         self._let_go(list(self._dropped))
 
     def _most_promising(self, most_units: float = math.inf) -> Path | None:
-        finished = {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
         failing = (path[:-1] for path in self.given_up)  # there is no time to find out whose fault it was
         dead = {*self.plan.dropped, *self.given_up, *failing}
-        return most_promising(self.layout, finished, dead, self.panels, self._log_p, most_units)
+        return most_promising(self.layout, self._whole_branches(), dead, self.panels, self._log_p, most_units)
+
+    def _whole_branches(self) -> set[Path]:
+        """Branches whose newest units are there at full resolution."""
+        return {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
 
     def _made_by(self, winner: Path, to_come: Mapping[Path, SampleWork]) -> dict[SampleWork, None]:
         """Every work that makes a branch, those of its drafts included, in the order of its units."""
