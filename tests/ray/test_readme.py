@@ -1,7 +1,8 @@
 """README's commands as written, in a fresh copy of the checkout, on one shared cluster.
 
 Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
-/shared, the evaluation of 64 prompts, which takes an hour, and the suite, which takes days.
+/shared, the evaluation of 64 prompts, which takes an hour, the calibration of a panel of the reader's own (on a small one:
+tests/unit/test_evaluate_job.py), and the suite, which takes days.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests import readme
 from tests.ray.test_interrupt import take_interrupts
 from tests.readme import ROOT, Block
 
-ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64", "--suite ")
+ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64", "--calibrate ", "--suite ")
 RUN = [block for block in readme.blocks() if not any(mark in block.text for mark in ELSEWHERE)]
 
 
