@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from framegrove.errors import UserError
 from framegrove.types import Assessment, Path
 
 if TYPE_CHECKING:
-    from framegrove.config.verifier import Calibration, PanelConfig
+    from framegrove.config.verifier import Calibration, PanelConfig, VerifierConfig
     from framegrove.digits.readings import BranchReading
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
@@ -135,7 +135,15 @@ def write(panel: PanelConfig, found: Sequence[Fitted], folder: File) -> File:
     for config in panel.verifiers:
         mine = {each.assessment: each.calibration for each in found if each.verifier == config.name}
         entries.append(config.model_copy(update={"calibration": {**config.calibration, **mine}}))
-    data = {"verifiers": [entry.model_dump(mode="json", exclude_defaults=True) for entry in entries]}
+    data = {"verifiers": [_as_written(entry) for entry in entries]}
     with replacing(folder / FILE) as partial:
         partial.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return folder / FILE
+
+
+def _as_written(config: VerifierConfig) -> dict[str, Any]:
+    """An entry of a panel's file. What a file leaves out, its model's folder would fill in: so that is written whole."""
+    told = config.model_dump(mode="json", exclude_defaults=True)
+    if config.kind == "vllm":
+        told |= config.model_dump(mode="json", include={"questions", "engine", "calibration"})
+    return told

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
+from framegrove.config.verifier import Calibration, PanelConfig, VerifierConfig, load_panel
 from framegrove.types import Assessment
 from jobs import calibrating, evaluate
 from tests.tiny import save_tiny
@@ -218,6 +218,19 @@ def test_a_panel_is_calibrated_by_what_the_oracle_reads(model: Path, tmp_path: P
     broken = CliRunner().invoke(evaluate.app, [*given, "--judge", "oracle"])
     assert broken.exit_code == 1
     assert "a panel is calibrated over a cache of branches" in broken.output
+
+
+def test_a_calibrated_panel_is_written_as_it_is(tmp_path: Path) -> None:
+    """Also what is as the shipped model has it where a general one would be served in another way."""
+    panel = tmp_path / "panel.yaml"
+    entry = "{name: qwen, engine: {model: Qwen/Qwen2.5-VL-7B-Instruct, dtype: float32, max_frames: 6, instruction: ''}}"
+    panel.write_text(f"verifiers: [{entry}, {{name: moves, kind: signals, weight: {{motion: 1}}}}, {{name: shipped}}]\n")
+    before = load_panel(str(panel))
+    qwen = Calibration(bias=0.5, slopes={"alignment": 0.25})
+    found = calibrating.Fitted("qwen", Assessment.FINAL, 100, 0.5, 0.1, 0.05, qwen)
+    qwens, *others = load_panel(str(calibrating.write(before, [found], tmp_path))).verifiers
+    assert qwens == before.verifiers[0].model_copy(update={"calibration": {Assessment.FINAL: qwen}})
+    assert others == list(before.verifiers[1:])
 
 
 def verdicts(odds: float) -> calibrating.Said:
