@@ -15,16 +15,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from actors.generator import Generator
-from actors.local import (
-    USUAL_SPEEDS,
-    Desk,
-    HostedGenerator,
-    HostedVerifier,
-    LocalGenerator,
-    LocalUnit,
-    LocalVerifier,
-    Speeds,
-)
+from actors.local_generators import USUAL_SPEEDS, HostedGenerator, LocalGenerator, LocalUnit, Speeds
+from actors.local_verifiers import Desk, HostedVerifier, LocalVerifier
 from actors.model_files import ModelFiles
 from actors.pools import Ask, Opened, PyramidPool, Units, VerifierPool, context_of, opened
 from actors.searches import SearchRunner

@@ -142,7 +142,7 @@ def write(panel: PanelConfig, found: Sequence[Fitted], folder: File) -> File:
 
 
 def _as_written(config: VerifierConfig) -> dict[str, Any]:
-    """An entry of a panel's file. What a file leaves out, its model's folder would fill in: so that is written whole."""
+    """An entry of a panel's file, with everything that the model's folder would fill in if it were left out."""
     told = config.model_dump(mode="json", exclude_defaults=True)
     if config.kind == "vllm":
         told |= config.model_dump(mode="json", include={"questions", "engine", "calibration"})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from framegrove.errors import UserError
 
 if TYPE_CHECKING:
-    from actors.local import LocalUnit, Speeds
+    from actors.local_generators import LocalUnit, Speeds
     from actors.local_pools import LocalVerifierPool
     from actors.searches import SearchRunner
     from framegrove.config.model import ModelSource
@@ -108,7 +108,7 @@ def over_cache(
     Each search has workers of its own; what ``searches`` of them lack is sampled together.
     With ``whole_trees`` the oracle reads every branch of a search and keeps that; otherwise the winners alone.
     """
-    from actors.local import Speeds
+    from actors.local_generators import Speeds
     from actors.local_pools import LocalCrew, LocalPyramidPool, LocalVerifierPool
     from actors.searches import SearchRunner
     from framegrove.evaluation.branch_cache import BranchCache

@@ -224,7 +224,9 @@ def test_a_calibrated_panel_is_written_as_it_is(tmp_path: Path) -> None:
     """Also what is as the shipped model has it where a general one would be served in another way."""
     panel = tmp_path / "panel.yaml"
     entry = "{name: qwen, engine: {model: Qwen/Qwen2.5-VL-7B-Instruct, dtype: float32, max_frames: 6, instruction: ''}}"
-    panel.write_text(f"verifiers: [{entry}, {{name: moves, kind: signals, weight: {{motion: 1}}}}, {{name: shipped}}]\n")
+    panel.write_text(
+        f"verifiers: [{entry}, {{name: moves, kind: signals, weight: {{motion: 1}}}}, {{name: shipped}}]\n"
+    )
     before = load_panel(str(panel))
     qwen = Calibration(bias=0.5, slopes={"alignment": 0.25})
     found = calibrating.Fitted("qwen", Assessment.FINAL, 100, 0.5, 0.1, 0.05, qwen)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from actors.generator import Context, Generator
-from actors.local import Speeds
+from actors.local_generators import Speeds
 from actors.local_pools import LocalCrew, LocalPyramidPool, LocalVerifierPool
 from actors.searches import SearchRunner
 from framegrove.config.model import ModelSource

@@ -1,8 +1,8 @@
-"""Workers of a search in this process, over a cache of branches: the clients a conductor knows, and what they host.
+"""Generators of a search in this process, over a cache of branches: the clients a conductor knows, and their host.
 
 What is in the cache is not computed again, and what is missing is computed by the very classes that are actors
 elsewhere, and kept. They are loaded when something is missing for the first time; a search whose branches are all there
-needs no model.
+needs no model. The same goes for verifiers (local_verifiers.py).
 
 Two clocks. A conductor sees the one of its event loop, which is meant to be virtual (evaluation.virtual_time): a work
 takes as long as its counted FLOPs take at a constant rate, whether it came from the cache or not. So makespan, overlap
@@ -14,30 +14,23 @@ that is cancelled before its time is up is not computed at all.
 from __future__ import annotations
 
 import asyncio
-import gc
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from actors.clients import spent
 from actors.generator import Context, Generator, Job, Made, State, TextRead, Unit
-from framegrove.config.verifier import VerifierConfig
 from framegrove.evaluation.branch_cache import Frames, Ground
 from framegrove.flow.cost import SamplingCosts
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import WorkCancelled
 from framegrove.search.tree import Latent
-from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
+from framegrove.types import Cost, Path, Sampled, SampleWork, prefixes
 
-Answer = TypeVar("Answer")
 Place = tuple[int, Latent]
 """A branch's newest unit: the number of its ground, and which it is there."""
 
 _MOST_STATES = 2**30  # bytes of decoder states that are remembered
-_WHOLE = Latent((), 0)  # stands for no branch in particular
-_PRICES = "prices"
 
 
 @dataclass(frozen=True)
@@ -200,100 +193,6 @@ def _size(state: State) -> int:
     return sum(part.nbytes for part in state)
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What a verifier is asked, and where the answer will be."""
-
-    answer: asyncio.Future[Scored]
-    work: ScoreWork
-    prompt: str
-    units: Sequence[LocalUnit]
-
-
-class HostedVerifier:
-    """A verifier in this process, of class ``worker``, started when a verdict is missing for the first time.
-
-    ``judge`` is its number in the cache. It lives on an event loop of its own, in a thread of its own: an engine needs
-    a clock that runs.
-    """
-
-    def __init__(self, config: VerifierConfig, worker: Callable[[VerifierConfig], Any], judge: int) -> None:
-        self._config, self._worker, self._judge = config, worker, judge
-        self._asked: dict[tuple[int, Latent, Assessment], _Asked] = {}
-        self._thread: _LoopThread | None = None
-        self._started: Any = None
-
-    async def score(self, work: ScoreWork, prompt: str, units: Sequence[LocalUnit]) -> Scored:
-        """What the verifier says of a branch, given its units, oldest first. Raises as the verifier does.
-
-        What is asked by several at the same moment is answered together.
-        """
-        newest = units[-1]
-        said = newest.ground.verdict(newest.branch, self._judge, work.assessment)
-        if said is not None:
-            return _scored(work, said)
-        asked = newest.ground.number, newest.branch, work.assessment
-        if asked not in self._asked:
-            loop = asyncio.get_running_loop()
-            if not self._asked:
-                loop.call_soon(loop.call_soon, self._answer)  # once all that is ready now has been done
-            self._asked[asked] = _Asked(loop.create_future(), work, prompt, units)
-        scored = await asyncio.shield(self._asked[asked].answer)  # others may wait for it too
-        return replace(scored, work=work)
-
-    def prices(
-        self, ground: Ground, prompt: str, units: int, height: int, width: int
-    ) -> Mapping[Assessment, Sequence[int]]:
-        """FLOPs of judging a branch, by assessment and depth; ``ground`` is where the answer is kept."""
-        said = ground.verdict(_WHOLE, self._judge, _PRICES)
-        if said is None:
-            said = self._call(lambda verifier: verifier.price(prompt, units, height, width))
-            ground.keep_verdict(_WHOLE, self._judge, _PRICES, said)
-        return {Assessment(name): tuple(by_depth) for name, by_depth in said.items()}
-
-    def close(self) -> None:
-        """Stop what was started."""
-        if self._thread is not None:
-            self._thread.call(_wound_up())  # an engine complains if somebody still listens when it ends
-        if self._started is not None:
-            self._started.close()
-            self._started = None
-        if self._thread is not None:
-            self._thread.close()
-            self._thread = None
-            gc.collect()  # an engine that is left to the end of the process finds half of Python gone
-
-    def _answer(self) -> None:
-        """Have everything answered that has been asked, and keep what was said."""
-        asked, self._asked = list(self._asked.values()), {}
-        clips = [[unit.frames for unit in each.units] for each in asked]  # read here: a cache has one thread
-
-        async def together(verifier: Any) -> list[Scored | BaseException]:
-            questions = (verifier.score(a.work, a.prompt, *clip) for a, clip in zip(asked, clips, strict=True))
-            return await asyncio.gather(*questions, return_exceptions=True)
-
-        try:
-            answers = self._call(together)
-        except Exception as error:  # noqa: BLE001  # it could not be started: everybody is told
-            answers = [error] * len(asked)
-        for each, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, BaseException):
-                each.answer.set_exception(answer)
-            else:
-                newest = each.units[-1]
-                newest.ground.keep_verdict(newest.branch, self._judge, each.work.assessment, _said(answer))
-                each.answer.set_result(answer)
-
-    def _call(self, method: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
-        """Ask the verifier, which is started for it if need be."""
-        if self._thread is None:
-            self._thread = _LoopThread()
-        if self._started is None:
-            self._started = self._worker(self._config)
-            self._thread.call(self._started.ready())
-        return self._thread.call(method(self._started))
-
-
 class LocalGenerator:
     """A virtual generator that samples for one request (search.protocols.GeneratorClient). Handles are LocalUnits."""
 
@@ -324,32 +223,6 @@ class LocalGenerator:
         """Stop the work at its next denoising step."""
         if work in self._running:
             self._running[work].stop()
-
-    async def recover(self) -> None:
-        """Never needed: nothing here dies alone."""
-
-
-@dataclass
-class Desk:
-    """Where one virtual verifier works, for whichever search: until when it is busy, on the event loop's clock."""
-
-    busy_until: float = 0.0
-
-
-class LocalVerifier:
-    """A virtual verifier that judges for one prompt, one branch after the other (search.protocols.VerifierClient)."""
-
-    def __init__(self, host: HostedVerifier, prompt: str, speeds: Speeds, desk: Desk) -> None:
-        self._host, self._prompt, self._speeds, self._desk = host, prompt, speeds, desk
-
-    async def score(self, work: ScoreWork, units: Mapping[Path, LocalUnit]) -> Scored:
-        """Score a branch, after those that it was asked about before."""
-        scored = await self._host.score(work, self._prompt, [units[prefix] for prefix in prefixes(work.path)])
-        seconds = self._speeds.judging(scored.cost)
-        now = asyncio.get_running_loop().time()
-        self._desk.busy_until = max(now, self._desk.busy_until) + seconds
-        await asyncio.sleep(self._desk.busy_until - now)
-        return replace(scored, cost=replace(scored.cost, seconds=seconds))
 
     async def recover(self) -> None:
         """Never needed: nothing here dies alone."""
@@ -389,48 +262,3 @@ class _Pass:
     def _cost(self, steps: int | None) -> Cost:
         work = self._work
         return self._costs.unit(work.depth, range(work.first_stage, work.last_stage + 1), len(work.paths), steps)
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, for those who cannot await."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="verifier", daemon=True)
-        self._thread.start()
-
-    def call(self, coroutine: Coroutine[Any, Any, Answer]) -> Answer:
-        """Run a coroutine to its end there. Raises what it raises."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def close(self) -> None:
-        """Stop the loop; what still runs on it is cancelled."""
-        self.call(_wound_up())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _wound_up() -> None:
-    """Cancel everything else on this event loop, and wait until it has ended."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-def _said(scored: Scored) -> dict[str, Any]:
-    """Everything of a verdict but what it was asked of, as JSON values."""
-    said = asdict(scored)
-    del said["work"]
-    return said
-
-
-def _scored(work: ScoreWork, said: Mapping[str, Any]) -> Scored:
-    """The inverse of ``_said``. What a verdict did not tell when it was kept is left at its default."""
-    known = {field.name for field in fields(Scored)} & said.keys()
-    return Scored(work, **{name: _frozen(said[name]) for name in known - {"cost"}}, cost=Cost(**said["cost"]))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
