@@ -101,6 +101,51 @@ def test_nobody_works_ahead_on_a_branch_that_is_closed() -> None:
     assert not {bet.work for bet in game.policy.speculative()} & set(game.plan.certain)
 
 
+class Hoarder(DepthFirst):
+    """Drops nothing before there is a winner."""
+
+    def _forget(self) -> None:
+        pass
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    units=st.integers(1, 7),
+    multiple=st.floats(1.5, 30),
+    every=st.integers(1, 3),
+    accept=st.sampled_from([0.3, 0.6, 0.9]),
+)
+def test_few_branches_are_kept_and_the_outcome_is_as_if_all_were(
+    seed: int, units: int, multiple: float, every: int, accept: float
+) -> None:
+    layout = Layout(units=units, stages=2)
+    options = DfsOptions(accept=accept, every=every, whole=every > 1)
+    allowed = int(multiple * PAID.one_sample(layout))
+    policies = [kind(layout, allowed, PAID, options) for kind in (DepthFirst, Hoarder)]
+    if policies[0].least > allowed:
+        return
+    kept, all_ = (played(policy, World(seed=seed, aspects=("only",))) for policy in policies)
+    assert kept.winner == all_.winner
+    assert list(kept.certain) == list(all_.certain)
+    # Of every length: one that is open, its siblings, and one that may be finished, with what it grew from.
+    assert len(policies[0]._branches) <= units * (units + options.most + 1) + 1
+
+
+def test_what_cannot_win_is_dropped_at_once() -> None:
+    game = game_of()
+    game.tell({(0,): 0.9})
+    game.tell({(0, 0): 0.1})
+    game.tell({(0, 1): 0.2, (0, 2): 0.15})  # (0) is closed, and (0, 1) the best of its length
+    assert game.plan.dropped.keys() == {(0, 0), (0, 2)}
+    game.tell({(1,): 0.4})
+    assert game.plan.dropped.keys() == {(0, 0), (0, 2), (1,)}  # less likely than (0), which is as long
+    game.tell({(2,): 0.95})
+    game.tell({(2, 0): 0.3})
+    game.tell({(2, 1): 0.1, (2, 2): 0.1})
+    assert {(2, 1), (2, 2), (0,)} <= game.plan.dropped.keys()  # (2) and (2, 0) are better than (0) and (0, 1)
+
+
 @pytest.mark.parametrize("prices", [FREE, PAID])
 def test_with_enough_budget_the_winner_is_right_wherever_a_right_one_can_be_grown(prices: object) -> None:
     for seed in range(30):

@@ -148,7 +148,11 @@ def any_policy(draw: st.DrawFn) -> Callable[[], tuple[Policy, Allotment]]:
                 "select": draw(st.sampled_from(["top", "threshold", "multinomial", "systematic"])),
                 "every": draw(st.integers(1, 3)),
             },
-            "dfs": {"accept": 0.3},
+            "dfs": {
+                "accept": draw(st.sampled_from([0.3, 0.6])),
+                "every": draw(st.integers(1, 3)),
+                "whole": draw(st.booleans()),
+            },
             "evo": {
                 "accept": draw(st.sampled_from([0.1, 0.6])),
                 "population": draw(st.sampled_from([None, 2, 5])),

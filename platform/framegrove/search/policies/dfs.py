@@ -105,6 +105,13 @@ def _goodness(branch: _Branch) -> tuple[float, Path]:
     return branch.total, tuple(-step for step in branch.path)
 
 
+def _lineage(branch: _Branch | None) -> Iterator[_Branch]:
+    """A branch, its parent, and so on to the root."""
+    while branch is not None:
+        yield branch
+        branch = branch.parent
+
+
 class DepthFirst:
     """Depth-first search with at most ``allowed`` FLOPs; accepts whole videos from ``until`` on, None: as any other."""
 
@@ -127,7 +134,7 @@ class DepthFirst:
         self._until = until
         self._left = allowed
         self._root = _Branch(layout.prefix)
-        self._branches = {layout.prefix: self._root}
+        self._branches = {layout.prefix: self._root}  # that may yet lead to the winner
         self._current = self._root
         self._awaited: dict[Path, _Branch] = {}  # children of the current branch whose scores are out
         self._next = NextDecision()
@@ -204,6 +211,8 @@ class DepthFirst:
                     self._finish()
             else:
                 self._close(self._current)
+        if self._next.winner is None:
+            self._forget()
 
     def _is_accepted(self, branch: _Branch) -> bool:
         whole = len(branch.path) == self.layout.units
@@ -265,11 +274,36 @@ class DepthFirst:
     def _close(self, branch: _Branch) -> None:
         """Nothing good was grown from a branch: go back to the one before.
 
-        It is not dropped: if nothing better turns up, it may yet be the one to be finished.
+        If nothing better turns up, it may yet be the one to be finished.
         """
         assert branch.parent is not None, "the root is never closed"
         self._current = branch.parent
         self._current.accepted.remove(branch)
+
+    def _forget(self) -> None:
+        """Drop what cannot win any more, so that a search keeps few branches, however many it grows.
+
+        A branch that leads on no further may still be finished at the end, if it is the best of its length.
+        """
+        open_ = {branch for node in _lineage(self._current) for branch in (node, *node.accepted)}
+        open_.update(self._awaited.values())
+        best: dict[int, _Branch] = {}
+        for branch in self._branches.values():
+            rival = best.get(len(branch.path))
+            if branch not in open_ and (rival is None or _goodness(branch) > _goodness(rival)):
+                best[len(branch.path)] = branch
+        needed = {node for branch in (*open_, *best.values()) for node in _lineage(branch)}
+        gone = [branch for branch in self._branches.values() if branch not in needed]
+        for branch in gone:
+            del self._branches[branch.path]
+            if branch.parent in needed:  # otherwise it goes with its parent
+                self._drop(branch)
+
+    def _drop(self, branch: _Branch) -> None:
+        """Nothing will be grown from a branch, nor from the units that lead to it from its parent."""
+        assert branch.parent is not None, "the root is never dropped"
+        first = branch.path[: len(branch.parent.path) + 1]
+        self._next.dropped.append((first, self._assessment(len(branch.path))))
 
     def _finish(self) -> None:
         """The budget is near its end: the most promising branch that it can finish becomes the winner, unjudged."""
@@ -300,11 +334,9 @@ class DepthFirst:
     def _win(self, path: Path) -> None:
         """The search is over; whatever does not lead to the winner is dropped."""
         self._next.winner = path
-        self._next.dropped += (
-            (branch.path, self._assessment(len(branch.path)))
-            for branch in self._branches.values()
-            if branch is not self._root and path[: len(branch.path)] != branch.path
-        )
+        for branch in self._branches.values():
+            if branch.parent is not None and path[: len(branch.path)] != branch.path:
+                self._drop(branch)
 
     def _decision(self) -> Decision:
         """Everything that was found since the last decision."""
