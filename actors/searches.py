@@ -153,6 +153,8 @@ class SearchRunner:
         wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
         if request.until is not None:
             wanted["until"] = request.until
+        if request.within is not None:
+            wanted["seconds"] = request.within
         config = validated(SearchConfig, wanted, "the request")
         if self._generators.pack > 1:  # no generator idles while another search has something to do
             config = config.model_copy(update={"speculate": "off"})

@@ -123,8 +123,8 @@ class GenerationRequest:
     """A video that somebody wants: ``units`` of it, ``height`` x ``width`` pixels, searched for by ``policy``.
 
     ``budget`` counts multiples of the FLOPs of one unsearched sample with its decoding. A policy that can stop
-    does so at a video that is right with probability ``until``, None: as it likes best. ``image`` is an encoded first
-    frame (PNG or JPEG).
+    does so at a video that is right with probability ``until``, None: as it likes best. Shortly before ``within``
+    seconds are up, the most promising branch is finished. ``image`` is an encoded first frame (PNG or JPEG).
     """
 
     prompt: str
@@ -136,6 +136,7 @@ class GenerationRequest:
     budget: float = 4.0
     image: bytes | None = None
     until: float | None = None
+    within: float | None = None
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,13 @@ def test_children_may_be_stretches_that_are_judged_as_whole_videos() -> None:
     assert game.plan.winner == (0, 0, 2, 0, 0)
 
 
+def test_a_picture_is_not_judged_as_a_video() -> None:
+    game = Game(DepthFirst(LAYOUT, PLENTY, PAID, DfsOptions(whole=True)))
+    assert PanelWork((0,), Assessment.IMAGE) in game.plan.certain
+    assert game.tell({(0,): 0.9}) == [(0, 0)]
+    assert PanelWork((0, 0), Assessment.FINAL) in game.plan.certain
+
+
 def test_a_whole_video_is_accepted_from_until_on() -> None:
     game = game_of(until=0.9)
     game.tell({(0,): 0.9})

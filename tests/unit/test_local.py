@@ -176,6 +176,15 @@ def test_time_is_that_of_the_counted_work(recorded: tuple[Path, SearchRecord], m
     assert one.outcome.overlap > 0
 
 
+def test_a_request_may_say_how_long_it_is_searched_for(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
+    folder, whole = recorded
+    hurried, _ = search(folder, model, dataclasses.replace(REQUEST, within=whole.outcome.seconds / 2))
+    assert hurried.outcome.hurried
+    assert not whole.outcome.hurried
+    assert hurried.outcome.seconds < whole.outcome.seconds
+    assert len(hurried.outcome.winner) == REQUEST.units
+
+
 def test_what_is_cancelled_costs_its_steps_and_computes_nothing(model: ModelSource, tmp_path: Path) -> None:
     record, added = search(tmp_path, model, generators=6)
     cancelled = [span for span in sampling(record) if span.ending is Ending.CANCELLED]

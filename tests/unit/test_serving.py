@@ -112,14 +112,14 @@ def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
             seconds="3",
             size="64x64",
             seed=7,
-            search={"policy": "linear", "budget": "2x", "until": None},
+            search={"policy": "linear", "budget": "2x", "seconds": 90},
         )
         assert answer.status_code == 200
         video = answer.json()
         assert video["id"].startswith("video_")
         assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
         assert (video["seconds"], video["size"], video["seed"]) == ("3", "64x64", 7)
-        assert video["search"] == {"policy": "linear", "budget": "2x", "until": None}
+        assert video["search"] == {"policy": "linear", "budget": "2x", "until": None, "seconds": 90.0}
 
         await running.until(video["id"], "in_progress", progress=80)
         early = await running.client.get(f"/v1/videos/{video['id']}/content")
@@ -133,7 +133,7 @@ def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
         assert content.headers["content-type"] == "video/mp4"
         assert content.content == f"{PROMPT} from 7".encode()
         (asked,) = running.runner.asked
-        assert (asked.units, asked.height, asked.width, asked.budget) == (4, 64, 64, 2.0)
+        assert (asked.units, asked.height, asked.width, asked.budget, asked.within) == (4, 64, 64, 2.0, 90.0)
 
     serving(tmp_path, scene)
 
@@ -142,7 +142,7 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         first, second = [(await running.post(prompt=PROMPT)).json() for _ in range(2)]
         assert (first["seconds"], first["size"], first["model"]) == ("3.125", "64x64", "digits")
-        assert first["search"] == {"policy": "tof", "budget": "4x", "until": None}
+        assert first["search"] == {"policy": "tof", "budget": "4x", "until": None, "seconds": None}
         assert first["seed"] != second["seed"]
         await running.until(second["id"], "completed")
         assert running.runner.asked[0].units == 4

@@ -79,6 +79,12 @@ class Search(BaseModel):
         description="the probability of being right, by the verifiers, at which a policy that can stop does so; the "
         "policy's own if absent",
     )
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="the longest to search, in seconds from when the search begins: shortly before they are up, the "
+        "most promising branch is finished; no limit if absent",
+    )
 
 
 class ImageReference(BaseModel):

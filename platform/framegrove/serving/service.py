@@ -202,6 +202,7 @@ class VideoService:
             budget=self._budget(asked.search.budget),
             image=image,
             until=asked.search.until,
+            within=asked.search.seconds,
         )
         try:
             self._model.check(request)
@@ -255,7 +256,10 @@ class VideoService:
             size=f"{record.request.width}x{record.request.height}",
             seed=record.request.seed,
             search=Search(
-                policy=record.request.policy, budget=f"{record.request.budget:g}x", until=record.request.until
+                policy=record.request.policy,
+                budget=f"{record.request.budget:g}x",
+                until=record.request.until,
+                seconds=record.request.within,
             ),
             error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
         )

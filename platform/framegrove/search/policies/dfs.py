@@ -249,8 +249,8 @@ class DepthFirst:
         yield from ((*parent, index, *tail) for index in range(start, start + count))
 
     def _assessment(self, units: int) -> Assessment:
-        """By which a branch of so many units is judged."""
-        return Assessment.FINAL if self._options.whole else self.layout.assessment(units - 1)
+        """By which a branch of so many units is judged; a first unit, which is a picture, as such."""
+        return Assessment.FINAL if self._options.whole and units > 1 else self.layout.assessment(units - 1)
 
     def _price(self, parent: Path, count: int) -> int:
         """FLOPs of so many judged children of a branch."""
