@@ -28,7 +28,8 @@ same panel, for --verifier, with probabilities that are fitted to that. The prom
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,43 +142,57 @@ def main(
             verifier_speed=verifier_speed,
             judge=judge,
             searches=searches,
+            whole_trees=False,
         )
         if suite_ is not None:
-            _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
             if cache is None:
                 raise UserError("a suite is run over a cache of branches: add --cache DIR")
+            _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
             _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
-            chosen = suite.read_suite(
-                suite_, search, panel, tuning=tuning, prompts=prompts if "prompts" in given else None
-            )
-            files = _read(source, out, display)
-            with over(cache, search=search, held_out=_apart(held_out, panel), whole_trees=False) as lab:
-                suite.run(chosen, lab, files, out, judge, display)
-                effort = lab.effort()
-            suite.report(chosen, out, display)
-        else:
-            _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
-            if calibrate and (cache is None or judge == ORACLE):
-                raise UserError(
-                    "a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge"
-                )
-            if calibrate and "seed" not in given:
-                seed = calibrating.SEED
-            settings, search = _settings(policy, budgets), _search(set_ or ())
-            for setting in settings:
-                measuring.search_of(search, setting)
-            items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
-            real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
-            with over(cache, search=search) if cache else real(search=search) as lab:
-                if calibrate:
-                    _calibrate(lab, items, panel, out, display)
-                else:
-                    _compare(lab, items, {"prompts": [seed, digits]}, out, display)
-                effort = lab.effort()
-        if effort is not None:
-            display.say(effort)
+            most = prompts if "prompts" in given else None
+            chosen = suite.read_suite(suite_, search, panel, tuning=tuning, prompts=most)
+            apart = _apart(held_out, panel)
+            _run_suite(chosen, lambda: over(cache, search=search, held_out=apart), source, out, judge, display)
+            return
+        _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
+        if calibrate and (cache is None or judge == ORACLE):
+            raise UserError("a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge")
+        if calibrate and "seed" not in given:
+            seed = calibrating.SEED
+        settings, search = _settings(policy, budgets), _search(set_ or ())
+        for setting in settings:
+            measuring.search_of(search, setting)
+        items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
+        real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
+        with over(cache, search=search, whole_trees=True) if cache else real(search=search) as lab:
+            if calibrate:
+                _calibrate(lab, items, panel, out, display)
+            else:
+                _compare(lab, items, {"prompts": [seed, digits]}, out, display)
+            _tell_effort(lab, display)
+
+
+def _run_suite(
+    chosen: suite.Suite,
+    laboratory: Callable[[], AbstractContextManager[Laboratory]],
+    source: ModelSource,
+    out: Path,
+    judge: str,
+    display: Display,
+) -> None:
+    """Make what is missing of a suite, and show what all of it says."""
+    files = _read(source, out, display)
+    with laboratory() as lab:
+        suite.run(chosen, lab, files, out, judge, display)
+        _tell_effort(lab, display)
+    suite.report(chosen, out, display)
+
+
+def _tell_effort(lab: Laboratory, display: Display) -> None:
+    if (effort := lab.effort()) is not None:
+        display.say(effort)
 
 
 def _given(context: typer.Context) -> set[str]:
