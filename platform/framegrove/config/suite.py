@@ -51,8 +51,12 @@ class Setting(Config):
 
     @property
     def family(self) -> str:
-        """Settings of one family differ in what they may spend: by policy, stopping or not, and by panel."""
-        family = "linear with stop" if self.policy == "linear" and self.until is not None else self.policy
+        """Settings of one family differ in what they may spend: by policy, how that goes about it, and by panel."""
+        family = self.policy
+        if self.policy == "linear" and self.until is not None:
+            family = "linear with stop"
+        elif self.policy == "dfs" and self.options.get("whole"):
+            family = "dfs by stretches"
         return family if self.panel is None else f"{family} by {' and '.join(self.panel)}"
 
 
