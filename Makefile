@@ -46,7 +46,11 @@ install-gpu:
 	@python -m pip install --editable ".[gpu,dev]"
 
 test: setup ## run every test, about 20 minutes on 2 cores
-	@python -m pytest tests --durations=15
+	@failed=0; \
+	python -m pytest tests/unit tests/test_floors.py --numprocesses auto --maxprocesses 4 --dist loadscope --durations=15 \
+		|| failed=1; \
+	python -m pytest tests/parity tests/ray --durations=15 || failed=1; \
+	exit $$failed
 
 check: setup ## check lint, format and types
 	@ruff check .
