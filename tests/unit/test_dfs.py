@@ -60,31 +60,6 @@ def test_children_may_be_stretches_that_are_judged_as_whole_videos() -> None:
     assert game.plan.winner == (0, 0, 2, 0, 0)
 
 
-def test_the_best_of_doubted_children_goes_on() -> None:
-    options = DfsOptions(accept=0.8, grow=1, most=2, doubt=0.4)
-    game = Game(DepthFirst(LAYOUT, PLENTY, PAID, options))
-    game.tell({(0,): 0.9})
-    assert game.tell({(0, 0): 0.5}) == [(0, 1)]
-    assert game.tell({(0, 1): 0.6}) == [(0, 1, 0)]  # neither was accepted: the better one
-    game.tell({(0, 1, 0): 0.7})
-    assert game.tell({(0, 1, 1): 0.7}) == [(0, 0, 0)]  # whole videos must be accepted: back to the other one
-    game.tell({(0, 0, 0): 0.3})
-    assert game.tell({(0, 0, 1): 0.3}) == [(1,)]
-    game.tell({(1,): 0.9})
-    game.tell({(1, 0): 0.3})
-    assert game.tell({(1, 1): 0.3}) == [(2,)]  # less likely than may go on
-
-
-def test_wrong_whole_videos_have_a_search_begin_anew() -> None:
-    game = Game(DepthFirst(LAYOUT, PLENTY, PAID, DfsOptions(grow=1, most=2, restart=True)))
-    game.tell({(0,): 0.9})
-    assert game.tell({(0, 0): 0.3}) == [(0, 1)]
-    assert game.tell({(0, 1): 0.6}) == [(0, 1, 0)]
-    game.tell({(0, 1, 0): 0.3})
-    assert game.tell({(0, 1, 1): 0.4}) == [(1,)]
-    assert game.plan.dropped.keys() >= {(0, 1, 0), (0, 0)}
-
-
 def test_a_picture_is_not_judged_as_a_video() -> None:
     game = Game(DepthFirst(LAYOUT, PLENTY, PAID, DfsOptions(whole=True)))
     assert PanelWork((0,), Assessment.IMAGE) in game.plan.certain
@@ -147,14 +122,12 @@ class Hoarder(DepthFirst):
     multiple=st.floats(1.5, 30),
     every=st.integers(1, 3),
     accept=st.sampled_from([0.3, 0.6, 0.9]),
-    doubt=st.sampled_from([None, 0.2]),
-    restart=st.booleans(),
 )
 def test_few_branches_are_kept_and_the_outcome_is_as_if_all_were(
-    seed: int, units: int, multiple: float, every: int, accept: float, doubt: float | None, restart: bool
+    seed: int, units: int, multiple: float, every: int, accept: float
 ) -> None:
     layout = Layout(units=units, stages=2)
-    options = DfsOptions(accept=accept, every=every, whole=every > 1, doubt=doubt, restart=restart)
+    options = DfsOptions(accept=accept, every=every, whole=every > 1)
     allowed = int(multiple * PAID.one_sample(layout))
     policies = [kind(layout, allowed, PAID, options) for kind in (DepthFirst, Hoarder)]
     if policies[0].least > allowed:

@@ -24,10 +24,6 @@ The budget is a cap that is seldom reached; a search that goes well costs little
 Where units seldom go wrong and a judge often calls right ones wrong, most of what it rejects is right. Then a child is
 better a stretch of ``every`` so many units that is judged at its end, and, with ``whole``, as a video that ends there:
 frames from all over it say more than those of its newest unit. With ``every`` 4, one of 16 units is judged four times.
-
-A judge may also doubt whatever is grown from some branch, right or wrong, and step 3 then tries all of it in vain. With
-``doubt``, the best of the children goes on although none was accepted, unless it is less likely to be right than that;
-and with ``restart``, a branch that only wrong whole videos were grown from is given up from its first unit on.
 """
 
 from __future__ import annotations
@@ -74,16 +70,6 @@ class DfsOptions(Config):
     whole: bool = Field(
         default=False, description="judge a child as a whole video that ends there, not its newest unit"
     )
-    doubt: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="probability of being right from which a branch's children go on, best first, if none is accepted; "
-        "default: none does",
-    )
-    restart: bool = Field(
-        default=False, description="begin with a new first unit once a branch has nothing but wrong whole videos"
-    )
     expect: float = Field(
         default=0.85,
         gt=0,
@@ -103,7 +89,6 @@ class _Branch:
     total: float = 0.0  # path score
     children: int = 0  # that were ever grown
     accepted: list[_Branch] = field(default_factory=list)  # children, except those that were closed
-    doubted: list[_Branch] = field(default_factory=list)  # children that may go on if none is accepted
 
 
 class _Guess(NamedTuple):
@@ -178,8 +163,6 @@ class DepthFirst:
         child.total = self._scoring.along(before, child.log_p, "last" if self._options.whole else "sum")
         if self._is_accepted(child):
             parent.accepted.append(child)
-        elif self._is_doubted(child):
-            parent.doubted.append(child)
         self._next.judgements.append(Judgement(child.path, work.assessment, child.log_p, child.total))
         if not self._awaited:
             self._go_on()
@@ -226,8 +209,6 @@ class DepthFirst:
             elif self._current.children < self._most(self._current):
                 if not self._grow(self._next_count(self._current)):
                     self._finish()
-            elif self._current.doubted:
-                self._current.accepted, self._current.doubted = self._current.doubted, []
             else:
                 self._close(self._current)
         if self._next.winner is None:
@@ -237,16 +218,6 @@ class DepthFirst:
         whole = len(branch.path) == self.layout.units
         threshold = self._until if whole and self._until is not None else self._options.accept
         return branch.log_p >= math.log(threshold)
-
-    def _is_doubted(self, branch: _Branch) -> bool:
-        """Whether a branch that was not accepted may go on all the same.
-
-        A whole video may not, nor a first unit: there can be any number of these.
-        """
-        least = self._options.doubt
-        if least is None or branch.parent is self._root or len(branch.path) == self.layout.units:
-            return False
-        return branch.log_p >= math.log(least)
 
     def _most(self, branch: _Branch) -> int:
         """How many children a branch may have: any number of first units, since nothing before them can be wrong."""
@@ -305,8 +276,6 @@ class DepthFirst:
 
         If nothing better turns up, it may yet be the one to be finished.
         """
-        if self._options.restart and len(next(self._ends(branch.path, 0, 1))) == self.layout.units:
-            branch = next(node for node in _lineage(branch) if node.parent is self._root)
         assert branch.parent is not None, "the root is never closed"
         self._current = branch.parent
         self._current.accepted.remove(branch)
@@ -316,7 +285,7 @@ class DepthFirst:
 
         A branch that leads on no further may still be finished at the end, if it is the best of its length.
         """
-        open_ = {branch for node in _lineage(self._current) for branch in (node, *node.accepted, *node.doubted)}
+        open_ = {branch for node in _lineage(self._current) for branch in (node, *node.accepted)}
         open_.update(self._awaited.values())
         best: dict[int, _Branch] = {}
         for branch in self._branches.values():
