@@ -237,7 +237,7 @@ class Game:
         """The branches that are sampled next."""
         before = set(self.plan.certain)
         for path, score in scores.items():
-            *_, work = (each for each in self.plan.certain if isinstance(each, PanelWork) and each.path == path)
+            (work,) = (each for each in before if isinstance(each, PanelWork) and each.path == path)
             self.plan.add(self.policy.judged(work, (("only", score),)))
         new = [work for work in self.plan.certain if work not in before]
         return [path for work in new if isinstance(work, SampleWork) for path in work.paths]

@@ -60,30 +60,6 @@ def test_children_may_be_stretches_that_are_judged_as_whole_videos() -> None:
     assert game.plan.winner == (0, 0, 2, 0, 0)
 
 
-def test_rejected_children_are_judged_once_more_as_whole_videos() -> None:
-    options = DfsOptions(accept=0.8, grow=1, most=2, appeal=0.7)
-    game = Game(DepthFirst(LAYOUT, PLENTY, PAID, options))
-    assert game.tell({(0,): 0.9}) == [(0, 0)]  # a picture has no appeal
-    game.tell({(0, 0): 0.5})
-    assert list(game.plan.certain)[-1] == PanelWork((0, 0), Assessment.FINAL)
-    assert game.tell({(0, 0): 0.6}) == [(0, 1)]  # rejected for good
-    game.tell({(0, 1): 0.4})
-    assert game.tell({(0, 1): 0.75}) == [(0, 1, 0)]  # goes on
-    assert game.tell({(0, 1, 0): 0.3}) == [(0, 1, 1)]  # a whole video has been judged as such
-    game.tell({(0, 1, 1): 0.85})
-    assert game.plan.winner == (0, 1, 1)
-    assert game.plan.at_most == len(game.plan.certain)
-
-
-def test_there_is_no_appeal_where_a_sibling_was_accepted() -> None:
-    game = Game(DepthFirst(LAYOUT, PLENTY, PAID, DfsOptions(accept=0.8, grow=2, most=3, appeal=0.7)))
-    game.tell({(0,): 0.9})
-    game.tell({(0, 0): 0.5})
-    assert game.tell({(0, 0): 0.6}) == [(0, 1), (0, 2)]
-    assert game.tell({(0, 1): 0.5, (0, 2): 0.9}) == [(0, 2, 0)]
-    assert PanelWork((0, 1), Assessment.FINAL) not in game.plan.certain
-
-
 def test_a_picture_is_not_judged_as_a_video() -> None:
     game = Game(DepthFirst(LAYOUT, PLENTY, PAID, DfsOptions(whole=True)))
     assert PanelWork((0,), Assessment.IMAGE) in game.plan.certain
@@ -146,13 +122,12 @@ class Hoarder(DepthFirst):
     multiple=st.floats(1.5, 30),
     every=st.integers(1, 3),
     accept=st.sampled_from([0.3, 0.6, 0.9]),
-    appeal=st.sampled_from([None, 0.2, 0.7]),
 )
 def test_few_branches_are_kept_and_the_outcome_is_as_if_all_were(
-    seed: int, units: int, multiple: float, every: int, accept: float, appeal: float | None
+    seed: int, units: int, multiple: float, every: int, accept: float
 ) -> None:
     layout = Layout(units=units, stages=2)
-    options = DfsOptions(accept=accept, every=every, whole=every == 2, appeal=appeal)
+    options = DfsOptions(accept=accept, every=every, whole=every > 1)
     allowed = int(multiple * PAID.one_sample(layout))
     policies = [kind(layout, allowed, PAID, options) for kind in (DepthFirst, Hoarder)]
     if policies[0].least > allowed:
@@ -200,22 +175,13 @@ def test_with_enough_budget_the_winner_is_right_wherever_a_right_one_can_be_grow
     most=st.integers(1, 5),
     every=st.integers(1, 5),
     whole=st.booleans(),
-    appeal=st.sampled_from([None, 0.05, 0.5]),
 )
 def test_it_ends_within_its_budget_whatever_the_scores(
-    seed: int,
-    units: int,
-    multiple: float,
-    accept: float,
-    grow: int,
-    most: int,
-    every: int,
-    whole: bool,
-    appeal: float | None,
+    seed: int, units: int, multiple: float, accept: float, grow: int, most: int, every: int, whole: bool
 ) -> None:
     layout = Layout(units=units, stages=2)
     allowed = math.ceil(multiple * sum(PAID.unit(layout, depth) for depth in range(units)))
-    options = DfsOptions(accept=accept, grow=grow, most=most, every=every, whole=whole, appeal=appeal)
+    options = DfsOptions(accept=accept, grow=grow, most=most, every=every, whole=whole)
     plan = played(DepthFirst(layout, allowed, PAID, options), World(seed=seed))
     assert plan.winner is not None
     assert len(plan.winner) == units

@@ -152,7 +152,6 @@ def any_policy(draw: st.DrawFn) -> Callable[[], tuple[Policy, Allotment]]:
                 "accept": draw(st.sampled_from([0.3, 0.6])),
                 "every": draw(st.integers(1, 3)),
                 "whole": draw(st.booleans()),
-                "appeal": draw(st.sampled_from([None, 0.2])),
             },
             "evo": {
                 "accept": draw(st.sampled_from([0.1, 0.6])),

@@ -21,12 +21,9 @@
 
 The budget is a cap that is seldom reached; a search that goes well costs little more than a single sample.
 
-Where units seldom go wrong and a judge often calls right ones wrong, most of what it rejects is right; and a unit that
-is wrong by itself need not spoil the video. Frames from all over a video that ends there say more than those of its
-newest unit. There are two ways to ask for them. With ``appeal``, if no child was accepted, those that were just judged
-are judged once more, as such videos, and go on if they are right with that probability. Or a child is a stretch of
-``every`` so many units, judged at its end, with ``whole`` as a video: with ``every`` 4, one of 16 units is judged four
-times.
+Where units seldom go wrong and a judge often calls right ones wrong, most of what it rejects is right. Then a child is
+better a stretch of ``every`` so many units that is judged at its end, and, with ``whole``, as a video that ends there:
+frames from all over it say more than those of its newest unit. With ``every`` 4, one of 16 units is judged four times.
 """
 
 from __future__ import annotations
@@ -72,13 +69,6 @@ class DfsOptions(Config):
     every: int = Field(default=1, ge=1, description="units of a child: it is grown so far before it is judged")
     whole: bool = Field(
         default=False, description="judge a child as a whole video that ends there, not its newest unit"
-    )
-    appeal: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="probability from which children that were not accepted go on, once they are judged as whole "
-        "videos; default: they are not",
     )
     expect: float = Field(
         default=0.85,
@@ -147,15 +137,12 @@ class DepthFirst:
         self._branches = {layout.prefix: self._root}  # that may yet lead to the winner
         self._current = self._root
         self._awaited: dict[Path, _Branch] = {}  # children of the current branch whose scores are out
-        self._rejected: list[_Branch] = []  # of those that were grown with them
-        self._appealing: list[_Branch] = []  # of these, those that are judged once more
         self._next = NextDecision()
 
     @property
     def least(self) -> int:
-        """FLOPs of a video of which every child is accepted at once; the first must leave enough for its appeal."""
-        path = self.layout.prefix
-        total = self._appeals(path, 1)
+        """FLOPs of a video of which every child is accepted at once."""
+        path, total = self.layout.prefix, 0
         while len(path) < self.layout.units:
             total += self._price(path, 1)
             path = next(self._ends(path, 0, 1))
@@ -169,45 +156,17 @@ class DepthFirst:
     def judged(self, work: PanelWork, scores: Scores) -> Decision:
         """Once all children that were grown together are judged: go on from the best, try again, or go back."""
         child = self._awaited.pop(work.path)
-        log_p = self._scoring.log_p(work.assessment, scores)
+        child.log_p = self._scoring.log_p(work.assessment, scores)
         parent = child.parent
         assert parent is not None
-        if child in self._appealing:
-            accepted = log_p >= math.log(self._options.appeal or 1)
-        else:
-            before = parent.total if parent is not self._root else None
-            child.log_p = log_p
-            child.total = self._scoring.along(before, log_p, "last" if self._options.whole else "sum")
-            accepted = self._is_accepted(child)
-            self._rejected += [] if accepted else [child]
-        if accepted:
+        before = parent.total if parent is not self._root else None
+        child.total = self._scoring.along(before, child.log_p, "last" if self._options.whole else "sum")
+        if self._is_accepted(child):
             parent.accepted.append(child)
-        self._next.judgements.append(Judgement(child.path, work.assessment, log_p, child.total))
-        if not self._awaited and not self._appeal():
+        self._next.judgements.append(Judgement(child.path, work.assessment, child.log_p, child.total))
+        if not self._awaited:
             self._go_on()
         return self._decision()
-
-    def _appeal(self) -> bool:
-        """Have the children that were just rejected judged as whole videos, where that may make a difference."""
-        rejected, self._rejected, self._appealing = self._rejected, [], []
-        if self._current.accepted or not rejected or not self._may_appeal(rejected[0].path):
-            return False
-        self._appealing = rejected
-        self._left -= self._appeals(self._current.path, len(rejected))
-        self._next.works += (PanelWork(child.path, Assessment.FINAL) for child in rejected)
-        self._awaited = {child.path: child for child in rejected}
-        return True
-
-    def _may_appeal(self, path: Path) -> bool:
-        """Whether a branch can be judged otherwise than it was: it is several units, and not judged as a video yet."""
-        as_video = self._assessment(len(path)) is Assessment.FINAL
-        return self._options.appeal is not None and len(path) > 1 and not as_video
-
-    def _appeals(self, parent: Path, count: int) -> int:
-        """FLOPs of judging so many children of a branch once more."""
-        if len(parent) == self.layout.units or not self._may_appeal(child := next(self._ends(parent, 0, 1))):
-            return 0
-        return self._prices.works([PanelWork(child, Assessment.FINAL)] * count)
 
     def speculative(self) -> Iterator[Bet]:
         """What follows if the children that are out are right, or wrong, and what follows from that; likeliest first.
@@ -272,8 +231,7 @@ class DepthFirst:
     def _grow(self, count: int) -> bool:
         """Have more children of the current branch sampled and judged, as many as the budget allows; False if none."""
         branch = self._current
-        rest = self._rest(branch.path)
-        while count and self._price(branch.path, count) + self._appeals(branch.path, count) + rest > self._left:
+        while count and self._price(branch.path, count) + self._rest(branch.path) > self._left:
             count -= 1
         if not count:
             return False
@@ -386,17 +344,11 @@ class DepthFirst:
         return self._next.take(self._next.planned + still)
 
     def _still_possible(self) -> int:
-        """How many works the rest of the budget pays for at most, by the least that a unit costs, and appeals paid for.
-
-        A unit is sampled, and may be judged, and once more.
-        """
+        """How many works the rest of the budget pays for at most: two for each child, at the least that one costs."""
         depths = range(self.layout.given, self.layout.units)
         grow = self._options.grow
         least = min(self._prices.sample(depth, 0, self.layout.last_stage, grow) for depth in depths) / grow
-        each = 2 if self._options.appeal is None else 3
-        undecided = [*self._awaited.values(), *self._rejected]
-        appeals = sum(self._may_appeal(child.path) for child in undecided if child not in self._appealing)
-        return each * int(self._left / max(least, 1)) + (0 if self._current.accepted else appeals)
+        return 2 * int(self._left / max(least, 1))
 
 
 def plan(task: Task, options: DfsOptions) -> tuple[Policy, Allotment]:
