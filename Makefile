@@ -45,10 +45,11 @@ install-cpu:
 install-gpu:
 	@python -m pip install --editable ".[gpu,dev]"
 
+# On all cores, but for what shares a cluster, and for parity, whose closing table is of one process.
 test: setup ## run every test, about 20 minutes on 2 cores
 	@failed=0; \
-	python -m pytest tests/unit tests/test_floors.py --numprocesses auto --maxprocesses 4 --dist loadscope --durations=15 \
-		|| failed=1; \
+	python -m pytest tests --ignore tests/parity --ignore tests/ray \
+		--numprocesses auto --maxprocesses 4 --dist loadscope --durations=15 || failed=1; \
 	python -m pytest tests/parity tests/ray --durations=15 || failed=1; \
 	exit $$failed
 

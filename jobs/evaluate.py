@@ -142,19 +142,18 @@ def main(
             verifier_speed=verifier_speed,
             judge=judge,
             searches=searches,
-            whole_trees=False,
         )
         if suite_ is not None:
+            _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
             if cache is None:
                 raise UserError("a suite is run over a cache of branches: add --cache DIR")
-            _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
             _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
             most = prompts if "prompts" in given else None
             chosen = suite.read_suite(suite_, search, panel, tuning=tuning, prompts=most)
-            apart = _apart(held_out, panel)
-            _run_suite(chosen, lambda: over(cache, search=search, held_out=apart), source, out, judge, display)
+            own = functools.partial(over, cache, search=search, held_out=_apart(held_out, panel), whole_trees=False)
+            _run_suite(chosen, own, source, out, judge, display)
             return
         _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
         if calibrate and (cache is None or judge == ORACLE):
@@ -166,7 +165,7 @@ def main(
             measuring.search_of(search, setting)
         items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
         real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
-        with over(cache, search=search, whole_trees=True) if cache else real(search=search) as lab:
+        with over(cache, search=search) if cache else real(search=search) as lab:
             if calibrate:
                 _calibrate(lab, items, panel, out, display)
             else:

@@ -51,9 +51,8 @@ def test_children_may_be_stretches_that_are_judged_as_whole_videos() -> None:
     assert set(game.plan.certain) >= {SampleWork(((0,),), 0, 1), PanelWork((0, 0), Assessment.FINAL)}
     told = game.tell({(0, 0, 0, 0): 0.3})
     assert told == [(0, 0, 1), (0, 0, 2), (0, 0, 1, 0), (0, 0, 2, 0)]  # the first units together
-    assert (
-        SampleWork(((0, 0, 1), (0, 0, 2)), 0, 1) in game.plan.certain
-    )  # these share their past, what follows does not
+    # In one work: they share their past, and what follows does not.
+    assert SampleWork(((0, 0, 1), (0, 0, 2)), 0, 1) in game.plan.certain
     game.tell({(0, 0, 1, 0): 0.6, (0, 0, 2, 0): 0.7})
     assert PanelWork((0, 0, 2, 0, 0), Assessment.FINAL) in game.plan.certain  # the last stretch is a single unit
     game.tell({(0, 0, 2, 0, 0): 0.8})

@@ -18,7 +18,7 @@ def oracle() -> DigitsOracle:
 
 @pytest.mark.parametrize("shown", [1, 2])
 def test_reads_digit_colour_and_motion_of_held_out_clips(oracle: DigitsOracle, shown: int) -> None:
-    measured = accuracy(oracle, seed=31, clips=60, digits_shown=shown)
+    measured = accuracy(oracle, seed=31, clips=150, digits_shown=shown)
     for attribute in ("digit", "colour", "motion"):
         assert measured[attribute] >= 0.98, measured
 

@@ -134,7 +134,7 @@ class DepthFirst:
         self._until = until
         self._left = allowed
         self._root = _Branch(layout.prefix)
-        self._branches = {layout.prefix: self._root}  # that may yet lead to the winner
+        self._branches: list[_Branch] = []  # that may yet lead to the winner, in the order in which they were grown
         self._current = self._root
         self._awaited: dict[Path, _Branch] = {}  # children of the current branch whose scores are out
         self._next = NextDecision()
@@ -240,7 +240,8 @@ class DepthFirst:
         self._left -= self._price(branch.path, count)
         branch.children += count
         for path in self._ends(branch.path, start, count):
-            self._branches[path] = self._awaited[path] = _Branch(path, branch)
+            self._awaited[path] = _Branch(path, branch)
+            self._branches.append(self._awaited[path])
         return True
 
     def _ends(self, parent: Path, start: int, count: int) -> Iterator[Path]:
@@ -288,16 +289,15 @@ class DepthFirst:
         open_ = {branch for node in _lineage(self._current) for branch in (node, *node.accepted)}
         open_.update(self._awaited.values())
         best: dict[int, _Branch] = {}
-        for branch in self._branches.values():
+        for branch in self._branches:
             rival = best.get(len(branch.path))
             if branch not in open_ and (rival is None or _goodness(branch) > _goodness(rival)):
                 best[len(branch.path)] = branch
         needed = {node for branch in (*open_, *best.values()) for node in _lineage(branch)}
-        gone = [branch for branch in self._branches.values() if branch not in needed]
-        for branch in gone:
-            del self._branches[branch.path]
-            if branch.parent in needed:  # otherwise it goes with its parent
+        for branch in self._branches:
+            if branch not in needed and branch.parent in needed:  # what it leads to goes with it
                 self._drop(branch)
+        self._branches = [branch for branch in self._branches if branch in needed]
 
     def _drop(self, branch: _Branch) -> None:
         """Nothing will be grown from a branch, nor from the units that lead to it from its parent."""
@@ -309,11 +309,7 @@ class DepthFirst:
         """The budget is near its end: the most promising branch that it can finish becomes the winner, unjudged."""
         expected = math.log(self._options.expect)
         price = self._prices.unjudged
-        able = [
-            branch
-            for branch in self._branches.values()
-            if branch is not self._root and price(self.layout, len(branch.path)) <= self._left
-        ]
+        able = [branch for branch in self._branches if price(self.layout, len(branch.path)) <= self._left]
         best = max(
             able,
             key=lambda branch: (
@@ -334,8 +330,8 @@ class DepthFirst:
     def _win(self, path: Path) -> None:
         """The search is over; whatever does not lead to the winner is dropped."""
         self._next.winner = path
-        for branch in self._branches.values():
-            if branch.parent is not None and path[: len(branch.path)] != branch.path:
+        for branch in self._branches:
+            if path[: len(branch.path)] != branch.path:
                 self._drop(branch)
 
     def _decision(self) -> Decision:
