@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framegrove.errors import UserError
-from framegrove.search.dispatcher import Attempt, Cancel, Command, Dispatcher, Recover, Release, Start
+from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
+from framegrove.search.dispatcher import Dispatcher
 from framegrove.search.policies.linear import Linear
 from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.protocols import SearchFailed
@@ -59,7 +60,7 @@ class Life:
         self.time = 0.0
 
     def live(self, failures: float) -> None:
-        while not (self.state.finished and not self.state.running):
+        while not (self.state.finished and not self.state.attempts.running):
             for command in self.state.decide(self.time):
                 self.carry_out(command)
             laws(self.state, self.workers)
@@ -73,7 +74,7 @@ class Life:
                 self.inputs[attempt.number] = dict(inputs)
                 assert not self.released & set(inputs.values()), "what is released is not needed any more"
             case Cancel(attempt):
-                assert attempt.number in self.state.running
+                assert attempt.number in self.state.attempts.running
                 assert attempt.number not in self.cancelled, "cancelled once"
                 self.cancelled.add(attempt.number)
             case Recover(worker):
@@ -84,7 +85,7 @@ class Life:
                 self.released.add(handle)
 
     def something_happens(self, failures: float) -> None:
-        possible: list[Attempt | str] = [*self.state.running.values(), *self.recovering]
+        possible: list[Attempt | str] = [*self.state.attempts.running.values(), *self.recovering]
         chosen = self.random.choice(possible)
         if isinstance(chosen, str):
             self.recovering.remove(chosen)
@@ -107,9 +108,9 @@ class Life:
 
 def laws(state: Dispatcher, workers: Share, *, decided: bool = True) -> None:
     """The laws in the module's docstring, by number."""
-    running = [attempt.work for attempt in state.running.values()]
-    done = [span.work for span in state.spans if span.ending is Ending.DONE]
-    assert state.launched == len(running) + len(state.spans)  # 1
+    running = [attempt.work for attempt in state.attempts.running.values()]
+    done = [span.work for span in state.attempts.spans if span.ending is Ending.DONE]
+    assert state.attempts.launched == len(running) + len(state.attempts.spans)  # 1
     planned = set(state.certain_works)
     hopeless = {work for work in planned if state._is_hopeless(work)} - state.done.keys()
     assert state.undone == len(planned - state.done.keys() - hopeless)
@@ -119,7 +120,7 @@ def laws(state: Dispatcher, workers: Share, *, decided: bool = True) -> None:
     assert len(set(done)) == len(done)
     assert set(done) == set(state.done)
     assert not set(running) & set(done)
-    load = Counter(attempt.worker for attempt in state.running.values())
+    load = Counter(attempt.worker for attempt in state.attempts.running.values())
     assert all(count <= (1 if worker.startswith("g") else 2) for worker, count in load.items())  # 3
     if decided:
         waiting = [
@@ -132,7 +133,7 @@ def laws(state: Dispatcher, workers: Share, *, decided: bool = True) -> None:
         )
     for pool in workers.pools:  # 4
         costs = state.costs(pool)
-        assert costs.spent == sum((s.cost for s in state.spans if pool_of(s.work) == pool), Cost())
+        assert costs.spent == sum((s.cost for s in state.attempts.spans if pool_of(s.work) == pool), Cost())
         assert costs.certain == sum(
             (r.cost for w, r in state.done.items() if pool_of(w) == pool and w in planned), Cost()
         )
@@ -242,7 +243,7 @@ def test_no_more_speculative_works_make_room_than_needed() -> None:
     assert not any(isinstance(command, Cancel) for command in state.decide(2.0)), "one is on its way out already"
     state.on_cancelled(ahead[4], Cost(1, 1), 3.0)
     assert [(a.work, a.worker) for a in start(state, 3.0)] == [(SampleWork(((6,),), 2, 2), ahead[4].worker)]
-    assert ahead[5].number in state.running
+    assert ahead[5].number in state.attempts.running
 
 
 def test_a_speculative_work_that_killed_its_worker_waits_until_it_is_certain() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framegrove.config.search import SearchConfig
+from framegrove.search.commands import Attempt, Start
 from framegrove.search.conductor import Conductor, Tally
-from framegrove.search.dispatcher import Attempt, Dispatcher, Start
+from framegrove.search.dispatcher import Dispatcher
 from framegrove.search.journal import Journal
 from framegrove.search.policies import make_policy
 from framegrove.search.policies.linear import Linear

@@ -240,15 +240,17 @@ class Fellowship:
         """Look between the moments at which anything happens, and hold the laws."""
         await asyncio.sleep(0.0317)
         while True:
-            running = [attempt for each in self.conductors.values() for attempt in each._state.running.values()]
+            running = [
+                attempt for each in self.conductors.values() for attempt in each._state.attempts.running.values()
+            ]
             load = Counter(attempt.worker for attempt in running)
             assert all(count <= (3 if worker.startswith("v") else 1) for worker, count in load.items())  # 1
             states = [conductor._state for conductor in self.conductors.values()]
             waiting = [work for state in states for work in state.certain_works if could_start(state, work)]
             assert not any(self.shared._workers.any_free(pool_of(work)) for work in waiting)  # 2
             samples = sum(isinstance(work, SampleWork) for work in waiting)
-            if samples > sum(len(state._cancelling) for state in states):
-                assert not any(state._speculating for state in states)  # 5
+            if samples > sum(len(state.attempts.stopping) for state in states):
+                assert not any(state.attempts.bets for state in states)  # 5
             await asyncio.sleep(0.25)
 
 

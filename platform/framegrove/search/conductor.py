@@ -223,7 +223,7 @@ class Conductor:
     @property
     def _is_busy(self) -> bool:
         """Whether there is something to wait for before the end: once time was up, not for scores."""
-        running = self._state.running.values()
+        running = self._state.attempts.running.values()
         return any(isinstance(attempt.work, SampleWork) or not self._state.hurried for attempt in running)
 
     async def _forget_lost(self) -> bool:
@@ -322,7 +322,7 @@ class Conductor:
 
     async def _stop(self) -> None:
         """Leave nothing running: generators stop at their next step, and nobody waits for their answers."""
-        for attempt in self._state.running.values():
+        for attempt in self._state.attempts.running.values():
             self._cancel(attempt)
         tasks = list(self._tasks)
         for task in tasks:
@@ -349,11 +349,11 @@ class Conductor:
         scored = [result for result in state.done.values() if isinstance(result, Scored)]
         return SearchResult(
             winner=state.plan.winner,
-            nodes=nodes_of(state.plan, sampled, state.panels, scored, state.spans),
+            nodes=nodes_of(state.plan, sampled, state.panels, scored, state.attempts.spans),
             certain=frozenset(state.certain_works),
             sampling=state.costs(GENERATORS),
             verifiers={name: state.costs(name) for name in self._panel},
-            spans=tuple(state.spans),
+            spans=tuple(state.attempts.spans),
             handles={latent.path: state.handles[latent] for latent in sorted(state.handles)},
             seconds=self._now(),
             restored=self._restored,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from framegrove.search.fusion import LogP
-from framegrove.search.tree import Layout, PanelWork, Plan, Scores
+from framegrove.search.tree import Latent, Layout, PanelWork, Plan, Scores
 from framegrove.types import Assessment, Path, SampleWork, prefixes
 
 EXPECT = 0.85  # how likely a unit that nobody has judged is taken to be right
@@ -70,6 +70,28 @@ def rest_of(
         fresh = (*path, next(index for index in range(len(taken) + 1) if (*path, index) not in taken))
         path, work = next(going_on, (fresh, SampleWork((fresh,), 0, layout.last_stage)))
         yield path, work
+
+
+def works_of(
+    winner: Path,
+    layout: Layout,
+    planned: Iterable[SampleWork],
+    to_come: Mapping[Path, SampleWork],
+    made: Mapping[Latent, SampleWork],
+) -> dict[SampleWork, None]:
+    """Every work that makes a branch, those of its drafts included, in the order of its units.
+
+    Of works that are ``planned``, ``to_come`` at full resolution by branch, or have ``made`` what is there.
+    """
+    coming = {layout.finished(path): work for path, work in to_come.items()}
+    by_latent = {latent: work for work in planned for latent in layout.outputs(work)} | coming | dict(made)
+    works: dict[SampleWork, None] = {}
+    for path in prefixes(winner)[layout.given :]:
+        chain = [by_latent[layout.finished(path)]]
+        while chain[0].first_stage:
+            chain.insert(0, by_latent[Latent(path, chain[0].first_stage - 1)])
+        works |= dict.fromkeys(chain)
+    return works
 
 
 def known_children(plan: Plan, finished: Collection[Path], given_up: Collection[Path]) -> set[Path]:

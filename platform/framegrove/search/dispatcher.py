@@ -38,18 +38,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from framegrove.errors import UserError
 from framegrove.lineage import branch_name
-from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
-from framegrove.search.deadline import known_children, most_promising, rest_of
+from framegrove.search.attempts import Attempts
+from framegrove.search.commands import Attempt, Command, Recover, Release, Start
+from framegrove.search.deadline import known_children, most_promising, rest_of, works_of
 from framegrove.search.fusion import LogP, product
+from framegrove.search.holdings import Holdings, Maker
+from framegrove.search.panel import Panel
 from framegrove.search.protocols import SearchFailed, check_scores
 from framegrove.search.queue import WorkQueue
-from framegrove.search.result import CostBreakdown, Ending, Span
+from framegrove.search.result import CostBreakdown, Ending
 from framegrove.search.sharing import Share
 from framegrove.search.tree import (
     Decision,
@@ -57,17 +58,14 @@ from framegrove.search.tree import (
     Layout,
     PanelWork,
     Plan,
-    PlannedWork,
     Policy,
     Result,
     Scores,
     Work,
-    columns,
 )
 from framegrove.search.workers import GENERATORS, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, paths_of, prefixes
 
-_PACE = 16  # sample works by which it is told how long another one takes
 _MOST_LOOKED_AT = 1024  # speculative works: more would hardly ever be needed by those who would otherwise idle
 
 
@@ -96,18 +94,13 @@ class Dispatcher:
             raise ValueError(f"the layout has {layout.given} given units, and there are {len(given)} handles for them")
         self._policy = policy
         self._workers = workers
-        self._panel = panel
-        self._alone = len({name for names in panel.values() for name in names}) == 1
+        self._panel = Panel(panel)
         self._speculate = speculate
         self._tries = attempts
         # What is known.
         self.plan = Plan()
-        self.panels: dict[PanelWork, Scores] = {}
         self.done: dict[Work, Result] = {}
-        self.handles: dict[Latent, Any] = {}
-        self._latents: dict[Path, set[Latent]] = defaultdict(set)  # those in handles, by branch
-        self._children: dict[Path, set[Path]] = defaultdict(set)  # of branches that were ever in handles
-        self._makers: dict[Latent, tuple[SampleWork, str]] = {}  # the work that made it, and by whom
+        self._held = Holdings()
         self.given_up: dict[Path, str] = {}  # branches, and why
         self._hopeless: dict[Work, None] = {}  # certain works that are not done any more
         self.hurried = False
@@ -115,16 +108,10 @@ class Dispatcher:
         self._log_p = log_p
         self._unanswered: list[PanelWork] = []  # judgements of given-up branches that the policy waits for
         # What is to be done.
-        self._queue = WorkQueue(workers.pools, layout, self.handles)
+        self._queue = WorkQueue(workers.pools, layout, self._held.handles)
         # What is going on.
-        self.running: dict[int, Attempt] = {}
-        self.spans: list[Span] = []
-        self.launched = 0
-        self._busy: set[Work] = set()
-        self._speculating: dict[int, Attempt] = {}  # running sample works that are not certain, nor being cancelled
-        self._cancelling: set[int] = set()
-        workers.bets, workers.stopping = self._speculating, self._cancelling
-        self._to_cancel: dict[int, Attempt] = {}
+        self.attempts = Attempts(workers.pools)
+        workers.bets, workers.stopping = self.attempts.bets, self.attempts.stopping
         self._wasted: list[Result] = []  # results that count no more, for the next ``forget`` to tell
         self._to_release: list[Any] = []
         self._dropped: set[Latent] = set()  # of dropped branches, with certain works that are still to be done
@@ -133,12 +120,21 @@ class Dispatcher:
         self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
         self._news = 0  # results and judgements so far: what speculation depends on
         self._next_look = 0  # the number of news from which on to look for speculative work
-        self._stopped: dict[str, Cost] = dict.fromkeys(workers.pools, Cost())
         for assessment in policy.assessments:  # told now, not when the first such branch has been sampled
-            self._expanded(PanelWork(layout.prefix, assessment))
+            self._panel.works(PanelWork(layout.prefix, assessment))
         for unit, handle in enumerate(given):
             self._put(Latent(layout.prefix[: unit + 1], layout.last_stage), handle)
         self._follow(policy.start())
+
+    @property
+    def handles(self) -> Mapping[Latent, Any]:
+        """Where what has been sampled is found."""
+        return self._held.handles
+
+    @property
+    def panels(self) -> Mapping[PanelWork, Scores]:
+        """What the panel has said about branches."""
+        return self._panel.scores
 
     @property
     def finished(self) -> bool:
@@ -157,8 +153,7 @@ class Dispatcher:
     @property
     def at_most(self) -> int:
         """How many certain works there can be in the end."""
-        widest = max((len(names) for names in self._panel.values()), default=1)
-        return len(self._queue.works) + (self.plan.at_most - len(self.plan.certain)) * max(widest, 1)
+        return len(self._queue.works) + (self.plan.at_most - len(self.plan.certain)) * self._panel.widest
 
     @property
     def certain_works(self) -> Collection[Work]:
@@ -188,13 +183,12 @@ class Dispatcher:
         commands: list[Command] = [Release(handle) for handle in self._to_release]
         self._to_release.clear()
         if self.finished:
-            self._to_cancel |= self._speculating
-        commands += self._cancel(attempt for number, attempt in self._to_cancel.items() if number in self._speculating)
-        self._to_cancel.clear()
+            self.attempts.lost()
+        commands += self.attempts.stop_unwanted()
         for pool in self._workers.pools:
             commands += self._start_certain(pool, now)
             self._workers.waits(pool, self._waiting(pool))
-        commands += self._cancel(self._in_the_way())
+        commands += self.attempts.stop(self._in_the_way())
         if self._speculate is not None and not self.finished and not self.hurried:
             commands += self._start_speculative(now)
             self._workers.seeks(self._look_is_due and not self._workers.any_spare(GENERATORS))
@@ -222,19 +216,13 @@ class Dispatcher:
 
     def _is_open(self, work: Work) -> bool:
         """Neither done nor running, nor given up."""
-        return work not in self.done and work not in self._busy and work not in self._hopeless
+        return work not in self.done and not self.attempts.is_running(work) and work not in self._hopeless
 
     def _begin(self, work: Work, now: float) -> Start:
         inputs = self._queue.inputs(work)
-        makers = {self._makers[latent][1] for latent in inputs if latent in self._makers}
-        worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), makers)
-        attempt = Attempt(self.launched, work, worker, now, speculative=not self.certain(work))
-        self.launched += 1
-        self.running[attempt.number] = attempt
-        self._busy.add(work)
+        worker = self._workers.choose(pool_of(work), self._failures.get(work, ()), self._held.made_by(inputs))
         self._workers.take(worker)
-        if isinstance(work, SampleWork) and not self.certain(work):
-            self._speculating[attempt.number] = attempt
+        attempt = self.attempts.begin(work, worker, now, certain=self.certain(work))
         return Start(attempt, {latent.path: self.handles[latent] for latent in inputs})
 
     def _start_speculative(self, now: float) -> Iterator[Start]:
@@ -252,7 +240,7 @@ class Dispatcher:
             if bet.likely < (self._speculate or 0.0):
                 break  # they come likeliest first
             looked += 1
-            for work in self._expanded(bet.work):
+            for work in self._panel.works(bet.work):
                 if self._can_speculate(work):
                     started += 1
                     yield self._begin(work, now)
@@ -269,14 +257,6 @@ class Dispatcher:
             return False
         return all(latent in self.handles for latent in self._policy.layout.inputs(work))
 
-    def _cancel(self, attempts: Iterable[Attempt]) -> list[Command]:
-        commands: list[Command] = []
-        for attempt in list(attempts):
-            del self._speculating[attempt.number]
-            self._cancelling.add(attempt.number)
-            commands.append(Cancel(attempt))
-        return commands
-
     def _in_the_way(self) -> list[Attempt]:
         """As many speculative samples, least likely first, as have to make room for certain ones."""
         leaving = self._workers.to_stop
@@ -284,7 +264,7 @@ class Dispatcher:
             return []
         bets = itertools.islice(self._policy.speculative(), _MOST_LOOKED_AT)
         place: dict[Work | PanelWork, int] = {bet.work: n for n, bet in enumerate(bets)}
-        running = sorted(self._speculating.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
+        running = sorted(self.attempts.bets.values(), key=lambda attempt: -place.get(attempt.work, len(place)))
         return running[:leaving]
 
     # ---- when time is up
@@ -294,24 +274,11 @@ class Dispatcher:
 
         If a whole video would take less than ``at_least``, that is told without looking for the branch.
         """
-        pace = self._pace()
+        pace = self.attempts.pace(self.layout.last_stage)
         from_nothing = pace * (self.layout.units - self.layout.given)
         if from_nothing < at_least:
             return from_nothing
         return pace * (self.layout.units - len(self._most_promising() or self.layout.prefix))
-
-    def _pace(self) -> float:
-        """Seconds that a unit takes from noise to the end, by the slowest of the latest sample works; 0 before any.
-
-        Where there were none that did all of it, the draft's and the refinement's are added up.
-        """
-        slowest: dict[tuple[int, int], float] = {}
-        done = (s for s in reversed(self.spans) if isinstance(s.work, SampleWork) and s.ending is Ending.DONE)
-        for span in itertools.islice(done, _PACE):
-            assert isinstance(span.work, SampleWork)
-            stages = span.work.first_stage, span.work.last_stage
-            slowest[stages] = max(slowest.get(stages, 0.0), span.end - span.start)
-        return slowest.get((0, self.layout.last_stage)) or sum(slowest.values())
 
     def hurry(self, left: float = math.inf) -> None:
         """Time is up: finish the most promising branch that can be in what is ``left`` (s), and do nothing else.
@@ -320,37 +287,29 @@ class Dispatcher:
         """
         again, self.hurried = self.hurried, True
         self._unanswered.clear()
-        pace = self._pace()
+        pace = self.attempts.pace(self.layout.last_stage)
         best = self.plan.winner or self._most_promising(left / pace + 0.5 if pace else math.inf)
         if best is None and again:
             self._check_winner()
             raise SearchFailed("every branch was given up, and no time is left for others")
-        going_on = [
-            attempt.work
-            for number, attempt in self.running.items()
-            if isinstance(attempt.work, SampleWork)
-            and number not in self._cancelling
-            and not self._is_hopeless(attempt.work)
-        ]
+        sampling = [attempt.work for attempt in self.attempts.sampling]
+        going_on = [work for work in sampling if isinstance(work, SampleWork) and not self._is_hopeless(work)]
         taken = known_children(self.plan, self._whole_branches(), self.given_up)
         dead = {*self.plan.dropped, *self.given_up}
         rest = dict(rest_of(best or self.layout.prefix, self.layout, going_on, dead, taken))
         winner = next(reversed(rest)) if rest else best
         assert winner is not None
-        works = self._made_by(winner, rest)
+        asked_for = (work for work in self._queue.works if isinstance(work, SampleWork) and work not in self._hopeless)
+        works = works_of(winner, self.layout, asked_for, rest, self._held.makers())
         planned = tuple(work for work in works if not self.certain(work))
         self._follow(Decision(len(self.plan.certain) + len(planned), planned, winner=winner))
         for work in self._queue.works:
             if work not in works and work not in self.done and work not in self._hopeless:
                 self._lose_hope(work)
-        for number, attempt in self.running.items():
-            if (
-                isinstance(attempt.work, SampleWork)
-                and attempt.work in self._hopeless
-                and number not in self._cancelling
-            ):
-                self._speculating[number] = self._to_cancel[number] = attempt
-        self._to_cancel |= self._speculating
+        for attempt in self.attempts.sampling:
+            if attempt.work in self._hopeless:
+                self.attempts.withdraw(attempt)
+        self.attempts.lost()
         self._let_go(list(self._dropped))
 
     def _most_promising(self, most_units: float = math.inf) -> Path | None:
@@ -360,26 +319,7 @@ class Dispatcher:
 
     def _whole_branches(self) -> set[Path]:
         """Branches whose newest units are there at full resolution."""
-        return {latent.path for latent in self.handles if latent.stage == self.layout.last_stage}
-
-    def _made_by(self, winner: Path, to_come: Mapping[Path, SampleWork]) -> dict[SampleWork, None]:
-        """Every work that makes a branch, those of its drafts included, in the order of its units."""
-        made = {latent: self._makers[latent][0] for latent in self.handles if latent in self._makers}
-        planned = {
-            latent: work
-            for work in self._queue.works
-            if isinstance(work, SampleWork) and work not in self._hopeless
-            for latent in self.layout.outputs(work)
-        }
-        coming = {Latent(path, work.last_stage): work for path, work in to_come.items()}
-        by_latent = planned | coming | made
-        works: dict[SampleWork, None] = {}
-        for path in prefixes(winner)[self.layout.given :]:
-            chain = [by_latent[Latent(path, self.layout.last_stage)]]
-            while chain[0].first_stage:
-                chain.insert(0, by_latent[Latent(path, chain[0].first_stage - 1)])
-            works |= dict.fromkeys(chain)
-        return works
+        return self._held.branches(self.layout.last_stage)
 
     # ---- what happened
 
@@ -390,12 +330,12 @@ class Dispatcher:
         """
         earlier = self.done.get(result.work)
         if earlier is not None:
-            self._stopped[pool_of(result.work)] += earlier.cost
+            self.attempts.wasted[pool_of(result.work)] += earlier.cost
         self._keep(result, handles)
 
     def restore_waste(self, pool: str, cost: Cost) -> None:
         """An earlier run of this search has wasted this much."""
-        self._stopped[pool] += cost
+        self.attempts.wasted[pool] += cost
 
     def on_done(self, attempt: Attempt, result: Result, now: float) -> None:
         """The attempt has a result. Raises as ``check`` does."""
@@ -405,7 +345,7 @@ class Dispatcher:
 
     def on_cancelled(self, attempt: Attempt, cost: Cost, now: float) -> None:
         """The attempt stopped as it was told to. One that was not told to has failed."""
-        if attempt.number in self._cancelling:
+        if attempt.number in self.attempts.stopping:
             self._end(attempt, Ending.CANCELLED, cost, now)
         else:
             self.on_failed(attempt, cost, "it stopped without being cancelled", now)
@@ -435,11 +375,9 @@ class Dispatcher:
         SearchFailed for given units, which no work makes, and when a certain work's are lost as often as it is tried.
         """
         for path, handle in lost.items():
-            for latent in [latent for latent in self._latents[path] if self.handles[latent] is handle]:
+            for latent in self._held.lose(path, handle):
                 if len(path) <= self._policy.layout.given:
                     raise SearchFailed(f"the given unit {len(path) - 1} was lost: start the search again")
-                del self.handles[latent]
-                self._latents[path].discard(latent)
                 if self._needed(latent):
                     self._undo(latent)
         wasted, self._wasted = self._wasted, []
@@ -470,12 +408,14 @@ class Dispatcher:
 
     def _undo(self, latent: Latent) -> None:
         """The work that made it counts as not done, and its cost is wasted."""
-        work, worker = self._makers[latent]
+        maker = self._held.maker(latent)
+        assert maker is not None
+        work, worker = maker
         result = self.done.pop(work, None)
         if result is None:  # a sibling was lost with it
             return
         self._wasted.append(result)
-        self._stopped[GENERATORS] += result.cost
+        self.attempts.wasted[GENERATORS] += result.cost
         self._queue.undone[GENERATORS] += self.certain(work)
         self._count(work, worker, "what it made was lost")
         if self.certain(work) and work not in self._hopeless:
@@ -488,14 +428,9 @@ class Dispatcher:
             self._give_up(work, f"{describe(work)} failed {len(failures)} times, the last time with: {reason}")
 
     def _end(self, attempt: Attempt, ending: Ending, cost: Cost, now: float) -> None:
-        del self.running[attempt.number]
-        self._busy.discard(attempt.work)
-        self._cancelling.discard(attempt.number)
-        self._speculating.pop(attempt.number, None)
+        self.attempts.end(attempt, ending, cost, now)
         self._workers.release(attempt.worker)
-        self.spans.append(Span(attempt.work, attempt.worker, attempt.start, now, ending, cost, attempt.speculative))
         if ending is not Ending.DONE:
-            self._stopped[pool_of(attempt.work)] += cost
             self._next_look = 0
             if self.certain(attempt.work) and attempt.work not in self._hopeless:
                 self._enqueue(attempt.work)
@@ -513,33 +448,25 @@ class Dispatcher:
         self._news += 1
         self._sampled_ahead |= not self.certain(result.work)
         for latent, handle in zip(self._policy.layout.outputs(result.work), handles, strict=True):
-            self._makers[latent] = result.work, worker
-            self._put(latent, handle)
+            self._put(latent, handle, Maker(result.work, worker))
             if self.plan.is_dropped(latent.path):
                 self._let_go([latent])
 
-    def _put(self, latent: Latent, handle: Any) -> None:
-        """A handle is there."""
-        self.handles[latent] = handle
-        self._latents[latent.path].add(latent)
-        self._children[latent.path[:-1]].add(latent.path)
+    def _put(self, latent: Latent, handle: Any, maker: Maker | None = None) -> None:
+        self._held.put(latent, handle, maker)
         self._queue.arrived(latent)
 
     # ---- what follows from it
 
     def _judge(self, work: PanelWork) -> None:
         """Once all verifiers have scored the branch, and the policy has asked for it, the policy is told."""
-        if work in self.panels:
+        if not self._panel.add_up(work, self.done):
             return
-        results = [self.done.get(each) for each in self._expanded(work)]
-        if all(isinstance(result, Scored) for result in results):
-            scored = (columns(result, alone=self._alone) for result in results if isinstance(result, Scored))
-            self.panels[work] = tuple(itertools.chain.from_iterable(scored))
-            self._news += 1
-            if work in self.plan.certain and not self.hurried:
-                self._follow(self._policy.judged(work, self.panels[work]))
-            if self._unanswered:
-                self._answer(work.assessment)
+        self._news += 1
+        if work in self.plan.certain and not self.hurried:
+            self._follow(self._policy.judged(work, self.panels[work]))
+        if self._unanswered:
+            self._answer(work.assessment)
 
     def _follow(self, decision: Decision) -> None:
         """Carry a policy's decision over into the queues, and those that follow from it at once."""
@@ -548,25 +475,13 @@ class Dispatcher:
             decision = decisions.pop(0)  # in the order in which they were taken
             self.plan.add(decision)
             for planned in decision.works:
-                for work in self._expanded(planned):
+                for work in self._panel.works(planned):
                     self._becomes_certain(work)
                 if isinstance(planned, PanelWork) and planned in self.panels and not self.hurried:  # scored ahead
                     decisions.append(self._policy.judged(planned, self.panels[planned]))
             for path, _ in decision.dropped:
                 self._drop(path)
         self._check_winner()
-
-    def _expanded(self, planned: PlannedWork) -> tuple[Work, ...]:
-        """The works for single workers that make up a planned one. Raises UserError where no verifier can judge."""
-        if isinstance(planned, SampleWork):
-            return (planned,)
-        names = self._panel.get(planned.assessment, ())
-        if not names:
-            raise UserError(
-                f"no verifier takes part in the {planned.assessment} assessment, which this policy asks for: add it to "
-                "what a verifier judges, or choose another policy"
-            )
-        return tuple(ScoreWork(planned.path, planned.assessment, name) for name in names)
 
     def _becomes_certain(self, work: Work) -> None:
         self._queue.add(work)
@@ -576,14 +491,13 @@ class Dispatcher:
         if self._is_hopeless(work):
             self._lose_hope(work)
             return
-        if work not in self._busy:
+        if not self.attempts.is_running(work):
             self._enqueue(work)
-        for number in [number for number, attempt in self._speculating.items() if attempt.work == work]:
-            del self._speculating[number]
+        self.attempts.won(work)
 
     def _enqueue(self, work: Work) -> None:
         for latent in self._queue.put(work):
-            if latent in self._makers:  # it was lost when nothing seemed to need it
+            if self._held.maker(latent) is not None:  # it was lost when nothing seemed to need it
                 self._undo(latent)
 
     # ---- branches that are given up
@@ -616,15 +530,11 @@ class Dispatcher:
                 self._unanswered.append(panel)
 
     def _answer(self, assessment: Assessment | None = None) -> None:
-        """Tell the policy that given-up branches have scores of 0: at this assessment, whose columns are known, or all.
-
-        Where nothing was ever scored at an assessment, one column stands for those that nobody knows.
-        """
-        names = {work.assessment: [name for name, _ in scores] for work, scores in self.panels.items()}
+        """Tell the policy that given-up branches score 0: at this assessment, whose columns are known, or at all."""
         asked = [work for work in self._unanswered if assessment in (None, work.assessment)]
         self._unanswered = [work for work in self._unanswered if work not in asked]
+        self._panel.give_up(asked)
         for work in asked:
-            self.panels[work] = tuple((name, 0.0) for name in names.get(work.assessment, ["given up"]))
             self._follow(self._policy.judged(work, self.panels[work]))
 
     def _answer_the_rest(self) -> None:
@@ -640,12 +550,8 @@ class Dispatcher:
 
     def _drop(self, path: Path) -> None:
         """A branch leads no further: what hangs on it is released, and speculation on it is given up."""
-        self._to_cancel |= {n: attempt for n, attempt in self._speculating.items() if self._is_lost(attempt.work)}
-        below = [path]
-        while below:
-            each = below.pop()
-            below += self._children.get(each, ())
-            self._let_go(self._latents.get(each, ()))
+        self.attempts.lost(self._is_lost)
+        self._let_go(self._held.below(path))
 
     def _let_go(self, latents: Iterable[Latent]) -> None:
         """Release what dropped branches are made of, as soon as no certain work, such as a late judgement, needs it."""
@@ -668,7 +574,7 @@ class Dispatcher:
         """The costs of one pool's work so far."""
         certain = Cost()
         at_stake = Cost()
-        wasted = self._stopped[pool]
+        wasted = self.attempts.wasted[pool]
         for work, result in self.done.items():
             if pool_of(work) != pool:
                 continue

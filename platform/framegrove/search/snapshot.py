@@ -73,7 +73,7 @@ class Snapshot:
 
 def snapshot_of(state: Dispatcher, workers: Mapping[str, Sequence[str]], now: float) -> Snapshot:
     """The state of a search with these ``workers``, by pool, ``now`` seconds after its beginning."""
-    running = tuple(state.running.values())
+    running = tuple(state.attempts.running.values())
     undone = tuple(work for work in state.certain_works if work not in state.done)
     done = Counter(map(pool_of, state.done))
     return Snapshot(
@@ -84,7 +84,7 @@ def snapshot_of(state: Dispatcher, workers: Mapping[str, Sequence[str]], now: fl
             for pool, names in workers.items()
         },
         running=running,
-        spans=tuple(state.spans),
+        spans=tuple(state.attempts.spans),
         undone=undone,
         certain=len(state.certain_works),
         at_most=state.at_most,
