@@ -14,15 +14,13 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 
 from framegrove import logs
@@ -30,9 +28,7 @@ from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.placement import Role, bundle, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
-from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, TrainConfig
-from framegrove.data.ingest import DataError, Shard, Size
-from framegrove.data.schema import LatentClip, from_table
+from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, DataConfig, TrainConfig
 from framegrove.errors import UserError
 from framegrove.training import checkpoint
 from framegrove.training.engine import DeepSpeedEngine
@@ -76,8 +72,7 @@ def fit(
     _check_resumable(out, config, workers)
     gpu = 1 if ray.cluster_resources().get("GPU") else 0
     worker = bundle(Role.TRAIN, num_gpus=gpu)
-    spare = {"CPU": 1.0}  # Ray Data reads on it, and waits for ever where there is none
-    require(cluster, [*[worker] * workers, spare], purpose=f"training with {workers} workers and reading beside them")
+    require(cluster, [worker] * workers, purpose=f"training with {workers} workers")
     out.mkdir(parents=True, exist_ok=True)
     StatusFile(out).say(f"waiting for {workers} worker{'s' if workers > 1 else ''} to start")
     trainer = ray.train.torch.TorchTrainer(
@@ -123,7 +118,13 @@ def at_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration for processes that start in other folders."""
     moved = {key: absolute(name) for key in ("start", "vae") if (name := getattr(config.model, key)) != SHIPPED}
     model = config.model.model_copy(update=moved)
-    return config.model_copy(update={"data": str(Path(config.data).absolute()), "model": model})
+    given = config.data
+    data = str(Path(given).absolute()) if isinstance(given, str) else tuple(map(_at_absolute_path, given))
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def _at_absolute_path(given: DataConfig) -> DataConfig:
+    return given.model_copy(update={"path": str(Path(given.path).absolute())})
 
 
 def work(given: dict[str, Any]) -> None:
@@ -164,26 +165,8 @@ def work(given: dict[str, Any]) -> None:
 
     metrics = Metrics()
     hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=report, on_speed=metrics.training)
-    train_to_the_end(setup, engine, out, first_step, hooks, read)
+    train_to_the_end(setup, engine, out, first_step, hooks)
     say("finished")
-
-
-def read(shards: Sequence[Shard], sizes: Collection[Size]) -> Iterator[LatentClip]:
-    """The clips of some shards in order, as ``read_shards`` gives them, read ahead by Ray Data. Raises DataError."""
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    paths = [str(shard.path) for shard in shards]
-    try:
-        dataset = ray.data.read_parquet(paths, override_num_blocks=len(paths), concurrency=1)
-        for batch in dataset.iter_batches(batch_size=256, batch_format="pyarrow", prefetch_batches=1):
-            for clip in from_table(batch):
-                if (clip.height, clip.width) in sizes:
-                    yield clip
-    except (RayError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[-160:]
-        raise DataError(f"the clips in {shards[0].path.parent} cannot be read ({reason}): prepare them anew") from error
 
 
 def _check_resumable(out: Path, config: TrainConfig, workers: int) -> None:

@@ -22,7 +22,7 @@ import typer
 from pydantic import BaseModel
 
 from framegrove.config.train import ModelConfig as TrainedModelConfig
-from framegrove.config.train import PhaseConfig, PoolConfig, TrainConfig
+from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
@@ -65,7 +65,6 @@ def _keys_help() -> str:
         ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
         ("Of each phase:", PhaseConfig, "phases.N."),
         ("Of the model:", TrainedModelConfig, "model."),
-        ("Of the pool of clips:", PoolConfig, "pool."),
     ]
     as_it_is = "\b"  # before a paragraph: click leaves its lines alone
     paragraphs = ["\n".join([as_it_is, title, *_keys(section, prefix)]) for title, section, prefix in sections]
@@ -141,7 +140,7 @@ def _on_a_cluster(config: TrainConfig, out: Path, workers: int, threads: int, di
     display.begin("connecting to Ray")
     from framegrove.cluster.session import connect
 
-    with connect(num_cpus=workers + 1) as cluster:
+    with connect(num_cpus=workers) as cluster:
         from actors.trainer import fit
 
         display.begin("checking the data and the model")

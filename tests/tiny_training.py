@@ -68,7 +68,7 @@ def make_config(world: Path, **changes: Any) -> TrainConfig:
         PHASE | {"name": "high", "units": 3, "steps": 6, "decay": 0.5, "objective": {"stage_weights": [1, 2, 2]}},
     ]
     given = {"data": str(world / "clips"), "model": model, "phases": phases, "checkpoint_every": 3, "log_every": 2}
-    return TrainConfig.model_validate(given | {"pool": {"clips": 10, "refresh": 1}} | changes)
+    return TrainConfig.model_validate(given | changes)
 
 
 def losses_of(out: Path) -> list[tuple[int, dict[str, float]]]:

@@ -10,7 +10,7 @@ import torch
 from framegrove.config.flow import ObjectiveConfig
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, noise_pyramid, pyramid
-from framegrove.flow.objective import Draws, StageSample, sample_losses, stage_batch, training_batch
+from framegrove.flow.objective import Draws, StageSample, build, choose, sample_losses, stage_batch
 from framegrove.flow.schedule import PyramidSchedule
 
 SCHEDULE = PyramidSchedule()
@@ -21,9 +21,23 @@ def clips_of(count: int, units: int, channels: int = 2) -> list[list[torch.Tenso
     return [[torch.randn(channels, 1, 8, 8, generator=generator) for _ in range(units)] for _ in range(count)]
 
 
-def batch_of(clips: list[list[torch.Tensor]], config: ObjectiveConfig, seed: int = 0) -> list[StageSample]:
-    prompts = [f"prompt {index}" for index in range(len(clips))]
-    return training_batch(clips, prompts, SCHEDULE, config, torch.Generator().manual_seed(seed))
+def batch_of(
+    clips: list[list[torch.Tensor]],
+    config: ObjectiveConfig,
+    seed: int = 0,
+    members: list[int] | None = None,
+) -> list[StageSample]:
+    """A sample of each clip; of some ``members`` of the batch alone, if given."""
+    weights = [(config.unit_weights or (1.0,) * len(clip))[: len(clip)] for clip in clips]
+    choices = choose(weights, SCHEDULE, config, torch.Generator().manual_seed(seed))
+    chosen = list(range(len(clips))) if members is None else members
+    return build(
+        [clips[index] for index in chosen],
+        [f"prompt {index}" for index in chosen],
+        choices.of(chosen),
+        SCHEDULE,
+        [torch.Generator().manual_seed(100 * seed + index) for index in chosen],
+    )
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -97,6 +111,17 @@ def test_same_generator_same_batch() -> None:
         assert all(map(torch.equal, one.history, other.history))
 
 
+def test_a_sample_is_the_same_in_whatever_company_it_is_built() -> None:
+    clips = [*clips_of(6, 1), *clips_of(6, 3)]
+    whole = batch_of(clips, ObjectiveConfig(), seed=3)
+    for members in ([7], [11, 2, 5], [0, 1, 2, 6, 8]):
+        for index, alone in zip(members, batch_of(clips, ObjectiveConfig(), 3, members), strict=True):
+            assert torch.equal(alone.noisy, whole[index].noisy)
+            assert torch.equal(alone.target, whole[index].target)
+            assert all(map(torch.equal, alone.history, whole[index].history))
+            assert (alone.timestep, alone.prompt) == (whole[index].timestep, whole[index].prompt)
+
+
 def test_each_sample_belongs_to_its_own_clip() -> None:
     """A sample stepped to the end of its stage shows its clip: grouping by shape must not mix clips up."""
     clips = [[torch.full((1, 1, 8, 8), float(index * 10 + unit)) for unit in range(3)] for index in range(9)]
@@ -123,5 +148,3 @@ def test_loss_is_a_mean_per_sample_then_over_samples() -> None:
 def test_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="one weight per stage, 3"):
         batch_of(clips_of(2, 2), ObjectiveConfig(stage_weights=(1, 1)))
-    with pytest.raises(ValueError, match="nothing to train in a clip of 1 units"):
-        batch_of(clips_of(2, 1), ObjectiveConfig(unit_weights=(0, 1)))

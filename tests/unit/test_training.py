@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from framegrove.config.train import ModelConfig
+from framegrove.data.ingest import DataError
 from framegrove.errors import UserError
+from framegrove.flow.objective import StageSample
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.training import curve
 from framegrove.training.engine import PlainEngine
+from framegrove.training.feed import Share
 from framegrove.training.loop import Hooks
 from framegrove.training.run import Setup, run
 from tests.public_folder import write_public_folder
@@ -123,7 +127,7 @@ def test_a_shape_that_cannot_be_trained(model: dict[str, Any], message: str) -> 
 
 def test_muon_learns_and_resumes(world: Path, tmp_path: Path) -> None:
     phase = make_config(world).phases[0].model_dump(mode="json")
-    phases = [phase | {"steps": 12, "matrix_learning_rate": 0.02}]
+    phases = [phase | {"steps": 12, "batch": 24, "matrix_learning_rate": 0.02}]
     config = make_config(world, phases=phases, precision="fp32", checkpoint_every=5)
     run(config, tmp_path / "whole")
     losses = losses_of(tmp_path / "whole")
@@ -154,35 +158,50 @@ def test_a_run_tells_its_speed_and_its_wait_for_data(world: Path, tmp_path: Path
     assert all(tokens > 0 < waited for tokens, waited in told)
 
 
-def test_a_worker_reads_the_shards_of_its_share_and_no_others(world: Path, tmp_path: Path) -> None:
-    """As it is sent to the workers, a setup needs neither the other shards nor the data's sizes again."""
+def samples_of(share: Share) -> dict[str, StageSample]:
+    return {f"{sample.origin} {sample.cell} {sample.timestep}": sample for pack in share.packs for sample in pack}
+
+
+def test_any_number_of_workers_draws_the_same_samples_and_reads_its_own(world: Path) -> None:
+    setup: Setup = pickle.loads(pickle.dumps(Setup.of(make_config(world))))  # as it is sent to the workers
+    alone = setup.feed()
+    feeds = [setup.feed(rank, 3) for rank in range(3)]
+    for step in (0, 1, 4, 9, 13):
+        whole, shares = samples_of(alone.at(step)), [feed.at(step) for feed in feeds]
+        assert {share.batch for share in shares} == {6}
+        parts = [samples_of(share) for share in shares]
+        assert sorted(name for part in parts for name in part) == sorted(whole)
+        for name, sample in (pair for part in parts for pair in part.items()):
+            assert torch.equal(sample.noisy, whole[name].noisy)
+            assert all(map(torch.equal, sample.history, whole[name].history))
+
+
+def test_the_next_steps_clips_are_read_ahead_and_a_reader_that_stands_still_is_told(
+    world: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup.of(make_config(world))
+    feed = setup.feed()
+    feed.at(0)
+    assert feed._ahead is not None
+    feed._ahead[1].result(timeout=60)  # nobody has asked for it yet
+    stands_still, real = threading.Event(), feed._reader.read
+    monkeypatch.setattr("framegrove.training.feed._SAID_EVERY", 0.02)
+    monkeypatch.setattr("framegrove.training.feed._LONGEST", 0.1)
+    monkeypatch.setattr(feed._reader, "read", lambda rows: stands_still.wait(60) and real(rows))
+    feed.at(1)  # was read before
+    with pytest.raises(DataError, match="clips of step 2 were not read within 0 s: see that the data's storage"):
+        feed.at(2)
+    assert "still waiting for the clips of step 2" in caplog.text
+    stands_still.set()
+
+
+def test_a_damaged_clip_ends_the_run_with_its_name(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "clips", tmp_path / "clips")
-    config = make_config(world, data=str(tmp_path / "clips"))
-    sent = pickle.dumps(Setup.of(config))
-    shares = []
-    for rank in range(3):
-        whole = Setup.of(make_config(world)).pools(rank, 3)(config.phases[0], 0).at(0)
-        mine = {clip.id // 8 for clip in whole}  # of which shard
-        for number in {0, 1, 2} - mine:
-            (tmp_path / "clips" / f"{number}.parquet").rename(tmp_path / f"{number}.hidden")
-        received: Setup = pickle.loads(sent)
-        pool = received.pools(rank, 3)(config.phases[0], 0).at(0)
-        assert [clip.id for clip in pool] == [clip.id for clip in whole]
-        shares.append(mine)
-        for hidden in tmp_path.glob("*.hidden"):
-            hidden.rename(tmp_path / "clips" / f"{hidden.stem}.parquet")
-    assert sorted(number for share in shares for number in share) == [0, 1, 2]
-
-
-def test_clips_that_are_held_for_good_are_not_read_ahead(world: Path) -> None:
-    def read(*_: Any) -> Any:
-        raise Stopped
-
-    held = Setup.of(make_config(world, pool={"clips": 24, "refresh": 1}))
-    assert len(held.pools(read=read)(held.config.phases[0], 0).at(0)) == 24
-    moving = Setup.of(make_config(world, pool={"clips": 23, "refresh": 1}))
-    with pytest.raises(Stopped):
-        moving.pools(read=read)(moving.config.phases[0], 0)
+    setup = Setup.of(make_config(world, data=str(tmp_path / "clips")))
+    for path in (tmp_path / "clips").iterdir():
+        path.write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(DataError, match=r"\.parquet cannot be read"):
+        setup.feed().at(0)
 
 
 def test_the_engine_trains_the_model_itself_and_the_folder_has_its_tables(world: Path, tmp_path: Path) -> None:

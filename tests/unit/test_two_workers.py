@@ -1,4 +1,4 @@
-"""Two workers in one process group: together they make the steps that one process makes on the whole batch."""
+"""Two workers in one process group: together they make the steps that one process makes alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from framegrove.config.train import PhaseConfig, TrainConfig
-from framegrove.data.packing import pack
-from framegrove.flow.objective import StageSample
-from framegrove.training.curriculum import Position, draw_samples
+from framegrove.config.train import TrainConfig
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.loop import Hooks, Point, train
 from framegrove.training.run import Setup
@@ -36,51 +33,32 @@ def work(rank: int, folder: Path, config: TrainConfig) -> None:
     engine = DeepSpeedEngine(setup.trainable(), config.precision, CPU, config.zero)
     points: list[Point] = []
     hooks = Hooks(on_point=points.append)
-    train(config, engine, setup.pools(rank, WORKERS), setup.schedule, setup.pipeline.latent_norm, hooks)
+    train(config, engine, setup.feed(rank, WORKERS), setup.schedule.stages, hooks)
     curve = [(point.losses["loss"], point.gradient_norm) for point in points]
     torch.save({"curve": curve, "weights": engine.averaged_weights()}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def shares(setup: Setup, phase: PhaseConfig) -> list[list[list[StageSample]]]:
-    """What each worker draws at each step."""
-    pools = [setup.pools(rank, WORKERS)(phase, 0) for rank in range(WORKERS)]
-    norm, seed = setup.pipeline.latent_norm, setup.config.seed
-    return [
-        [
-            draw_samples(pool.at(step), Position.of(setup.config, step), setup.schedule, norm, seed, rank, WORKERS)
-            for rank, pool in enumerate(pools)
-        ]
-        for step in range(phase.steps)
-    ]
-
-
-def passes(samples: list[StageSample], setup: Setup, phase: PhaseConfig) -> int:
-    """How many a worker would make if it were alone."""
-    lengths = [sample.visual_tokens(setup.pipeline.transformer.config.patch_size) for sample in samples]
-    texts = setup.pipeline.text.token_counts([sample.prompt for sample in samples])
-    return len(pack([sum(both) for both in zip(lengths, texts, strict=True)], phase.pack_tokens))
-
-
-def test_two_workers_step_like_one_process_on_packs_of_their_own(tmp_path: Path) -> None:
-    """Losses, gradient norms and averaged weights; each worker would have filled another number of passes."""
+def test_two_workers_step_like_one_process(tmp_path: Path) -> None:
+    """Losses, gradient norms and averaged weights; they share the same samples out in other passes."""
     config = make_config(
-        make_world(tmp_path), phases=[ONLY | {"pack_tokens": 60}], precision="fp32", zero=2, log_every=1
+        make_world(tmp_path), phases=[ONLY | {"pack_tokens": 100}], precision="fp32", zero=2, log_every=1
     )
     workers = torch.multiprocessing.spawn(work, (tmp_path, config), WORKERS, join=False, daemon=True)
     setup, phase = Setup.of(config), config.phases[0]
     engine = PlainEngine(setup.trainable(), config.precision, CPU)
     averaged = [weight.detach().clone() for weight in engine.parameters]
-    curve = []
-    drawn = shares(setup, phase)
-    assert any(passes(one, setup, phase) != passes(other, setup, phase) for one, other in drawn)
-    for number, both in enumerate(drawn, start=1):
-        found = engine.update([[*both[0], *both[1]]], phase.batch, phase, learning_rate_scale=1.0)
-        curve.append((float(found.losses[0].mean()), found.gradient_norm))
-        decay = min(phase.ema, number / (9 + number))
+    curve, feed, passes = [], setup.feed(), set()
+    for step in range(phase.steps):
+        share = feed.at(step)
+        passes |= {len(share.packs), *(len(each) for each in setup.plan(step).share_out(WORKERS))}
+        found = engine.update(share.packs, share.batch, phase, learning_rate_scale=1.0)
+        curve.append((float(torch.cat(found.losses).mean()), found.gradient_norm))
+        decay = min(phase.ema, (step + 1) / (10 + step))
         averaged = [
             decay * old + (1 - decay) * new.detach() for old, new in zip(averaged, engine.parameters, strict=True)
         ]
+    assert len(passes) > 1
     assert min(norm for _, norm in curve) > phase.clip
     while not workers.join(timeout=60):  # what a worker raises is raised here
         pass

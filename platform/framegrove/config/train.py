@@ -91,10 +91,11 @@ class ModelConfig(Config):
 class PhaseConfig(Config):
     """One phase of the curriculum (PFM appendix B, three-stage training).
 
-    A stage-sample is one unit of one clip at one stage of the pyramid. A step draws ``batch`` of them over all workers
-    together; each worker packs its share into as few forward passes of at most ``pack_tokens`` tokens as it can
-    (Patch n' Pack). A share ``images`` of the stage-samples are first units; the rest is spread over the later units
-    by ``objective.unit_weights``.
+    A stage-sample is one unit of one clip at one stage of the pyramid. A step draws ``batch`` of them for all workers
+    together, or as many as fit into ``batch_tokens``. They are packed into forward passes of at most ``pack_tokens``
+    tokens (Patch n' Pack), of which all workers make the same number, and about as many tokens. A share ``images`` of
+    the stage-samples are first units, of pictures and videos alike; the rest are later units of videos, by
+    ``objective.unit_weights``.
 
     The learning rates rise linearly from 0 over ``warmup`` steps, stay constant, and fall linearly to 0 over the last
     ``decay`` share of the phase's steps.
@@ -103,12 +104,16 @@ class PhaseConfig(Config):
     name: str = Field(
         min_length=1, pattern=r"^[a-z0-9-]+$", description="lower-case letters, digits and hyphens; unique in the run"
     )
-    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
-        min_length=1, description="[height, width] in pixels of the clips to train on, as in [[384, 640], [768, 1280]]"
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] | None = Field(
+        min_length=1,
+        description="[height, width] in pixels of the clips to train on, as in [[384, 640], [768, 1280]]; null: all",
     )
     units: PositiveInt = Field(1, description="units (latent frames) of the longest clip; longer clips are cut")
     steps: PositiveInt = Field(description="optimizer steps")
-    batch: PositiveInt = Field(description="stage-samples in a step, all workers together")
+    batch: PositiveInt | None = Field(None, description="stage-samples in a step, all workers together")
+    batch_tokens: PositiveInt | None = Field(
+        None, description="in place of batch: tokens in a step, all workers together, a multiple of pack_tokens"
+    )
     pack_tokens: PositiveInt | None = Field(None, description="most tokens in one forward pass; null: no limit")
     images: float = Field(0.125, ge=0, le=1, description="share of the stage-samples that are first units, 0 to 1")
     objective: ObjectiveConfig = Field(
@@ -139,6 +144,13 @@ class PhaseConfig(Config):
                 f"phase {self.name}: {self.warmup} warm-up steps and a decay over the last {self.decay:g} of "
                 f"{self.steps} steps overlap; lower one of them"
             )
+        if (self.batch is None) == (self.batch_tokens is None):
+            raise ValueError(f"phase {self.name}: give batch (stage-samples) or batch_tokens, one of them")
+        if self.batch_tokens is not None and self.batch_tokens % (self.pack_tokens or self.batch_tokens + 1):
+            raise ValueError(
+                f"phase {self.name}: batch_tokens {self.batch_tokens} must be a multiple of pack_tokens, "
+                f"not {self.pack_tokens}"
+            )
         weights = self.objective.unit_weights
         if weights is not None and len(weights) != self.units:
             raise ValueError(f"phase {self.name}: {len(weights)} unit_weights for clips of {self.units} units")
@@ -150,34 +162,39 @@ class PhaseConfig(Config):
         falling = min(1.0, (self.steps - step) / (self.decay * self.steps)) if self.decay else 1.0
         return min(rising, falling)
 
-    def drawn(self) -> ObjectiveConfig:
-        """The objective with the weight of every unit filled in."""
-        if self.units == 1:
-            return self.objective.model_copy(update={"unit_weights": (1.0,)})
-        given = self.objective.unit_weights or (1.0,) * self.units
-        later = sum(given[1:])
-        weights = (self.images, *((1 - self.images) * weight / later if later else 0.0 for weight in given[1:]))
-        return ObjectiveConfig.model_validate(self.objective.model_dump() | {"unit_weights": weights})
+    @property
+    def first_units(self) -> float:
+        """The share of the stage-samples that are first units: all of them where clips have no others."""
+        return self.images if self.units > 1 else 1.0
+
+    def later_weights(self, units: int) -> tuple[float, ...]:
+        """The weights of a clip's units where a later one is drawn; a clip of that many ``units`` may be longer."""
+        weights = self.objective.unit_weights or (1.0,) * self.units
+        return (0.0, *weights[1 : min(units, self.units)])
 
 
-class PoolConfig(Config):
-    """The rolling pool of clips that samples are drawn from.
+class DataConfig(Config):
+    """One of several data sets."""
 
-    Where all of a worker's clips fit into its pool, none is ever replaced.
-    """
-
-    clips: PositiveInt = Field(4096, description="clips that a worker holds in memory")
-    refresh: NonNegativeInt = Field(16, description="clips that are replaced by the data set's next ones in every step")
+    path: str = Field(description="folder of parquet files made by jobs.prepare")
+    weight: PositiveFloat | None = Field(
+        None, description="its share of the samples beside the others' weights; null: the number of its clips"
+    )
 
 
 class TrainConfig(Config):
     """A whole training run."""
 
     seed: NonNegativeInt = Field(0, description="of every random draw: the same seed gives the same run")
-    data: str = Field(description="folder of parquet files made by jobs.prepare")
+    data: str | tuple[DataConfig, ...] = Field(
+        min_length=1,
+        description="folder of parquet files made by jobs.prepare, or a list of {path, weight} to draw from several",
+    )
     model: ModelConfig = Field(ModelConfig(), description="the model at the first step")
     phases: tuple[PhaseConfig, ...] = Field(min_length=1, description="the phases, in order")
-    pool: PoolConfig = Field(PoolConfig(), description="the clips that samples are drawn from")
+    cache_gib: PositiveFloat = Field(
+        4.0, description="GiB of encoded clips that a worker keeps in memory; where all fit, each is read once"
+    )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of forward and backward; masters are always fp32")
     save_as: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the saved weights")
     zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the deepspeed engine")
@@ -187,12 +204,19 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _phases_fit_together(self) -> Self:
+        if len({given.weight is None for given in self.data_sets}) > 1:
+            raise ValueError("give every data set a weight or none: without, each counts as many as it has clips")
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases must have different names, not {names}")
         if len({phase.matrix_learning_rate is None for phase in self.phases}) > 1:
             raise ValueError("give a matrix_learning_rate to every phase or to none: one optimizer serves them all")
         return self
+
+    @property
+    def data_sets(self) -> tuple[DataConfig, ...]:
+        """The data sets that samples are drawn from."""
+        return (DataConfig(path=self.data),) if isinstance(self.data, str) else self.data
 
     @property
     def steps(self) -> int:

@@ -1,41 +1,67 @@
-"""Patch n' Pack: distributing samples of any length over forward passes of a token budget, without padding."""
+"""Patch n' Pack over many workers: samples of any length shared out to forward passes of a token budget, unpadded.
+
+Everything here is a function of the lengths alone, so that all workers compute the same and need not ask each other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 
 from framegrove.errors import UserError
 
 
-def pack(lengths: Sequence[int], budget: int | None, at_least: int = 1) -> list[list[int]]:
-    """Lists of sample indices, one list a forward pass: as few as possible, and about equally long.
+def share_out(lengths: Sequence[int], budget: int | None, workers: int = 1) -> list[list[list[int]]]:
+    """For each worker the forward passes that it makes, each a list of sample indices: as few as possible.
 
-    ``lengths`` are the samples' tokens; no pass has more than ``budget`` (None: no limit). There are ``at_least`` so
-    many passes, for workers that must all make the same number. Raises UserError for a sample longer than the budget,
-    and where there are fewer samples than passes.
+    ``lengths`` are the samples' tokens; no pass has more than ``budget`` (None: no limit, a pass a worker). All workers
+    make the same number of passes, for ZeRO communicates in every pass, and about as many tokens. Raises UserError for
+    a sample longer than the budget, and where there are fewer samples than passes.
 
-    >>> pack([60, 40, 50, 30], budget=100)
-    [[0, 3], [1, 2]]
+    >>> share_out([60, 40, 50, 30, 20, 10], budget=110, workers=2)
+    [[[0, 3, 5]], [[1, 2, 4]]]
     """
-    limit = budget if budget is not None else sum(lengths)
-    longest = max(lengths, default=0)
-    if longest > limit:
+    limit = sum(lengths) if budget is None else budget
+    if (longest := max(lengths, default=0)) > limit:
         raise UserError(f"a sample of {longest} tokens does not fit a pass of {limit}: raise pack_tokens of the phase")
-    count = max(at_least, -(-sum(lengths) // max(limit, 1)))
-    while count <= len(lengths):
-        packs, loads = _balance(lengths, count)
+    passes = workers * max(1, -(-sum(lengths) // max(workers * limit, 1)))
+    while passes <= len(lengths):
+        packs, loads = _balance(lengths, passes)
         if max(loads) <= limit:
-            return packs
-        count += 1
-    raise UserError(f"{len(lengths)} samples cannot fill {count} forward passes: raise batch of the phase")
+            return _dealt(packs, loads, workers)
+        passes += workers
+    raise UserError(f"{len(lengths)} samples cannot fill {passes} forward passes: raise batch of the phase")
+
+
+def fitting(lengths: Sequence[int], budget: int, passes: int) -> int:
+    """How many samples, from the first on, fit together into ``passes`` of a token budget."""
+    total, count = 0, 0
+    for length in lengths:
+        if total + length > budget * passes:
+            break
+        total, count = total + length, count + 1
+    while count and max(_balance(lengths[:count], passes)[1]) > budget:
+        count -= 1
+    return count
 
 
 def _balance(lengths: Sequence[int], count: int) -> tuple[list[list[int]], list[int]]:
     """Samples go longest first, each to the pack with the fewest tokens; inside a pack they keep the order given."""
     packs: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
+    loads = [(0, pack) for pack in range(count)]
+    heapify(loads)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        lightest = min(range(count), key=loads.__getitem__)
+        load, lightest = loads[0]
         packs[lightest].append(index)
-        loads[lightest] += lengths[index]
-    return [sorted(members) for members in packs], loads
+        heapreplace(loads, (load + lengths[index], lightest))
+    by_pack = {pack: load for load, pack in loads}
+    return [sorted(members) for members in packs], [by_pack[pack] for pack in range(count)]
+
+
+def _dealt(packs: Sequence[list[int]], loads: Sequence[int], workers: int) -> list[list[list[int]]]:
+    """The packs dealt to the workers, heaviest first and in turns that change direction, so that sums are alike."""
+    hands: list[list[list[int]]] = [[] for _ in range(workers)]
+    for place, pack in enumerate(sorted(range(len(packs)), key=lambda i: -loads[i])):
+        turn, seat = divmod(place, workers)
+        hands[seat if turn % 2 == 0 else workers - 1 - seat].append(packs[pack])
+    return hands

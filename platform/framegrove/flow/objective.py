@@ -1,7 +1,8 @@
 """The training objective: from clean latents to noisy samples, their velocities, and the loss (PFM eqs. 6 and 9-11).
 
-Two layers. ``stage_batch`` is a pure function of the clean units and of every random draw. ``training_batch`` makes the
-draws: which unit of a clip, which stage, which timestep, how strongly the history is corrupted, and all noises.
+Three layers. ``choose`` draws what is trained of a clip before it is read: which unit, at which stage and timestep, how
+strongly its history is corrupted. ``build`` draws the noises. ``stage_batch`` is a pure function of the clean units and
+of all these draws.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class StageSample:
 
     It sees the prompt (empty where it was dropped, for guidance), the corrupted ``history`` clips (C, t, h, w), oldest
     first, each at its own size, and the ``noisy`` unit (C, t, h, w) at a ``timestep`` from 0 to 1000. ``target`` has
-    the shape of ``noisy``.
+    the shape of ``noisy``. ``origin`` says which clip it is of, for messages.
     """
 
     prompt: str
@@ -69,79 +70,97 @@ class StageSample:
     timestep: float
     target: Tensor
     cell: Cell
+    origin: str = ""
 
     def visual_tokens(self, patch: int) -> int:
         """Tokens of the history and the noisy unit, in patches of ``patch`` x ``patch`` latent pixels."""
         return sum(clip[0].numel() for clip in (*self.history, self.noisy)) // patch**2
 
 
-def training_batch(
-    clips: Sequence[Sequence[Tensor]],
-    prompts: Sequence[str],
-    schedule: PyramidSchedule,
-    config: ObjectiveConfig,
-    generator: torch.Generator,
-) -> list[StageSample]:
-    """One training sample of every clip, in order; give a clip several times to have several samples of it.
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What is drawn of N samples before their clips are read.
 
-    A clip is its clean normalised units (C, t, h, w), oldest first. Raises ValueError where weights and clips do not
-    fit together.
+    Unit and stage, the index into the stage's 1000 timesteps, the strength of the history's corruption, and whether the
+    prompt is dropped.
     """
-    cells = choose([len(clip) for clip in clips], schedule, config, generator)
-    return build(clips, cells, prompts, schedule, config, generator)
+
+    cells: tuple[Cell, ...]
+    steps_N: Tensor
+    corruption_N: Tensor
+    dropped: tuple[bool, ...]
+
+    def of(self, members: Sequence[int]) -> Choices:
+        """Those of some of the samples."""
+        chosen = list(members)
+        return Choices(
+            tuple(self.cells[i] for i in chosen),
+            self.steps_N[chosen],
+            self.corruption_N[chosen],
+            tuple(self.dropped[i] for i in chosen),
+        )
 
 
 def choose(
-    lengths: Sequence[int], schedule: PyramidSchedule, config: ObjectiveConfig, generator: torch.Generator
-) -> list[Cell]:
-    """Which unit of each clip (of that many units) is trained, at which stage.
+    unit_weights: Sequence[Sequence[float]],
+    schedule: PyramidSchedule,
+    config: ObjectiveConfig,
+    generator: torch.Generator,
+) -> Choices:
+    """What is trained of some clips, of which only the weights of their units are known yet, one row a sample.
 
-    Draws are spread evenly over the batch instead of independently: the same expectation with less variance.
+    Draws are spread evenly over the batch instead of independently: the same expectation with less variance. Raises
+    ValueError where stages and their weights do not fit together.
     """
-    count = len(lengths)
-    stages = _pick(_spread(count, generator), [_stage_weights(config, schedule)] * count)
-    units = _pick(_spread(count, generator), [_unit_weights(config, length) for length in lengths])
-    return list(map(Cell, units, stages))
+    count = len(unit_weights)
+    stages = _pick(spread(count, generator), [_stage_weights(config, schedule)] * count)
+    units = _pick(spread(count, generator), unit_weights)
+    steps_N = (spread(count, generator) * GRID).long().clamp(max=GRID - 1)
+    corruption_N = torch.rand(count, generator=generator, device=generator.device) * config.corruption
+    dropped = (spread(count, generator) < config.text_dropout).tolist()
+    return Choices(tuple(map(Cell, units, stages)), steps_N, corruption_N, tuple(dropped))
 
 
 def build(
     clips: Sequence[Sequence[Tensor]],
-    cells: Sequence[Cell],
     prompts: Sequence[str],
+    choices: Choices,
     schedule: PyramidSchedule,
-    config: ObjectiveConfig,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
+    origins: Sequence[str] | None = None,
 ) -> list[StageSample]:
-    """`training_batch` for units and stages that are already chosen; timesteps, corruption and noises are drawn here.
+    """One training sample of every clip, in order; give a clip several times to have several samples of it.
 
-    Only the units of a clip up to the chosen one are used. Samples of equal shapes are computed together.
+    A clip is its clean normalised units (C, t, h, w), oldest first, of which only those up to the chosen one are used.
+    Each sample's noises are drawn from a generator of its own, so that it is the same in whatever company it is built.
+    Samples of equal shapes are computed together. ``origins`` say where the clips come from, for messages.
     """
-    count = len(clips)
-    steps_N = (_spread(count, generator) * GRID).long().clamp(max=GRID - 1)
-    corruption_N = torch.rand(count, generator=generator, device=generator.device) * config.corruption
-    dropped = (_spread(count, generator) < config.text_dropout).tolist()
-
     groups: dict[tuple[object, ...], list[int]] = {}
-    for index, (clip, cell) in enumerate(zip(clips, cells, strict=True)):
+    for index, (clip, cell) in enumerate(zip(clips, choices.cells, strict=True)):
         groups.setdefault((cell.stage, *(latent.shape for latent in clip[: cell.unit + 1])), []).append(index)
 
     samples: dict[int, StageSample] = {}
     for members in groups.values():
-        unit, stage = cells[members[0]]
+        unit, stage = choices.cells[members[0]]
         latents = [torch.stack([clips[index][place] for index in members]) for place in range(unit + 1)]
-        draws = _draw(latents, stage, schedule, steps_N[members], corruption_N[members], generator)
+        noises = [
+            _noises([clips[i][place] for place in range(unit + 1)], stage, schedule, generators[i]) for i in members
+        ]
+        noise, *older = (torch.stack(column) for column in zip(*noises, strict=True))
+        draws = Draws(noise, choices.steps_N[members], choices.corruption_N[members], tuple(older))
         batch = stage_batch(latents, stage, schedule, draws)
         timesteps = batch.timesteps_B.tolist()
         for row, index in enumerate(members):
             samples[index] = StageSample(
-                "" if dropped[index] else prompts[index],
+                "" if choices.dropped[index] else prompts[index],
                 tuple(clip[row] for clip in batch.history),
                 batch.noisy[row],
                 timesteps[row],
                 batch.velocity[row],
-                cells[index],
+                choices.cells[index],
+                origins[index] if origins else "",
             )
-    return [samples[index] for index in range(count)]
+    return [samples[index] for index in range(len(clips))]
 
 
 def stage_batch(units: Sequence[Tensor], stage: int, schedule: PyramidSchedule, draws: Draws) -> StageBatch:
@@ -186,27 +205,23 @@ def sample_losses(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> T
     return sums / sizes.to(sums.device)
 
 
-def _draw(
-    units: Sequence[Tensor],
-    stage: int,
-    schedule: PyramidSchedule,
-    steps_B: Tensor,
-    corruption_B: Tensor,
-    generator: torch.Generator,
-) -> Draws:
+def _noises(
+    units: Sequence[Tensor], stage: int, schedule: PyramidSchedule, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Noise for the last unit at full resolution, then one for each clip of its history, newest first."""
+
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
-    noise = normal(units[-1])
     history = history_clips(units[:-1], stage, schedule.stages)
-    return Draws(noise, steps_B, corruption_B, tuple(normal(clip) for clip in reversed(history)))
+    return (normal(units[-1]), *(normal(clip) for clip in reversed(history)))
 
 
-def _spread(count: int, generator: torch.Generator) -> Tensor:
-    """``count`` uniform draws from [0, 1) in random order, one in each of ``count`` equal intervals."""
+def spread(count: int, generator: torch.Generator) -> Tensor:
+    """``count`` uniform float64 draws from [0, 1) in random order, one in each of ``count`` equal intervals."""
     device = generator.device
     order = torch.randperm(count, generator=generator, device=device)
-    return (order + torch.rand(count, generator=generator, device=device)) / count
+    return (order + torch.rand(count, generator=generator, device=device, dtype=torch.float64)) / count
 
 
 def _pick(uniform_N: Tensor, weights: Sequence[Sequence[float]]) -> list[int]:
@@ -223,14 +238,4 @@ def _stage_weights(config: ObjectiveConfig, schedule: PyramidSchedule) -> Sequen
     weights = config.stage_weights or (1.0,) * schedule.stages
     if len(weights) != schedule.stages:
         raise ValueError(f"stage_weights needs one weight per stage, {schedule.stages}, not {list(weights)}")
-    return weights
-
-
-def _unit_weights(config: ObjectiveConfig, units: int) -> Sequence[float]:
-    weights = (config.unit_weights or (1.0,) * units)[:units]
-    if not any(weights):
-        raise ValueError(
-            f"unit_weights {list(config.unit_weights or ())} leave nothing to train in a clip of {units} units: "
-            "give one of its units a positive weight"
-        )
     return weights

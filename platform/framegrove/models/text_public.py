@@ -90,6 +90,11 @@ class PublicTextEncoder(nn.Module):
         encoded = {prompt: TextEmbedding(tokens[valid], vector) for prompt, tokens, valid, vector in rows}
         return [encoded[prompt] for prompt in prompts]
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that a prompt can have."""
+        return _T5_TOKENS
+
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens of text each prompt gives the transformer."""
         rows = self.tokenizers[-1](list(prompts), truncation=True, max_length=_T5_TOKENS)["input_ids"]

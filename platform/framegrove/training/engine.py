@@ -82,10 +82,6 @@ class PlainEngine:
         update_average(self.averaged, self.parameters, phase.ema, self.updates)
         return Update(losses, float(norm))
 
-    def most(self, count: int) -> int:
-        """The largest ``count`` of all workers."""
-        return count
-
     def total(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all workers."""
         return values
@@ -190,12 +186,6 @@ class DeepSpeedEngine:
         self.updates += 1
         update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
         return Update(losses, float(self.engine.get_global_grad_norm() or 0.0))
-
-    def most(self, count: int) -> int:
-        """The largest ``count`` of all workers."""
-        largest = torch.tensor(count, device=self.device)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return int(largest)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all workers."""

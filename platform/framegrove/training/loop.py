@@ -1,8 +1,8 @@
 """The training loop: a plain function over steps, the same in one process and on every worker of a cluster.
 
-A step draws its samples, packs them into forward passes, updates the weights, and reports losses. The draws depend on
-(seed, phase, step, rank) alone; weights, optimizer and averaged weights are in the checkpoint. A run that was stopped
-or killed therefore continues exactly along the curve of an undisturbed one.
+A step takes its samples, in forward passes, updates the weights, and reports losses. The samples depend on (seed,
+phase, step) alone; weights, optimizer and averaged weights are in the checkpoint. A run that was stopped or killed
+therefore continues exactly along the curve of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ import torch
 from torch import Tensor
 
 from framegrove.config.train import PhaseConfig, TrainConfig
-from framegrove.data.ingest import ClipPool
-from framegrove.data.packing import pack
 from framegrove.errors import UserError
 from framegrove.flow.objective import StageSample
-from framegrove.flow.schedule import PyramidSchedule
-from framegrove.models.vae_files import LatentNorm
-from framegrove.training.curriculum import Position, draw_samples
+from framegrove.training.curriculum import Position
 from framegrove.training.curve import LossTally
 from framegrove.training.engine import Update
+from framegrove.training.feed import Feed
 from framegrove.training.step import Trainable
 
 log = logging.getLogger(__name__)
@@ -46,8 +43,6 @@ class Engine(Protocol):
     def update(
         self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
     ) -> Update: ...
-
-    def most(self, count: int) -> int: ...
 
     def total(self, values: Tensor) -> Tensor: ...
 
@@ -90,42 +85,36 @@ class Hooks:
 def train(
     config: TrainConfig,
     engine: Engine,
-    open_pool: Callable[[PhaseConfig, int], ClipPool],
-    schedule: PyramidSchedule,
-    norm: LatentNorm,
+    feed: Feed,
+    stages: int,
     hooks: Hooks,
     first_step: int = 0,
     seconds: float = 0.0,
 ) -> None:
-    """Run the steps from ``first_step`` to the end of the last phase.
+    """Run the steps from ``first_step`` to the end of the last phase, with a pyramid of ``stages`` stages.
 
-    ``open_pool(phase, step)`` opens the pool of a phase's clips as it is at a step of it; ``seconds`` is the training
-    time of earlier sessions. Raises TrainingDiverged.
+    ``feed`` has this worker's samples; ``seconds`` is the training time of earlier sessions. Raises TrainingDiverged.
     """
     hooks.on_start(first_step)
-    tally = LossTally(schedule.stages)
+    tally = LossTally(stages)
     tally_began = time.monotonic()
     waited, tokens = 0.0, 0
-    pool: ClipPool | None = None
     for step in range(first_step, config.steps):
         done = step + 1
         position = Position.of(config, step)
         phase = position.phase
 
-        # 1. Draw this worker's samples and share them out to forward passes.
-        drawing_began = time.monotonic()
-        if pool is None or position.step == 0:
-            pool = open_pool(phase, position.step)
-        samples = draw_samples(pool.at(position.step), position, schedule, norm, config.seed, engine.rank, engine.world)
-        packs = _packs(samples, phase, engine)
-        waited += time.monotonic() - drawing_began
+        # 1. Take this worker's samples.
+        waiting_began = time.monotonic()
+        share = feed.at(step)
+        waited += time.monotonic() - waiting_began
         patch = engine.module.transformer.config.patch_size
-        tokens += sum(sample.visual_tokens(patch) for sample in samples)
+        tokens += sum(sample.visual_tokens(patch) for members in share.packs for sample in members)
 
         # 2. Update the weights.
         scale = phase.learning_rate_scale(position.step)
-        update = engine.update(packs, phase.batch, phase, scale)
-        for members, losses in zip(packs, update.losses, strict=True):
+        update = engine.update(share.packs, share.batch, phase, scale)
+        for members, losses in zip(share.packs, update.losses, strict=True):
             tally.add(members, losses)
         loss = float(torch.cat(update.losses).mean())
         # The norm is that of all workers' gradients together: if one of them diverges, all of them stop here.
@@ -142,11 +131,11 @@ def train(
             now = time.monotonic()
             seconds += now - tally_began
             totals = engine.total(tally.sums)
-            speed = float(totals[1, schedule.stages :].sum()) / (now - tally_began)
+            speed = float(totals[1, stages:].sum()) / (now - tally_began)
             rate = scale * phase.learning_rate
             hooks.on_point(Point(done, phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed))
             hooks.on_speed(tokens / (now - tally_began), waited)
-            tally = LossTally(schedule.stages)
+            tally = LossTally(stages)
             tally_began = time.monotonic()
             waited, tokens = 0.0, 0
         if checkpoint_due:
@@ -154,17 +143,3 @@ def train(
             log.info("checkpoint after step %d written", done)
         if phase_ends:
             hooks.on_phase_end(phase)
-
-
-def _packs(samples: Sequence[StageSample], phase: PhaseConfig, engine: Engine) -> list[list[StageSample]]:
-    """The samples shared out to forward passes, the same number of passes on every worker.
-
-    ZeRO communicates in every pass: a worker that made one pass more would wait for the others forever.
-    """
-    if phase.pack_tokens is None:
-        return [list(samples)]
-    patch = engine.module.transformer.config.patch_size
-    texts = engine.module.prompt_tokens(samples)
-    lengths = [sample.visual_tokens(patch) + text for sample, text in zip(samples, texts, strict=True)]
-    passes = engine.most(len(pack(lengths, phase.pack_tokens)))
-    return [[samples[i] for i in members] for members in pack(lengths, phase.pack_tokens, at_least=passes)]

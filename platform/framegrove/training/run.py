@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
-from framegrove.data.ingest import ClipPool, DataError, Reader, Shard, clips_of, open_shards, stream
+from framegrove.data.ingest import Catalog, DataError, open_catalog
+from framegrove.data.reading import ClipReader
 from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import (
@@ -31,10 +32,11 @@ from framegrove.models.transformers import build_transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
 from framegrove.training import checkpoint
-from framegrove.training.curriculum import check_sizes
+from framegrove.training.curriculum import PhaseClips, Position, StepPlan, check_sizes, plan_step
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
+from framegrove.training.feed import Feed
 from framegrove.training.loop import Engine, Hooks, Point, train
 from framegrove.training.step import Trainable
 
@@ -64,13 +66,11 @@ def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa
     return train_to_the_end(setup, engine, out, first_step, dataclasses.replace(hooks, on_checkpoint=save))
 
 
-def train_to_the_end(
-    setup: Setup, engine: Engine, out: Path, first_step: int, hooks: Hooks, read: Reader | None = None
-) -> Path:
+def train_to_the_end(setup: Setup, engine: Engine, out: Path, first_step: int, hooks: Hooks) -> Path:
     """What a run does after it is set up, in one process and on every worker of a cluster alike.
 
     Worker 0 writes the loss curve, its picture at every checkpoint, and the model folder at the end of every phase.
-    ``hooks.on_checkpoint`` has to save the engine; ``read`` is how clips are read where they do not all fit in memory.
+    ``hooks.on_checkpoint`` has to save the engine.
     """
     curve = Curve(out, first_step) if engine.rank == 0 else None
 
@@ -91,9 +91,8 @@ def train_to_the_end(
     train(
         setup.config,
         engine,
-        setup.pools(engine.rank, engine.world, read),
-        setup.schedule,
-        setup.pipeline.latent_norm,
+        setup.feed(engine.rank, engine.world),
+        setup.schedule.stages,
         dataclasses.replace(hooks, on_point=on_point, on_checkpoint=on_checkpoint, on_phase_end=on_phase_end),
         first_step,
         curve.seconds if curve else 0.0,
@@ -105,45 +104,41 @@ def train_to_the_end(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """A checked run: the shards of each phase, and what its model is made of.
+    """A checked run: the catalog of its clips, those of each phase, and what its model is made of.
 
-    Making one reads the sizes of all clips, which decide what each worker reads. It is sent to the workers as it is,
-    so that they read nothing but the clips of their own share.
+    Making one reads the sizes of all clips. It is sent to the workers as it is, so that they read nothing but the clips
+    of their own share.
     """
 
     config: TrainConfig
     recipe: Recipe
-    shards: dict[str, tuple[Shard, ...]]  # by the name of the phase
+    catalog: Catalog
+    clips: tuple[PhaseClips, ...]  # of each phase
+    factor: int  # pixels for one latent pixel, on each side
     words: tuple[str, ...]  # what a new text encoder reads; empty where an existing model is continued
 
     @classmethod
     def of(cls, config: TrainConfig) -> Setup:
         """Open the data, and check that it fits the model. Raises UserError before anything is written.
 
-        Of the shards only the columns of sizes are read, once for all phases of the same sizes, and for a new text
-        encoder the captions. Of the model only the VAE is read: whoever starts a run on a cluster need not hold it all.
+        Of the shards only the columns of sizes are read, and for a new text encoder the captions. Of the model only the
+        VAE is read: whoever starts a run on a cluster need not hold it all.
         """
-        opened = {sizes: open_shards(config.data, sizes) for sizes in {phase.sizes for phase in config.phases}}
-        shards = {phase.name: opened[phase.sizes] for phase in config.phases}
+        catalog = open_catalog([given.path for given in config.data_sets])
         shape, vae, recipe = _outline(config.model)
-        check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
-        digest = vae_digest(vae)
-        for shard in (shard for of_sizes in opened.values() for shard in of_sizes):
-            if shard.vae != digest:
-                raise DataError(
-                    f"{shard.path} was encoded by another VAE than the model's: prepare the clips anew with "
-                    "python -m jobs.prepare"
-                )
-        for phase in config.phases:
-            longest = max(shard.units for shard in shards[phase.name])
-            if longest < phase.units:
-                raise DataError(
-                    f"phase {phase.name} trains {phase.units} units, the longest clip in {config.data} has {longest}: "
-                    "lower units or prepare longer clips"
-                )
-        paths = {shard.path for of_sizes in opened.values() for shard in of_sizes}
+        check_sizes(config, catalog, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
+        shard = catalog.shards[0]  # all are of one VAE
+        if shard.vae != vae_digest(vae):
+            raise DataError(
+                f"{shard.path} was encoded by another VAE than the model's: prepare the clips anew with "
+                "python -m jobs.prepare"
+            )
+        weights = [given.weight for given in config.data_sets]
+        name = ", ".join(given.path for given in config.data_sets)
+        clips = tuple(PhaseClips.of(phase, catalog, weights, name) for phase in config.phases)
+        paths = [shard.path for shard in catalog.shards]
         words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
-        return cls(config, recipe, shards, words)
+        return cls(config, recipe, catalog, clips, vae.config.spatial_factor, words)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -181,39 +176,33 @@ class Setup:
         transformer.recompute = self.config.recompute
         return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
 
-    def pools(
-        self, rank: int = 0, world: int = 1, read: Reader | None = None
-    ) -> Callable[[PhaseConfig, int], ClipPool]:
-        """What opens the pool of a worker's clips of a phase, as it is at a step of the phase.
+    def plan(self, step: int) -> StepPlan:
+        """What all workers together are trained on in a step of the run."""
+        position = Position.of(self.config, step)
+        return plan_step(
+            position,
+            self.clips[position.phase_index],
+            self.catalog,
+            self.schedule,
+            self.config.seed,
+            factor=self.factor,
+            patch=self.pipeline.transformer.config.patch_size,
+            text_tokens=self.pipeline.text.max_tokens,
+        )
 
-        ``read`` is for pools that move on through the clips; one that never moves is read once, by `read_shards`.
-        """
-        size, refresh, seed = self.config.pool.clips, self.config.pool.refresh, self.config.seed
-        held: dict[object, ClipPool] = {}  # pools that never move are shared by phases
-
-        def open_pool(phase: PhaseConfig, step: int) -> ClipPool:
-            shards, sizes = self.shards[phase.name], frozenset(phase.sizes)
-            if (shards, sizes) in held:
-                return held[shards, sizes]
-            available = clips_of(shards, rank, world, seed)
-            reader = read if refresh and available > size else None
-            pool = ClipPool(
-                lambda start: stream(shards, sizes, seed, rank, world, start, reader), available, size, refresh, step
-            )
-            if not pool.refresh:
-                held[shards, sizes] = pool
-            return pool
-
-        return open_pool
+    def feed(self, rank: int = 0, world: int = 1) -> Feed:
+        """The samples of one of the workers."""
+        reader = ClipReader(self.catalog, int(self.config.cache_gib * 2**30))
+        norm, seed = self.pipeline.latent_norm, self.config.seed
+        return Feed(self.plan, reader, self.catalog.name, self.schedule, norm, seed, self.config.steps, rank, world)
 
     def check_workers(self, workers: int) -> None:
-        """Raise UserError where there are more workers than samples in a batch, or than clips."""
+        """Raise UserError where there are more workers than samples in a batch."""
         for phase in self.config.phases:
-            clips = sum(shard.clips for shard in self.shards[phase.name])
-            if min(phase.batch, clips) < workers:
+            if phase.batch is not None and phase.batch < workers:
                 raise UserError(
-                    f"phase {phase.name}: a batch of {phase.batch} samples and {clips} clips cannot be shared by "
-                    f"{workers} workers: use fewer of them"
+                    f"phase {phase.name}: a batch of {phase.batch} samples cannot be shared by {workers} workers: use "
+                    "fewer of them"
                 )
 
     def save_model(self, engine: Engine, out: Path) -> None:

@@ -50,7 +50,3 @@ class Trainable(nn.Module):
         if self.train_text and isinstance(self.text, TextEncoder):
             blocks += [m for name, m in self.text.model.named_modules() if name.endswith("layers")]
         return [p for block in blocks for p in block.parameters() if p.dim() == 2]
-
-    def prompt_tokens(self, samples: Sequence[StageSample]) -> list[int]:
-        """The number of text tokens of each sample."""
-        return self.text.token_counts([sample.prompt for sample in samples])
