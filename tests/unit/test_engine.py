@@ -9,16 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from framegrove.config.train import PhaseConfig, TrainConfig
-from framegrove.data.schema import LatentClip
+from framegrove.flow.objective import build, choose
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.transformers import fresh_transformer
-from framegrove.training.curriculum import Position, draw_samples
 from framegrove.training.engine import (
     DeepSpeedEngine,
     PlainEngine,
@@ -60,16 +58,14 @@ def steps(
     engine: DeepSpeedEngine | PlainEngine, first: int, last: int, phase: PhaseConfig = CONFIG.phases[0]
 ) -> list[tuple[float, float]]:
     """Losses and gradient norms of some steps, each in two passes of unequal size."""
-    clips = []
-    for index in range(4):
-        latents = np.random.default_rng(index).standard_normal((16, 3, 8, 8)).astype(np.float16)
-        clips.append(LatentClip(index, "a red 3 moves left and right", 64, 64, 8.0, latents))
     schedule = PyramidSchedule(**PIPELINE.recipe.pyramid.model_dump())
     found = []
     for step in range(first, last):
-        position = Position.of(CONFIG, step)
-        samples = draw_samples(clips, position, schedule, PIPELINE.latent_norm, seed=0)
-        update = engine.update([samples[:2], samples[2:]], phase.batch, phase, learning_rate_scale=0.5)
+        chance = torch.Generator().manual_seed(step)
+        clips = [[torch.randn(16, 1, 8, 8, generator=chance) for _ in range(3)] for _ in range(6)]
+        choices = choose([(1.0, 1.0, 1.0)] * 6, schedule, phase.objective, chance)
+        samples = build(clips, ["a red 3 moves left and right"] * 6, choices, schedule, [chance] * 6)
+        update = engine.update([samples[:2], samples[2:]], 6, phase, learning_rate_scale=0.5)
         found.append((float(torch.cat(update.losses).mean()), update.gradient_norm))
     return found
 

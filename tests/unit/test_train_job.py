@@ -53,7 +53,7 @@ def test_help_explains_every_key_with_its_default() -> None:
         "phases.N.learning_rate (default 0.0001): peak learning rate of AdamW",
         "phases.N.sizes (required): [height, width] in pixels",
         "phases.N.betas (default [0.9, 0.95])",
-        "pool.clips (default 4096)",
+        "cache_gib (default 4.0)",
         "model.variant (default null)",
         "zero (default 1): ZeRO stage",
     ):
