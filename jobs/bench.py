@@ -33,6 +33,7 @@ class Bench(enum.StrEnum):
     JUMP = "jump"
     TRANSFORMER = "transformer"
     PACKING = "packing"
+    PREFIXES = "prefixes"
     SAMPLING = "sampling"
     VAE = "vae"
     CONDUCTOR = "conductor"
@@ -73,13 +74,15 @@ def main(
         from jobs.asking import asking
         from jobs.endurance import endurance
         from jobs.overlap import overlap
+        from jobs.packs import packs
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         measure = {
             Bench.JUMP: benches.jump,
             Bench.TRANSFORMER: benches.transformer,
-            Bench.PACKING: benches.packing,
+            Bench.PACKING: packs,
+            Bench.PREFIXES: benches.prefixes,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,
             Bench.CONDUCTOR: bench_conductor.conductor,

@@ -18,7 +18,7 @@ from tests.tiny_training import PHASE, make_config, make_world
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = make_world(tmp_path_factory.mktemp("world"))
-    given = make_config(world, phases=[PHASE | {"name": "only", "units": 2, "steps": 4}], pool={})
+    given = make_config(world, phases=[PHASE | {"name": "only", "units": 2, "steps": 4}])
     held = given.model_dump(mode="json")
     held["model"]["recipe"] |= {"units": 1, "steps": {"first": [1, 1, 1], "others": [1, 1, 1]}}
     path = world / "sweep.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shlex
@@ -24,10 +23,10 @@ import ray.train
 import yaml
 from ray.util.state import list_actors
 
-from actors.trainer import TrainingFailed, fit, read
+from actors.trainer import TrainingFailed, fit
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.session import Cluster
-from framegrove.data.ingest import DataError, open_shards, stream
+from framegrove.data.ingest import DataError
 from framegrove.errors import UserError
 from framegrove.models.pretrained import load_pipeline
 from framegrove.training import curve
@@ -150,7 +149,7 @@ def test_a_mistake_in_the_data_ends_the_run_at_once(cluster: Cluster, world: Pat
     failures = tmp_path / "failures"
     with pytest.raises(DataError, match=r"1\.parquet cannot be read .* holds 1 numbers") as caught:
         fit(
-            make_config(world, data=str(tmp_path / "clips"), pool={"clips": 24, "refresh": 0}),
+            make_config(world, data=str(tmp_path / "clips")),
             tmp_path / "out",
             cluster,
             workers=2,
@@ -170,15 +169,6 @@ def test_a_defect_is_tried_again_and_then_shown_with_its_traceback(
     assert not isinstance(caught.value, UserError)
     assert failures.read_text().splitlines() == ["['IsADirectoryError']"] * 2
     assert "in train_to_the_end" in "".join(traceback.format_exception(caught.value))
-
-
-def test_ray_data_reads_what_the_plain_reader_reads(cluster: Cluster, world: Path) -> None:
-    sizes = {(64, 64)}
-    shards = open_shards(world / "clips", sizes)
-    plain = itertools.islice(stream(shards, sizes, 0, 1, 2, 5), 30)
-    by_ray = itertools.islice(stream(shards, sizes, 0, 1, 2, 5, read), 30)
-    for ours, theirs in zip(plain, by_ray, strict=True):
-        assert (ours.id, ours.caption, ours.latents.tobytes()) == (theirs.id, theirs.caption, theirs.latents.tobytes())
 
 
 def test_what_cannot_run_is_one_sentence(cluster: Cluster, world: Path, tmp_path: Path) -> None:

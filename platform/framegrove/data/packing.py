@@ -10,6 +10,8 @@ from heapq import heapify, heapreplace
 
 from framegrove.errors import UserError
 
+_LEVEL = 0.997  # mean over largest load of a pass: nobody looks for a better balance than this
+
 
 def share_out(lengths: Sequence[int], budget: int | None, workers: int = 1) -> list[list[list[int]]]:
     """For each worker the forward passes that it makes, each a list of sample indices: as few as possible.
@@ -26,7 +28,7 @@ def share_out(lengths: Sequence[int], budget: int | None, workers: int = 1) -> l
         raise UserError(f"a sample of {longest} tokens does not fit a pass of {limit}: raise pack_tokens of the phase")
     passes = workers * max(1, -(-sum(lengths) // max(workers * limit, 1)))
     while passes <= len(lengths):
-        packs, loads = _balance(lengths, passes)
+        packs, loads = _balance(lengths, passes, min(limit, int(sum(lengths) / passes / _LEVEL)))
         if max(loads) <= limit:
             return _dealt(packs, loads, workers)
         passes += workers
@@ -34,28 +36,61 @@ def share_out(lengths: Sequence[int], budget: int | None, workers: int = 1) -> l
 
 
 def fitting(lengths: Sequence[int], budget: int, passes: int) -> int:
-    """How many samples, from the first on, fit together into ``passes`` of a token budget."""
+    """How many samples, from the first on, fit together into ``passes`` of a token budget.
+
+    It may be a few less than could be squeezed in: passes are filled greedily.
+    """
     total, count = 0, 0
     for length in lengths:
         if total + length > budget * passes:
             break
         total, count = total + length, count + 1
-    while count and max(_balance(lengths[:count], passes)[1]) > budget:
-        count -= 1
+    while count and max(_balance(lengths[:count], passes, budget)[1]) > budget:
+        count -= max(1, count // 400)
     return count
 
 
-def _balance(lengths: Sequence[int], count: int) -> tuple[list[list[int]], list[int]]:
-    """Samples go longest first, each to the pack with the fewest tokens; inside a pack they keep the order given."""
+def _balance(lengths: Sequence[int], count: int, enough: int) -> tuple[list[list[int]], list[int]]:
+    """Samples go longest first, each to the pack with the fewest tokens; inside a pack they keep the order given.
+
+    Then the heaviest pack is relieved until no pack has more than ``enough``, or as far as that goes.
+    """
     packs: list[list[int]] = [[] for _ in range(count)]
-    loads = [(0, pack) for pack in range(count)]
-    heapify(loads)
+    queue = [(0, pack) for pack in range(count)]
+    heapify(queue)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        load, lightest = loads[0]
+        load, lightest = queue[0]
         packs[lightest].append(index)
-        heapreplace(loads, (load + lengths[index], lightest))
-    by_pack = {pack: load for load, pack in loads}
-    return [sorted(members) for members in packs], [by_pack[pack] for pack in range(count)]
+        heapreplace(queue, (load + lengths[index], lightest))
+    loads = [sum(lengths[i] for i in members) for members in packs]
+    while max(loads) > enough and _relieve(packs, loads, lengths):
+        pass
+    return [sorted(members) for members in packs], loads
+
+
+def _relieve(packs: list[list[int]], loads: list[int], lengths: Sequence[int]) -> bool:
+    """Swap a sample of the heaviest pack for a shorter one of another, so that both end below it; False if none does.
+
+    Of all such swaps the one after which the heavier of the two is lightest.
+    """
+    heavy = max(range(len(packs)), key=loads.__getitem__)
+    best, swap = loads[heavy], None
+    for pack, load in enumerate(loads):
+        gap = loads[heavy] - load
+        if gap < 2 or loads[heavy] - gap // 2 >= best:  # even halving the gap would be no better
+            continue
+        for mine in packs[heavy]:
+            for theirs in packs[pack]:
+                moved = lengths[mine] - lengths[theirs]
+                if 0 < moved < gap and (after := max(loads[heavy] - moved, load + moved)) < best:
+                    best, swap = after, (pack, mine, theirs)
+    if swap is None:
+        return False
+    pack, mine, theirs = swap
+    moved = lengths[mine] - lengths[theirs]
+    packs[heavy][packs[heavy].index(mine)], packs[pack][packs[pack].index(theirs)] = theirs, mine
+    loads[heavy], loads[pack] = loads[heavy] - moved, loads[pack] + moved
+    return True
 
 
 def _dealt(packs: Sequence[list[int]], loads: Sequence[int], workers: int) -> list[list[list[int]]]:

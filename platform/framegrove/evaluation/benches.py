@@ -132,7 +132,7 @@ def transformer(device: torch.device, repeats: int) -> list[Finding]:
 
 
 @torch.no_grad()
-def packing(device: torch.device, repeats: int) -> list[Finding]:
+def prefixes(device: torch.device, repeats: int) -> list[Finding]:
     """What guidance and siblings cost: tokens and time, beside a padded batch that shares nothing."""
     model = _model(device)
     stage = _STAGES - 1
