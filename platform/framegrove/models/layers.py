@@ -128,7 +128,8 @@ class Block(nn.Module):
             (attended,) = self.attn(text_in, visual_in, packed, rotation)
             rows = packed.current_rows
             visual = visual[packed.current_start :]
-            gate, ff_shift, ff_scale, ff_gate = (x[-len(rows.owners_N) :] for x in (gate, ff_shift, ff_scale, ff_gate))
+            vectors = (gate, ff_shift, ff_scale, ff_gate)
+            gate, ff_shift, ff_scale, ff_gate = (last_rows(x, len(rows.owners_N)) for x in vectors)
         else:
             vectors = self.norm1_context(condition_SD, packed.text_rows, text.dtype)
             text_in = modulate(text, vectors[0], vectors[1], packed.text_rows)
@@ -142,6 +143,11 @@ class Block(nn.Module):
     def _last_text(self, text: Tensor, condition_SD: Tensor, rows: Rows) -> Tensor:
         scale, shift = self.norm1_context(condition_SD, rows, text.dtype)
         return modulate(text, shift, scale, rows)
+
+
+def last_rows(x: Tensor, count: int) -> Tensor:
+    """The last ``count`` rows, which may be none."""
+    return x[len(x) - count :]
 
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
@@ -195,7 +201,7 @@ def projected(x_LD: Tensor, spec: AttentionSpec, *layers: nn.Linear) -> Tensor:
     """(L, 3, heads, head size) queries, keys and values; one matrix product computes all three layers."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
-    return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, -1)
+    return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, spec.head_size)
 
 
 def filled_table(
