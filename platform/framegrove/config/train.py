@@ -110,6 +110,7 @@ class PhaseConfig(Config):
     steps: PositiveInt = Field(description="optimizer steps")
     batch: PositiveInt = Field(description="stage-samples in a step, all workers together")
     pack_tokens: PositiveInt | None = Field(None, description="most tokens in one forward pass; null: no limit")
+    recompute: bool | None = Field(None, description="recompute activations in this phase; null: as the run says")
     images: float = Field(0.125, ge=0, le=1, description="share of the stage-samples that are first units, 0 to 1")
     objective: ObjectiveConfig = Field(
         ObjectiveConfig(stage_weights=(1, 2, 1)),
@@ -181,6 +182,10 @@ class TrainConfig(Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of forward and backward; masters are always fp32")
     save_as: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the saved weights")
     zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the deepspeed engine")
+    sequence_parallel: PositiveInt = Field(
+        1,
+        description="workers that share each pack of tokens (deepspeed engine); must divide their number and the heads",
+    )
     recompute: bool = Field(False, description="recompute activations inside blocks: less memory, a third more time")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
@@ -193,6 +198,10 @@ class TrainConfig(Config):
         if len({phase.matrix_learning_rate is None for phase in self.phases}) > 1:
             raise ValueError("give a matrix_learning_rate to every phase or to none: one optimizer serves them all")
         return self
+
+    def recomputes(self, phase: PhaseConfig) -> bool:
+        """Whether activations are recomputed in a phase."""
+        return self.recompute if phase.recompute is None else phase.recompute
 
     @property
     def steps(self) -> int:

@@ -36,6 +36,11 @@ class Attention(Protocol):
     """What blocks need of attention, on one worker or shared by several (sequence_parallel.py)."""
 
     @property
+    def tokens(self) -> Tokens:
+        """Every token of the batch."""
+        ...
+
+    @property
     def place_L(self) -> Tensor:
         """For each token of the joint stream, its row in the table."""
         ...

@@ -33,23 +33,6 @@ class AttentionSpec:
         return self.heads * self.head_size
 
 
-def initialise(transformer: nn.Module) -> None:
-    """Initialise a transformer for training: every block starts as the identity and the output as zero (adaLN-zero)."""
-    modules = list(transformer.modules())
-    for layer in [m for kind in (nn.Linear, nn.Conv2d) for m in modules if isinstance(m, kind)]:
-        nn.init.xavier_uniform_(layer.weight.flatten(1))
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    for module in transformer.get_submodule("time_text_embed").modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-    for name, module in transformer.named_modules():
-        if isinstance(module, Modulation):
-            nn.init.zeros_(module.linear.weight)
-        elif isinstance(module, nn.Linear) and name == "proj_out":
-            nn.init.zeros_(module.weight)
-
-
 def rotations(positions_N: Tensor, size: int) -> Tensor:
     """(N, size / 2) complex rotary embeddings of N positions, one for each pair of ``size`` head channels."""
     omega = _ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device) / size)

@@ -73,8 +73,13 @@ class PatchEmbedding(nn.Module):
         self.size = config.pos_embed_max_size
         self.interpolate = config.interp_condition_pos
         self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
-        table = _sincos_table(config.width, self.size, config.sample_size // config.patch_size)
-        self.register_buffer("pos_embed", table)
+        self.base_size = config.sample_size // config.patch_size
+        self.register_buffer("pos_embed", torch.empty(1, self.size**2, config.width))
+        self.fill_table()
+
+    def fill_table(self) -> None:
+        """Compute the table, which is also kept among the weights."""
+        self.pos_embed.copy_(_sincos_table(self.pos_embed.shape[-1], self.size, self.base_size))
 
     def forward(self, packed: Packed) -> Tensor:
         weight = self.proj.weight

@@ -1,9 +1,9 @@
 """Sequence parallelism: several workers compute one packed batch together (DeepSpeed-Ulysses, arXiv 2309.14509).
 
-Everything in a transformer but attention treats tokens one by one, so each of P workers takes a share of them: a P-th of
-the text, of the history and of the current clips, which keeps the last layer even, too. Attention treats heads one by
-one. Before it, an all-to-all turns a share of the tokens with all heads into all tokens with a P-th of the heads; after
-it, another one turns the results back:
+Everything in a transformer but attention treats tokens one by one, so each of P workers takes a share of them: a P-th
+of the text, of the history and of the current clips, which keeps the last layer even, too. Attention treats heads one
+by one. Before it, an all-to-all turns a share of the tokens with all heads into all tokens with a P-th of the heads;
+after it, another one turns the results back:
 
     worker 0   tokens 0 1 2, heads a b      ->   tokens 0 1 2 3 4, head a     ->   tokens 0 1 2, heads a b
     worker 1   tokens 3 4,   heads a b      ->   tokens 0 1 2 3 4, head b     ->   tokens 3 4,   heads a b
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from framegrove.models.attention import AttentionPlan
+from framegrove.models.attention_layout import Tokens
 from framegrove.models.packed import Packed
 
 
@@ -130,13 +131,18 @@ class SplitAttention:
             _counts(bounds[2]),
         )
 
+    @property
+    def tokens(self) -> Tokens:
+        """Every token of the batch, this worker's and the others'."""
+        return self.everybody.tokens
+
     def empty_table(self, like_L3HD: Tensor, dtype: torch.dtype) -> Tensor:
-        """An uninitialised (own tokens, 3, heads, head size) table."""
+        """An uninitialised table with a place for each of this worker's tokens."""
         return like_L3HD.new_empty(self.counts[self.workers.rank], *like_L3HD.shape[1:], dtype=dtype)
 
-    def __call__(self, table_L3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
+    def __call__(self, table_M3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
         """The results of this worker's tokens, or with ``wanted_L``, their places, of its current tokens alone."""
-        received: Tensor = _ToHeads.apply(table_L3HD, self.counts, self.workers)
+        received: Tensor = _ToHeads.apply(table_M3HD, self.counts, self.workers)
         table = self.everybody.empty_table(received, received.dtype)
         table.index_copy_(0, self.everybody.place_L, received)
         wanted, counts = (None, self.counts) if wanted_L is None else (self.current_places_L, self.current_counts)

@@ -41,6 +41,8 @@ class Engine(Protocol):
 
     rank: int
     world: int
+    data_rank: int  # workers of a sequence group draw the same samples: they have this number in common
+    data_world: int
     module: Trainable
 
     def update(
@@ -111,12 +113,14 @@ def train(
         done = step + 1
         position = Position.of(config, step)
         phase = position.phase
+        engine.module.transformer.recompute = config.recomputes(phase)
 
         # 1. Draw this worker's samples and share them out to forward passes.
         drawing_began = time.monotonic()
         if pool is None or position.step == 0:
             pool = open_pool(phase, position.step)
-        samples = draw_samples(pool.at(position.step), position, schedule, norm, config.seed, engine.rank, engine.world)
+        share = engine.data_rank, engine.data_world
+        samples = draw_samples(pool.at(position.step), position, schedule, norm, config.seed, *share)
         packs = _packs(samples, phase, engine)
         waited += time.monotonic() - drawing_began
         patch = engine.module.transformer.config.patch_size

@@ -27,7 +27,7 @@ from framegrove.models.pretrained import (
     save_pipeline,
 )
 from framegrove.models.text import TextEncoder
-from framegrove.models.transformers import build_transformer, fresh_transformer
+from framegrove.models.transformers import Take, build_transformer, drop, fresh_transformer, keep
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
 from framegrove.training import checkpoint
@@ -36,6 +36,7 @@ from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Engine, Hooks, Point, train
+from framegrove.training.plan import check_fits, check_heads, check_workers
 from framegrove.training.step import Trainable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,10 +48,17 @@ def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa
     Continues from the newest checkpoint in ``out``. Raises UserError for what does not fit together, and
     TrainingDiverged.
     """
+    if config.sequence_parallel > 1:
+        raise UserError(
+            f"sequence_parallel is {config.sequence_parallel}, but the plain engine trains in one process: train with "
+            "--engine deepspeed, or set it to 1"
+        )
     setup = Setup.of(config)
     resumed = checkpoint.newest(out / CHECKPOINTS)
     first_step = checkpoint.step_of(resumed, config) if resumed else 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        check_fits(config, None, torch.cuda.get_device_properties(device).total_memory)
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
     if resumed:
@@ -91,7 +99,7 @@ def train_to_the_end(
     train(
         setup.config,
         engine,
-        setup.pools(engine.rank, engine.world, read),
+        setup.pools(engine.data_rank, engine.data_world, read),
         setup.schedule,
         setup.pipeline.latent_norm,
         dataclasses.replace(hooks, on_point=on_point, on_checkpoint=on_checkpoint, on_phase_end=on_phase_end),
@@ -127,6 +135,7 @@ class Setup:
         shards = {phase.name: opened[phase.sizes] for phase in config.phases}
         shape, vae, recipe = _outline(config.model)
         check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
+        check_heads(config.sequence_parallel, shape)
         digest = vae_digest(vae)
         for shard in (shard for of_sizes in opened.values() for shard in of_sizes):
             if shard.vae != digest:
@@ -148,15 +157,19 @@ class Setup:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The model of step 0: one that is continued, or a new one."""
+        return self._load(keep)
+
+    def _load(self, take: Take) -> Pipeline:
         model = self.config.model
-        if model.start is not None:
-            started = load_source(model.source, torch.bfloat16 if self.config.precision == "bf16" else None)
-            if not model.fresh:
-                return started
-            return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
-        vae, norm = load_vae(_vae_folder(model))
-        text = TextEncoder.fresh(model.text, list(self.words))
-        return Pipeline(fresh_transformer(model.shape), vae, norm, text, model.recipe)
+        if model.start is None:
+            vae, norm = load_vae(_vae_folder(model))
+            text = TextEncoder.fresh(model.text, list(self.words))
+            return Pipeline(fresh_transformer(model.shape, take=take), vae, norm, text, model.recipe)
+        text_dtype = torch.bfloat16 if self.config.precision == "bf16" else None
+        if not model.fresh:
+            return load_source(model.source, text_dtype, take)
+        started = load_source(model.source, text_dtype, drop)
+        return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config, take=take))
 
     @cached_property
     def _buffers(self) -> dict[str, Tensor]:
@@ -170,15 +183,17 @@ class Setup:
         """The pyramid of the model."""
         return PyramidSchedule.of(self.recipe.pyramid)
 
-    def trainable(self) -> Trainable:
+    def trainable(self, take: Take = keep) -> Trainable:
         """The part of the model that is trained, for the one engine of this process.
 
         The transformer is the pipeline's own, not a copy: the engine trains it in place, and may cut it to pieces.
+        ``take`` is given its pieces while they are loaded, and may do that before all of them are there.
         """
+        if "pipeline" not in vars(self):  # the property would load the whole
+            vars(self)["pipeline"] = self._load(take)
         text, train_text = self.pipeline.text, self.config.model.train_text
         _ = self._buffers  # copied now, before an engine can round them
         transformer = self.pipeline.transformer
-        transformer.recompute = self.config.recompute
         return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
 
     def pools(
@@ -207,7 +222,10 @@ class Setup:
         return open_pool
 
     def check_workers(self, workers: int) -> None:
-        """Raise UserError where there are more workers than samples in a batch, or than clips."""
+        """Raise UserError where the workers form no sequence groups, or are more than samples in a batch or clips."""
+        size = self.config.sequence_parallel
+        check_workers(size, workers)
+        workers //= size
         for phase in self.config.phases:
             clips = sum(shard.clips for shard in self.shards[phase.name])
             if min(phase.batch, clips) < workers:
