@@ -25,14 +25,15 @@ from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConf
 
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
-from framegrove.cluster.placement import Role, bundle, require
+from framegrove.cluster.placement import Role, bundle, placed, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, DataConfig, TrainConfig
 from framegrove.errors import UserError
 from framegrove.training import checkpoint
-from framegrove.training.engine import DeepSpeedEngine
+from framegrove.training.engine import DeepSpeedEngine, Parts
 from framegrove.training.loop import Hooks, Point
+from framegrove.training.plan import check_fits
 from framegrove.training.run import Setup, train_to_the_end
 from framegrove.training.status import StatusFile
 
@@ -73,6 +74,9 @@ def fit(
     gpu = 1 if ray.cluster_resources().get("GPU") else 0
     worker = bundle(Role.TRAIN, num_gpus=gpu)
     require(cluster, [worker] * workers, purpose=f"training with {workers} workers")
+    if gpu:
+        of_one = ray.remote(_gpu_bytes).options(**placed(Role.TRAIN, num_gpus=gpu)).remote()
+        check_fits(config, workers, ray.get(of_one))
     out.mkdir(parents=True, exist_ok=True)
     StatusFile(out).say(f"waiting for {workers} worker{'s' if workers > 1 else ''} to start")
     trainer = ray.train.torch.TorchTrainer(
@@ -99,6 +103,11 @@ def fit(
             raise error.controller_failure from None
         raise TrainingFailed(_reason(error)) from error
     return out / MODEL
+
+
+def _gpu_bytes() -> int:
+    """The memory of the GPU that this process was given."""
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 class EndAtUserErrors(ray.train.UserCallback):
@@ -140,10 +149,11 @@ def work(given: dict[str, Any]) -> None:
             status.say(doing)
 
     say("loading the model")
-    trainable = setup.trainable()
+    config, device = setup.config, ray.train.torch.get_device()
+    parts = Parts(config.precision, device) if config.zero == 3 else None
+    trainable = setup.trainable(parts.take) if parts else setup.trainable()
     say("building DeepSpeed's engine")
-    device = ray.train.torch.get_device()
-    engine = DeepSpeedEngine(trainable, setup.config.precision, device, setup.config.zero)
+    engine = DeepSpeedEngine(trainable, config.precision, device, config.zero, config.sequence_parallel, parts)
     first_step = _resume(engine, setup.config)
     say("reading the first clips")
     latest_losses: dict[str, float] = {}

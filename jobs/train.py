@@ -74,7 +74,9 @@ def _keys_help() -> str:
 @app.command(epilog=_keys_help())
 def main(
     config: Annotated[Path, typer.Option(help="YAML file, see jobs/configs; its keys are listed below.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; an unfinished run in it is resumed. Not needed for --plan.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, as in seed=1 (repeatable).")] = None,
     engine: Annotated[
         EngineName, typer.Option(help="deepspeed: ZeRO over workers on a Ray cluster; plain: in this process.")
@@ -86,6 +88,9 @@ def main(
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads of each worker; more than one helps only on idle cores.")
     ] = 1,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what the run needs of each worker's GPU memory, and start nothing.")
+    ] = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Train through all phases of a configuration, and write the model folder OUT/model and the curve OUT/loss.png."""
@@ -95,6 +100,13 @@ def main(
         checked = load(TrainConfig, config, set_ or ())
         if engine is EngineName.PLAIN and workers > 1:
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        if plan:
+            from jobs.planning import show_plan
+
+            show_plan(checked, workers if engine is EngineName.DEEPSPEED else None, display)
+            return
+        if out is None:
+            raise UserError("--out is missing: name the folder of the run, or give --plan to start nothing")
         make_folder(out.parent)
         _check_unused(out, engine)
         if engine is EngineName.PLAIN:

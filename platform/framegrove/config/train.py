@@ -115,6 +115,7 @@ class PhaseConfig(Config):
         None, description="in place of batch: tokens in a step, all workers together, a multiple of pack_tokens"
     )
     pack_tokens: PositiveInt | None = Field(None, description="most tokens in one forward pass; null: no limit")
+    recompute: bool | None = Field(None, description="recompute activations in this phase; null: as the run says")
     images: float = Field(0.125, ge=0, le=1, description="share of the stage-samples that are first units, 0 to 1")
     objective: ObjectiveConfig = Field(
         ObjectiveConfig(stage_weights=(1, 2, 1)),
@@ -167,6 +168,12 @@ class PhaseConfig(Config):
         """The share of the stage-samples that are first units: all of them where clips have no others."""
         return self.images if self.units > 1 else 1.0
 
+    @property
+    def unit_shares(self) -> tuple[float, ...]:
+        """The share of the stage-samples that each unit has, where all videos are as long as they may be."""
+        first, later = self.first_units, self.later_weights(self.units)
+        return (first, *((1 - first) * weight / (sum(later) or 1.0) for weight in later[1:]))
+
     def later_weights(self, units: int) -> tuple[float, ...]:
         """The weights of a clip's units where a later one is drawn; a clip of that many ``units`` may be longer."""
         weights = self.objective.unit_weights or (1.0,) * self.units
@@ -198,6 +205,10 @@ class TrainConfig(Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of forward and backward; masters are always fp32")
     save_as: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the saved weights")
     zero: Literal[1, 2, 3] = Field(1, description="ZeRO stage of the deepspeed engine")
+    sequence_parallel: PositiveInt = Field(
+        1,
+        description="workers that share each pack of tokens (deepspeed engine); must divide their number and the heads",
+    )
     recompute: bool = Field(False, description="recompute activations inside blocks: less memory, a third more time")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
@@ -212,6 +223,10 @@ class TrainConfig(Config):
         if len({phase.matrix_learning_rate is None for phase in self.phases}) > 1:
             raise ValueError("give a matrix_learning_rate to every phase or to none: one optimizer serves them all")
         return self
+
+    def recomputes(self, phase: PhaseConfig) -> bool:
+        """Whether activations are recomputed in a phase."""
+        return self.recompute if phase.recompute is None else phase.recompute
 
     @property
     def data_sets(self) -> tuple[DataConfig, ...]:

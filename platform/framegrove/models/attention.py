@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,28 @@ from torch.autograd.function import once_differentiable
 from framegrove.models.attention_cpu import cpu_tables
 from framegrove.models.attention_flex import flex_tables
 from framegrove.models.attention_layout import Piece, Table, Tokens
+
+
+class Attention(Protocol):
+    """What blocks need of attention, on one worker or shared by several (sequence_parallel.py)."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """Every token of the batch."""
+        ...
+
+    @property
+    def place_L(self) -> Tensor:
+        """For each token of the joint stream, its row in the table."""
+        ...
+
+    def empty_table(self, like_L3HD: Tensor, dtype: torch.dtype) -> Tensor:
+        """A table of queries, keys and values; the caller fills the rows at ``place_L``."""
+        ...
+
+    def __call__(self, table_M3HD: Tensor, wanted_L: Tensor | None = None) -> Tensor:
+        """The results of all tokens, or with ``wanted_L``, the places of the current tokens, of those."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

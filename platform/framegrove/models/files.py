@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,34 @@ def read_weights(
     return weights
 
 
+@contextlib.contextmanager
+def opened_weights(folder: str | Path, *, allow_pickle: bool = False) -> Iterator[Mapping[str, Weight]]:
+    """The tensors of a folder by name, each read when it is asked for; files and errors as for `read_weights`."""
+    with contextlib.ExitStack() as stack:
+        weights: dict[str, Weight] = {}
+        for path in weight_files(folder, allow_pickle=allow_pickle):
+            if path.suffix == ".safetensors":
+                file = stack.enter_context(_opened(path))
+                for name in file.keys():  # noqa: SIM118 - it is no dict
+                    shape = torch.Size(file.get_slice(name).get_shape())
+                    weights[name] = Weight(shape, functools.partial(file.get_tensor, name))
+            else:
+                weights |= {name: Weight(t.shape, functools.partial(_itself, t)) for name, t in _tensors(path).items()}
+        yield weights
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor in a file."""
+
+    shape: torch.Size
+    read: Callable[[], Tensor]
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def weight_files(folder: str | Path, *, allow_pickle: bool = False) -> list[Path]:
     """The files that hold a folder's weights. Raises UserError when there are none that may be read."""
     folder = Path(folder)
@@ -63,7 +94,7 @@ def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | Non
     save_file(state, folder / WEIGHTS_FILE, {"format": "pt"})
 
 
-def check_keys(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def check_keys(module: nn.Module, weights: Mapping[str, Tensor | Weight], where: str) -> None:
     """Raise UserError, in one line, when names or shapes differ from what the module needs."""
     needed = module.state_dict()
     missing = [name for name in needed if name not in weights]
@@ -109,13 +140,20 @@ def _shards(index: Path) -> list[Path]:
     return paths
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises UserError when it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}): download or write it again") from None
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as safetensors ({error}): download or write it again") from None
+        with _opened(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -22,12 +22,14 @@ from framegrove.models.layers import (
     current_places,
     filled_table,
     gelu,
+    last_rows,
     projected,
     rotations,
     run_block,
 )
 from framegrove.models.modulation import Rows, gated_add, modulate
 from framegrove.models.packed import Packed, Sample, pack
+from framegrove.models.sequence_parallel import SequenceGroup, Share
 
 _QK_EPS = 1e-6
 
@@ -38,6 +40,7 @@ class Flux(nn.Module):
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         self.config, self.recompute = config, False
+        self.sequence_group: SequenceGroup | None = None
         width, channels = config.width, config.patch_size**2 * config.in_channels
         self.time_text_embed = TimeTextEmbedding(width, config.pooled_projection_dim)
         self.context_embedder = nn.Linear(config.joint_attention_dim, width)
@@ -55,21 +58,23 @@ class Flux(nn.Module):
 
     def forward(self, packed: Packed) -> list[Tensor]:
         """One (C, t, h, w) velocity per sample, in the order they were packed."""
-        condition_SD = F.silu(self.time_text_embed(packed.timesteps_S, packed.pooled_SP))
+        share = Share.of(packed, self.sequence_group)
+        own = share.packed
+        condition_SD = F.silu(self.time_text_embed(own.timesteps_S, own.pooled_SP))
         dtype = self.x_embedder.weight.dtype
-        text = self.context_embedder(packed.text_LD.to(dtype))
-        visual = self.x_embedder(self._patches(packed).to(dtype)).to(dtype)
+        text = self.context_embedder(own.text_LD.to(dtype))
+        visual = self.x_embedder(self._patches(own).to(dtype)).to(dtype)
         text = text.to(dtype)
-        rotation = self._rotation(packed)
+        rotation = share.of_visual(self._rotation(packed))
         for block in self.transformer_blocks:
-            text, visual = run_block(block, self.recompute, text, visual, condition_SD, packed, rotation)
+            text, visual = run_block(block, self.recompute, text, visual, condition_SD, own, rotation)
         joint = torch.cat([text, visual])
-        rows = packed.text_rows.followed_by(packed.visual_rows)
+        rows = own.text_rows.followed_by(own.visual_rows)
         for block in self.single_transformer_blocks:
-            joint = run_block(block, self.recompute, joint, condition_SD, rows, packed, rotation)
-        scale, shift = self.norm_out(condition_SD, packed.current_rows, joint.dtype)
-        out = modulate(joint, shift, scale, packed.current_rows)
-        return packed.unpatchify(self.proj_out(out))
+            joint = run_block(block, self.recompute, joint, condition_SD, rows, own, rotation)
+        scale, shift = self.norm_out(condition_SD, own.current_rows, joint.dtype)
+        out = self.proj_out(modulate(joint, shift, scale, own.current_rows))
+        return packed.unpatchify(share.gather(out))
 
     def _patches(self, packed: Packed) -> Tensor:
         """Patches with their channels innermost, as this model reads them."""
@@ -115,8 +120,8 @@ class SingleBlock(nn.Module):
         if self.last:
             rows = packed.current_rows
             attended = packed.attention(table, current_places(packed))
-            joint, normed = (x[-len(attended) :] for x in (joint, normed))
-            gate = gate[-len(rows.owners_N) :]
+            joint, normed = (last_rows(x, len(attended)) for x in (joint, normed))
+            gate = last_rows(gate, len(rows.owners_N))
         else:
             attended = packed.attention(table)
         inner = torch.cat([attended.flatten(1).to(normed.dtype), gelu(self.proj_mlp(normed))], dim=-1)

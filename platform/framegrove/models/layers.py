@@ -33,23 +33,6 @@ class AttentionSpec:
         return self.heads * self.head_size
 
 
-def initialise(transformer: nn.Module) -> None:
-    """Initialise a transformer for training: every block starts as the identity and the output as zero (adaLN-zero)."""
-    modules = list(transformer.modules())
-    for layer in [m for kind in (nn.Linear, nn.Conv2d) for m in modules if isinstance(m, kind)]:
-        nn.init.xavier_uniform_(layer.weight.flatten(1))
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    for module in transformer.get_submodule("time_text_embed").modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-    for name, module in transformer.named_modules():
-        if isinstance(module, Modulation):
-            nn.init.zeros_(module.linear.weight)
-        elif isinstance(module, nn.Linear) and name == "proj_out":
-            nn.init.zeros_(module.weight)
-
-
 def rotations(positions_N: Tensor, size: int) -> Tensor:
     """(N, size / 2) complex rotary embeddings of N positions, one for each pair of ``size`` head channels."""
     omega = _ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device) / size)
@@ -128,7 +111,8 @@ class Block(nn.Module):
             (attended,) = self.attn(text_in, visual_in, packed, rotation)
             rows = packed.current_rows
             visual = visual[packed.current_start :]
-            gate, ff_shift, ff_scale, ff_gate = (x[-len(rows.owners_N) :] for x in (gate, ff_shift, ff_scale, ff_gate))
+            vectors = (gate, ff_shift, ff_scale, ff_gate)
+            gate, ff_shift, ff_scale, ff_gate = (last_rows(x, len(rows.owners_N)) for x in vectors)
         else:
             vectors = self.norm1_context(condition_SD, packed.text_rows, text.dtype)
             text_in = modulate(text, vectors[0], vectors[1], packed.text_rows)
@@ -142,6 +126,11 @@ class Block(nn.Module):
     def _last_text(self, text: Tensor, condition_SD: Tensor, rows: Rows) -> Tensor:
         scale, shift = self.norm1_context(condition_SD, rows, text.dtype)
         return modulate(text, shift, scale, rows)
+
+
+def last_rows(x: Tensor, count: int) -> Tensor:
+    """The last ``count`` rows, which may be none."""
+    return x[len(x) - count :]
 
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
@@ -195,7 +184,7 @@ def projected(x_LD: Tensor, spec: AttentionSpec, *layers: nn.Linear) -> Tensor:
     """(L, 3, heads, head size) queries, keys and values; one matrix product computes all three layers."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
-    return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, -1)
+    return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, spec.head_size)
 
 
 def filled_table(

@@ -12,6 +12,7 @@ from framegrove.config.model import TransformerConfig
 from framegrove.models.layers import AttentionSpec, Block, Modulation, TimeTextEmbedding, rotations, run_block
 from framegrove.models.modulation import modulate
 from framegrove.models.packed import ClipBlock, Packed, Sample, pack
+from framegrove.models.sequence_parallel import SequenceGroup, Share
 
 _QK_EPS = 1e-5
 
@@ -22,6 +23,7 @@ class MMDiT(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config, self.recompute = config, False
+        self.sequence_group: SequenceGroup | None = None
         width = config.width
         self.pos_embed = PatchEmbedding(config)
         self.time_text_embed = TimeTextEmbedding(width, config.pooled_projection_dim)
@@ -38,16 +40,20 @@ class MMDiT(nn.Module):
 
     def forward(self, packed: Packed) -> list[Tensor]:
         """One (C, t, h, w) velocity per sample, in the order they were packed."""
-        condition_SD = F.silu(self.time_text_embed(packed.timesteps_S, packed.pooled_SP))
-        text = self.context_embedder(packed.text_LD.to(self.context_embedder.weight.dtype))
-        visual = self.pos_embed(packed)
+        share = Share.of(packed, self.sequence_group)
+        own = share.packed
+        condition_SD = F.silu(self.time_text_embed(own.timesteps_S, own.pooled_SP))
+        text = self.context_embedder(own.text_LD.to(self.context_embedder.weight.dtype))
+        visual = share.of_visual(self.pos_embed(packed))
         text = text.to(visual.dtype)
         rotation = self._rotation(packed.times_L)
+        if rotation is not None:
+            rotation = share.of_visual(rotation)
         for block in self.transformer_blocks:
-            text, visual = run_block(block, self.recompute, text, visual, condition_SD, packed, rotation)
-        scale, shift = self.norm_out(condition_SD, packed.current_rows, visual.dtype)
-        out = modulate(visual, shift, scale, packed.current_rows)
-        return packed.unpatchify(self.proj_out(out))
+            text, visual = run_block(block, self.recompute, text, visual, condition_SD, own, rotation)
+        scale, shift = self.norm_out(condition_SD, own.current_rows, visual.dtype)
+        out = self.proj_out(modulate(visual, shift, scale, own.current_rows))
+        return packed.unpatchify(share.gather(out))
 
     def _rotation(self, times_L: Tensor) -> Tensor | None:
         """Complex rotations of the visual tokens' head pairs; text stands at time 0 and is not turned."""
@@ -67,8 +73,13 @@ class PatchEmbedding(nn.Module):
         self.size = config.pos_embed_max_size
         self.interpolate = config.interp_condition_pos
         self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
-        table = _sincos_table(config.width, self.size, config.sample_size // config.patch_size)
-        self.register_buffer("pos_embed", table)
+        self.base_size = config.sample_size // config.patch_size
+        self.register_buffer("pos_embed", torch.empty(1, self.size**2, config.width))
+        self.fill_table()
+
+    def fill_table(self) -> None:
+        """Compute the table, which is also kept among the weights."""
+        self.pos_embed.copy_(_sincos_table(self.pos_embed.shape[-1], self.size, self.base_size))
 
     def forward(self, packed: Packed) -> Tensor:
         weight = self.proj.weight

@@ -7,7 +7,8 @@ traffic, so both functions also have hand-written gradients and run span by span
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,34 @@ class Rows:
     owners_N: Tensor
     spans: tuple[TokenSpan, ...]
 
+    @classmethod
+    def of(cls, lengths: Sequence[int], owners_N: Tensor) -> Rows:
+        """Consecutive rows of these lengths; neighbours of equal length form one span."""
+        spans = []
+        token = row = 0
+        for length, group in itertools.groupby(lengths):
+            count = len(list(group))
+            spans.append(TokenSpan(token, row, count, length))
+            token, row = token + count * length, row + count
+        return cls(owners_N, tuple(spans))
+
     def followed_by(self, other: Rows) -> Rows:
         """The rows of two streams of which the other stands behind this one."""
-        last = self.spans[-1]
-        token, row = last.token + last.count * last.length, last.row + last.count
+        token = sum(span.count * span.length for span in self.spans)
+        row = len(self.owners_N)
         shifted = (TokenSpan(span.token + token, span.row + row, span.count, span.length) for span in other.spans)
         return Rows(torch.cat([self.owners_N, other.owners_N]), (*self.spans, *shifted))
+
+    def cut(self, tokens: slice) -> Rows:
+        """The rows of a slice of the stream, its first and its last row as far as they lie in the slice."""
+        lengths = [span.length for span in self.spans for _ in range(span.count)]
+        bounds = [0, *itertools.accumulate(lengths)]
+        inside = [
+            max(0, min(stop, tokens.stop) - max(start, tokens.start)) for start, stop in itertools.pairwise(bounds)
+        ]
+        rows = [row for row, count in enumerate(inside) if count]
+        first, last = (rows[0], rows[-1] + 1) if rows else (0, 0)
+        return Rows.of(inside[first:last], self.owners_N[first:last])
 
 
 def modulate(x_LD: Tensor, shift_ND: Tensor, scale_ND: Tensor, rows: Rows) -> Tensor:

@@ -32,9 +32,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from framegrove.models.attention import AttentionPlan
+from framegrove.models.attention import Attention, AttentionPlan
 from framegrove.models.attention_layout import Piece
-from framegrove.models.modulation import Rows, TokenSpan
+from framegrove.models.modulation import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Packed:
     text_rows: Rows  # one row per sequence
     visual_rows: Rows  # one row per clip
     current_rows: Rows  # one row per current clip, counted from current_start
-    attention: AttentionPlan
+    attention: Attention
     sample_clips: tuple[int, ...]  # for each current clip in stream order, the index of its sample
     patch: int
 
@@ -243,14 +243,7 @@ def _clip_rows(clips: Sequence[_Clip], device: torch.device) -> Rows:
 
 
 def _rows(lengths: Sequence[int], owners: Sequence[int], device: torch.device) -> Rows:
-    """Consecutive rows of these lengths; neighbours of equal length form one span."""
-    spans = []
-    token = row = 0
-    for length, group in itertools.groupby(lengths):
-        count = len(list(group))
-        spans.append(TokenSpan(token, row, count, length))
-        token, row = token + count * length, row + count
-    return Rows(torch.tensor(list(owners), device=device), tuple(spans))
+    return Rows.of(lengths, torch.tensor(list(owners), device=device))
 
 
 def _pieces(clips: Sequence[_Clip], text_lengths: Sequence[int]) -> list[list[Piece]]:

@@ -24,8 +24,8 @@ from framegrove.files import replacing
 from framegrove.models.files import (
     CONFIG_FILE,
     check_keys,
+    opened_weights,
     read_json,
-    read_weights,
     save_weights,
     write_json,
 )
@@ -33,7 +33,7 @@ from framegrove.models.public import RELEASED_NORMS, VARIANTS, local_folder, tra
 from framegrove.models.public import TRANSFORMER as TRANSFORMER
 from framegrove.models.text import TextEncoder
 from framegrove.models.text_public import PublicTextEncoder
-from framegrove.models.transformers import Transformer, build_transformer
+from framegrove.models.transformers import Take, Transformer, build_transformer, keep, pieces
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import LatentNorm, load_vae, save_vae
 
@@ -76,14 +76,15 @@ def model_folder(source: ModelSource) -> Path:
     return folder
 
 
-def load_source(source: ModelSource, text_dtype: torch.dtype | None = None) -> Pipeline:
-    """The model that a job was told to use; ``text_dtype`` and errors as those of `load_pipeline`."""
+def load_source(source: ModelSource, text_dtype: torch.dtype | None = None, take: Take = keep) -> Pipeline:
+    """The model that a job was told to use; ``text_dtype``, ``take`` and errors as those of `load_pipeline`."""
     return load_pipeline(
         source.name,
         getattr(torch, source.dtype),
         variant=source.variant,
         allow_pickle=source.allow_pickle,
         text_dtype=text_dtype,
+        take=take,
     )
 
 
@@ -94,13 +95,14 @@ def load_pipeline(
     variant: str | None = None,
     allow_pickle: bool = False,
     text_dtype: torch.dtype | None = None,
+    take: Take = keep,
 ) -> Pipeline:
     """Read a model (absent: the embedded one), in evaluation mode; all but a small text encoder in ``dtype``.
 
     ``model`` is a folder or a hub id, ours or a public checkpoint; ``variant`` chooses among a public one's
     transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
-    safetensors; ``text_dtype`` is that of public text encoders where it differs. Raises UserError, in one line, for
-    what is missing or does not fit.
+    safetensors; ``text_dtype`` is that of public text encoders where it differs; ``take`` is given the transformer
+    piece by piece while it is read. Raises UserError, in one line, for what is missing or does not fit.
     """
     given = str(model.absolute()) if isinstance(model, Path) else model  # a path is never taken for a hub id
     source = ModelSource(name=given, variant=variant, allow_pickle=allow_pickle)
@@ -113,22 +115,28 @@ def load_pipeline(
         text = PublicTextEncoder.load(folder, text_dtype or dtype, allow_pickle=allow_pickle)
     else:
         text = TextEncoder.load(folder).eval().requires_grad_(False)
-    transformer = load_transformer(folder / name, dtype, allow_pickle=allow_pickle)
+    transformer = load_transformer(folder / name, dtype, allow_pickle=allow_pickle, take=take)
     return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe, name)
 
 
 def load_transformer(
-    folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False
+    folder: str | Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False, take: Take = keep
 ) -> Transformer:
-    """The transformer of a folder with config.json and weights. Raises UserError for keys that do not fit."""
+    """The transformer of a folder with config.json and weights. Raises UserError for keys that do not fit.
+
+    It is read piece by piece; ``take`` is given each, and may leave only a part of it in memory.
+    """
     folder = Path(folder)
     with torch.device("meta"):
         transformer = build_transformer(_read_config(folder, f"{folder} holds no transformer: no {CONFIG_FILE}"))
-    weights = read_weights(folder, dtype, allow_pickle=allow_pickle)
-    check_keys(transformer, weights, str(folder))
-    transformer.load_state_dict(weights, assign=True)
-    for parameter in transformer.parameters():
-        parameter.requires_grad_(True)
+    with opened_weights(folder, allow_pickle=allow_pickle) as weights:
+        check_keys(transformer, weights, str(folder))
+        for name, piece in pieces(transformer):
+            of_piece = {inside: weights[f"{name}.{inside}"].read().to(dtype) for inside in piece.state_dict()}
+            piece.load_state_dict(of_piece, assign=True)
+            piece.requires_grad_(True)
+            del of_piece
+            take(piece)
     return transformer
 
 

@@ -23,7 +23,9 @@ from framegrove.flow.objective import StageSample
 from framegrove.models.flux import SingleBlock
 from framegrove.models.layers import Block
 from framegrove.models.mmdit import MMDiT
+from framegrove.models.sequence_parallel import SequenceGroup
 from framegrove.models.trainer_state import update_average
+from framegrove.training.memory import bucket_elements
 from framegrove.training.step import Trainable
 
 _STATE, _TAG = "engine.pt", "engine"
@@ -44,6 +46,7 @@ class PlainEngine:
     """One process and float32 weights; forward and backward run under bfloat16 autocast for precision "bf16"."""
 
     rank, world = 0, 1
+    data_rank, data_world = 0, 1
 
     def __init__(
         self, module: Trainable, precision: Literal["bf16", "fp32"], device: torch.device, with_muon: bool = False
@@ -122,20 +125,29 @@ class DeepSpeedEngine:
     Weights are float32, or a bfloat16 compute copy of float32 masters. ZeRO spreads masters, optimizer state and, in
     stages 2 and 3, gradients and weights over the workers; the averaged weights are spread in the same way. A worker
     saves its own part of all these.
+
+    With ``sequence_parallel`` P, neighbouring workers compute each pack in groups of P (see sequence_parallel.py). The
+    members of a group are one reader of data, ``data_rank`` of ``data_world``, and must be given the same samples.
+    ``parts`` is what cut the weights up while they were loaded, in stage 3; absent: they are cut up here.
     """
 
     def __init__(
-        self, module: Trainable, precision: Literal["bf16", "fp32"], device: torch.device, zero: Literal[1, 2, 3]
+        self,
+        module: Trainable,
+        precision: Literal["bf16", "fp32"],
+        device: torch.device,
+        zero: Literal[1, 2, 3],
+        sequence_parallel: int = 1,
+        parts: Parts | None = None,
     ) -> None:
-        if device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
+        deepspeed = _deepspeed(device)
         from deepspeed.utils import safe_set_full_fp32_param, set_z3_leaf_modules
 
-        _do_without_shared_memory_library(deepspeed)
-        deepspeed.init_distributed(dist.get_backend(), verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.data_rank, self.data_world = self.rank // sequence_parallel, self.world // sequence_parallel
         self.device, self.updates = device, 0
+        if sequence_parallel > 1:
+            module.transformer.sequence_group = SequenceGroup.of_neighbours(sequence_parallel)
         # Blocks read the weights of layers inside them without calling those, so ZeRO 3 has to gather a block's
         # weights all at once.
         set_z3_leaf_modules(module, [Block, SingleBlock])
@@ -143,7 +155,11 @@ class DeepSpeedEngine:
             for weight in module.transformer.pos_embed.parameters():
                 deepspeed.zero.register_external_parameter(module.transformer.pos_embed, weight)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        exact = [p.detach().clone() for p in parameters] if precision == "bf16" else []
+        exact = [p.detach().clone() for p in parameters] if precision == "bf16" and zero < 3 else []
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+        if zero == 3:
+            parts = parts or Parts(precision, device)
+            parts.take(module)
         self.engine, self.adamw, _, _ = deepspeed.initialize(
             model=module.to(device),
             # torch's AdamW, since DeepSpeed's own would be compiled first.
@@ -153,7 +169,7 @@ class DeepSpeedEngine:
                 "bf16": {"enabled": precision == "bf16"},
                 # In bfloat16, a sum over many passes would lose the later ones.
                 "data_types": {"grad_accum_dtype": "fp32"},
-                "zero_optimization": {"stage": zero},
+                "zero_optimization": {"stage": zero, "reduce_bucket_size": bucket_elements(count)},
                 "zero_allow_untested_optimizer": True,
                 "gradient_clipping": 1.0,  # only switches clipping on; the norm is set with every update
                 "steps_per_print": None,
@@ -165,9 +181,11 @@ class DeepSpeedEngine:
             for buffer in self.module.buffers():
                 if buffer.is_floating_point():
                     buffer.data = buffer.bfloat16()
-        if exact:  # DeepSpeed made the masters from weights that were already rounded
-            for parameter, value in zip(parameters, exact, strict=True):
-                safe_set_full_fp32_param(parameter, value)
+        # DeepSpeed made the masters from weights that were already rounded.
+        for parameter, value in zip(parameters, exact, strict=False):
+            safe_set_full_fp32_param(parameter, value)
+        if parts:
+            parts.restore_masters()
         self.averaged = [part.clone() for part in _masters(self.adamw)]
 
     def update(
@@ -188,8 +206,9 @@ class DeepSpeedEngine:
         return Update(losses, float(self.engine.get_global_grad_norm() or 0.0))
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over all workers."""
-        summed = values.to(self.device)
+        """The sum of ``values`` over all readers of data: the members of a sequence group hold the same ones."""
+        leads = self.rank % (self.world // self.data_world) == 0
+        summed = values.to(self.device) if leads else torch.zeros_like(values, device=self.device)
         dist.all_reduce(summed)
         return summed.cpu()
 
@@ -236,6 +255,51 @@ class DeepSpeedEngine:
             held = master.clone()
             master.copy_(average)
             average.copy_(held)
+
+
+class Parts:
+    """This worker's parts of a model's weights in ZeRO 3, cut up piece by piece while the model is loaded.
+
+    ``take`` is given each piece as soon as its weights are read, and leaves of them what this worker keeps. So no
+    worker ever holds more than its own part and one piece.
+    """
+
+    def __init__(self, precision: Literal["bf16", "fp32"], device: torch.device) -> None:
+        self._deepspeed = _deepspeed(device)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._exact: list[tuple[torch.nn.Parameter, Tensor]] = []  # float32 parts of what is kept in bfloat16
+
+    def take(self, piece: torch.nn.Module) -> None:
+        """Cut up all weights of a piece that are still whole; all workers call it for the same pieces in turn."""
+        whole = [p for p in piece.parameters() if not hasattr(p, "ds_id")]
+        exact = [p.detach().float() if p.requires_grad and self._dtype is torch.bfloat16 else None for p in whole]
+        for parameter in whole:
+            parameter.data = parameter.data.to(self._dtype)
+        self._deepspeed.zero.Init(module=piece, dtype=self._dtype)
+        for parameter, value in zip(whole, exact, strict=True):
+            if value is not None:
+                count = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed adds it
+                own = value.flatten()[count * dist.get_rank() : count * (dist.get_rank() + 1)]
+                self._exact.append((parameter, torch.nn.functional.pad(own, (0, count - len(own))).clone()))
+
+    def restore_masters(self) -> None:
+        """Give the engine's masters the digits that the weights have lost."""
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        for parameter, part in self._exact:
+            safe_set_local_fp32_param(parameter, part)
+        self._exact.clear()
+
+
+def _deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, ready for the process group that exists."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    _do_without_shared_memory_library(deepspeed)
+    deepspeed.init_distributed(dist.get_backend(), verbose=False)
+    return deepspeed
 
 
 def _set_rates(optimizer: Any, phase: PhaseConfig, scale: float) -> None:

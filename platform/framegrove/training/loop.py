@@ -38,6 +38,8 @@ class Engine(Protocol):
 
     rank: int
     world: int
+    data_rank: int  # workers of a sequence group draw the same samples: they have this number in common
+    data_world: int
     module: Trainable
 
     def update(
@@ -103,6 +105,7 @@ def train(
         done = step + 1
         position = Position.of(config, step)
         phase = position.phase
+        engine.module.transformer.recompute = config.recomputes(phase)
 
         # 1. Take this worker's samples.
         waiting_began = time.monotonic()

@@ -28,7 +28,7 @@ from framegrove.models.pretrained import (
     save_pipeline,
 )
 from framegrove.models.text import TextEncoder
-from framegrove.models.transformers import build_transformer, fresh_transformer
+from framegrove.models.transformers import Take, build_transformer, drop, fresh_transformer, keep
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
 from framegrove.training import checkpoint
@@ -38,6 +38,7 @@ from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
 from framegrove.training.feed import Feed
 from framegrove.training.loop import Engine, Hooks, Point, train
+from framegrove.training.plan import check_fits, check_heads, check_workers
 from framegrove.training.step import Trainable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,10 +50,17 @@ def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa
     Continues from the newest checkpoint in ``out``. Raises UserError for what does not fit together, and
     TrainingDiverged.
     """
+    if config.sequence_parallel > 1:
+        raise UserError(
+            f"sequence_parallel is {config.sequence_parallel}, but the plain engine trains in one process: train with "
+            "--engine deepspeed, or set it to 1"
+        )
     setup = Setup.of(config)
     resumed = checkpoint.newest(out / CHECKPOINTS)
     first_step = checkpoint.step_of(resumed, config) if resumed else 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        check_fits(config, None, torch.cuda.get_device_properties(device).total_memory)
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
     if resumed:
@@ -91,7 +99,7 @@ def train_to_the_end(setup: Setup, engine: Engine, out: Path, first_step: int, h
     train(
         setup.config,
         engine,
-        setup.feed(engine.rank, engine.world),
+        setup.feed(engine.data_rank, engine.data_world),
         setup.schedule.stages,
         dataclasses.replace(hooks, on_point=on_point, on_checkpoint=on_checkpoint, on_phase_end=on_phase_end),
         first_step,
@@ -127,6 +135,7 @@ class Setup:
         catalog = open_catalog([given.path for given in config.data_sets])
         shape, vae, recipe = _outline(config.model)
         check_sizes(config, catalog, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
+        check_heads(config.sequence_parallel, shape)
         shard = catalog.shards[0]  # all are of one VAE
         if shard.vae != vae_digest(vae):
             raise DataError(
@@ -143,15 +152,19 @@ class Setup:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The model of step 0: one that is continued, or a new one."""
+        return self._load(keep)
+
+    def _load(self, take: Take) -> Pipeline:
         model = self.config.model
-        if model.start is not None:
-            started = load_source(model.source, torch.bfloat16 if self.config.precision == "bf16" else None)
-            if not model.fresh:
-                return started
-            return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config))
-        vae, norm = load_vae(_vae_folder(model))
-        text = TextEncoder.fresh(model.text, list(self.words))
-        return Pipeline(fresh_transformer(model.shape), vae, norm, text, model.recipe)
+        if model.start is None:
+            vae, norm = load_vae(_vae_folder(model))
+            text = TextEncoder.fresh(model.text, list(self.words))
+            return Pipeline(fresh_transformer(model.shape, take=take), vae, norm, text, model.recipe)
+        text_dtype = torch.bfloat16 if self.config.precision == "bf16" else None
+        if not model.fresh:
+            return load_source(model.source, text_dtype, take)
+        started = load_source(model.source, text_dtype, drop)
+        return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config, take=take))
 
     @cached_property
     def _buffers(self) -> dict[str, Tensor]:
@@ -165,15 +178,17 @@ class Setup:
         """The pyramid of the model."""
         return PyramidSchedule.of(self.recipe.pyramid)
 
-    def trainable(self) -> Trainable:
+    def trainable(self, take: Take = keep) -> Trainable:
         """The part of the model that is trained, for the one engine of this process.
 
         The transformer is the pipeline's own, not a copy: the engine trains it in place, and may cut it to pieces.
+        ``take`` is given its pieces while they are loaded, and may do that before all of them are there.
         """
+        if "pipeline" not in vars(self):  # the property would load the whole
+            vars(self)["pipeline"] = self._load(take)
         text, train_text = self.pipeline.text, self.config.model.train_text
         _ = self._buffers  # copied now, before an engine can round them
         transformer = self.pipeline.transformer
-        transformer.recompute = self.config.recompute
         return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
 
     def plan(self, step: int) -> StepPlan:
@@ -197,12 +212,21 @@ class Setup:
         return Feed(self.plan, reader, self.catalog.name, self.schedule, norm, seed, self.config.steps, rank, world)
 
     def check_workers(self, workers: int) -> None:
-        """Raise UserError where there are more workers than samples in a batch."""
+        """Raise UserError where the workers form no sequence groups, or are more than samples in a batch, or passes."""
+        size = self.config.sequence_parallel
+        check_workers(size, workers)
+        workers //= size
         for phase in self.config.phases:
             if phase.batch is not None and phase.batch < workers:
                 raise UserError(
                     f"phase {phase.name}: a batch of {phase.batch} samples cannot be shared by {workers} workers: use "
                     "fewer of them"
+                )
+            passes = phase.batch_tokens and phase.batch_tokens // (phase.pack_tokens or 1)
+            if passes is not None and passes < workers:
+                raise UserError(
+                    f"phase {phase.name}: a batch of {passes} passes (batch_tokens over pack_tokens) cannot be shared "
+                    f"by {workers} workers: use fewer of them, or lower pack_tokens"
                 )
 
     def save_model(self, engine: Engine, out: Path) -> None:
