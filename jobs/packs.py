@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING
 
 from framegrove.config.base import load
 from framegrove.config.train import PhaseConfig, TrainConfig
-from framegrove.data.ingest import Catalog, Shard
-from framegrove.evaluation.benches import Finding
-from framegrove.flow.schedule import PyramidSchedule
-from framegrove.training.curriculum import PhaseClips, Position, StepPlan, plan_step
+
+if TYPE_CHECKING:
+    import torch
+
+    from framegrove.data.ingest import Catalog
+    from framegrove.evaluation.benches import Finding
+    from framegrove.training.curriculum import PhaseClips, Position, StepPlan
 
 _CONFIG = Path(__file__).with_name("configs") / "pyramid_flow_sd3.yaml"
 _WORKERS = (16, 128)
@@ -35,6 +36,9 @@ def packs(device: torch.device, repeats: int) -> list[Finding]:
     The balance is the mean load of a worker over the largest: for the rest of the time it waits for that one. The fill
     is the tokens in all passes over those that there would be room for.
     """
+    from framegrove.evaluation.benches import Finding
+    from framegrove.training.curriculum import PhaseClips, Position
+
     findings = []
     for number, phase in enumerate(load(TrainConfig, _CONFIG).phases):
         catalog = _catalog(phase)
@@ -62,6 +66,9 @@ def _balance(loads: Sequence[int]) -> float:
 
 
 def _plan(position: Position, clips: PhaseClips, catalog: Catalog, seed: int = 0) -> StepPlan:
+    from framegrove.flow.schedule import PyramidSchedule
+    from framegrove.training.curriculum import plan_step
+
     schedule = PyramidSchedule()
     return plan_step(position, clips, catalog, schedule, seed, factor=_FACTOR, patch=_PATCH, text_tokens=_TEXT)
 
@@ -77,6 +84,10 @@ def _each_alone(plan: StepPlan, workers: int, clips: PhaseClips, catalog: Catalo
 
 
 def _catalog(phase: PhaseConfig) -> Catalog:
+    import numpy as np
+
+    from framegrove.data.ingest import Catalog, Shard
+
     rng = np.random.default_rng(0)
     buckets = np.array(phase.sizes, dtype=np.int32)
     sizes = buckets[rng.integers(len(buckets), size=_CLIPS)]
