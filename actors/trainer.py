@@ -27,7 +27,7 @@ from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConf
 
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
-from framegrove.cluster.placement import Role, bundle, require
+from framegrove.cluster.placement import Role, bundle, has_gpus, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, TrainConfig
@@ -74,7 +74,7 @@ def fit(
     setup = Setup.of(config)
     setup.check_workers(workers)
     _check_resumable(out, config, workers)
-    gpu = 1 if ray.cluster_resources().get("GPU") else 0
+    gpu = int(has_gpus())
     worker = bundle(Role.TRAIN, num_gpus=gpu)
     spare = {"CPU": 1.0}  # Ray Data reads on it, and waits for ever where there is none
     require(cluster, [*[worker] * workers, spare], purpose=f"training with {workers} workers and reading beside them")
