@@ -48,7 +48,7 @@ def test_every_target_exists() -> None:
 
 
 def test_every_file_exists() -> None:
-    named = re.findall(r"[`(]((?:platform|jobs|tests|actors)/[\w./-]+)[`)]", readme.TEXT)
+    named = re.findall(r"[`(]((?:platform|jobs|tests|actors|deploy)/[\w./-]+)[`)]", readme.TEXT)
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
     (listing,) = re.findall(r"^```\n(platform/.*?)^```$", readme.TEXT, re.MULTILINE | re.DOTALL)
