@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.clients import recovered
-from framegrove.cluster.placement import Role, bundle, grows, machines, require
+from framegrove.cluster.placement import Role, bundle, grows, offered, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.shares import gpu_shares
 from framegrove.cluster.supervise import ActorGroup
@@ -162,7 +162,7 @@ def _claim_room(new: Sequence[Pool], everyone: Sequence[Pool]) -> dict[str, floa
     with connect() as cluster:
         generators = sum(pool.size for pool in everyone if pool.whole_gpus is None)
         splits = [pool.whole_gpus for pool in everyone if pool.whole_gpus for _ in range(pool.size)]
-        shares = gpu_shares(machines(), generators, splits=splits, grows=grows())
+        shares = gpu_shares(offered(), generators, splits=splits, grows=grows())
         gpus = {
             pool.name: shares.generator if pool.whole_gpus is None else shares.verifier(pool.whole_gpus)
             for pool in everyone

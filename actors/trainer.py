@@ -25,7 +25,7 @@ from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConf
 
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
-from framegrove.cluster.placement import Role, bundle, placed, require
+from framegrove.cluster.placement import Role, bundle, has_gpus, placed, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, DataConfig, TrainConfig
@@ -71,7 +71,7 @@ def fit(
     setup = Setup.of(config)
     setup.check_workers(workers)
     _check_resumable(out, config, workers)
-    gpu = 1 if ray.cluster_resources().get("GPU") else 0
+    gpu = int(has_gpus())
     worker = bundle(Role.TRAIN, num_gpus=gpu)
     require(cluster, [worker] * workers, purpose=f"training with {workers} workers")
     if gpu:

@@ -23,20 +23,22 @@ def test_every_option_exists_and_takes_what_is_given(job: str, arguments: list[s
     command.make_context(job, list(arguments))  # raises for an option that is unknown, missing or of another type
 
 
-def test_every_option_of_ray_job_submit_exists() -> None:
-    from ray.dashboard.modules.job.cli import submit
-
-    known = {option for parameter in submit.params for option in parameter.opts}
-    used = [
-        word
-        for block in readme.blocks()
-        for words in block.commands
-        if words[:3] == ["ray", "job", "submit"]
-        for word in words[: words.index("--")]
-        if word.startswith("--")
-    ]
+@pytest.mark.parametrize(
+    ("words", "module", "name"),
+    [
+        (["ray", "job", "submit"], "ray.dashboard.modules.job.cli", "submit"),
+        (["ray", "start"], "ray.scripts.scripts", "start"),
+    ],
+    ids=["submit", "start"],
+)
+def test_every_option_of_rays_commands_exists(words: list[str], module: str, name: str) -> None:
+    command = getattr(importlib.import_module(module), name)
+    known = {option for parameter in command.params for option in parameter.opts}
+    lines = [line for block in readme.blocks() for line in block.commands if line[: len(words)] == words]
+    ours = [line[: line.index("--")] if "--" in line else line for line in lines]
+    used = {word for line in ours for word in line if word.startswith("--")}
     assert used
-    assert set(used) <= known
+    assert used <= known
 
 
 def test_every_target_exists() -> None:
@@ -46,7 +48,7 @@ def test_every_target_exists() -> None:
 
 
 def test_every_file_exists() -> None:
-    named = re.findall(r"[`(]((?:platform|jobs|tests|actors)/[\w./-]+)[`)]", readme.TEXT)
+    named = re.findall(r"[`(]((?:platform|jobs|tests|actors|deploy)/[\w./-]+)[`)]", readme.TEXT)
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
     (listing,) = re.findall(r"^```\n(platform/.*?)^```$", readme.TEXT, re.MULTILINE | re.DOTALL)

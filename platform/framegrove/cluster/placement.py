@@ -20,7 +20,11 @@ Bundle = Mapping[str, float]
 
 
 class Role(enum.StrEnum):
-    """What a machine is for: cluster.yaml gives each group of machines a custom resource of this name."""
+    """What a machine is for: cluster.yaml and deploy/kuberay give each group a custom resource of this name.
+
+    Their heads have all of them too, without a CPU, so that no actor lands there: groups that are still at zero are
+    known that way, and the autoscaler is asked for the right one.
+    """
 
     TRAIN = "framegrove_train"
     GENERATE = "framegrove_generate"
@@ -29,6 +33,9 @@ class Role(enum.StrEnum):
 
 # Any number of actors may stand on a machine of their role: CPUs and GPUs are what limits them.
 _MARK = 0.001
+
+# A custom resource of the head: the machines that the cluster starts when work waits for room have GPUs.
+AWAITED_GPU = "framegrove_gpu"
 
 
 def bundle(role: Role, *, num_cpus: float = 1, num_gpus: float = 0) -> dict[str, float]:
@@ -74,6 +81,17 @@ def require(cluster: Cluster, bundles: Sequence[Bundle], *, purpose: str, wait_s
 def machines() -> list[dict[str, float]]:
     """The resources of every machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def offered() -> list[dict[str, float]]:
+    """The machines of the cluster and, where its groups may still be at zero, a stand-in for those that will come."""
+    awaited = {"GPU": 1.0, **{role.value: 1.0 for role in Role}}
+    return [*machines(), *([awaited] if AWAITED_GPU in ray.cluster_resources() else [])]
+
+
+def has_gpus() -> bool:
+    """Whether the cluster's machines have GPUs, those included that it starts when work waits for room."""
+    return any(machine.get("GPU", 0) for machine in offered())
 
 
 def grows() -> bool:

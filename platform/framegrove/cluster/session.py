@@ -20,6 +20,7 @@ import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 import framegrove
+from framegrove.cluster import home
 from framegrove.cluster.errors import NoCluster
 from framegrove.cluster.local import local_cluster
 
@@ -54,8 +55,7 @@ def connect(address: str | None = None, *, num_cpus: int = 8) -> Iterator[Cluste
             found = _join(own, _quoted_python())
         else:
             _knock(address)
-            # A submitted job has brought its code along already.
-            found = _join(address, None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else checkout())
+            found = _join_as_submitted(address) if _submitted() else _join(address, checkout())
         stack.callback(ray.shutdown)
         _connected = replace(found, own=address is None)
         try:
@@ -71,6 +71,21 @@ def _quoted_python() -> dict[str, Any] | None:
     """Ray hands the interpreter's path to a shell as it is: one with a space in it has to be quoted beforehand."""
     quoted = shlex.quote(sys.executable)
     return {"py_executable": quoted} if quoted != sys.executable else None
+
+
+def _submitted() -> bool:
+    """Whether this process is the entry point of a submitted job, which has brought its code along already."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _join_as_submitted(address: str) -> Cluster:
+    """Join from a working folder that Ray may replace as soon as it knows of the job: see framegrove.cluster.home."""
+    home.stay()
+    import torch  # noqa: F401 - now, while the folder is there
+
+    found = _join(address, None)
+    home.stay()
+    return found
 
 
 def _join(address: str, runtime_env: dict[str, Any] | None) -> Cluster:
