@@ -33,7 +33,7 @@ from framegrove.errors import UserError
 from framegrove.training import checkpoint
 from framegrove.training.engine import DeepSpeedEngine, Parts
 from framegrove.training.loop import Hooks, Point
-from framegrove.training.plan import check_fits
+from framegrove.training.plan import check_fits, model_of
 from framegrove.training.run import Setup, train_to_the_end
 from framegrove.training.status import StatusFile
 
@@ -76,7 +76,7 @@ def fit(
     require(cluster, [worker] * workers, purpose=f"training with {workers} workers")
     if gpu:
         of_one = ray.remote(_gpu_bytes).options(**placed(Role.TRAIN, num_gpus=gpu)).remote()
-        check_fits(config, workers, ray.get(of_one))
+        check_fits(config, model_of(config, download=True)[0], workers, ray.get(of_one))
     out.mkdir(parents=True, exist_ok=True)
     StatusFile(out).say(f"waiting for {workers} worker{'s' if workers > 1 else ''} to start")
     trainer = ray.train.torch.TorchTrainer(

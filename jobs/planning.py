@@ -8,7 +8,7 @@ from framegrove.config.train import TrainConfig
 from jobs.console import Display
 
 if TYPE_CHECKING:
-    from framegrove.training.memory import Memory
+    from framegrove.training.memory import Memory, Model
 
 _COLUMNS = ("weights", "gradients", "masters", "moments", "averaged", "text", "buffers", "activations", "working")
 
@@ -32,7 +32,7 @@ def show_plan(config: TrainConfig, workers: int | None, display: Display) -> Non
     display.say(f"{model.trained / 1e9:.3g} B weights are trained, {model.frozen / 1e9:.3g} B are frozen ({where})")
     _print_phases(config, f"GB on each worker: {title}, {config.precision}", found, display)
     if workers is not None:
-        _print_stages(config, workers, display)
+        _print_stages(config, model, workers, display)
 
 
 def _print_phases(config: TrainConfig, title: str, found: list[Memory], display: Display) -> None:
@@ -51,15 +51,13 @@ def _print_phases(config: TrainConfig, title: str, found: list[Memory], display:
     display.console.print(table)
 
 
-def _print_stages(config: TrainConfig, workers: int, display: Display) -> None:
-    """The phase that needs the most, at every ZeRO stage, on as many workers and on twice as many."""
+def _print_stages(config: TrainConfig, model: Model, workers: int, display: Display) -> None:
+    """The phase with the longest passes, at every ZeRO stage, on as many workers and on twice as many."""
     from rich.table import Table
 
     from framegrove.training.memory import estimate
-    from framegrove.training.plan import model_of
 
-    model, _ = model_of(config)
-    phase = max(config.phases, key=lambda phase: estimate(config, phase, model, workers).total)
+    phase = max(config.phases, key=lambda phase: estimate(config, phase, model, workers).tokens)
     table = Table(title=f"GB on each worker in phase {phase.name}, by ZeRO stage")
     for name in ("ZeRO", "workers", "between steps", "total, recompute: false", "total, recompute: true"):
         table.add_column(name, justify="right")

@@ -134,6 +134,7 @@ class _Attend(torch.autograd.Function):
         for (_, part, to), (inputs, result) in zip(views, ctx.graphs, strict=True):
             for number, back in enumerate(torch.autograd.grad(result, inputs, part)):
                 to[:, :, number] = back
+        ctx.graphs = ()  # unlike saved tensors, they would live on as long as anyone holds the loss
         return grad_rows, None, None, None
 
 

@@ -5,7 +5,7 @@ workers W; activations follow from the tokens of a pass (models/sizes.py). In bf
 
                         ZeRO 1      ZeRO 2      ZeRO 3
     weights              2           2           2 / W      bfloat16
-    gradients            4           4 / W       4 / W      summed over the passes in float32
+    gradients          4 + 2         4 / W       4 / W      summed over the passes in float32; those of the last pass
     masters              4 / W       4 / W       4 / W
     both moments         8 / W       8 / W       8 / W
     averaged weights     4 / W       4 / W       4 / W
@@ -95,7 +95,7 @@ def estimate(config: TrainConfig, phase: PhaseConfig, model: Model, workers: int
     return Memory(
         tokens=tokens,
         weights=number * (spread if config.zero == 3 else whole),
-        gradients=4 * (whole if config.zero == 1 else spread),
+        gradients=(4 + (2 if number == 2 else 0)) * whole if config.zero == 1 else 4 * spread,
         masters=4 * spread,
         moments=8 * spread,
         averaged=4 * spread,

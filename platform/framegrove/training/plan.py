@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from framegrove.config.model import AnyTransformerConfig
+from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import SHIPPED, PhaseConfig, TrainConfig
 from framegrove.errors import UserError
-from framegrove.models.pretrained import embedded_model, read_shape
+from framegrove.models.pretrained import model_folder, read_shape
 from framegrove.training.memory import Memory, Model, estimate, estimate_plain, longest_sample, pass_tokens
 
 GB = 10**9
@@ -20,34 +21,38 @@ USABLE = 0.92  # of a GPU's memory; the rest is for CUDA, NCCL, and what the all
 _T5_TOKENS = 128
 _T5_XXL, _CLIP_L, _CLIP_G, _CLIP_L_PROJECTION = 4_762_310_656, 123_060_480, 694_659_840, 589_824
 
-Estimate = Callable[[TrainConfig, PhaseConfig, int], Memory]
 
-
-def model_of(config: TrainConfig) -> tuple[Model, str]:
+def model_of(config: TrainConfig, *, download: bool = False) -> tuple[Model, str]:
     """What the estimate needs of the model of step 0, and in words where that was read.
 
-    Nothing is downloaded: where ``model.start`` is not there yet, its shape is taken from ``model.transformer`` or
-    ``model.flux``, and its text encoders are those of the public checkpoints.
+    Unless it may ``download``, a ``model.start`` that is not here is taken to have the shape under
+    ``model.transformer`` or ``model.flux``, and the text encoders of the public checkpoints. Raises UserError where
+    neither is given.
     """
     given = config.model
-    folder = embedded_model() if given.start == SHIPPED else Path(given.start or "")
-    if given.start is not None and folder.is_dir():
+    if given.start is None:
+        small = given.text
+        text = small.layers * (12 * small.width + 13) * small.width + small.max_tokens * small.width
+        return _model(config, given.shape, given.recipe, small.max_tokens, text), "the shape of the new model"
+    folder = model_folder(given.source) if download or given.start == SHIPPED else Path(given.start)
+    if folder.is_dir():
         name, shape, recipe = read_shape(folder, given.variant)
-        stages, tokens = recipe.pyramid.stages, _text_tokens(folder)
         weights = _text_weights(folder) or _public_text_weights(shape)
-        said = f"the shape in {folder / name}"
-    else:
-        shape, stages = given.shape, given.recipe.pyramid.stages
-        if given.start is None:
-            text = given.text
-            tokens = text.max_tokens
-            weights = text.layers * (12 * text.width + 13) * text.width + tokens * text.width
-            said = "the shape of the new model"
-        else:
-            tokens, weights = _T5_TOKENS, _public_text_weights(shape)
-            said = f"the shape under model.{'flux' if given.flux else 'transformer'}, because {given.start} is not here"
-    trained, frozen = (weights, 0) if given.train_text else (0, weights)
-    return Model(shape, stages, tokens, trained, frozen), said
+        return _model(config, shape, recipe, _text_tokens(folder), weights), f"the shape in {folder / name}"
+    if not given.model_fields_set & {"transformer", "flux"}:
+        raise UserError(
+            f"no model folder at {folder}, and the configuration does not say its shape: put the model there, or give "
+            "its shape as model.transformer or model.flux ({} for that of the public checkpoints)"
+        )
+    key = "flux" if given.flux else "transformer"
+    shape = given.shape
+    where = f"the shape under model.{key}, because {given.start} is not here"
+    return _model(config, shape, given.recipe, _T5_TOKENS, _public_text_weights(shape)), where
+
+
+def _model(config: TrainConfig, shape: AnyTransformerConfig, recipe: Recipe, text_tokens: int, text: int) -> Model:
+    trained, frozen = (text, 0) if config.model.train_text else (0, text)
+    return Model(shape, recipe.pyramid.stages, text_tokens, trained, frozen)
 
 
 def _text_tokens(folder: Path) -> int:
@@ -69,13 +74,7 @@ def _elements(path: Path) -> int:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no dict
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}): download or write it again") from None
-    total = 0
-    for shape in shapes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _public_text_weights(shape: AnyTransformerConfig) -> int:
@@ -104,12 +103,11 @@ def check_workers(sequence_parallel: int, workers: int) -> None:
         )
 
 
-def check_fits(config: TrainConfig, workers: int | None, gpu_bytes: int) -> None:
+def check_fits(config: TrainConfig, model: Model, workers: int | None, gpu_bytes: int) -> None:
     """Raise UserError where a phase needs more than a GPU has, naming the keys that would make it fit.
 
     ``workers`` are those of the deepspeed engine; None stands for the plain engine.
     """
-    model, _ = model_of(config)
 
     def needed(changed: TrainConfig, phase: PhaseConfig, count: int) -> Memory:
         return estimate_plain(changed, phase, model) if workers is None else estimate(changed, phase, model, count)

@@ -38,7 +38,7 @@ from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
 from framegrove.training.feed import Feed
 from framegrove.training.loop import Engine, Hooks, Point, train
-from framegrove.training.plan import check_fits, check_heads, check_workers
+from framegrove.training.plan import check_fits, check_heads, check_workers, model_of
 from framegrove.training.step import Trainable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +60,8 @@ def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa
     first_step = checkpoint.step_of(resumed, config) if resumed else 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        check_fits(config, None, torch.cuda.get_device_properties(device).total_memory)
+        model, _ = model_of(config, download=True)
+        check_fits(config, model, None, torch.cuda.get_device_properties(device).total_memory)
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
     if resumed:

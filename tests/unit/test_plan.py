@@ -1,0 +1,136 @@
+"""The memory estimate before a run: every shipped configuration has one; what will not fit is told with the keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from framegrove.config.base import load
+from framegrove.config.model import FluxConfig, TransformerConfig
+from framegrove.config.train import TrainConfig
+from framegrove.errors import UserError
+from framegrove.training.memory import Model, estimate, longest_sample, pass_tokens
+from framegrove.training.plan import check_fits, check_heads, check_workers, model_of
+from jobs import train
+from tests.public_folder import write_public_folder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if "phases" in yaml.safe_load(path.read_text("utf-8")))
+SD3 = CONFIGS / "pyramid_flow_sd3.yaml"
+GPU = 80 * 10**9
+
+
+def fits(config: TrainConfig, workers: int | None, gpu_bytes: int = GPU) -> None:
+    check_fits(config, model_of(config)[0], workers, gpu_bytes)
+
+
+def overrides(path: Path) -> list[str]:
+    """Runs that continue other runs of the digits world continue the shipped model, which has their shape."""
+    start = yaml.safe_load(path.read_text("utf-8"))["model"].get("start")
+    return ["model.start=shipped"] if start and start.startswith("runs/") else []
+
+
+def test_there_are_configurations_to_plan() -> None:
+    assert {"digits", "digits_demo", "miniflux_384p", "pyramid_flow_sd3"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_has_a_plan(path: Path) -> None:
+    given = ["--config", str(path), "--plan", *(part for key in overrides(path) for part in ("--set", key))]
+    result = CliRunner().invoke(train.app, [*given, "--workers", "8"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.stderr
+    for phase in yaml.safe_load(path.read_text("utf-8"))["phases"]:
+        assert phase["name"] in result.stdout
+    assert "8 workers at ZeRO" in result.stdout
+    plain = CliRunner().invoke(train.app, [*given, "--engine", "plain"])
+    assert "GB on each worker: the plain engine" in plain.stdout
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_fits_80_gb(path: Path) -> None:
+    for workers in (8, 16, 128):
+        fits(load(TrainConfig, path, overrides(path)), workers)
+
+
+def test_without_recomputation_768p_does_not_fit_and_the_keys_are_named() -> None:
+    config = load(TrainConfig, SD3, ["phases.3.recompute=false"])
+    with pytest.raises(UserError) as caught:
+        fits(config, 8)
+    said = str(caught.value)
+    assert said.startswith("phase high-resolution needs about 80.2 GB on each of 8 workers")
+    assert "\n" not in said
+    for remedy in ("recompute: true (28.2 GB)", "pack_tokens: 16384 (", "zero: 3 (", "sequence_parallel: 2 ("):
+        assert remedy in said
+    # What is said to be enough is enough.
+    fits(load(TrainConfig, SD3, ["phases.3.recompute=false", "sequence_parallel=2"]), 8)
+    fits(load(TrainConfig, SD3, ["phases.3.recompute=false", "zero=3"]), 8)
+    with pytest.raises(UserError, match="no key alone is enough, combine recompute: true, zero: 3"):
+        fits(config, 8, 8 * 10**9)
+    with pytest.raises(UserError, match=r"phase image needs about .* in this process"):
+        fits(config, None, 40 * 10**9)
+
+
+def test_a_model_that_is_here_is_read_and_one_that_is_not_is_taken_from_the_configuration(tmp_path: Path) -> None:
+    folder = write_public_folder(tmp_path / "public", "miniflux")
+    given = {"data": "none", "phases": [{"name": "only", "sizes": [[64, 64]], "steps": 1000, "batch": 4}]}
+    here = TrainConfig.model_validate(given | {"model": {"start": str(folder), "train_text": False}})
+    model, said = model_of(here)
+    shape = json.loads((folder / "diffusion_transformer_384p" / "config.json").read_text("utf-8"))
+    assert isinstance(model.shape, FluxConfig)
+    assert model.shape.num_single_layers == shape["num_single_layers"]
+    assert 0 < model.frozen < 10**6
+    assert said.startswith(f"the shape in {folder}")
+    absent = TrainConfig.model_validate(
+        given | {"model": {"start": "/nowhere/sd3", "train_text": False, "transformer": {}}}
+    )
+    model, said = model_of(absent)
+    assert model.shape == TransformerConfig()
+    assert (model.trained, model.frozen) == (2_028_334_144, 5_580_620_800)
+    assert "because /nowhere/sd3 is not here" in said
+    with pytest.raises(UserError, match=r"no model folder at /nowhere/sd3, and the configuration does not say its"):
+        model_of(TrainConfig.model_validate(given | {"model": {"start": "/nowhere/sd3"}}))
+
+
+def test_workers_and_heads_that_cannot_be_grouped() -> None:
+    check_heads(5, FluxConfig())
+    with pytest.raises(UserError, match=r"does not divide the model's 30 attention heads: choose one of 1, 2, 3, 5, 6"):
+        check_heads(4, FluxConfig())
+    check_workers(2, 8)
+    with pytest.raises(UserError, match=r"7 workers cannot share sequences in groups of 2"):
+        check_workers(2, 7)
+    digits = CONFIGS / "digits.yaml"
+    given = ["--config", str(digits), "--workers", "9", "--set", "sequence_parallel=2", "--plan"]
+    assert "7 attention heads" in CliRunner().invoke(train.app, given).stderr
+    nowhere = CliRunner().invoke(train.app, ["--config", str(digits), "--engine", "plain"])
+    assert "--out is missing" in nowhere.stderr
+
+
+@given(
+    workers=st.integers(1, 64), zero=st.sampled_from([1, 2, 3]), phase=st.integers(0, 3),
+    sharing=st.sampled_from([1, 2, 4]), recompute=st.booleans(),
+)  # fmt: skip
+def test_every_key_saves_what_it_is_named_for(
+    workers: int, zero: int, phase: int, sharing: int, recompute: bool
+) -> None:
+    config = load(TrainConfig, SD3, [f"zero={zero}", f"phases.{phase}.recompute={recompute}".lower()])
+    config = config.model_copy(update={"sequence_parallel": sharing})
+    model, of_phase = Model(TransformerConfig(), 3, 128, frozen=10**9), config.phases[phase]
+    workers *= sharing
+    memory = estimate(config, of_phase, model, workers)
+    assert longest_sample(of_phase, model) <= memory.tokens == pass_tokens(config, of_phase, model, workers)
+    assert estimate(config, of_phase, model, 2 * workers).kept <= memory.kept
+    if zero < 3:
+        assert estimate(config.model_copy(update={"zero": zero + 1}), of_phase, model, workers).kept <= memory.kept
+    if not recompute:
+        remade = of_phase.model_copy(update={"recompute": True})
+        assert estimate(config, remade, model, workers).activations < memory.activations / 8
+    wider = config.model_copy(update={"sequence_parallel": 2 * sharing})
+    if workers % (2 * sharing) == 0:
+        split = estimate(wider, of_phase, model, workers)
+        assert split.activations <= 0.6 * memory.activations * split.tokens / memory.tokens
