@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framegrove.data.schema import SCHEMA, VAE_KEY, LatentClip, from_table
+from framegrove.data.schema import VAE_KEY, LatentClip, from_table, shard_paths, unreadable
 from framegrove.errors import UserError
 
 Size = tuple[int, int]
@@ -48,7 +48,7 @@ def open_shards(folder: str | Path, sizes: Collection[Size]) -> tuple[Shard, ...
     Raises DataError if there are none, if a file is damaged, or if clips were encoded by different VAEs.
     """
     folder = Path(folder)
-    paths = sorted(folder.rglob("*.parquet"))
+    paths = shard_paths(folder)
     if not paths:
         what = "has no parquet files" if folder.is_dir() else "is no folder"
         raise DataError(f"the data folder {folder} {what}: make one with python -m jobs.prepare --out {folder}")
@@ -157,10 +157,10 @@ class ClipPool:
 def _open(path: Path, sizes: Collection[Size]) -> tuple[Shard, set[Size]]:
     try:
         with pq.ParquetFile(path) as file:
-            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
-            if missing:
+            reason = unreadable(file.schema_arrow)
+            if reason:
                 raise DataError(
-                    f"{path} was not made by jobs.prepare (it has no column {sorted(missing)[0]}): remove it"
+                    f"{path} does not hold clips that can be read ({reason}): remove it or prepare it again"
                 )
             columns = file.read(columns=["height", "width", "units"]).to_pydict()
             vae = (file.schema_arrow.metadata or {}).get(VAE_KEY, b"").decode()
