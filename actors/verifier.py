@@ -34,7 +34,7 @@ from framegrove.verification.views import View, grouped
 from framegrove.verification.workload import Workload, expanded
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,16 @@ class VllmVerifier:
         """Log-odds of "yes" for each question about a view of a clip, as exact as the engine gives them."""
         found, _ = await self._answers([(text, view) for text in texts], frames_by_one(frames_THWC))
         return [answer.odds for answer in found]
+
+    async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
+        """What the model writes about a clip's frames, uint8 (T, H, W, 3), when it is told to; greedy."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+        engine = await self._running()
+        pictures = _pictures(frames_by_one(frames), range(len(frames)))
+        output = await self._generated(engine, self._loaded.told(prompt, len(pictures)), pictures, sampling)
+        return output.outputs[0].text.strip()
 
     async def cached_tokens(self, texts: Sequence[str], frames_THWC: Frames) -> list[int]:
         """How many tokens of each question's prompt the engine found in its cache (asks the questions to find out)."""
@@ -217,20 +227,20 @@ class VllmVerifier:
 
     async def _one(self, engine: AsyncLLM, text: str, images: list[Image.Image]) -> RequestOutput:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
         model = self._loaded
         sampling = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprob_token_ids=[*model.yes, *model.no],
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            detokenize=False,
+            max_tokens=1, temperature=0.0, logprob_token_ids=[*model.yes, *model.no], detokenize=False
         )
-        request: Any = {
-            "prompt_token_ids": model.encoder(len(images)).encode(text),
-            "multi_modal_data": {"image": images},
-        }
+        return await self._generated(engine, model.encoder(len(images)).encode(text), images, sampling)
+
+    async def _generated(
+        self, engine: AsyncLLM, tokens: list[int], images: list[Image.Image], sampling: SamplingParams
+    ) -> RequestOutput:
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling.output_kind = RequestOutputKind.FINAL_ONLY
+        request: Any = {"prompt_token_ids": tokens, "multi_modal_data": {"image": images}}
         last: RequestOutput | None = None
         async for output in engine.generate(request, sampling, request_id=f"question-{next(self._numbers)}"):
             last = output
@@ -310,13 +320,17 @@ class _Model:
     def encoder(self, pictures: int) -> QuestionEncoder:
         """Encodes questions about so many pictures, which come first."""
         if pictures not in self._encoders:
-            self._encoders[pictures] = QuestionEncoder(self._processor.tokenizer, lambda q: self._render(pictures, q))
+            self._encoders[pictures] = QuestionEncoder(
+                self._processor.tokenizer, lambda q: self._render(pictures, q + self._instruction)
+            )
         return self._encoders[pictures]
 
+    def told(self, prompt: str, pictures: int) -> list[int]:
+        """Token ids of an instruction about so many pictures, which come first; no answer of one word is asked for."""
+        return QuestionEncoder(self._processor.tokenizer, lambda text: self._render(pictures, text)).encode(prompt)
+
     def _render(self, pictures: int, question: str) -> str:
-        content = [{"type": "image"} for _ in range(pictures)] + [
-            {"type": "text", "text": question + self._instruction}
-        ]
+        content = [{"type": "image"} for _ in range(pictures)] + [{"type": "text", "text": question}]
         message = [{"role": "user", "content": content}]
         return str(self._processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 

@@ -1,68 +1,126 @@
 """Encode captioned clips into parquet shards of latents, the data that jobs.train reads.
 
     python -m jobs.prepare --clips 6000 --out runs/digits-clips
+    python -m jobs.prepare --videos footage/ --config jobs/configs/curate_general.yaml --out /shared/clips
     python -m jobs.prepare --videos clips.csv --vae pyramid-flow-sd3/causal_video_vae --allow-pickle \\
         --sizes 640x384 --units 16 --part 3/8 --out /shared/clips/part-3
 
-Without --videos, clips of the digits world are drawn. Parts of a list can be encoded by several jobs at once:
+Without --videos, clips of the digits world are drawn. Otherwise it may be stopped, or killed, at any time: run again
+with the same --out it goes on, and does only what is new. Parts of a list can be encoded by several jobs at once:
 jobs.train reads every shard below the folder that it is given.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from framegrove.config.curate import (
+    CaptionsConfig,
+    CurateConfig,
+    DuplicatesConfig,
+    MotionConfig,
+    PictureConfig,
+    ShotsConfig,
+    TextConfig,
+)
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, PickleOption, application, make_folder, one_line_errors
-
-if TYPE_CHECKING:
-    from framegrove.data.schema import LatentClip
-    from framegrove.models.vae import CausalVideoVae
-    from framegrove.training.encode import VideoCounts
+from jobs.keys import keys_help
 
 app = application()
-PYRAMID = {"stages": 3, "patch": 2}  # of the released models; sizes that they could not be trained on are refused
 
 
-@app.command()
+class EngineName(StrEnum):
+    """Where footage is prepared."""
+
+    RAY = "ray"
+    PLAIN = "plain"
+
+
+_KEYS = keys_help(
+    ("Keys of the configuration file, which --set overrides (--set duplicates.bits=12):", CurateConfig, ""),
+    ("Of shots:", ShotsConfig, "shots."),
+    ("Of motion:", MotionConfig, "motion."),
+    ("Of picture:", PictureConfig, "picture."),
+    ("Of duplicates:", DuplicatesConfig, "duplicates."),
+    ("Of captions:", CaptionsConfig, "captions."),
+    ("Of text:", TextConfig, "text."),
+)
+
+
+@app.command(epilog=_KEYS)
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder to write. Of digits it must not exist yet; of videos, one begun is gone on with."),
+    ],
     videos: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="List of videos: a .csv, .jsonl or .parquet file in UTF-8 with the columns video (a file, relative to "
-            "the list's folder; a picture is a clip of one frame) and caption. Without it, digits are drawn."
+            help="Footage, on this machine or at a URL (s3://, gs://, https://): a folder; a WebDataset tar, or "
+            "NAME-{0000..0041}.tar; the output folder of NeMo Curator; or a list: a .csv, .jsonl or .parquet file in "
+            "UTF-8 with the columns video (a file or URL, relative to the list's folder; a picture is a clip of one "
+            "frame) and caption, and perhaps start and end in seconds. Without it, digits are drawn."
         ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="With --videos: YAML file that names stages and thresholds, see jobs/configs/curate_*.yaml."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="With --videos: override a key, as in heldout=0.02 (repeatable).")
     ] = None,
     vae: Annotated[Path | None, typer.Option(help="Folder of the VAE. Without it, the shipped one.")] = None,
     allow_pickle: PickleOption = False,
     units: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             help="Longest clip to keep, in units: the first unit is one frame, each later one 8 frames, so that 4 "
-            "units are 25 frames. Of a shorter video all whole units are kept.",
+            "units are 25 frames. Of a shorter video all whole units are kept. Without it, the configuration's, or 4.",
         ),
-    ] = 4,
+    ] = None,
     sizes: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="With --videos: WIDTHxHEIGHT in pixels, several separated by commas; each video is scaled to the one "
-            "with the closest aspect ratio and cut to its middle. Multiples of 64 for the released VAE. "
-            "(Training configurations write height first.)"
+            "with the closest aspect ratio and cut to its middle. Multiples of 64 for the released VAE. Without it, "
+            "the configuration's, or 640x384. (Configurations write height first.)"
         ),
-    ] = "640x384",
+    ] = None,
     fps: Annotated[
-        float, typer.Option(min=1, help="With --videos: frames a second of the clips; the videos' own may differ.")
-    ] = 24,
+        float | None,
+        typer.Option(
+            min=1,
+            help="With --videos: frames a second of the clips; the videos' own may differ. Without it, the "
+            "configuration's, or 24.",
+        ),
+    ] = None,
     part: Annotated[
-        str, typer.Option(help="With --videos: K/N encodes every N-th line, from the K-th on; 1/1 is the whole list.")
+        str,
+        typer.Option(
+            help="With --videos: K/N encodes every N-th line, from the K-th on; 1/1 is the whole list. A part is "
+            "prepared in this process, without Ray."
+        ),
     ] = "1/1",
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            help="With --videos: ray decodes and encodes side by side on the cluster at RAY_ADDRESS, or on a local "
+            "one; plain does everything in this process. Without it, ray, but plain for a part."
+        ),
+    ] = None,
+    most_rejected: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="With --videos: fail at the end if a larger share of the clips than this is rejected."
+        ),
+    ] = 1.0,
     clips: Annotated[int, typer.Option(min=1, help="Digits: number of clips.")] = 6000,
     pairs: Annotated[float, typer.Option(min=0, max=1, help="Digits: share of clips that show two.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Digits: seed of the clips.")] = 0,
@@ -70,92 +128,69 @@ def main(
 ) -> None:
     """Encode clips with the VAE and write them as parquet shards.
 
-    Files that cannot be read are skipped and counted. A clip ends where two frames are more than a second apart.
+    What is not kept is in rejects.parquet beside them, with its reason. A clip ends where two frames are more than a
+    second apart.
     """
     with one_line_errors(log_level), Display() as display:
-        from framegrove.config.request import parse_size
-
         first, parts = _part(part)
-        make_folder(out.parent)
-        wanted = [parse_size(size) for size in sizes.split(",")]
         from framegrove.models.pretrained import VAE, embedded_model
-        from framegrove.models.vae_files import read_vae
-        from framegrove.training.encode import vae_digest
 
-        model = read_vae(vae or embedded_model() / VAE, allow_pickle=allow_pickle)
-        digest = vae_digest(model)  # before the weights change their type
+        vae_folder = vae or embedded_model() / VAE
         if videos is None:
-            _write(display, _digits(model, clips, seed, units, pairs), digest, out, clips)
+            make_folder(out.parent)
+            _digits(display, vae_folder, allow_pickle, out, clips, seed, units or 4, pairs)
             return
-        from framegrove.data.lists import read_list
-        from framegrove.training.encode import NoClips, VideoCounts, video_clips
+        from jobs.preparing import Order, prepare
 
-        _check(wanted, model.config.spatial_factor)
-        listed = read_list(videos)[first::parts]
-        if not listed:
-            raise UserError(f"part {part} of {videos} is empty: the list has fewer lines than parts")
-        counts = VideoCounts()
-        encoded = video_clips(_on_gpu(model), listed, wanted, units, fps, counts)
-        try:
-            _write(display, encoded, digest, out, len(listed), counts)
-        except NoClips:
+        settings = _settings(config, set_ or [], sizes, units, fps)
+        whole = parts == 1
+        if settings.duplicates is not None and not whole:
             raise UserError(
-                f"not one of the {counts.read} files in {videos} could be read, the first: {counts.first_problem}"
-            ) from None
-        finally:
-            if counts.read:
-                display.say(_summary(counts))
+                "near-duplicates are looked for in the whole list, which a part does not know: remove duplicates from "
+                "the configuration, or prepare the list without --part"
+            )
+        chosen = engine or (EngineName.RAY if whole else EngineName.PLAIN)
+        order = Order(videos, out, vae_folder, allow_pickle, first, parts, chosen is EngineName.RAY)
+        report = prepare(order, settings, display)
+        if report.rejected_share > most_rejected:
+            raise UserError(
+                f"{report.rejected_share:.1%} of the clips were rejected, and --most-rejected allows "
+                f"{most_rejected:.1%}: see {out / 'rejects.parquet'}"
+            )
 
 
-def _digits(model: CausalVideoVae, clips: int, seed: int, units: int, pairs: float) -> Iterator[LatentClip]:
+def _settings(
+    path: Path | None, overrides: list[str], sizes: str | None, units: int | None, fps: float | None
+) -> CurateConfig:
+    """The configuration with what the command line says besides. Raises UserError."""
+    from framegrove.config.base import load
+    from framegrove.config.request import parse_size
+
+    given = list(overrides)
+    if sizes is not None:
+        given.append(f"sizes={[list(parse_size(size)) for size in sizes.split(',')]}")
+    if units is not None:
+        given.append(f"units={units}")
+    if fps is not None:
+        given.append(f"fps={fps}")
+    return load(CurateConfig, path, given)
+
+
+def _digits(
+    display: Display, vae: Path, allow_pickle: bool, out: Path, clips: int, seed: int, units: int, pairs: float
+) -> None:
     import torch
 
     from framegrove.digits.clips import digits_clips
+    from framegrove.models.vae_files import read_vae
+    from framegrove.training.encode import vae_digest, write_clips
 
     torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
-    return digits_clips(model, clips, seed=seed, units=units, pairs=pairs)
-
-
-def _on_gpu(model: CausalVideoVae) -> CausalVideoVae:
-    import torch
-
-    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
-
-
-def _write(
-    display: Display,
-    encoded: Iterator[LatentClip],
-    digest: str,
-    out: Path,
-    total: int,
-    counts: VideoCounts | None = None,
-) -> None:
-    """Write the clips and show progress: by the files read so far, some of which may have given no clip."""
-    from framegrove.training.encode import write_clips
-
-    def show(done: int) -> None:
-        read = counts.read if counts else done
-        display.show(read / total, f"{read} of {total}")
-
-    display.begin(f"encoding {total} clips")
-    paths = write_clips(encoded, digest, out, show)
-    display.say(f"{counts.encoded if counts else total} clips in {len(paths)} shards: {out}")
-
-
-def _summary(counts: VideoCounts) -> str:
-    """What became of the files, in one line."""
-    line = f"{counts.read} files read: {counts.encoded} encoded, {counts.unreadable} unreadable"
-    if counts.unreadable:
-        line += f" (the first: {counts.first_problem})"
-    return line + f"; {counts.ended_by_gap} clips ended at a gap in time"
-
-
-def _check(sizes: list[tuple[int, int]], factor: int) -> None:
-    """Raise UserError for a size that no model could be trained on."""
-    from framegrove.config.flow import latent_size
-
-    for height, width in sizes:
-        latent_size(height, width, factor=factor, **PYRAMID)
+    model = read_vae(vae, allow_pickle=allow_pickle)
+    display.begin(f"encoding {clips} clips")
+    drawn = digits_clips(model, clips, seed=seed, units=units, pairs=pairs)
+    paths = write_clips(drawn, vae_digest(model), out, lambda done: display.show(done / clips, f"{done} of {clips}"))
+    display.say(f"{clips} clips in {len(paths)} shards: {out}")
 
 
 def _part(text: str) -> tuple[int, int]:

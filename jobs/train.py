@@ -10,7 +10,6 @@ this process, without Ray.
 from __future__ import annotations
 
 import contextlib
-import textwrap
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
+from jobs.keys import keys_help
 
 if TYPE_CHECKING:
     from framegrove.training.curve import Follower
@@ -43,35 +42,14 @@ class EngineName(StrEnum):
     DEEPSPEED = "deepspeed"
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a section: its name, its default and what it means, in lines that fit a terminal."""
-    lines = []
-    for name, field in section.model_fields.items():
-        if field.is_required():
-            default = "required"
-        elif field.default_factory is not None or isinstance(field.default, BaseModel):
-            default = "a section"
-        else:
-            given = list(field.default) if isinstance(field.default, tuple) else field.default
-            default = f"default {'null' if given is None else str(given).lower()}"
-        line = f"{prefix}{name} ({default}): {field.description}"
-        lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
-    return lines
+_KEYS = keys_help(
+    ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
+    ("Of each phase:", PhaseConfig, "phases.N."),
+    ("Of the model:", TrainedModelConfig, "model."),
+)
 
 
-def _keys_help() -> str:
-    """What --help says about the keys of a configuration file, one line a key."""
-    sections: list[tuple[str, type[BaseModel], str]] = [
-        ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
-        ("Of each phase:", PhaseConfig, "phases.N."),
-        ("Of the model:", TrainedModelConfig, "model."),
-    ]
-    as_it_is = "\b"  # before a paragraph: click leaves its lines alone
-    paragraphs = ["\n".join([as_it_is, title, *_keys(section, prefix)]) for title, section, prefix in sections]
-    return "\n\n".join(paragraphs)
-
-
-@app.command(epilog=_keys_help())
+@app.command(epilog=_KEYS)
 def main(
     config: Annotated[Path, typer.Option(help="YAML file, see jobs/configs; its keys are listed below.")],
     out: Annotated[

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from framegrove.data.curation.clip import Clip, Frames, Rejection
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
@@ -307,3 +308,21 @@ class FakeRunner:
 def redness(frames: npt.NDArray[np.uint8], prompt: str) -> float:
     """A verifier's function: how red a clip, uint8 (T, H, W, 3), is."""
     return float(frames[..., 0].mean()) / 255
+
+
+def no_opening_of_the_second(clip: Clip) -> Clip | Rejection:
+    """A stage of curation as a user would write it."""
+    if clip.path.endswith("2.mp4") and clip.start == 0:
+        return clip.rejected("opening", "begins the second film")
+    return clip
+
+
+class FakeDescriber:
+    """Describes clips by how many frames it is shown, and what has no light in it by nothing."""
+
+    def __init__(self, config: object) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
+        self.asked.append((prompt, max_tokens))
+        return f"{len(frames)} frames\nof light" if frames.any() else ""

@@ -17,7 +17,7 @@ from framegrove.data import reading
 from framegrove.data.ingest import DataError, open_catalog
 from framegrove.data.packing import fitting, share_out
 from framegrove.data.reading import ClipReader
-from framegrove.data.schema import LatentClip, from_table, to_table
+from framegrove.data.schema import Kind, LatentClip, from_table, to_table
 from framegrove.errors import UserError
 
 SIZE = (64, 64)
@@ -27,7 +27,8 @@ ALL = 2**30
 def make_clip(index: int, units: int = 4, size: tuple[int, int] = SIZE, split: str = "train") -> LatentClip:
     rng = np.random.default_rng(index)
     latents = rng.standard_normal((16, units, size[0] // 8, size[1] // 8)).astype(np.float16)
-    return LatentClip(index, f"clip {index}", *size, 8.0, latents, split=split)
+    kind: Kind = "image" if units == 1 else "video"
+    return LatentClip(index, f"clip {index}", *size, 8.0, latents, split, kind)
 
 
 def write_shards(folder: Path, *lengths: int, vae: str = "v", group: int = 2) -> Path:

@@ -182,18 +182,6 @@ def test_a_second_between_frames_is_no_gap() -> None:
     assert np.bincount([int(number) for number in taken]).max() <= 25
 
 
-def test_a_bare_stream_without_time_stamps(tmp_path: Path) -> None:
-    source = grey_film(tmp_path / "a.mp4", 12, fps=8)
-    with av.open(str(source)) as given, av.open(str(tmp_path / "a.h264"), "w", format="h264") as bare:
-        stream = bare.add_stream_from_template(given.streams.video[0])
-        for packet in given.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                bare.mux(packet)
-    frames = read_clip(tmp_path / "a.h264", 24, 99, SIZES).frames
-    assert len({round(float(frame.mean())) for frame in frames}) >= 11
-
-
 def test_a_name_that_looks_like_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     grey_film(Path("12:30.mp4"), 3)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framegrove.data.schema import SCHEMA, VAE_KEY
+from framegrove.data.schema import VAE_KEY, shard_paths, unreadable
 from framegrove.errors import UserError
 
 Size = tuple[int, int]
@@ -102,7 +102,7 @@ def open_catalog(folders: Sequence[str | Path], split: str = "train") -> Catalog
 
 
 def _files(folder: Path) -> list[Path]:
-    paths = sorted(folder.rglob("*.parquet"))
+    paths = shard_paths(folder)
     if not paths:
         what = "has no parquet files" if folder.is_dir() else "is no folder"
         raise DataError(f"the data folder {folder} {what}: make one with python -m jobs.prepare --out {folder}")
@@ -113,19 +113,20 @@ def _open(path: Path, split: str) -> tuple[Shard, dict[str, npt.NDArray[Any]]]:
     """A shard and the columns of its clips of the split, by name."""
     try:
         with pq.ParquetFile(path) as file:
-            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
-            if missing:
-                raise DataError(
-                    f"{path} was not made by jobs.prepare (it has no column {sorted(missing)[0]}): remove it"
-                )
-            table = file.read(columns=["height", "width", "units", "split"])
+            if (reason := unreadable(file.schema_arrow)) is not None:
+                raise DataError(f"{path} holds no clips that can be read ({reason}): remove it or prepare it again")
+            table = file.read(columns=["height", "width", "units", "split", "kind"])  # kind: not in version 1
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             vae = (file.schema_arrow.metadata or {}).get(VAE_KEY, b"").decode()
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from None
     rows = np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
     clips = {name: table[name].to_numpy()[rows].astype(np.int32) for name in ("height", "width", "units")}
-    return Shard(path, groups, vae), clips | {"row": rows.astype(np.int32), "picture": clips["units"] == 1}
+    if "kind" in table.column_names:
+        picture = np.array(table["kind"].to_pylist(), dtype=object)[rows] == "image"
+    else:
+        picture = clips["units"] == 1
+    return Shard(path, groups, vae), clips | {"row": rows.astype(np.int32), "picture": picture}
 
 
 def damaged(path: Path, error: Exception) -> DataError:

@@ -1,8 +1,9 @@
-"""Lists of captioned files. Both columns, ``video`` and ``caption``, are text exactly as written.
+"""Lists of captioned files. The columns ``video`` and ``caption`` are text exactly as written.
 
 A csv file has a header and is comma-separated; quoted cells may hold commas, doubled quotes and line breaks. A jsonl
-file (or .json) has one object a line. A parquet file has two columns of text. Further columns are ignored. Text is
-UTF-8, with or without a byte order mark.
+file (or .json) has one object a line. A parquet file has two columns of text. Columns ``start`` and ``end``, where
+there are such, hold seconds and cut a piece out of the file; an empty one is the file's beginning or end. Further
+columns are ignored. Text is UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,22 +24,34 @@ import pyarrow.parquet as pq
 from framegrove.data.ingest import DataError
 
 _COLUMNS = ("video", "caption")
+_TIMES = ("start", "end")  # optional
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-Entry = tuple[str, str, str]  # where it stands, for messages; the file's name; the caption
+# Where it stands, for messages; the file's name; the caption; start and end as text.
+Entry = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Listed:
-    """An entry of a list: a video or picture file and what it shows. ``id`` is its zero-based position in the list."""
+    """An entry of a list: a video or picture file, what it shows, and the seconds between which it is wanted.
+
+    ``id`` is its zero-based position in the list, ``location`` a path or a URL.
+    """
 
     id: int
-    path: Path
+    location: str
     caption: str
+    start: float = 0.0
+    end: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """The location of a file on this machine."""
+        return Path(self.location)
 
 
-def read_list(path: Path) -> list[Listed]:
-    """The entries of a csv, jsonl or parquet file (see above); relative paths start at the list's folder.
+def read_list(path: Path, folder: str | None = None) -> list[Listed]:
+    """The entries of a csv, jsonl or parquet file (see above); relative names start at ``folder``, or at the list's.
 
     Raises DataError, which names the line, for a list that cannot be read as it was meant.
     """
@@ -52,16 +66,40 @@ def read_list(path: Path) -> list[Listed]:
     if not entries:
         raise DataError(f"{path} lists no videos")
     _check(path, entries)
-    return [Listed(number, path.parent / video, caption) for number, (_, video, caption) in enumerate(entries)]
+    result = []
+    for number, (where, video, caption, *times) in enumerate(entries):
+        start, end = (_seconds(path, where, column, text) for column, text in zip(_TIMES, times, strict=True))
+        if end is not None and end <= (start or 0.0):
+            raise DataError(f"{path}: {where} ends at {end:g} seconds, and begins at {start or 0:g}: correct it")
+        result.append(Listed(number, _located(path, folder, video), caption, start or 0.0, end))
+    return result
+
+
+def _located(path: Path, folder: str | None, video: str) -> str:
+    if "://" in video:
+        return video
+    return f"{folder.rstrip('/')}/{video}" if folder is not None else str(path.parent / video)
+
+
+def _seconds(path: Path, where: str, column: str, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise DataError(f"{path}: {where} has {text[:40]!r} in the column {column}: give seconds, as in 12.5")
+    return seconds
 
 
 def _check(path: Path, entries: Sequence[Entry]) -> None:
     """Raise DataError for entries without a file name, and for text that no file or tokenizer can hold."""
-    unnamed = [where for where, video, _ in entries if not video.strip()]
+    unnamed = [where for where, video, *_ in entries if not video.strip()]
     if unnamed:
         more = f" (the first of {len(unnamed)} such lines)" if len(unnamed) > 1 else ""
         raise DataError(f"{path}: {unnamed[0]} has no file name in the column video{more}: add it or remove the line")
-    for where, video, caption in entries:
+    for where, video, caption, *_ in entries:
         for column, text in zip(_COLUMNS, (video, caption), strict=True):
             if not _writable(text):
                 raise DataError(f"{path}: {where} holds a NUL or half a character in the column {column}: correct it")
@@ -91,7 +129,8 @@ def _read_csv(path: Path) -> Iterator[Entry]:
                         f"{path}: {where} has {len(cells)} cells where the header has {len(header)}: put captions with "
                         "commas into double quotes"
                     )
-                yield where, cells[video], cells[caption]
+                start, end = (cells[header.index(name)] if name in header else "" for name in _TIMES)
+                yield where, cells[video], cells[caption], start, end
             begins = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -115,8 +154,8 @@ def _read_jsonl(path: Path) -> Iterator[Entry]:
         if not isinstance(entry, dict):
             raise DataError(f"{path}: {where} is not a JSON object: write one object a line")
         _places(path, list(entry), f" in {where}")
-        video, caption = (_json_text(path, where, column, entry[column]) for column in _COLUMNS)
-        yield where, video, caption
+        texts = [_json_text(path, where, column, entry.get(column)) for column in (*_COLUMNS, *_TIMES)]
+        yield where, texts[0], texts[1], texts[2], texts[3]
 
 
 def _json_text(path: Path, where: str, column: str, value: Any) -> str:
@@ -132,10 +171,17 @@ def _json_text(path: Path, where: str, column: str, value: Any) -> str:
 def _read_parquet(path: Path) -> Iterator[Entry]:
     with pq.ParquetFile(path) as file:
         _places(path, file.schema_arrow.names)
-        table = file.read(columns=list(_COLUMNS))
-    videos, captions = (_column_text(path, name, table.column(name)) for name in _COLUMNS)
-    for number, (video, caption) in enumerate(zip(videos, captions, strict=True), start=1):
-        yield f"row {number}", video, caption
+        table = file.read(columns=[*_COLUMNS, *(name for name in _TIMES if name in file.schema_arrow.names)])
+    texts = [_column_text(path, name, table.column(name)) for name in _COLUMNS]
+    texts += [
+        _number_text(table.column(name)) if name in table.column_names else itertools.repeat("") for name in _TIMES
+    ]
+    for number, (video, caption, start, end) in enumerate(zip(*texts, strict=False), start=1):
+        yield f"row {number}", video, caption, start, end
+
+
+def _number_text(column: pa.ChunkedArray) -> Iterator[str]:
+    return ("" if value is None else str(value) for value in column.to_pylist())
 
 
 def _column_text(path: Path, name: str, column: pa.ChunkedArray) -> Iterator[str]:

@@ -1,84 +1,206 @@
-"""The parquet schema of encoded clips: one row a clip, with its latents as float16 bytes.
+"""The parquet schema of encoded clips, version 2: one row a clip, with its latents as float16 bytes.
 
-Latents are the means of the VAE's posterior, not normalised. The file's metadata names the VAE that made them, because
-latents of another VAE have the same shape and cannot be told apart by looking at them.
+| column | holds |
+|---|---|
+| id | 63 bits that follow from source, start and options (`clip_id`): the same clip has the same id in every run |
+| caption, caption_source | what the clip shows, and who says so: "list", "sidecar", a model's name; "" if unknown |
+| split | "train" or "heldout": decided by source, so that no video has clips in both |
+| kind | "image" or "video": what the source is, a still picture or a moving one, however short |
+| source | digest of the source file's content, "" if unknown |
+| start | second of the source at which the clip begins |
+| height, width, fps, units | of the clip, in pixels and frames a second |
+| shape, latents | (C, units, h, w) and as many float16 numbers, little-endian |
+| text, text_shape, pooled | embeddings of the caption, float16: (tokens, width) and (width,); or null |
+
+Latents are the means of the VAE's posterior, not normalised. The file's metadata names the schema's version, the VAE
+that made the latents and the text encoder that made the embeddings, because those of another have the same shape and
+cannot be told apart by looking at them. Files of version 1, without the columns in `_ADDED`, are still read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+VERSION = 2
+VERSION_KEY = b"framegrove.schema"
 VAE_KEY = b"framegrove.vae"
+TEXT_KEY = b"framegrove.text"
+REJECTS = "rejects.parquet"  # beside shards: the clips that were not kept, and why
+
+Kind = Literal["image", "video"]
+Half = npt.NDArray[np.float16]
 
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
         ("caption", pa.string()),
+        ("caption_source", pa.string()),
         ("split", pa.string()),
+        ("kind", pa.string()),
+        ("source", pa.string()),
+        ("start", pa.float64()),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("fps", pa.float32()),
         ("units", pa.int32()),
         ("shape", pa.list_(pa.int32(), 4)),
-        ("latents", pa.binary()),
+        ("latents", pa.large_binary()),
+        ("text", pa.large_binary()),
+        ("text_shape", pa.list_(pa.int32())),
+        ("pooled", pa.large_binary()),
     ]
 )
+_ADDED = ("caption_source", "kind", "source", "start", "text", "text_shape", "pooled")  # in version 2
+
+
+@dataclass(frozen=True, eq=False)
+class StoredText:
+    """A caption's embeddings, float16: ``tokens`` (n, width) and ``pooled`` (width,)."""
+
+    tokens: Half
+    pooled: Half
 
 
 @dataclass(frozen=True, eq=False)
 class LatentClip:
-    """An encoded clip: ``latents`` is float16 (C, units, h, w), ``height`` and ``width`` are in pixels."""
+    """An encoded clip: ``latents`` is float16 (C, units, h, w), ``height`` and ``width`` are in pixels.
+
+    The other fields are explained above; ``text`` is None where no embeddings are stored.
+    """
 
     id: int
     caption: str
     height: int
     width: int
     fps: float
-    latents: npt.NDArray[np.float16]
+    latents: Half
     split: str = "train"
+    kind: Kind = "video"
+    source: str = ""
+    start: float = 0.0
+    caption_source: str = ""
+    text: StoredText | None = None
 
     @property
     def units(self) -> int:
         return self.latents.shape[1]
 
 
-def to_table(clips: Sequence[LatentClip], vae_digest: str) -> pa.Table:
-    """Clips as a table of this schema, whose metadata holds the digest of the VAE that encoded them."""
-    rows = [
-        {
-            "id": clip.id,
-            "caption": clip.caption,
-            "split": clip.split,
-            "height": clip.height,
-            "width": clip.width,
-            "fps": clip.fps,
-            "units": clip.units,
-            "shape": list(clip.latents.shape),
-            "latents": np.ascontiguousarray(clip.latents, dtype="<f2").tobytes(),
-        }
-        for clip in clips
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({VAE_KEY: vae_digest.encode()}))
+def clip_id(source: str, start: float, options: str) -> int:
+    """63 bits that tell a clip: the digest of its source, the second at which it begins, how it was prepared."""
+    digest = hashlib.blake2b(f"{source}\n{start:.6f}\n{options}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The parquet files of clips below a folder, sorted; lists of rejects and files still being written are none."""
+    return sorted(
+        path
+        for path in folder.rglob("*.parquet")
+        if path.name != REJECTS and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def unreadable(schema: pa.Schema) -> str | None:
+    """Why a file of this schema holds no clips that can be read here, for a sentence; None if it does."""
+    missing = sorted(set(SCHEMA.names) - set(_ADDED) - set(schema.names))
+    if missing:
+        return f"it has no column {missing[0]}"
+    version = (schema.metadata or {}).get(VERSION_KEY, b"1").decode()
+    if version not in {str(number) for number in range(1, VERSION + 1)}:
+        return f"its schema is of version {version}, and this release reads versions up to {VERSION}"
+    return None
+
+
+def metadata(vae_digest: str, text_digest: str = "") -> dict[bytes, bytes]:
+    """What a file of clips says about all of them."""
+    return {
+        VERSION_KEY: str(VERSION).encode(),
+        VAE_KEY: vae_digest.encode(),
+        TEXT_KEY: text_digest.encode(),
+    }
+
+
+def to_table(clips: Sequence[LatentClip], vae_digest: str, text_digest: str = "") -> pa.Table:
+    """Clips as a table of this schema, whose metadata names the VAE and the text encoder that encoded them.
+
+    Raises ValueError for latents or embeddings that are not finite.
+    """
+    rows = [_row(clip) for clip in clips]
+    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata(vae_digest, text_digest)))
 
 
 def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[LatentClip]:
-    """The clips of a table or batch of this schema. Raises ValueError where bytes and shape do not agree."""
+    """The clips of a table or batch of this schema, or of version 1.
+
+    Raises ValueError, which names the clip, where bytes and shape do not agree, and where latents are not finite.
+    """
     for row in table.to_pylist():
-        shape = tuple(row["shape"])
-        latents = np.frombuffer(row["latents"], dtype="<f2")
-        if latents.size != np.prod(shape) or shape[1] != row["units"]:
-            raise ValueError(f"clip {row['id']} holds {latents.size} numbers for latents of shape {shape}")
+        latents = _numbers(row, "latents", "shape")
+        units = row["units"]
+        if latents.shape[1] != units:
+            raise ValueError(f"clip {row['id']} has {units} units and latents of shape {latents.shape}")
+        tokens = _numbers(row, "text", "text_shape") if row.get("text") is not None else None
         yield LatentClip(
             id=row["id"],
             caption=row["caption"],
             height=row["height"],
             width=row["width"],
             fps=row["fps"],
-            latents=latents.reshape(shape),
+            latents=latents,
             split=row["split"],
+            kind=cast(Kind, row.get("kind") or ("video" if units > 1 else "image")),
+            source=row.get("source") or "",
+            start=row.get("start") or 0.0,
+            caption_source=row.get("caption_source") or "",
+            text=None if tokens is None else StoredText(tokens, np.frombuffer(row["pooled"], dtype="<f2")),
         )
+
+
+def _row(clip: LatentClip) -> dict[str, Any]:
+    row = {
+        "id": clip.id,
+        "caption": clip.caption,
+        "caption_source": clip.caption_source,
+        "split": clip.split,
+        "kind": clip.kind,
+        "source": clip.source,
+        "start": clip.start,
+        "height": clip.height,
+        "width": clip.width,
+        "fps": clip.fps,
+        "units": clip.units,
+        "shape": list(clip.latents.shape),
+        "latents": _bytes(clip, clip.latents),
+    }
+    if clip.text is not None:
+        row |= {
+            "text": _bytes(clip, clip.text.tokens),
+            "text_shape": list(clip.text.tokens.shape),
+            "pooled": _bytes(clip, clip.text.pooled),
+        }
+    return row
+
+
+def _bytes(clip: LatentClip, numbers: Half) -> bytes:
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"clip {clip.id} ({clip.caption[:40]!r}) has latents or embeddings that are not finite")
+    return np.ascontiguousarray(numbers, dtype="<f2").tobytes()
+
+
+def _numbers(row: Mapping[str, Any], column: str, shape_column: str) -> Half:
+    shape = tuple(row[shape_column])
+    numbers: Half = np.frombuffer(row[column], dtype="<f2")
+    if numbers.size != np.prod(shape):
+        raise ValueError(f"clip {row['id']} holds {numbers.size} numbers for {column} of shape {shape}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"clip {row['id']} ({row['caption'][:40]!r}) holds {column} that are infinite or NaN")
+    return numbers.reshape(shape)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from framegrove.config.request import FRAMES_PER_UNIT
-from framegrove.data.schema import LatentClip
+from framegrove.data.schema import LatentClip, clip_id
 from framegrove.digits import world
 from framegrove.flow.generation import to_pixels
 from framegrove.models.vae import CausalVideoVae
@@ -31,7 +31,17 @@ def digits_clips(
         drawn = [world.clip(seed, index, digits=2 if _is_pair(index, pairs) else 1, units=units) for index in indices]
         latents_BCTHW = _encoded(vae, from_uint8(torch.from_numpy(np.stack([clip.frames for clip in drawn]))))
         for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
-            yield LatentClip(index, clip.caption, world.SIZE, world.SIZE, float(world.FPS), latents)
+            source = f"digits-{seed}-{index}"
+            yield LatentClip(
+                id=clip_id(source, 0.0, f"{units} {pairs}"),
+                caption=clip.caption,
+                height=world.SIZE,
+                width=world.SIZE,
+                fps=float(world.FPS),
+                latents=latents,
+                source=source,
+                caption_source="digits",
+            )
 
 
 @dataclass(frozen=True)

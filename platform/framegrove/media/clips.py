@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,12 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
-from framegrove.media.frames import Frames, MediaError, Size, nearest_size, one_line
+from framegrove.media.frames import Frames, MediaError, Size, nearest_size
 from framegrove.media.pictures import NotAPicture, fitted, pictures_of
+from framegrove.media.probe import LONGEST_GAP, opened_video
 
-_LONGEST_GAP = 1.0  # seconds; frames further apart do not belong to one motion
+_NO_COLORSPACE = 2  # ffmpeg's AVCOL_SPC_UNSPECIFIED
+_HIGH_DEFINITION = 1280  # pixels on the longer side
 _WIDEST_PIXEL = 16  # times its height; whatever claims more is damaged in this field
 
 Source = TypeVar("Source")
@@ -30,62 +35,104 @@ class ClipFrames:
     ended_by_gap: bool = False
 
 
-def read_clip(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> ClipFrames:
-    """Up to ``most`` frames from the start of a file: those nearest in time to the ticks of ``fps`` frames a second.
+def read_clip(
+    path: Path, fps: float, most: int, sizes: Sequence[Size], start: float = 0.0, end: float = math.inf
+) -> ClipFrames:
+    """Up to ``most`` frames of a file: those nearest in time to the ticks of ``fps`` frames a second.
 
-    Frames are turned as the file says, pixels that are not square become square, and what is transparent is white.
-    Each frame is then scaled to cover the one of the (height, width) ``sizes`` whose aspect ratio is closest, and cut
-    to its middle. A picture is one frame. Where two frames are more than a second apart the clip ends before the gap;
-    a slide show thus becomes a still. Raises MediaError for a file that cannot be read.
+    ``start`` and ``end`` are seconds from the first frame. Frames are turned as the file says, pixels that are not
+    square become square, and what is transparent is white. Each frame is then scaled to cover the one of the (height,
+    width) ``sizes`` whose aspect ratio is closest, and cut to its middle. A picture is one frame. Where two frames are
+    more than a second apart the clip ends before the gap; a slide show thus becomes a still. Raises MediaError for a
+    file that cannot be read.
     """
     try:
-        taken, ended_by_gap = _read_picture(path, fps, most, sizes)
+        taken, ended_by_gap = _read_picture(path, fps, most, sizes, start, end)
     except NotAPicture:
-        taken, ended_by_gap = _read_video(path, fps, most, sizes)
+        taken, ended_by_gap = _read_video(path, fps, most, sizes, start, end)
     if not taken:
-        raise MediaError(f"{path} holds no frame")
+        raise MediaError(f"{path} holds no frame{f' after {start:g} seconds' if start else ''}")
     return ClipFrames(np.stack(taken), ended_by_gap)
 
 
-def _read_picture(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> tuple[list[Frames], bool]:
+def shown_frames(path: Path, side: int) -> Iterator[tuple[float, Frames]]:
+    """Every frame of a video as it is meant to be seen, small, with its second counted from the first frame.
+
+    Each is uint8 (H, W, 3), upright, with ``side`` pixels on its longer side. Raises MediaError.
+    """
+    try:
+        with path.open("rb") as file:
+            for time, picture in pictures_of(file, str(path)):
+                yield time, fitted(picture, _with_longer_side(side, picture.height, picture.width))
+        return
+    except NotAPicture:
+        pass
+    with opened_video(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        pixel = _pixel_width(stream.sample_aspect_ratio)
+        for time, frame in _timed(container.decode(stream), _rate(stream, 24), _origin(stream)):
+            turn = Turn.of(frame)
+            size = _with_longer_side(side, *turn.shown(frame.height, frame.width * pixel))
+            yield time, _fitted(frame, size, pixel, turn)
+
+
+def _with_longer_side(side: int, height: float, width: float) -> Size:
+    scale = side / max(height, width)
+    return max(2, round(height * scale)), max(2, round(width * scale))
+
+
+def _read_picture(
+    path: Path, fps: float, most: int, sizes: Sequence[Size], start: float, end: float
+) -> tuple[list[Frames], bool]:
     def fit(picture: Any) -> Frames:
         return fitted(picture, nearest_size(picture.height, picture.width, sizes))
 
     try:
         with path.open("rb") as file:
-            return sampled(pictures_of(file, str(path)), fps, most, fit)
+            # A still has no length: all of it is at second 0, wherever it is asked for.
+            between = ((time, each) for time, each in pictures_of(file, str(path)) if start <= time < end)
+            return sampled(between, fps, most, fit)
     except OSError as error:
         raise MediaError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _read_video(path: Path, fps: float, most: int, sizes: Sequence[Size]) -> tuple[list[Frames], bool]:
-    try:
-        # ffmpeg takes "12:30.mp4" for a protocol, but no absolute path. Titles may be in any encoding: they are unused.
-        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, VideoStream):
-                raise MediaError(f"{path} cannot be read as a video (it holds none)")
-            stream.thread_type = "AUTO"
-            pixel = _pixel_width(stream.sample_aspect_ratio)
-            size: Size | None = None
+def _read_video(
+    path: Path, fps: float, most: int, sizes: Sequence[Size], start: float, end: float
+) -> tuple[list[Frames], bool]:
+    with opened_video(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        pixel = _pixel_width(stream.sample_aspect_ratio)
+        size: Size | None = None
 
-            def fit(frame: Any) -> Frames:
-                nonlocal size  # of the first frame: all frames of a clip have one size
-                turn = Turn.of(frame)
-                if size is None:
-                    size = nearest_size(*turn.shown(frame.height, frame.width * pixel), sizes)
-                return _fitted(frame, size, pixel, turn)
+        def fit(frame: Any) -> Frames:
+            nonlocal size  # of the first frame: all frames of a clip have one size
+            turn = Turn.of(frame)
+            if size is None:
+                size = nearest_size(*turn.shown(frame.height, frame.width * pixel), sizes)
+            return _fitted(frame, size, pixel, turn)
 
-            rate = float(stream.guessed_rate or stream.average_rate or fps)
-            return sampled(_timed(container.decode(stream), rate), fps, most, fit)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path} cannot be read as a video ({one_line(error)})") from None
+        rate, origin = _rate(stream, fps), _origin(stream)
+        if start and stream.time_base:
+            container.seek(int((origin + start) / stream.time_base), stream=stream)  # to the key frame before it
+        timed = _timed(container.decode(stream), rate, origin)
+        half = 0.5 / rate  # of a frame: times are rounded
+        begun = itertools.dropwhile(lambda each: each[0] < start - half, timed)
+        return sampled(itertools.takewhile(lambda each: each[0] < end - half, begun), fps, most, fit)
 
 
-def _timed(frames: Iterable[Any], rate: float) -> Iterator[tuple[float, Any]]:
-    """Frames with their times in seconds; those of a bare stream, which has no time stamps, come at ``rate``."""
+def _rate(stream: VideoStream, otherwise: float) -> float:
+    return float(stream.guessed_rate or stream.average_rate or otherwise)
+
+
+def _origin(stream: VideoStream) -> float:
+    """The time stamp of the first frame, in seconds."""
+    return float((stream.start_time or 0) * (stream.time_base or 0))
+
+
+def _timed(frames: Iterable[Any], rate: float, origin: float) -> Iterator[tuple[float, Any]]:
+    """Frames with their seconds from the first one; those without a time stamp come at ``rate``."""
     for number, frame in enumerate(frames):
-        yield (number / rate if frame.time is None else frame.time), frame
+        yield (number / rate if frame.time is None else frame.time - origin), frame
 
 
 def sampled(
@@ -114,7 +161,7 @@ def sampled(
 
     for later, frame in rest:
         # A jump back, as where recordings were joined, is as much of a break as one ahead.
-        if abs(later - time) > _LONGEST_GAP:
+        if abs(later - time) > LONGEST_GAP:
             take(at_least=0 if taken else 1)
             return taken, len(taken) < most
         half = (later - time) / 2
@@ -175,9 +222,16 @@ def _fitted(frame: Any, size: Size, pixel: float, turn: Turn) -> Frames:
         height=max(height, round(frame.height * scale)),
         format="rgb24",
         interpolation="LANCZOS",
+        src_colorspace=_colorspace(frame),
     ).to_ndarray()
     top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
     return turn.apply(scaled[top : top + height, left : left + width])
+
+
+def _colorspace(frame: Any) -> Colorspace | None:
+    """The matrix of a frame that names none: BT.709 in high definition, as players have it; None: ffmpeg's BT.601."""
+    untagged = frame.colorspace == _NO_COLORSPACE and not frame.format.is_rgb
+    return Colorspace.ITU709 if untagged and max(frame.height, frame.width) >= _HIGH_DEFINITION else None
 
 
 def _over_white(frame: Any) -> Any:

@@ -110,13 +110,16 @@ def load_pipeline(
     name, config, recipe = read_shape(folder, variant)
     released = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
     vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, dtype, allow_pickle=allow_pickle)
-    text: TextEncoder | PublicTextEncoder
-    if (folder / "text_encoder_2").is_dir():
-        text = PublicTextEncoder.load(folder, text_dtype or dtype, allow_pickle=allow_pickle)
-    else:
-        text = TextEncoder.load(folder).eval().requires_grad_(False)
+    text = load_text(folder, text_dtype or dtype, allow_pickle=allow_pickle)
     transformer = load_transformer(folder / name, dtype, allow_pickle=allow_pickle, take=take)
     return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe, name)
+
+
+def load_text(folder: Path, dtype: torch.dtype, *, allow_pickle: bool = False) -> TextEncoder | PublicTextEncoder:
+    """The text encoders of a model folder, frozen; public ones in ``dtype``. Raises UserError."""
+    if (folder / "text_encoder_2").is_dir():
+        return PublicTextEncoder.load(folder, dtype, allow_pickle=allow_pickle)
+    return TextEncoder.load(folder).eval().requires_grad_(False)
 
 
 def load_transformer(

@@ -1,47 +1,41 @@
-"""Encoding captioned clips into parquet shards of latents, the data that jobs.train reads."""
+"""Encoding clips: latents by the VAE, embeddings of captions by the text encoders; and writing a set of clips whole."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
 import torch
+from torch import Tensor
 
-from framegrove.data.ingest import Size
-from framegrove.data.lists import Listed
-from framegrove.data.schema import LatentClip, to_table
+from framegrove.data.curation.clip import Clip, Stage, through
+from framegrove.data.curation.collecting import Encoded, Outcome
+from framegrove.data.curation.entries import Entry
+from framegrove.data.curation.footage import Footage
+from framegrove.data.schema import LatentClip, StoredText
+from framegrove.data.shards import ShardWriter
 from framegrove.errors import UserError
 from framegrove.files import replacing
-from framegrove.media.clips import read_clip
-from framegrove.media.frames import Frames, MediaError
+from framegrove.media.frames import Frames
+from framegrove.models.pretrained import load_text
+from framegrove.models.text import TextEncoder
+from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.vae import CausalVideoVae
-from framegrove.models.vae_files import from_uint8
+from framegrove.models.vae_files import from_uint8, read_vae
 from framegrove.models.vae_tiling import encode_unit
 
-_SHARD = 512  # clips in a file
+_SAMPLE = 2**20  # bytes at a time that tell one large file from another
+_CAPTIONS = 1024  # whose embeddings are held, because all clips of a video may share one
 
 
 class NoClips(UserError):
     """There is not a single clip to write."""
-
-
-@dataclass
-class VideoCounts:
-    """What became of the files of a list so far."""
-
-    encoded: int = 0
-    unreadable: int = 0
-    ended_by_gap: int = 0  # of those encoded
-    first_problem: str = ""
-
-    @property
-    def read(self) -> int:
-        """Files that were opened so far."""
-        return self.encoded + self.unreadable
 
 
 def write_clips(
@@ -55,62 +49,107 @@ def write_clips(
     if out.exists():
         raise UserError(f"{out} already exists: give another --out, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
     with replacing(out) as partial:
         partial.mkdir()
-        done, rest = 0, iter(clips)
-        while held := list(_counted(itertools.islice(rest, _SHARD), done, on_clips)):
-            names.append(f"clips-{len(names):05d}.parquet")
-            pq.write_table(to_table(held, vae), partial / names[-1], row_group_size=_SHARD // 2)
-            done += len(held)
-        if not names:
+        with ShardWriter(partial, partial, vae) as writer:
+            for number, clip in enumerate(clips, start=1):
+                writer.add(clip)
+                on_clips(number)
+        if not writer.paths:
             raise NoClips("not one clip could be encoded")
-    return [out / name for name in names]
+    return [out / path.name for path in writer.paths]
 
 
-def _counted(clips: Iterable[LatentClip], done: int, on_clips: Callable[[int], None]) -> Iterator[LatentClip]:
-    for number, clip in enumerate(clips, start=done + 1):
-        yield clip
-        on_clips(number)
+class ClipEncoder:
+    """Turns clips of frames into clips of latents, and captions into embeddings where there is a text encoder."""
 
+    def __init__(self, vae: CausalVideoVae, text: TextEncoder | PublicTextEncoder | None = None) -> None:
+        self._vae, self._text = vae, text
+        self._embeddings: OrderedDict[str, StoredText] = OrderedDict()
 
-def video_clips(
-    vae: CausalVideoVae,
-    listed: Iterable[Listed],
-    sizes: Sequence[Size],
-    units: int,
-    fps: float,
-    counts: VideoCounts,
-) -> Iterator[LatentClip]:
-    """Encode the beginnings of video files unit by unit: ``units`` units, or as many as there are frames for.
-
-    Each is scaled to the one of the (height, width) ``sizes`` that suits it best. Files that cannot be read are skipped
-    and counted in ``counts``, as are clips that a gap in time cut short.
-    """
-    step = vae.config.temporal_factor
-    for line in listed:
-        try:
-            clip = read_clip(line.path, fps, 1 + step * (units - 1), sizes)
-        except MediaError as error:
-            counts.unreadable += 1
-            counts.first_problem = counts.first_problem or str(error)
-            continue
-        latents = _streamed(vae, clip.frames[: 1 + (len(clip.frames) - 1) // step * step])
+    def __call__(self, clip: Clip) -> Encoded:
+        """Encode one clip, unit by unit."""
+        began = time.monotonic()
+        latents = _streamed(self._vae, clip.frames)
         height, width = clip.frames.shape[1:3]
-        counts.encoded += 1
-        counts.ended_by_gap += clip.ended_by_gap
-        yield LatentClip(line.id, line.caption, height, width, fps, latents.half().numpy())
+        encoded = LatentClip(
+            id=clip.id,
+            caption=clip.caption,
+            height=height,
+            width=width,
+            fps=clip.fps,
+            latents=latents.half().numpy(),
+            split=clip.split,
+            kind=clip.kind,
+            source=clip.source,
+            start=clip.start,
+            caption_source=clip.caption_source,
+            text=self._embedded(clip.caption) if self._text is not None else None,
+        )
+        busy = time.monotonic() - began
+        frames = len(clip.frames)
+        return Encoded(encoded, clip.entry, clip.path, clip.shot, frames, clip.ended_by_gap, clip.hash, busy)
+
+    def _embedded(self, caption: str) -> StoredText:
+        """The embeddings of a caption, made once. What an encoder of ours cannot read as a whole is cut."""
+        assert self._text is not None
+        if caption not in self._embeddings:
+            if len(self._embeddings) == _CAPTIONS:
+                self._embeddings.popitem(last=False)
+            # The public encoders cut a long caption themselves, CLIP and T5 at places of their own.
+            own = isinstance(self._text, TextEncoder)
+            with torch.inference_mode():
+                (made,) = self._text.encode([self._text.readable(caption) if own else caption])
+            tokens, pooled = (each.float().cpu().numpy().astype(np.float16) for each in (made.tokens_LD, made.pooled_P))
+            self._embeddings[caption] = StoredText(tokens, pooled)
+        return self._embeddings[caption]
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """What a `ClipEncoder` is read from: ``vae``, the folder of one, and a model folder with text encoders, or None."""
+
+    vae: Path
+    allow_pickle: bool = False
+    text: Path | None = None
+    text_allow_pickle: bool = False
+
+    def load(self) -> ClipEncoder:
+        """Read the models, onto a GPU if there is one. Raises UserError."""
+        gpu = torch.cuda.is_available()
+        vae = read_vae(self.vae, allow_pickle=self.allow_pickle)
+        if gpu:
+            vae = vae.to("cuda", torch.bfloat16)
+        text = None
+        if self.text is not None:
+            kind = torch.bfloat16 if gpu else torch.float32
+            text = load_text(self.text, kind, allow_pickle=self.text_allow_pickle)
+            text.to("cuda" if gpu else "cpu")
+        return ClipEncoder(vae, text)
+
+
+def outcomes(
+    entries: Iterable[Entry], footage: Footage, later: Sequence[Stage], files: EncoderFiles
+) -> Iterator[Outcome]:
+    """What becomes of entries, one by one, in this process; ``later`` are the stages that see decoded clips."""
+    encoder = functools.cache(files.load)  # not read where there is nothing new to encode
+    for entry in entries:
+        for found in footage.clips(entry):
+            outcome = through(found, later) if isinstance(found, Clip) else found
+            yield encoder()(outcome) if isinstance(outcome, Clip) else outcome
 
 
 @torch.inference_mode()
-def _streamed(vae: CausalVideoVae, frames: Frames) -> torch.Tensor:
+def _streamed(vae: CausalVideoVae, frames: Frames) -> Tensor:
     """Latents (C, units, h, w) on the CPU. The device holds one unit at a time, so that long clips fit a GPU."""
     device = next(vae.parameters()).device
     step = vae.config.temporal_factor
     state = None
     parts = []
     for clip in (frames[:1], *(frames[first : first + step] for first in range(1, len(frames), step))):
-        moments, state = encode_unit(vae, from_uint8(torch.from_numpy(clip[None])).to(device), state)
+        moments, state = encode_unit(
+            vae, from_uint8(torch.from_numpy(np.ascontiguousarray(clip[None]))).to(device), state
+        )
         parts.append(moments.mean[0].cpu())
     return torch.cat(parts, dim=1)
 
@@ -122,4 +161,17 @@ def vae_digest(vae: CausalVideoVae) -> str:
         if name.startswith(("encoder.", "quant_conv.")):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().half().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def text_digest(folder: Path) -> str:
+    """A fingerprint of a model folder's text encoders, from parts of their files: T5 alone has 10 GB."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.glob("text_encoder*/*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            for place in (0, size // 2, max(0, size - _SAMPLE)):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE))
     return digest.hexdigest()[:16]

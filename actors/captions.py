@@ -1,0 +1,62 @@
+"""Captions by a vision-language model: the engine of a verifier, asked to describe instead of to judge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from actors.verifier import VllmVerifier
+from framegrove.config.base import ConfigError
+from framegrove.config.curate import CaptionsConfig
+from framegrove.config.verifier import VerifierConfig, environment, load_panel
+from framegrove.data.curation.clip import Clip, Frames, Rejection
+
+
+class Describer(Protocol):
+    """What describes clips: `VllmVerifier`, for one."""
+
+    async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
+        """A sentence or two about uint8 frames (T, H, W, 3)."""
+
+
+class CaptionStage:
+    """Gives a caption to clips that have none; rejects those about which the model says nothing."""
+
+    def __init__(self, config: CaptionsConfig, make: Callable[[VerifierConfig], Describer] = VllmVerifier) -> None:
+        self._config = config
+        self._verifier = captioner(config)
+        self._describer = make(self._verifier)
+        self._runner = asyncio.Runner()  # one loop for the engine's whole life
+
+    def __call__(self, clip: Clip) -> Clip | Rejection:
+        if clip.caption:
+            return clip
+        shown = np.unique(np.linspace(0, len(clip.frames) - 1, self._config.frames).round().astype(int))
+        asked = self._describer.describe(self._config.prompt, clip.frames[shown], self._config.max_tokens)
+        caption = " ".join(self._runner.run(asked).split())
+        if not caption and self._config.required:
+            return clip.rejected("captions", "no caption (the model has said nothing)")
+        return replace(clip, caption=caption, caption_source=self._verifier.name if caption else "")
+
+
+def captioner(config: CaptionsConfig) -> VerifierConfig:
+    """The verifier that describes. Raises ConfigError unless the configuration names exactly one with an engine."""
+    verifiers = load_panel(config.model).verifiers
+    if len(verifiers) != 1 or verifiers[0].kind != "vllm":
+        raise ConfigError(f"captions.model {config.model} must name one verifier of kind vllm, not {len(verifiers)}")
+    (verifier,) = verifiers
+    if verifier.engine.max_frames < config.frames:
+        raise ConfigError(
+            f"captions.frames is {config.frames}, and {config.model} sees {verifier.engine.max_frames} at a time: "
+            "lower it, or raise the verifier's engine.max_frames"
+        )
+    return verifier
+
+
+def caption_environment(config: CaptionsConfig) -> dict[str, str]:
+    """Environment variables for the actors that describe."""
+    return environment(captioner(config))

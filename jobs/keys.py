@@ -1,0 +1,32 @@
+"""The keys of a configuration file, for a command's --help."""
+
+from __future__ import annotations
+
+import textwrap
+
+from pydantic import BaseModel
+
+
+def keys_help(*sections: tuple[str, type[BaseModel], str]) -> str:
+    """What --help says about the keys of a configuration file, one line a key.
+
+    Each section is a title, the class that holds the keys, and what stands before their names.
+    """
+    as_it_is = "\b"  # before a paragraph: click leaves its lines alone
+    return "\n\n".join("\n".join([as_it_is, title, *_keys(section, prefix)]) for title, section, prefix in sections)
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of a section: its name, its default and what it means, in lines that fit a terminal."""
+    lines = []
+    for name, field in section.model_fields.items():
+        if field.is_required():
+            default = "required"
+        elif field.default_factory is not None or isinstance(field.default, BaseModel):
+            default = "a section"
+        else:
+            given = list(field.default) if isinstance(field.default, tuple) else field.default
+            default = f"default {'null' if given is None else str(given).lower()}"
+        line = f"{prefix}{name} ({default}): {field.description}"
+        lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
+    return lines

@@ -1,0 +1,186 @@
+"""From footage to shards, in this process or on a cluster, with progress and a table at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framegrove.config.base import absolute
+from framegrove.config.curate import CurateConfig
+from framegrove.data.curation.collecting import Collector, Outcome, Report, collecting
+from framegrove.data.curation.duplicates import DuplicateStage
+from framegrove.data.curation.entries import Entry, read_entries
+from framegrove.data.curation.footage import Footage
+from framegrove.errors import UserError
+from jobs.console import Display, make_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from framegrove.data.curation.clip import Stage
+    from framegrove.training.encode import EncoderFiles
+
+PYRAMID = {"stages": 3, "patch": 2}  # of the released models; sizes that they could not be trained on are refused
+SHIPPED = "shipped"
+_MOST_REASONS = 20  # lines of the table
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is prepared, where to, and where: the entries from the ``first`` on, one in every ``parts``."""
+
+    videos: str
+    out: Path
+    vae: Path
+    allow_pickle: bool
+    first: int
+    parts: int
+    on_cluster: bool
+
+
+def prepare(order: Order, config: CurateConfig, display: Display) -> Report:
+    """Prepare everything that is not prepared yet, say what became of it, and return that.
+
+    Raises UserError, also where not one clip was kept.
+    """
+    from framegrove.models.vae_files import read_vae
+    from framegrove.training.encode import EncoderFiles, text_digest, vae_digest
+
+    vae = read_vae(order.vae, allow_pickle=order.allow_pickle)
+    digest, step = vae_digest(vae), vae.config.temporal_factor
+    _check_sizes(config, vae.config.spatial_factor)
+    del vae  # whoever encodes reads it again
+    display.begin(f"looking at {order.videos}")
+    entries = read_entries(absolute(order.videos) or "")[order.first :: order.parts]
+    if not entries:
+        part = f"{order.first + 1}/{order.parts}"
+        raise UserError(f"part {part} of {order.videos} is empty: the list has fewer lines than parts")
+    text = _text_folder(config)
+    pickled = config.text is not None and config.text.allow_pickle
+    files = EncoderFiles(order.vae.absolute(), order.allow_pickle, text, pickled)
+    embedder = text_digest(text) if text else ""
+    make_folder(order.out.parent)
+    with collecting(order.out, {**config.deciding(), "vae": digest, "text": embedder}, digest, embedder) as collector:
+        footage = Footage(config, digest, step, collector.journal.known())
+        run = _on_cluster if order.on_cluster else _in_process
+        began = time.monotonic()
+        try:
+            display.begin(f"preparing {len(entries)} files")
+            for outcome in run(entries, footage, collector, files, display):
+                collector.add(outcome)
+                _show(display, collector.progress, collector.done, len(entries), time.monotonic() - began)
+        finally:
+            report = collector.report()
+            if report.entries:
+                _say(display, report, len(entries), time.monotonic() - began)
+        if not report.clips:
+            first = report.rejections[0]
+            raise UserError(
+                f"not one clip of the {len(entries)} files in {order.videos} was kept, the first was rejected: "
+                f"{first.path} {first.reason}"
+            )
+    display.say(f"{len(report.clips)} clips in {sum(1 for _ in order.out.glob('clips-*.parquet'))} shards: {order.out}")
+    return report
+
+
+def _in_process(
+    entries: Sequence[Entry], footage: Footage, collector: Collector, files: EncoderFiles, display: Display
+) -> Iterator[Outcome]:
+    from framegrove.training.encode import outcomes
+
+    config = footage.config
+    later: list[Stage] = []
+    if config.duplicates is not None:
+        later.append(DuplicateStage(config.duplicates.bits, collector.journal.hashes()))
+    if config.captions is not None and config.captions.model is not None:
+        from actors.captions import CaptionStage, caption_environment
+
+        os.environ.update(caption_environment(config.captions))  # before anything imports vLLM
+        later.append(CaptionStage(config.captions))
+    yield from outcomes(entries, footage, later, files)
+
+
+def _on_cluster(
+    entries: Sequence[Entry], footage: Footage, collector: Collector, files: EncoderFiles, display: Display
+) -> Iterator[Outcome]:
+    from actors import curation
+    from framegrove.cluster.session import connect
+
+    display.begin("connecting to Ray")
+    with connect(num_cpus=curation.room(footage)) as cluster:
+        display.begin(f"preparing {len(entries)} files")
+        kept = collector.journal.hashes()
+        yield from curation.outcomes(entries, footage, kept, files, cluster)
+
+
+def _text_folder(config: CurateConfig) -> Path | None:
+    from framegrove.models.pretrained import embedded_model
+
+    if config.text is None:
+        return None
+    folder = embedded_model() if config.text.model == SHIPPED else Path(config.text.model).absolute()
+    if not (folder / "text_encoder").is_dir():
+        raise UserError(f"there is no text_encoder in text.model, {folder}: give a model folder, or {SHIPPED}")
+    return folder
+
+
+def _check_sizes(config: CurateConfig, factor: int) -> None:
+    """Raise UserError for a size that no model could be trained on."""
+    from framegrove.config.flow import latent_size
+
+    for height, width in config.sizes:
+        latent_size(height, width, factor=factor, **PYRAMID)
+
+
+def _show(display: Display, progress: Report, done: int, total: int, seconds: float) -> None:
+    note = f"{done} of {total}, {progress.new / max(seconds, 1e-3):.2f} clips/s, {progress.seconds / 3600:.2f} h read"
+    if 0 < done < total:
+        note += f", {_span(seconds / done * (total - done))} to go"
+    display.show(done / total, note)
+
+
+def _say(display: Display, report: Report, total: int, seconds: float) -> None:
+    """The table of everything, and what this run has done, in one line."""
+    display.console.print(_table(report))
+    kept, rejected, gaps = len(report.clips), len(report.rejections), sum(clip.ended_by_gap for clip in report.clips)
+    display.say(
+        f"{report.entries} of {total} files: {kept} clips kept, {rejected} rejected; {report.seconds / 3600:.2f} h of "
+        f"footage, {report.kept_seconds / 3600:.2f} h in clips; {gaps} clips ended at a gap in time"
+    )
+    if report.unlisted:
+        display.say(
+            f"{report.unlisted} more clips are from earlier runs, of files or captions that are no longer listed: they "
+            "stay; for a folder without them prepare another one"
+        )
+    display.say(
+        f"{report.before} files were done before; {report.new} clips encoded in {_span(seconds)}, "
+        f"{report.new / max(seconds, 1e-3):.2f} clips/s, {report.busy / max(seconds, 1e-3):.0%} of an encoder's time"
+    )
+
+
+def _table(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table("", "", "clips", box=None, pad_edge=False)
+    reasons = report.reasons()
+    for stage, reason, count in reasons[:_MOST_REASONS]:
+        table.add_row("rejected", f"{stage}: {reason}", str(count))
+    if more := sum(count for *_, count in reasons[_MOST_REASONS:]):
+        table.add_row("rejected", "for other reasons", str(more))
+    for title, attribute in (("kind", "kind"), ("split", "split"), ("units", "units"), ("captions", "caption_source")):
+        for value, count in report.counts(attribute):
+            table.add_row(title, str(value) or "none", str(count))
+    for (height, width), count in report.counts("size"):
+        table.add_row("bucket", f"{width}x{height}", str(count))
+    return table
+
+
+def _span(seconds: float) -> str:
+    """A length of time in words."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,151 @@
+"""What a video or picture file is, and whether all of it is there, found out without decoding it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+from av.stream import Disposition
+from av.video.reformatter import ColorTrc
+from av.video.stream import VideoStream
+from PIL import Image
+
+from framegrove.media.frames import MediaError, one_line
+from framegrove.media.pictures import NotAPicture, pictures_of
+
+LONGEST_GAP = 1.0  # seconds; frames further apart do not belong to one motion
+_STILL = 0.04  # seconds that a frame is shown where nothing says so
+# A file without its end: what is missing must be more than a last long frame, or a sound track that goes on.
+_MISSING_SECONDS, _MISSING_SHARE = 1.0, 0.02
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of a frame, as of a picture
+# Streams without a container have no time stamps: they cannot be cut at a time, nor told from a half of themselves.
+_RAW = {"h264", "hevc", "vvc", "m4v", "mpegvideo", "obu", "av1", "vc1", "dirac", "h261", "h263", "mjpeg", "rawvideo"}
+_HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A readable file. ``pieces`` are (start, end) in seconds from its first frame, cut at gaps in time.
+
+    A picture is one piece that lasts no time.
+    """
+
+    kind: Literal["image", "video"]
+    pieces: tuple[tuple[float, float], ...]
+
+    @property
+    def seconds(self) -> float:
+        """How much footage there is, gaps left out."""
+        return sum(end - start for start, end in self.pieces)
+
+
+def probe(path: Path) -> Probe:
+    """Look at a file. Raises MediaError, one sentence that names it, for what is no whole video or picture."""
+    try:
+        times = _picture_times(path)
+    except NotAPicture:
+        return _probe_video(path)
+    return Probe("image", ((0.0, 0.0),)) if len(times) == 1 else Probe("video", _pieces(times))
+
+
+@contextlib.contextmanager
+def opened_video(path: Path) -> Iterator[tuple[Any, VideoStream]]:
+    """The container and the video stream of a file that can be read as a video. Raises MediaError for any other."""
+    try:
+        # ffmpeg takes "12:30.mp4" for a protocol, but no absolute path. Titles may be in any encoding: they are unused.
+        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+            if _RAW & set(container.format.name.split(",")):
+                raise MediaError(
+                    f"{path} cannot be read as a video (it is a bare {container.format.name} stream, without time "
+                    "stamps): put it into a container, for example with ffmpeg -i IN -c copy OUT.mp4"
+                )
+            stream = _video_stream(path, container.streams.best("video"))
+            _check(path, stream)
+            yield container, stream
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{path} cannot be read as a video ({one_line(error)})") from None
+
+
+def _picture_times(path: Path) -> list[float]:
+    """When the pictures of a picture file are shown. Raises NotAPicture for a file of another kind."""
+    try:
+        with path.open("rb") as file:
+            return [time for time, _ in pictures_of(file, str(path))]
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _video_stream(path: Path, stream: Any) -> VideoStream:
+    if not isinstance(stream, VideoStream):
+        raise MediaError(f"{path} cannot be read as a video (it holds none)")
+    if stream.disposition & Disposition.attached_pic:
+        raise MediaError(f"{path} cannot be read as a video (it holds sound and a cover picture)")
+    return stream
+
+
+def _check(path: Path, stream: VideoStream) -> None:
+    """Raise MediaError for a video whose frames could not be shown as they are meant, or not in memory."""
+    context = stream.codec_context
+    curve = _HDR.get(context.color_trc)
+    if curve is not None:
+        raise MediaError(
+            f"{path} is HDR video ({curve}), whose brightness would be read wrongly: convert it to SDR (BT.709) first"
+        )
+    if context.height * context.width > _MOST_PIXELS:
+        raise MediaError(f"{path} has frames of more than {_MOST_PIXELS:,} pixels: make them smaller")
+
+
+def _probe_video(path: Path) -> Probe:
+    with opened_video(path) as (container, stream):
+        base = stream.time_base or Fraction(1, 90_000)
+        packets = [
+            (packet.pts, packet.duration or 0, packet.is_corrupt)
+            for packet in container.demux(stream)
+            if packet.size and packet.pts is not None
+        ]
+        if not packets:
+            raise MediaError(f"{path} cannot be read as a video (it holds no frame)")
+        packets.sort()
+        first = packets[0][0]
+        ends = float((packets[-1][0] + packets[-1][1] - first) * base)
+        declared = _declared(container, stream)
+        if declared is not None and declared - ends > max(_MISSING_SECONDS, _MISSING_SHARE * declared):
+            raise MediaError(
+                f"{path} is half a file: it ends after {ends:.1f} of {declared:.1f} seconds, get the whole one"
+            )
+        if any(corrupt for *_, corrupt in packets):
+            raise MediaError(f"{path} cannot be read as a video (parts of it are damaged or missing)")
+        last = float(packets[-1][1] * base) or None
+        return Probe("video", _pieces([float((time - first) * base) for time, *_ in packets], last))
+
+
+def _declared(container: Any, stream: VideoStream) -> float | None:
+    """How long the file says that its pictures last; None where it says nothing, or only what its size suggests."""
+    if stream.duration is not None and stream.time_base is not None and "mpegts" not in container.format.name:
+        return float(stream.duration * stream.time_base)
+    # Matroska has one duration for the whole file. A longer sound track must not make its pictures look cut off.
+    if "matroska" in container.format.name and container.duration and len(container.streams) == 1:
+        return float(container.duration / av.time_base)
+    return None
+
+
+def _pieces(times: Iterable[float], last: float | None = None) -> tuple[tuple[float, float], ...]:
+    """Stretches of sorted times without a gap. The last frame of each lasts as long as the one before it, or ``last``.
+
+    >>> _pieces([0, 0.5, 1, 9, 9.5])
+    ((0, 1.5), (9, 10.0))
+    """
+    pieces: list[list[float]] = []
+    for time in times:
+        if pieces and time - pieces[-1][-1] <= LONGEST_GAP:
+            pieces[-1].append(time)
+        else:
+            pieces.append([time])
+    return tuple(
+        (piece[0], piece[-1] + (piece[-1] - piece[-2] if len(piece) > 1 else last or _STILL)) for piece in pieces
+    )
