@@ -12,8 +12,8 @@ import numpy as np
 from actors.verifier import VllmVerifier
 from framegrove.config.base import ConfigError
 from framegrove.config.curate import CaptionsConfig
-from framegrove.config.verifier import VerifierConfig, environment, load_panel
-from framegrove.data.curation.clip import Clip, Frames, Rejection
+from framegrove.config.verifier import VerifierConfig, environment, load_panel, model_folder
+from framegrove.curation.clip import Clip, Frames, Rejection
 
 
 class Describer(Protocol):
@@ -49,6 +49,7 @@ def captioner(config: CaptionsConfig) -> VerifierConfig:
     if len(verifiers) != 1 or verifiers[0].kind != "vllm":
         raise ConfigError(f"captions.model {config.model} must name one verifier of kind vllm, not {len(verifiers)}")
     (verifier,) = verifiers
+    model_folder(verifier.engine)  # is it there?
     if verifier.engine.max_frames < config.frames:
         raise ConfigError(
             f"captions.frames is {config.frames}, and {config.model} sees {verifier.engine.max_frames} at a time: "

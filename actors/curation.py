@@ -3,7 +3,7 @@
     entries -> decode (tasks) -> [compare (one actor)] -> [describe (actors)] -> encode (actors) -> this process
 
 Decoding goes on while clips are encoded, as far ahead as Ray's object store allows. What passes between the steps are
-the outcomes of `framegrove.data.curation`, pickled, each clip in a block of its own unless it is small.
+the outcomes of `framegrove.curation`, pickled, each clip in a block of its own unless it is small.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ray.exceptions import RayError
 from actors.captions import CaptionStage, caption_environment
 from framegrove.cluster.placement import require
 from framegrove.cluster.session import Cluster
-from framegrove.data.curation.clip import Clip, Stage
-from framegrove.data.curation.collecting import Outcome
-from framegrove.data.curation.duplicates import DuplicateStage
-from framegrove.data.curation.entries import Entry
-from framegrove.data.curation.footage import Footage
+from framegrove.curation.clip import Clip, Stage
+from framegrove.curation.collecting import Outcome
+from framegrove.curation.duplicates import DuplicateStage
+from framegrove.curation.entries import Entry
+from framegrove.curation.footage import Footage
 from framegrove.errors import UserError
 from framegrove.training.encode import EncoderFiles
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.data.curation.clip import Clip, Frames, Rejection
+from framegrove.curation.clip import Clip, Frames, Rejection
+from framegrove.errors import UserError
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
@@ -315,6 +316,11 @@ def no_opening_of_the_second(clip: Clip) -> Clip | Rejection:
     if clip.path.endswith("2.mp4") and clip.start == 0:
         return clip.rejected("opening", "begins the second film")
     return clip
+
+
+def refuses(clip: Clip) -> Clip | Rejection:
+    """A stage that finds a mistake of the user's."""
+    raise UserError("nothing is good enough")
 
 
 class FakeDescriber:

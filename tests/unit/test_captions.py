@@ -12,7 +12,7 @@ from actors.captions import CaptionStage, captioner
 from framegrove.config.base import ConfigError
 from framegrove.config.curate import CaptionsConfig
 from framegrove.config.verifier import shipped_folder
-from framegrove.data.curation.clip import Clip, Rejection
+from framegrove.curation.clip import Clip, Rejection
 from tests.fakes import FakeDescriber
 
 MODEL = str(shipped_folder())

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from fsspec.config import conf
 
-from framegrove.data.curation import remote
-from framegrove.data.curation.entries import Entry, read_entries, sidecar_caption
-from framegrove.data.curation.remote import Unreachable
+from framegrove.curation import remote
+from framegrove.curation.entries import Entry, read_entries, sidecar_caption
+from framegrove.curation.remote import Unreachable
 from framegrove.data.ingest import DataError
 from tests.films import grey_film
 

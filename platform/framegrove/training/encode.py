@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framegrove.data.curation.clip import Clip, Stage, through
-from framegrove.data.curation.collecting import Encoded, Outcome
-from framegrove.data.curation.entries import Entry
-from framegrove.data.curation.footage import Footage
-from framegrove.data.schema import LatentClip, StoredText
+from framegrove.curation.clip import Clip, Stage, through
+from framegrove.curation.collecting import Encoded, Outcome
+from framegrove.curation.entries import Entry
+from framegrove.curation.footage import Footage
+from framegrove.data.schema import Embedder, LatentClip, StoredText
 from framegrove.data.shards import ShardWriter
 from framegrove.errors import UserError
 from framegrove.files import replacing
@@ -84,13 +84,13 @@ class ClipEncoder:
             source=clip.source,
             start=clip.start,
             caption_source=clip.caption_source,
-            text=self._embedded(clip.caption) if self._text is not None else None,
+            text=self.embedded(clip.caption) if self._text is not None else None,
         )
         busy = time.monotonic() - began
         frames = len(clip.frames)
         return Encoded(encoded, clip.entry, clip.path, clip.shot, frames, clip.ended_by_gap, clip.hash, busy)
 
-    def _embedded(self, caption: str) -> StoredText:
+    def embedded(self, caption: str) -> StoredText:
         """The embeddings of a caption, made once. What an encoder of ours cannot read as a whole is cut."""
         assert self._text is not None
         if caption not in self._embeddings:
@@ -116,16 +116,25 @@ class EncoderFiles:
 
     def load(self) -> ClipEncoder:
         """Read the models, onto a GPU if there is one. Raises UserError."""
-        gpu = torch.cuda.is_available()
-        vae = read_vae(self.vae, allow_pickle=self.allow_pickle)
-        if gpu:
-            vae = vae.to("cuda", torch.bfloat16)
+        device, dtype = _device()
+        vae = read_vae(self.vae, allow_pickle=self.allow_pickle).to(device, dtype)
         text = None
         if self.text is not None:
-            kind = torch.bfloat16 if gpu else torch.float32
-            text = load_text(self.text, kind, allow_pickle=self.text_allow_pickle)
-            text.to("cuda" if gpu else "cpu")
+            text = load_text(self.text, dtype, allow_pickle=self.text_allow_pickle).to(device)
         return ClipEncoder(vae, text)
+
+    def embedder(self) -> Embedder | None:
+        """What the shards say of the text encoders, which are read for it, and let go again."""
+        if self.text is None:
+            return None
+        encoder = self.load()
+        return Embedder(text_digest(self.text), encoder.embedded(""))
+
+
+def _device() -> tuple[torch.device, torch.dtype]:
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16
+    return torch.device("cpu"), torch.float32
 
 
 def outcomes(
