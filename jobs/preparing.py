@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -102,12 +103,15 @@ def _in_process(
     later: list[Stage] = []
     if config.duplicates is not None:
         later.append(DuplicateStage(config.duplicates.bits, collector.journal.hashes()))
-    if config.captions is not None and config.captions.model is not None:
-        from actors.captions import CaptionStage, caption_environment
+    with contextlib.ExitStack() as stack:
+        if config.captions is not None and config.captions.model is not None:
+            from actors.captions import CaptionStage, caption_environment
 
-        os.environ.update(caption_environment(config.captions))  # before anything imports vLLM
-        later.append(CaptionStage(config.captions))
-    yield from outcomes(entries, footage, later, files)
+            os.environ.update(caption_environment(config.captions))  # before anything imports vLLM
+            describing = CaptionStage(config.captions)
+            stack.callback(describing.close)
+            later.append(describing)
+        yield from outcomes(entries, footage, later, files)
 
 
 def _on_cluster(

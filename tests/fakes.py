@@ -332,3 +332,6 @@ class FakeDescriber:
     async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
         self.asked.append((prompt, max_tokens))
         return f"{len(frames)} frames\nof light" if frames.any() else ""
+
+    def close(self) -> None:
+        pass
