@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,8 +12,8 @@ import numpy as np
 from actors.verifier import VllmVerifier
 from framegrove.config.base import ConfigError
 from framegrove.config.curate import CaptionsConfig
-from framegrove.config.verifier import VerifierConfig, environment, load_panel
-from framegrove.data.curation.clip import Clip, Frames, Rejection
+from framegrove.config.verifier import VerifierConfig, environment, load_panel, model_folder
+from framegrove.curation.clip import Clip, Frames, Rejection
 
 
 class Describer(Protocol):
@@ -21,6 +21,9 @@ class Describer(Protocol):
 
     async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
         """A sentence or two about uint8 frames (T, H, W, 3)."""
+
+    def close(self) -> None:
+        """Stop what is running."""
 
 
 class CaptionStage:
@@ -33,12 +36,30 @@ class CaptionStage:
         self._runner = asyncio.Runner()  # one loop for the engine's whole life
 
     def __call__(self, clip: Clip) -> Clip | Rejection:
+        (outcome,) = self.several([clip])
+        return outcome
+
+    def several(self, clips: Sequence[Clip]) -> list[Clip | Rejection]:
+        """What becomes of some clips, which the engine describes together."""
+
+        async def all_of_them() -> list[Clip | Rejection]:
+            return await asyncio.gather(*(self._one(clip) for clip in clips))
+
+        return self._runner.run(all_of_them())
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._describer.close()
+        self._runner.close()
+
+    async def _one(self, clip: Clip) -> Clip | Rejection:
         if clip.caption:
             return clip
-        shown = np.unique(np.linspace(0, len(clip.frames) - 1, self._config.frames).round().astype(int))
-        asked = self._describer.describe(self._config.prompt, clip.frames[shown], self._config.max_tokens)
-        caption = " ".join(self._runner.run(asked).split())
-        if not caption and self._config.required:
+        config = self._config
+        shown = np.unique(np.linspace(0, len(clip.frames) - 1, config.frames).round().astype(int))
+        said = await self._describer.describe(config.prompt, clip.frames[shown], config.max_tokens)
+        caption = " ".join(said.split())
+        if not caption and config.required:
             return clip.rejected("captions", "no caption (the model has said nothing)")
         return replace(clip, caption=caption, caption_source=self._verifier.name if caption else "")
 
@@ -49,6 +70,7 @@ def captioner(config: CaptionsConfig) -> VerifierConfig:
     if len(verifiers) != 1 or verifiers[0].kind != "vllm":
         raise ConfigError(f"captions.model {config.model} must name one verifier of kind vllm, not {len(verifiers)}")
     (verifier,) = verifiers
+    model_folder(verifier.engine)  # is it there?
     if verifier.engine.max_frames < config.frames:
         raise ConfigError(
             f"captions.frames is {config.frames}, and {config.model} sees {verifier.engine.max_frames} at a time: "

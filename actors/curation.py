@@ -3,7 +3,7 @@
     entries -> decode (tasks) -> [compare (one actor)] -> [describe (actors)] -> encode (actors) -> this process
 
 Decoding goes on while clips are encoded, as far ahead as Ray's object store allows. What passes between the steps are
-the outcomes of `framegrove.data.curation`, pickled, each clip in a block of its own unless it is small.
+the outcomes of `framegrove.curation`, pickled, each clip in a block of its own unless it is small.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -23,16 +23,18 @@ from ray.exceptions import RayError
 from actors.captions import CaptionStage, caption_environment
 from framegrove.cluster.placement import require
 from framegrove.cluster.session import Cluster
-from framegrove.data.curation.clip import Clip, Stage
-from framegrove.data.curation.collecting import Outcome
-from framegrove.data.curation.duplicates import DuplicateStage
-from framegrove.data.curation.entries import Entry
-from framegrove.data.curation.footage import Footage
+from framegrove.config.curate import CaptionsConfig
+from framegrove.curation.clip import Clip
+from framegrove.curation.collecting import Outcome
+from framegrove.curation.duplicates import DuplicateStage
+from framegrove.curation.entries import Entry
+from framegrove.curation.footage import Footage
 from framegrove.errors import UserError
 from framegrove.training.encode import EncoderFiles
 
 _BLOCK_BYTES = 8 * 2**20  # a larger clip is a block of its own
 _MOST_BLOCKS = 2000  # that the entries are distributed over
+_DESCRIBED_TOGETHER = 8  # clips
 _COLUMN = "pickled"
 
 
@@ -71,19 +73,18 @@ def outcomes(
     given: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "udf_modifying_row_count": True}
     stream = stream.map_batches(_decode, fn_kwargs={"footage": footage}, num_cpus=1, concurrency=decoders, **given)
     if config.duplicates is not None:
-        stage = {"stage": DuplicateStage, "arguments": (config.duplicates.bits, kept)}
+        stage = {"bits": config.duplicates.bits, "kept": kept}
         one = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
-        stream = stream.map_batches(Staged, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, **given)
+        stream = stream.map_batches(Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, **given)
     if config.captions is not None and config.captions.model is not None:
-        stage = {"stage": CaptionStage, "arguments": (config.captions,)}
         stream = stream.map_batches(
-            Staged,
-            fn_constructor_kwargs=stage,
+            Describing,
+            fn_constructor_kwargs={"config": config.captions},
             compute=ActorPoolStrategy(size=config.captions.actors),
             num_cpus=1,
             num_gpus=gpu,
             runtime_env={"env_vars": caption_environment(config.captions)},
-            **given,
+            **(given | {"batch_size": _DESCRIBED_TOGETHER}),
         )
     stream = stream.map_batches(
         Encoding,
@@ -109,15 +110,28 @@ def _decode(batch: pa.Table, footage: Footage) -> Iterator[pa.Table]:
             yield _packed(outcome)
 
 
-class Staged:
-    """An actor that holds a stage, made where it runs."""
+class Comparing:
+    """The one actor that compares clips with all before them."""
 
-    def __init__(self, stage: type[Any], arguments: Sequence[Any]) -> None:
-        self._stage: Stage = stage(*arguments)
+    def __init__(self, bits: int, kept: dict[int, bytes]) -> None:
+        self._stage = DuplicateStage(bits, kept)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for outcome in _unpacked(batch):
             yield _packed(self._stage(outcome) if isinstance(outcome, Clip) else outcome)
+
+
+class Describing:
+    """An actor that describes clips, several at a time."""
+
+    def __init__(self, config: CaptionsConfig) -> None:
+        self._stage = CaptionStage(config)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        found = list(_unpacked(batch))
+        described = iter(self._stage.several([each for each in found if isinstance(each, Clip)]))
+        for outcome in found:
+            yield _packed(next(described) if isinstance(outcome, Clip) else outcome)
 
 
 class Encoding:

@@ -137,6 +137,8 @@ def main(
 
         vae_folder = vae or embedded_model() / VAE
         if videos is None:
+            if config is not None or set_:
+                raise UserError("--config and --set are for footage: give --videos, or leave them out to draw digits")
             make_folder(out.parent)
             _digits(display, vae_folder, allow_pickle, out, clips, seed, units or 4, pairs)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,17 +12,17 @@ from typing import TYPE_CHECKING
 
 from framegrove.config.base import absolute
 from framegrove.config.curate import CurateConfig
-from framegrove.data.curation.collecting import Collector, Outcome, Report, collecting
-from framegrove.data.curation.duplicates import DuplicateStage
-from framegrove.data.curation.entries import Entry, read_entries
-from framegrove.data.curation.footage import Footage
+from framegrove.curation.collecting import Collector, Outcome, Report, collecting
+from framegrove.curation.duplicates import DuplicateStage
+from framegrove.curation.entries import Entry, read_entries
+from framegrove.curation.footage import Footage
 from framegrove.errors import UserError
 from jobs.console import Display, make_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from framegrove.data.curation.clip import Stage
+    from framegrove.curation.clip import Stage
     from framegrove.training.encode import EncoderFiles
 
 PYRAMID = {"stages": 3, "patch": 2}  # of the released models; sizes that they could not be trained on are refused
@@ -48,11 +49,16 @@ def prepare(order: Order, config: CurateConfig, display: Display) -> Report:
     Raises UserError, also where not one clip was kept.
     """
     from framegrove.models.vae_files import read_vae
-    from framegrove.training.encode import EncoderFiles, text_digest, vae_digest
+    from framegrove.training.encode import EncoderFiles, vae_digest
 
     vae = read_vae(order.vae, allow_pickle=order.allow_pickle)
     digest, step = vae_digest(vae), vae.config.temporal_factor
     _check_sizes(config, vae.config.spatial_factor)
+    _ = Footage(config, digest, step).stages  # what cannot be imported is said before anything starts
+    if config.captions is not None and config.captions.model is not None:
+        from actors.captions import captioner
+
+        captioner(config.captions)
     del vae  # whoever encodes reads it again
     display.begin(f"looking at {order.videos}")
     entries = read_entries(absolute(order.videos) or "")[order.first :: order.parts]
@@ -62,9 +68,10 @@ def prepare(order: Order, config: CurateConfig, display: Display) -> Report:
     text = _text_folder(config)
     pickled = config.text is not None and config.text.allow_pickle
     files = EncoderFiles(order.vae.absolute(), order.allow_pickle, text, pickled)
-    embedder = text_digest(text) if text else ""
+    embedder = files.embedder()
     make_folder(order.out.parent)
-    with collecting(order.out, {**config.deciding(), "vae": digest, "text": embedder}, digest, embedder) as collector:
+    facts = {**config.deciding(), "vae": digest, "embedder": embedder.digest if embedder else None}
+    with collecting(order.out, facts, digest, embedder) as collector:
         footage = Footage(config, digest, step, collector.journal.known())
         run = _on_cluster if order.on_cluster else _in_process
         began = time.monotonic()
@@ -96,12 +103,15 @@ def _in_process(
     later: list[Stage] = []
     if config.duplicates is not None:
         later.append(DuplicateStage(config.duplicates.bits, collector.journal.hashes()))
-    if config.captions is not None and config.captions.model is not None:
-        from actors.captions import CaptionStage, caption_environment
+    with contextlib.ExitStack() as stack:
+        if config.captions is not None and config.captions.model is not None:
+            from actors.captions import CaptionStage, caption_environment
 
-        os.environ.update(caption_environment(config.captions))  # before anything imports vLLM
-        later.append(CaptionStage(config.captions))
-    yield from outcomes(entries, footage, later, files)
+            os.environ.update(caption_environment(config.captions))  # before anything imports vLLM
+            describing = CaptionStage(config.captions)
+            stack.callback(describing.close)
+            later.append(describing)
+        yield from outcomes(entries, footage, later, files)
 
 
 def _on_cluster(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.data.curation.clip import Clip, Frames, Rejection
+from framegrove.curation.clip import Clip, Frames, Rejection
+from framegrove.errors import UserError
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
@@ -317,6 +318,11 @@ def no_opening_of_the_second(clip: Clip) -> Clip | Rejection:
     return clip
 
 
+def refuses(clip: Clip) -> Clip | Rejection:
+    """A stage that finds a mistake of the user's."""
+    raise UserError("nothing is good enough")
+
+
 class FakeDescriber:
     """Describes clips by how many frames it is shown, and what has no light in it by nothing."""
 
@@ -326,3 +332,6 @@ class FakeDescriber:
     async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
         self.asked.append((prompt, max_tokens))
         return f"{len(frames)} frames\nof light" if frames.any() else ""
+
+    def close(self) -> None:
+        pass

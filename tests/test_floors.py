@@ -25,6 +25,7 @@ FLOORS: dict[str, int] = {
     "framegrove.models": 1,
     "framegrove.media": 1,
     "framegrove.data": 1,
+    "framegrove.curation": 2,
     "framegrove.flow": 2,
     "framegrove.verification": 2,
     "framegrove.search": 2,
@@ -53,6 +54,7 @@ LIGHT: dict[str, tuple[str, ...]] = {
     "framegrove.lineage": ("torch", "ray"),
     "framegrove.config": ("torch", "ray"),
     "framegrove.search": ("torch", "ray"),
+    "framegrove.curation": ("torch", "ray"),  # its stages run in many small processes
 }
 
 

@@ -101,9 +101,9 @@ def test_a_driver_that_was_killed_is_gone_on_with(command: list[str], cluster: C
     assert "; 0 clips encoded in" in run(command, tmp_path / "clips", cluster)
 
 
-def test_a_mistake_in_a_task_is_one_sentence(command: list[str], cluster: Cluster, tmp_path: Path) -> None:
+def test_a_mistake_that_a_task_finds_is_one_sentence(command: list[str], cluster: Cluster, tmp_path: Path) -> None:
     environment = os.environ | {"RAY_ADDRESS": cluster.address}
-    given = [*command, "--out", str(tmp_path / "clips"), "--set", "stages=[nowhere:stage]"]
+    given = [*command, "--out", str(tmp_path / "clips"), "--set", "stages=[tests.fakes:refuses]"]
     done = subprocess.run(given, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr == "error: stages: the module nowhere cannot be imported (No module named 'nowhere')\n"
+    assert done.stderr == "error: nothing is good enough\n"

@@ -56,12 +56,29 @@ def expected_probabilities() -> list[float]:
     return probabilities
 
 
+def expected_description(prompt: str, frames: int, tokens: int) -> str:
+    """What transformers makes the shipped model write, greedily; it was not trained to, and writes single words."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(shipped_folder())
+    model = AutoModelForImageTextToText.from_pretrained(shipped_folder(), dtype=torch.float32).eval()
+    content = [{"type": "image"} for _ in range(frames)] + [{"type": "text", "text": prompt}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    given = processor(text=text, images=[Image.fromarray(CLIP.frames[at]) for at in range(frames)], return_tensors="pt")
+    with torch.no_grad():
+        written = model.generate(**given, max_new_tokens=tokens, do_sample=False)
+    return str(processor.tokenizer.decode(written[0, given["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
 @pytest.mark.timeout(900)
 def test_the_verifier_actor(cluster: Cluster) -> None:
     actor = ray.remote(VllmVerifier).options(runtime_env={"env_vars": environment(CONFIG)}).remote(CONFIG)
     asyncio.run(examine(actor))
     asyncio.run(examine_views(actor))
     asyncio.run(examine_prices(actor))
+    described = ray.get(actor.describe.remote("what is shown", CLIP.frames[:4], 3))
+    assert described == expected_description("what is shown", 4, 3)
+    assert described
     pid = ray.get(actor.pid.remote())
 
     # The engine dies and its actor lives: the next question starts it again.

@@ -12,7 +12,7 @@ from actors.captions import CaptionStage, captioner
 from framegrove.config.base import ConfigError
 from framegrove.config.curate import CaptionsConfig
 from framegrove.config.verifier import shipped_folder
-from framegrove.data.curation.clip import Clip, Rejection
+from framegrove.curation.clip import Clip, Rejection
 from tests.fakes import FakeDescriber
 
 MODEL = str(shipped_folder())
@@ -42,6 +42,9 @@ def test_only_clips_without_a_caption_are_described() -> None:
     still = stage(replace(CLIP, frames=CLIP.frames[:1]))
     assert isinstance(still, Clip)
     assert still.caption == "1 frames of light"
+    together = stage.several([captioned, CLIP, CLIP])
+    assert [each.caption for each in together if isinstance(each, Clip)] == ["a square", *["4 frames of light"] * 2]
+    stage.close()
 
 
 def test_silence_is_a_rejection_unless_captions_are_not_required() -> None:

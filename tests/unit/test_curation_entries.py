@@ -9,14 +9,18 @@ import json
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fsspec.config import conf
 
-from framegrove.data.curation import remote
-from framegrove.data.curation.entries import Entry, read_entries, sidecar_caption
-from framegrove.data.curation.remote import Unreachable
+from framegrove.config.curate import CurateConfig
+from framegrove.curation import remote
+from framegrove.curation.clip import Clip, Rejection
+from framegrove.curation.entries import Entry, read_entries, sidecar_caption
+from framegrove.curation.footage import Finished, Footage, Known
+from framegrove.curation.remote import Unreachable
 from framegrove.data.ingest import DataError
 from tests.films import grey_film
 
@@ -186,6 +190,27 @@ def test_footage_on_s3(bucket: str, tmp_path: Path) -> None:
     tarred = read_entries("s3://lab/raw/set.tar")
     with remote.fetched(tarred[0].location, tarred[0].part) as path:
         assert path.read_bytes() == (folder / "a.mp4").read_bytes()
+    footage = Footage(CurateConfig(sizes=((64, 64),), units=2), "v", 8)
+    clip, end = footage.clips(listed[0])
+    assert isinstance(clip, Clip)
+    assert (clip.path, clip.caption, clip.caption_source) == ("s3://lab/raw/a.mp4", "a grey sheet", "sidecar")
+    assert isinstance(end, Finished)
+    rejection, end = footage.clips(Entry("s3://lab/raw/deep/c.mp4"))
+    assert isinstance(rejection, Rejection)
+    assert (rejection.path, rejection.stage) == ("s3://lab/raw/deep/c.mp4", "probe")
+    assert rejection.reason.startswith("cannot be read as a video (")  # no name of a temporary copy
+    assert isinstance(end, Finished)
+    assert not end.again
+    rejection, end = footage.clips(listed[2])
+    assert isinstance(rejection, Rejection)
+    assert rejection.stage == "read"
+    assert isinstance(end, Finished)
+    assert end.again  # it may be there another time
+    (*_, end) = footage.clips(listed[0])
+    assert isinstance(end, Finished)
+    (end,) = replace(footage, known=Known(contents={end.content})).clips(listed[0])
+    assert isinstance(end, Finished)
+    assert end.same
     with pytest.raises(Unreachable, match=r"s3://absent/x\.csv cannot be read"):
         read_entries("s3://absent/x.csv")
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from framegrove.config.curate import MotionConfig, PictureConfig, ShotsConfig
-from framegrove.data.curation.clip import Clip, Frames, Rejection, through
-from framegrove.data.curation.duplicates import HASH_BITS, DuplicateIndex, DuplicateStage, hashed
-from framegrove.data.curation.footage import split_of
-from framegrove.data.curation.measures import bars, brightness, motion, motion_stage, picture_stage, sharpness
-from framegrove.data.curation.shots import Window, cuts, windows, within
+from framegrove.curation.clip import Clip, Frames, Rejection, through
+from framegrove.curation.duplicates import HASH_BITS, DuplicateIndex, DuplicateStage, hashed
+from framegrove.curation.footage import split_of
+from framegrove.curation.measures import bars, brightness, motion, motion_stage, picture_stage, sharpness
+from framegrove.curation.shots import Window, cuts, windows, within
 from framegrove.media.clips import shown_frames
 from framegrove.media.writing import encode_mp4
 from tests.films import panned, scenery

@@ -19,9 +19,12 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from framegrove.data.curation.collecting import collecting
+from framegrove.config.base import load
+from framegrove.config.curate import CurateConfig
+from framegrove.config.flow import latent_size
+from framegrove.curation.collecting import collecting
 from framegrove.data.ingest import open_catalog
-from framegrove.data.schema import LatentClip
+from framegrove.data.schema import LatentClip, embedder_of
 from framegrove.media.clips import read_clip
 from framegrove.media.writing import encode_mp4, write_png
 from framegrove.models.pretrained import load_pipeline
@@ -243,9 +246,20 @@ def test_a_pipeline_of_every_stage(tmp_path: Path) -> None:
     splits = {source: {clip.split for clip in clips if clip.source == source} for source in {c.source for c in clips}}
     assert all(len(of_one) == 1 for of_one in splits.values())
     assert {clip.start for clip in clips if clip.kind == "video"} == {0.0, 2.0}
+    told = embedder_of(pq.read_schema(tmp_path / "clips" / "clips-00000.parquet"))
+    (nothing,) = load_pipeline().text.encode([""])
+    assert told is not None
+    np.testing.assert_array_equal(told.no_caption.tokens, nothing.tokens_LD.detach().half().numpy())
     (first,) = {clip.text.tokens.tobytes() for clip in clips if clip.caption == "scene 1" and clip.text is not None}
     (expected,) = load_pipeline().text.encode(["scene 1"])
     np.testing.assert_array_equal(np.frombuffer(first, "<f2"), expected.tokens_LD.detach().half().numpy().ravel())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "configs").glob("curate_*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_load(path: Path) -> None:
+    config = load(CurateConfig, path)
+    for height, width in config.sizes:
+        assert latent_size(height, width, factor=8, stages=3, patch=2)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -299,6 +313,8 @@ def test_the_shipped_configuration_trains_on_what_prepare_makes(tmp_path: Path) 
     ("given", "message"),
     [
         (["--set", "motion.least=3"], "motion.least must be below motion.most, 2"),
+        (["--set", "stages=[nowhere:stage]"], "stages: the module nowhere cannot be imported"),
+        (["--set", "captions.model=nowhere"], "no verifier at nowhere"),
         (["--set", "motion.fastest=3"], "unknown key 'motion.fastest'"),
         (["--set", "duplicates={}", "--part", "1/2"], "near-duplicates are looked for in the whole list"),
         (["--part", "3/2"], "the part '3/2' is not of the form K/N with K from 1 to N"),

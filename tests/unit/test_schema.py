@@ -16,9 +16,11 @@ from framegrove.data.schema import (
     SCHEMA,
     VAE_KEY,
     VERSION_KEY,
+    Embedder,
     LatentClip,
     StoredText,
     clip_id,
+    embedder_of,
     from_table,
     shard_paths,
     to_table,
@@ -86,6 +88,15 @@ def test_latents_that_are_not_finite_name_clip_and_file(value: float, tmp_path: 
     pq.write_table(table, tmp_path / "bad.parquet")
     with pytest.raises(DataError, match=r"bad\.parquet .*clip 7 \('clip 7'\) holds latents that are infinite or NaN"):
         ClipReader(open_catalog([tmp_path]), 2**30).read([0, 1])
+
+
+def test_a_file_holds_the_embeddings_of_no_caption() -> None:
+    nothing = StoredText(np.ones((1, 5), np.float16), np.zeros(4, np.float16))
+    told = embedder_of(to_table([make_clip(1)], "v", Embedder("t5", nothing)).schema)
+    assert told is not None
+    assert told.digest == "t5"
+    np.testing.assert_array_equal(told.no_caption.tokens, nothing.tokens)
+    assert embedder_of(to_table([make_clip(1)], "v").schema) is None
 
 
 def test_an_identity_follows_from_content() -> None:

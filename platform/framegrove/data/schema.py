@@ -14,12 +14,15 @@
 
 Latents are the means of the VAE's posterior, not normalised. The file's metadata names the schema's version, the VAE
 that made the latents and the text encoder that made the embeddings, because those of another have the same shape and
-cannot be told apart by looking at them. Files of version 1, without the columns in `_ADDED`, are still read.
+cannot be told apart by looking at them; it also holds the embeddings of the empty caption (`embedder_of`). Files of
+version 1, without the columns in `_ADDED`, are still read.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,7 @@ VERSION = 2
 VERSION_KEY = b"framegrove.schema"
 VAE_KEY = b"framegrove.vae"
 TEXT_KEY = b"framegrove.text"
+NO_CAPTION_KEY = b"framegrove.no-caption"  # embeddings of the empty caption, for training without condition
 REJECTS = "rejects.parquet"  # beside shards: the clips that were not kept, and why
 
 Kind = Literal["image", "video"]
@@ -120,22 +124,40 @@ def unreadable(schema: pa.Schema) -> str | None:
     return None
 
 
-def metadata(vae_digest: str, text_digest: str = "") -> dict[bytes, bytes]:
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    """The text encoder that embedded the captions of a file: its digest, and what it makes of no caption at all."""
+
+    digest: str
+    no_caption: StoredText
+
+
+def metadata(vae_digest: str, embedder: Embedder | None = None) -> dict[bytes, bytes]:
     """What a file of clips says about all of them."""
-    return {
-        VERSION_KEY: str(VERSION).encode(),
-        VAE_KEY: vae_digest.encode(),
-        TEXT_KEY: text_digest.encode(),
-    }
+    facts = {VERSION_KEY: str(VERSION).encode(), VAE_KEY: vae_digest.encode()}
+    if embedder is not None:
+        with io.BytesIO() as file:
+            np.savez(file, tokens=embedder.no_caption.tokens, pooled=embedder.no_caption.pooled)
+            facts |= {TEXT_KEY: embedder.digest.encode(), NO_CAPTION_KEY: base64.b64encode(file.getvalue())}
+    return facts
 
 
-def to_table(clips: Sequence[LatentClip], vae_digest: str, text_digest: str = "") -> pa.Table:
+def embedder_of(schema: pa.Schema) -> Embedder | None:
+    """The text encoder that embedded the captions of a file, None where none did."""
+    facts = schema.metadata or {}
+    if TEXT_KEY not in facts:
+        return None
+    with np.load(io.BytesIO(base64.b64decode(facts[NO_CAPTION_KEY]))) as held:
+        return Embedder(facts[TEXT_KEY].decode(), StoredText(held["tokens"], held["pooled"]))
+
+
+def to_table(clips: Sequence[LatentClip], vae_digest: str, embedder: Embedder | None = None) -> pa.Table:
     """Clips as a table of this schema, whose metadata names the VAE and the text encoder that encoded them.
 
     Raises ValueError for latents or embeddings that are not finite.
     """
     rows = [_row(clip) for clip in clips]
-    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata(vae_digest, text_digest)))
+    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata(vae_digest, embedder)))
 
 
 def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[LatentClip]:

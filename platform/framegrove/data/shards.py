@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framegrove.data.schema import SCHEMA, LatentClip, metadata, to_table
+from framegrove.data.schema import SCHEMA, Embedder, LatentClip, metadata, to_table
 from framegrove.files import replacing
 
 SHARD_BYTES = 256 * 2**20
@@ -37,14 +37,14 @@ class ShardWriter:
         folder: Path,
         work: Path,
         vae: str,
-        text: str = "",
+        embedder: Embedder | None = None,
         keep: Container[int] = (),
         shard_bytes: int = SHARD_BYTES,
         group_bytes: int = ROW_GROUP_BYTES,
     ) -> None:
         self._folder, self._path = folder, work / _OPEN
-        self._schema = SCHEMA.with_metadata(metadata(vae, text))
-        self._vae, self._text = vae, text
+        self._schema = SCHEMA.with_metadata(metadata(vae, embedder))
+        self._vae, self._embedder = vae, embedder
         self._shard_bytes, self._group_bytes = shard_bytes, group_bytes
         self._bytes = 0
         self._file: IO[bytes] | None = None
@@ -54,7 +54,7 @@ class ShardWriter:
 
     def add(self, clip: LatentClip) -> None:
         """Append a clip; it is kept from now on, whatever becomes of this process."""
-        for batch in to_table([clip], self._vae, self._text).to_batches():
+        for batch in to_table([clip], self._vae, self._embedder).to_batches():
             self._append(batch)
         if self._bytes >= self._shard_bytes:
             self.close()

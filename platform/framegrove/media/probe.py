@@ -91,6 +91,8 @@ def _video_stream(path: Path, stream: Any) -> VideoStream:
 def _check(path: Path, stream: VideoStream) -> None:
     """Raise MediaError for a video whose frames could not be shown as they are meant, or not in memory."""
     context = stream.codec_context
+    if context is None:
+        raise MediaError(f"{path} cannot be read as a video (there is no decoder for it)")
     curve = _HDR.get(context.color_trc)
     if curve is not None:
         raise MediaError(

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framegrove.data.curation.clip import Clip, Stage, through
-from framegrove.data.curation.collecting import Encoded, Outcome
-from framegrove.data.curation.entries import Entry
-from framegrove.data.curation.footage import Footage
-from framegrove.data.schema import LatentClip, StoredText
+from framegrove.curation.clip import Clip, Stage, through
+from framegrove.curation.collecting import Encoded, Outcome
+from framegrove.curation.entries import Entry
+from framegrove.curation.footage import Footage
+from framegrove.data.schema import Embedder, LatentClip, StoredText
 from framegrove.data.shards import ShardWriter
 from framegrove.errors import UserError
 from framegrove.files import replacing
@@ -84,24 +84,18 @@ class ClipEncoder:
             source=clip.source,
             start=clip.start,
             caption_source=clip.caption_source,
-            text=self._embedded(clip.caption) if self._text is not None else None,
+            text=self._embedded(self._text, clip.caption) if self._text is not None else None,
         )
         busy = time.monotonic() - began
         frames = len(clip.frames)
         return Encoded(encoded, clip.entry, clip.path, clip.shot, frames, clip.ended_by_gap, clip.hash, busy)
 
-    def _embedded(self, caption: str) -> StoredText:
-        """The embeddings of a caption, made once. What an encoder of ours cannot read as a whole is cut."""
-        assert self._text is not None
+    def _embedded(self, text: TextEncoder | PublicTextEncoder, caption: str) -> StoredText:
+        """The embeddings of a caption, made once."""
         if caption not in self._embeddings:
             if len(self._embeddings) == _CAPTIONS:
                 self._embeddings.popitem(last=False)
-            # The public encoders cut a long caption themselves, CLIP and T5 at places of their own.
-            own = isinstance(self._text, TextEncoder)
-            with torch.inference_mode():
-                (made,) = self._text.encode([self._text.readable(caption) if own else caption])
-            tokens, pooled = (each.float().cpu().numpy().astype(np.float16) for each in (made.tokens_LD, made.pooled_P))
-            self._embeddings[caption] = StoredText(tokens, pooled)
+            self._embeddings[caption] = embeddings(text, caption)
         return self._embeddings[caption]
 
 
@@ -116,16 +110,36 @@ class EncoderFiles:
 
     def load(self) -> ClipEncoder:
         """Read the models, onto a GPU if there is one. Raises UserError."""
-        gpu = torch.cuda.is_available()
-        vae = read_vae(self.vae, allow_pickle=self.allow_pickle)
-        if gpu:
-            vae = vae.to("cuda", torch.bfloat16)
-        text = None
-        if self.text is not None:
-            kind = torch.bfloat16 if gpu else torch.float32
-            text = load_text(self.text, kind, allow_pickle=self.text_allow_pickle)
-            text.to("cuda" if gpu else "cpu")
-        return ClipEncoder(vae, text)
+        device, dtype = _device()
+        return ClipEncoder(read_vae(self.vae, allow_pickle=self.allow_pickle).to(device, dtype), self._text())
+
+    def embedder(self) -> Embedder | None:
+        """What the shards say of the text encoders, which are read for it and let go again."""
+        text = self._text()
+        if self.text is None or text is None:
+            return None
+        return Embedder(text_digest(self.text), embeddings(text, ""))
+
+    def _text(self) -> TextEncoder | PublicTextEncoder | None:
+        if self.text is None:
+            return None
+        device, dtype = _device()
+        return load_text(self.text, dtype, allow_pickle=self.text_allow_pickle).to(device)
+
+
+@torch.inference_mode()
+def embeddings(text: TextEncoder | PublicTextEncoder, caption: str) -> StoredText:
+    """A caption as the transformer is given it. What an encoder of ours cannot read as a whole is cut."""
+    # The public encoders cut a long caption themselves, CLIP and T5 at places of their own.
+    (made,) = text.encode([text.readable(caption) if isinstance(text, TextEncoder) else caption])
+    tokens, pooled = (each.float().cpu().numpy().astype(np.float16) for each in (made.tokens_LD, made.pooled_P))
+    return StoredText(tokens, pooled)
+
+
+def _device() -> tuple[torch.device, torch.dtype]:
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16
+    return torch.device("cpu"), torch.float32
 
 
 def outcomes(

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from framegrove.data.curation.clip import Rejection
-from framegrove.data.curation.footage import Known
+from framegrove.curation.clip import Rejection
+from framegrove.curation.footage import Known
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framegrove.data.curation.clip import Rejection
-from framegrove.data.curation.footage import Finished
-from framegrove.data.curation.journal import ClipLine, EntryLine, Journal
-from framegrove.data.schema import REJECTS, LatentClip
+from framegrove.curation.clip import Rejection
+from framegrove.curation.footage import Finished
+from framegrove.curation.journal import ClipLine, EntryLine, Journal
+from framegrove.data.schema import REJECTS, Embedder, LatentClip
 from framegrove.data.shards import SHARD_BYTES, ShardWriter, open_ids, stored_ids
 from framegrove.errors import UserError
 from framegrove.files import difference, identity, replacing, write_json
@@ -100,7 +100,12 @@ class Collector:
     """Takes outcomes in any order, an entry's end after or before its clips, and keeps them for good."""
 
     def __init__(
-        self, out: Path, options: Mapping[str, Any], vae: str, text: str = "", shard_bytes: int = SHARD_BYTES
+        self,
+        out: Path,
+        options: Mapping[str, Any],
+        vae: str,
+        embedder: Embedder | None = None,
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         """Begin in ``out``, or go on there. Raises UserError where other options made the folder."""
         self._out, work = out, out / WORK
@@ -111,7 +116,7 @@ class Collector:
         in_shards = stored_ids(out)
         self.journal.keep(in_shards | open_ids(work))
         left_open = self.journal.clips.keys() - in_shards
-        self._writer = ShardWriter(out, work, vae, text, left_open, shard_bytes)
+        self._writer = ShardWriter(out, work, vae, embedder, left_open, shard_bytes)
         self._pending: dict[str, list[Rejection | None]] = {}  # None: a clip that is kept
         self._ends: dict[str, Finished] = {}
         self._seen: list[Finished] = []
@@ -210,11 +215,11 @@ class Collector:
 
 @contextlib.contextmanager
 def collecting(
-    out: Path, options: Mapping[str, Any], vae: str, text: str = "", shard_bytes: int = SHARD_BYTES
+    out: Path, options: Mapping[str, Any], vae: str, embedder: Embedder | None = None, shard_bytes: int = SHARD_BYTES
 ) -> Iterator[Collector]:
     """A collector that nobody else may have on the same folder. Raises UserError, also where somebody has."""
     with _alone(out):
-        collector = Collector(out, options, vae, text, shard_bytes)
+        collector = Collector(out, options, vae, embedder, shard_bytes)
         whole = False
         try:
             yield collector

@@ -9,7 +9,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
 from framegrove.config.curate import ShotsConfig
-from framegrove.data.curation.clip import Frames
+from framegrove.curation.clip import Frames
 
 Span = tuple[float, float]  # seconds from a video's first frame
 

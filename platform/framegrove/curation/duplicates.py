@@ -9,7 +9,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from framegrove.data.curation.clip import Clip, Rejection
+from framegrove.curation.clip import Clip, Rejection
 
 HASH_BITS = 192  # three frames of 64 bits
 _PLACES = (0.2, 0.5, 0.8)  # of a clip: where the hashed frames are

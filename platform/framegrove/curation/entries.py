@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from framegrove.data.curation import remote
+from framegrove.curation import remote
 from framegrove.data.ingest import DataError
 from framegrove.data.lists import read_list
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from framegrove.config.base import imported
 from framegrove.config.curate import CurateConfig
-from framegrove.data.curation import remote
-from framegrove.data.curation.clip import Clip, Rejection, Stage, through
-from framegrove.data.curation.duplicates import hashed
-from framegrove.data.curation.entries import Entry, sidecar_caption
-from framegrove.data.curation.measures import motion_stage, picture_stage
-from framegrove.data.curation.remote import Unreachable
-from framegrove.data.curation.shots import Window, cuts, windows, within
+from framegrove.curation import remote
+from framegrove.curation.clip import Clip, Rejection, Stage, through
+from framegrove.curation.duplicates import hashed
+from framegrove.curation.entries import Entry, sidecar_caption
+from framegrove.curation.measures import motion_stage, picture_stage
+from framegrove.curation.remote import Unreachable
+from framegrove.curation.shots import Window, cuts, windows, within
+from framegrove.data.ingest import DataError
 from framegrove.data.schema import clip_id
 from framegrove.media.clips import read_clip, shown_frames
 from framegrove.media.frames import MediaError
@@ -113,8 +114,12 @@ class _Source:
     def outcomes(self) -> Iterator[Clip | Rejection]:
         entry, config = self.entry, self.footage.config
         caption, caption_source = entry.caption, entry.caption_source
-        if not caption and not entry.part and (caption := sidecar_caption(entry.location)):
-            caption_source = "sidecar"
+        try:
+            if not caption and not entry.part and (caption := sidecar_caption(entry.location)):
+                caption_source = "sidecar"
+        except DataError as error:
+            yield self._rejected("captions", f"no caption ({error})")
+            return
         if not caption and config.captions and config.captions.required and config.captions.model is None:
             yield self._rejected("captions", "no caption (give one, a file beside it, or captions.model)")
             return

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framegrove.config.curate import MotionConfig, PictureConfig
-from framegrove.data.curation.clip import Clip, Frames, Rejection, Stage
+from framegrove.curation.clip import Clip, Frames, Rejection, Stage
 from framegrove.media.pictures import reduced
 
 _FLOW_SIDE = 128  # pixels at which motion is measured
