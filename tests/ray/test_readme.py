@@ -2,7 +2,7 @@
 
 Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
 /shared, the evaluation of 64 prompts, which takes an hour, the calibration of a panel of the reader's own (done to a
-small one in tests/unit/test_evaluate_job.py), and the suite, which takes days.
+small one in tests/unit/test_evaluate_job.py), and the suite, which takes days. tests/unit/test_plan.py runs the plan.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from tests import readme
 from tests.ray.test_interrupt import take_interrupts
 from tests.readme import ROOT, Block
 
-ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64", "--calibrate ", "--suite ")
+ELSEWHERE = (
+    "make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64", "--calibrate ", "--suite ", "--plan",
+)  # fmt: skip
 RUN = [block for block in readme.blocks() if not any(mark in block.text for mark in ELSEWHERE)]
 
 
