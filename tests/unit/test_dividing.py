@@ -114,7 +114,7 @@ def load_in_parts(folder: Path, precision: Literal["bf16", "fp32"]) -> tuple[Dee
 def work(rank: int, folder: Path) -> None:
     """One of the workers: leaves what it found."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS)}
-    patience = datetime.timedelta(seconds=60)
+    patience = datetime.timedelta(minutes=5)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORKERS, timeout=patience
     )

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.flow.objective import build, choose
 from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.pretrained import load_pipeline
+from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import fresh_transformer
 from framegrove.training.engine import (
     DeepSpeedEngine,
@@ -25,7 +27,7 @@ from framegrove.training.engine import (
     _set_clip,
 )
 from framegrove.training.step import Trainable
-from tests.public_folder import FLUX
+from tests.public_folder import FLUX, write_public_folder
 from tests.tiny import tiny_pipeline
 from tests.tiny_training import PHASE
 
@@ -101,6 +103,24 @@ def test_recomputed_activations_change_nothing(kind: str) -> None:
     found = steps(DeepSpeedEngine(spread, "fp32", CPU, 3), 0, 2)
     for ours, theirs in zip(steps(PlainEngine(trainable(kind), "fp32", CPU), 0, 2), found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_frozen_text_encoders_stay_whole(zero: Literal[1, 3], tmp_path: Path) -> None:
+    """They are written beside the transformer at the end of a phase, and read in every pass."""
+    pipeline = load_pipeline(write_public_folder(tmp_path / "public", "miniflux"), text_dtype=torch.bfloat16)
+    before = {name: value.clone() for name, value in pipeline.text.state_dict().items()}
+    module = Trainable(pipeline.transformer, pipeline.text, train_text=False).train()
+    engine = DeepSpeedEngine(module, "bf16", CPU, zero)
+    assert steps(engine, 0, 1)[0][1] > 0
+    assert not any(hasattr(parameter, "ds_id") for parameter in pipeline.text.parameters())  # what ZeRO 3 cuts up
+    assert all(name.startswith("transformer.") for name in engine.averaged_weights())
+    pipeline.text.save(tmp_path)
+    saved = PublicTextEncoder.load(tmp_path, torch.bfloat16).state_dict()
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], value) for name, value in before.items())
+    module.to("meta")
+    assert {value.device.type for value in pipeline.text.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(("zero", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])

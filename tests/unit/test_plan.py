@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from framegrove.errors import UserError
 from framegrove.training.memory import Model, estimate, longest_sample, pass_tokens
 from framegrove.training.plan import check_fits, check_heads, check_workers, model_of
 from jobs import train
+from tests import readme
 from tests.public_folder import write_public_folder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -56,6 +58,16 @@ def test_every_shipped_configuration_has_a_plan(path: Path) -> None:
 def test_every_shipped_configuration_fits_80_gb(path: Path) -> None:
     for workers in (8, 16, 128):
         fits(load(TrainConfig, path, overrides(path)), workers)
+
+
+def test_readme_shows_what_its_command_prints() -> None:
+    (arguments,) = (arguments for job, arguments in readme.jobs() if job == "jobs.train" and "--plan" in arguments)
+    arguments = [str(SD3) if part.endswith(".yaml") else part for part in arguments]
+    printed = CliRunner().invoke(train.app, arguments, env={"COLUMNS": "200"}).stdout
+    shown = re.findall(r"^\| ([123]) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", readme.TEXT, re.MULTILINE)
+    rows = [tuple(re.split(r"\s*│\s*", line.strip("│ \n"))) for line in printed.splitlines()]
+    assert len(shown) == 6
+    assert set(shown) <= set(rows)
 
 
 def test_without_recomputation_768p_does_not_fit_and_the_keys_are_named() -> None:

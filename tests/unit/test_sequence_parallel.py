@@ -20,7 +20,9 @@ from framegrove.config.model import AnyTransformerConfig, FluxConfig, Transforme
 from framegrove.models.modulation import Rows
 from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.sequence_parallel import SequenceGroup
+from framegrove.models.sizes import PURE_FP32, activation_bytes
 from framegrove.models.transformers import Transformer, build_transformer
+from tests.unit.test_sizes import FLUX, MMDIT, most_kept
 
 TEXT, POOLED, CHANNELS = 10, 6, 4
 CONFIGS: dict[str, AnyTransformerConfig] = {
@@ -34,6 +36,7 @@ CONFIGS: dict[str, AnyTransformerConfig] = {
         axes_dims_rope=(4, 2, 6), joint_attention_dim=TEXT, pooled_projection_dim=POOLED,
     ),
 }  # fmt: skip
+LARGER: dict[str, AnyTransformerConfig] = {"mmdit": MMDIT, "flux": FLUX}
 BATCHES = ("siblings", "long", "tiny")
 
 
@@ -86,7 +89,7 @@ def cases() -> list[tuple[str, bool, str]]:
 
 def work(rank: int, workers: int, folder: Path) -> None:
     """One of the workers: leaves its losses, and its part of the gradients, which add up over the group."""
-    patience = datetime.timedelta(seconds=60)
+    patience = datetime.timedelta(minutes=5)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers, timeout=patience
     )
@@ -97,6 +100,10 @@ def work(rank: int, workers: int, folder: Path) -> None:
         transformer = model_of(kind, recompute)
         transformer.sequence_group = group
         found[case] = loss_and_gradients(transformer, batch)
+    for kind, config in LARGER.items() if workers == 2 else ():
+        transformer = build_transformer(config)
+        transformer.sequence_group = group
+        found[kind] = most_kept(transformer)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -115,6 +122,10 @@ def test_loss_and_gradients_are_those_of_one_worker(workers: int, tmp_path: Path
             summed = sum(parts[number] for _, parts in results)
             whole = gradients[number]
             assert (summed - whole).norm() <= 1e-5 * whole.norm(), (kind, recompute, batch, name)
+    for kind, (tokens, most) in ((kind, of_rank[kind]) for of_rank in left for kind in LARGER if kind in of_rank):
+        estimated = activation_bytes(LARGER[kind], tokens, PURE_FP32, workers=workers)
+        assert estimated == pytest.approx(most, rel=0.1)
+        assert most < 0.6 * activation_bytes(LARGER[kind], tokens, PURE_FP32)
 
 
 @given(count=st.integers(0, 40), size=st.integers(1, 8), start=st.integers(0, 5))

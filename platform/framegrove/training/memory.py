@@ -9,6 +9,7 @@ workers W; activations follow from the tokens of a pass (models/sizes.py). In bf
     masters              4 / W       4 / W       4 / W
     both moments         8 / W       8 / W       8 / W
     averaged weights     4 / W       4 / W       4 / W
+    text encoders        2           2           2          only frozen ones, on every worker whole
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def estimate(config: TrainConfig, phase: PhaseConfig, model: Model, workers: int
         masters=4 * spread,
         moments=8 * spread,
         averaged=4 * spread,
-        text=number * (-(-model.frozen // workers) if config.zero == 3 else model.frozen),
+        text=number * model.frozen,
         buffers=(4 if config.zero == 1 else number) * bucket + (number * min(_LIVE, whole) if config.zero == 3 else 0),
         activations=activation_bytes(
             model.shape, tokens, precision, recompute=config.recomputes(phase), workers=sharing

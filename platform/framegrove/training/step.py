@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,29 @@ from framegrove.models.transformers import Transformer
 
 
 class Trainable(nn.Module):
-    """Transformer and text encoder, trained jointly; or the transformer alone, beside a frozen text encoder."""
+    """Transformer and text encoder, trained jointly; or the transformer alone, beside a frozen text encoder.
+
+    A frozen one is no submodule: every worker needs it whole, so ZeRO must not cut it up. It moves with the module.
+    """
+
+    text: TextEncoder | PublicTextEncoder
 
     def __init__(self, transformer: Transformer, text: TextEncoder | PublicTextEncoder, train_text: bool) -> None:
         super().__init__()
         if train_text and not isinstance(text, TextEncoder):
             raise UserError("the text encoders of public checkpoints stay frozen: set model.train_text to false")
         self.transformer = transformer.requires_grad_(True)
-        self.text = text.requires_grad_(train_text)
         self.train_text = train_text
+        text.requires_grad_(train_text)
+        if train_text:
+            self.text = text
+        else:
+            vars(self)["text"] = text
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if not self.train_text:
+            self.text._apply(fn)
+        return super()._apply(fn, recurse)
 
     def forward(self, samples: Sequence[StageSample]) -> Tensor:
         """The flow matching loss of each stage-sample, (N,), from one packed forward pass (PFM eq. 11)."""
