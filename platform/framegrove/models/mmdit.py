@@ -67,8 +67,7 @@ class PatchEmbedding(nn.Module):
         self.size = config.pos_embed_max_size
         self.interpolate = config.interp_condition_pos
         self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
-        table = _sincos_table(config.width, self.size, config.sample_size // config.patch_size)
-        self.register_buffer("pos_embed", table)
+        self.register_buffer("pos_embed", position_table(config))
 
     def forward(self, packed: Packed) -> Tensor:
         weight = self.proj.weight
@@ -94,6 +93,11 @@ class PatchEmbedding(nn.Module):
         if grid != size:
             table = F.interpolate(table.permute(2, 0, 1)[None], size=size, mode="bilinear")[0].permute(1, 2, 0)
         return table.flatten(0, 1)
+
+
+def position_table(config: TransformerConfig) -> Tensor:
+    """The sinusoidal table (1, places, width) of this shape, which is that of SD3."""
+    return _sincos_table(config.width, config.pos_embed_max_size, config.sample_size // config.patch_size)
 
 
 def _sincos_table(width: int, size: int, base_size: int) -> Tensor:

@@ -17,20 +17,22 @@ from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, Ph
 from framegrove.data.ingest import ClipPool, DataError, Reader, Shard, clips_of, open_shards, stream
 from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models import lora
 from framegrove.models.pretrained import (
     VAE,
     Pipeline,
     embedded_model,
     load_source,
-    model_folder,
-    read_shape,
+    read_outline,
     save_pipeline,
+    transformer_at,
 )
+from framegrove.models.sources import find_model
 from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import build_transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
-from framegrove.training import checkpoint
+from framegrove.training import checkpoint, tuning
 from framegrove.training.curriculum import check_sizes
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
@@ -126,6 +128,7 @@ class Setup:
         opened = {sizes: open_shards(config.data, sizes) for sizes in {phase.sizes for phase in config.phases}}
         shards = {phase.name: opened[phase.sizes] for phase in config.phases}
         shape, vae, recipe = _outline(config.model)
+        tuning.check(config.model.tune, shape)
         check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         digest = vae_digest(vae)
         for shard in (shard for of_sizes in opened.values() for shard in of_sizes):
@@ -175,11 +178,13 @@ class Setup:
 
         The transformer is the pipeline's own, not a copy: the engine trains it in place, and may cut it to pieces.
         """
-        text, train_text = self.pipeline.text, self.config.model.train_text
+        text, tune = self.pipeline.text, self.config.model.tune
+        train_text = self.config.model.train_text if tune.all else tune.trains_text
         _ = self._buffers  # copied now, before an engine can round them
         transformer = self.pipeline.transformer
         transformer.recompute = self.config.recompute
-        return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
+        module = Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text)
+        return tuning.restrict(module, tune, self.config.seed).train()
 
     def pools(
         self, rank: int = 0, world: int = 1, read: Reader | None = None
@@ -217,15 +222,28 @@ class Setup:
                 )
 
     def save_model(self, engine: Engine, out: Path) -> None:
-        """Write the averaged weights as the model folder of a run. Every worker calls it, worker 0 writes."""
+        """Write the averaged weights as the model folder of a run. Every worker calls it, worker 0 writes.
+
+        The folder of a run that trains an adapter has the adapter alone, and says which model it is for.
+        """
         averaged = engine.averaged_weights()
         if engine.rank != 0:
             return
+        model = self.config.model
+        if model.tune.lora is not None:
+            weights = {name.removeprefix(tuning.TRANSFORMER): value for name, value in averaged.items()}
+            names = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
+            lora.save_adapter(out / MODEL, model.tune.lora, names, weights, model.source)
+            return
         with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
             transformer = build_transformer(self.pipeline.transformer.config)
-        prefix = "transformer."
+        prefix = tuning.TRANSFORMER
         weights = {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}
-        transformer.load_state_dict({**self._buffers, **weights}, assign=True)
+        if model.tune.parts:  # an engine may have cut the frozen weights to pieces, so they are read again
+            source = model.source
+            start = transformer_at(find_model(source), allow_pickle=source.allow_pickle)
+            weights = {**start.state_dict(), **weights}
+        transformer.load_state_dict({**weights, **self._buffers}, assign=True)
         texts = {f"text.{name}": parameter for name, parameter in self.pipeline.text.named_parameters()}
         with torch.no_grad():
             for name in texts.keys() & averaged.keys():
@@ -244,9 +262,9 @@ def _outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, 
     """Shape of the transformer, VAE and recipe of the model of step 0."""
     if model.start is None:
         return model.shape, read_vae(_vae_folder(model)), model.recipe
-    folder = model_folder(model.source)
-    _, shape, recipe = read_shape(folder, model.variant)
-    return shape, read_vae(folder / VAE, allow_pickle=model.allow_pickle), recipe
+    place = find_model(model.source)
+    _, shape, recipe = read_outline(place)
+    return shape, read_vae(place.vae, allow_pickle=model.allow_pickle), recipe
 
 
 def _vae_folder(model: ModelConfig) -> Path:
