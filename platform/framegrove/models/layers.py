@@ -146,11 +146,12 @@ class Block(nn.Module):
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
     """Run a block; with ``recompute`` its activations are recomputed in the backward pass instead of kept."""
+    if torch.is_grad_enabled() and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        # The first block of a model that is frozen up to here. Both a reentrant checkpoint and ZeRO 3 go by the inputs:
+        # without this, the block's own weights would get no gradient from the one and be gone too early in the other.
+        inputs = (inputs[0].detach().requires_grad_(), *inputs[1:])
     if recompute and torch.is_grad_enabled():
         # Reentrant, so that the forward pass runs without gradients; otherwise attention would keep its own graphs.
-        # Such a checkpoint gives weights a gradient only if an input asks for one: in a frozen model none does.
-        if not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            inputs = (inputs[0].detach().requires_grad_(), *inputs[1:])
         return checkpoint(block, *inputs, use_reentrant=True)
     return block(*inputs)
 

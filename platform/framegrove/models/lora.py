@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -112,27 +113,37 @@ def merged(transformer: Transformer, folder: Path) -> Transformer:
 
     Sums are made in float32 and rounded once. Raises UserError for an adapter that does not fit.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
     from safetensors.torch import load_file
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        if str(config.peft_type.value) != "LORA":
-            raise UserError(f"{folder} is an adapter of the kind {config.peft_type.value}: only LORA can be used")
-        model = PeftModel.from_pretrained(transformer, str(folder))
-        held, needed = load_file(folder / ADAPTER_WEIGHTS).keys(), get_peft_model_state_dict(model).keys()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if kind != "LORA":
+            raise UserError(f"{folder} is an adapter of the kind {kind}: only LORA can be used")
+        inject_adapter_in_model(config, transformer, _NAME)
+        held = {key.removeprefix(_FILE_PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
+        needed = get_peft_model_state_dict(transformer, save_embedding_layers=False).keys()
+        if held.keys() != needed:
+            raise UserError(
+                f"{folder} does not fit its model: {len(needed - held.keys())} keys are missing and "
+                f"{len(held.keys() - needed)} unknown, for example {min(needed ^ held.keys())}"
+            )
+        set_peft_model_state_dict(transformer, held, _NAME)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} cannot be used as an adapter of this model ({reason})") from None
-    if held != needed:
-        raise UserError(
-            f"{folder} does not fit its model: {len(needed - held)} keys are missing and {len(held - needed)} unknown, "
-            f"for example {min(needed ^ held)}"
-        )
-    result: Transformer = model.merge_and_unload()
-    return result
+    for name, layer in list(transformer.named_modules()):
+        if isinstance(layer, LoraLayer):
+            for part in (layer.lora_A, layer.lora_B):
+                part.float()
+            layer.merge()
+            transformer.set_submodule(name, layer.get_base_layer())
+    del transformer.peft_config  # it has no adapter any more, as far as peft is concerned
+    return transformer
 
 
 def _peft_config(config: LoraConfig, names: Sequence[str]) -> peft.LoraConfig:
