@@ -1,7 +1,7 @@
 """Write any model as a whole model folder: an adapter merged into its base, or SD3 Medium in our layout.
 
     python -m jobs.convert --model runs/mine --out models/mine
-    python -m jobs.convert --model stabilityai/stable-diffusion-3-medium-diffusers --vae models/causal_video_vae --out models/sd3
+    python -m jobs.convert --model downloads/sd3_medium --vae downloads/causal_video_vae --out models/sd3
 
 What is written needs no other model beside it, and everything that takes a model takes it.
 """

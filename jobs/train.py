@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, PoolConfig, TrainConfig
+from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
@@ -65,6 +66,8 @@ def _keys_help() -> str:
         ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
         ("Of each phase:", PhaseConfig, "phases.N."),
         ("Of the model:", TrainedModelConfig, "model."),
+        ("Of what is trained of it:", TuneConfig, "model.tune."),
+        ("Of an adapter:", LoraConfig, "model.tune.lora."),
         ("Of the pool of clips:", PoolConfig, "pool."),
     ]
     as_it_is = "\b"  # before a paragraph: click leaves its lines alone

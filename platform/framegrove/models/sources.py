@@ -99,9 +99,7 @@ def _model_of_run(folder: Path) -> Path:
     if (folder / MODEL).is_dir():
         return folder / MODEL
     if (folder / CHECKPOINTS).is_dir() or (folder / RAY_STATE).is_dir():
-        raise UserError(
-            f"the run in {folder} has no model yet: it is written at the end of every phase, so continue the run"
-        )
+        raise UserError(f"the run in {folder} has no {MODEL}/ yet: continue it until it has written one")
     return folder
 
 
