@@ -84,18 +84,22 @@ def attach(transformer: nn.Module, config: LoraConfig, seed: int) -> None:
         inject_adapter_in_model(_peft_config(config, names), transformer, _NAME)
 
 
-def save_adapter(
-    folder: Path, config: LoraConfig, names: Sequence[str], weights: Mapping[str, Tensor], base: ModelSource
-) -> None:
-    """Write the folder of an adapter: ``weights`` by the names that `attach` gave them, for the model ``base``.
+def reference(base: ModelSource) -> dict[str, Any]:
+    """How an adapter names the model that it is for, and tells it from others."""
+    held = base.model_dump(exclude={"dtype", "allow_pickle"}, exclude_none=True) | {"name": absolute(base.name)}
+    return held | {"weights": digest(find_model(base), allow_pickle=base.allow_pickle)}
 
-    A folder under that name is always whole; one that is already there is replaced.
+
+def save_adapter(
+    folder: Path, config: LoraConfig, names: Sequence[str], weights: Mapping[str, Tensor], base: Mapping[str, Any]
+) -> None:
+    """Write the folder of an adapter on the layers ``names``: ``weights`` by the names that `attach` gave them.
+
+    ``base`` is the `reference` of the model that it is for. A folder under that name is always whole; one that is
+    already there is replaced.
     """
-    place = find_model(base)
-    reference = base.model_dump(exclude={"dtype", "allow_pickle"}, exclude_none=True)
-    reference |= {"name": absolute(base.name), "weights": digest(place, allow_pickle=base.allow_pickle)}
     given = _peft_config(config, names).to_dict() | {
-        "base_model_name_or_path": reference["name"],
+        "base_model_name_or_path": base["name"],
         "inference_mode": True,
         "target_modules": sorted(names),  # peft keeps a set: sorted, equal adapters are equal files
     }
@@ -105,7 +109,7 @@ def save_adapter(
         partial.mkdir()
         save_file(state, partial / ADAPTER_WEIGHTS, {"format": "pt"})
         write_json(partial / ADAPTER_CONFIG, given)
-        write_json(partial / BASE, reference)
+        write_json(partial / BASE, base)
 
 
 def merged(transformer: Transformer, folder: Path) -> Transformer:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -168,6 +169,11 @@ class Setup:
         trained = dict(transformer.named_parameters())
         return {name: value.clone() for name, value in transformer.state_dict().items() if name not in trained}
 
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        """How an adapter names the model that is continued."""
+        return lora.reference(self.config.model.source)
+
     @property
     def schedule(self) -> PyramidSchedule:
         """The pyramid of the model."""
@@ -183,6 +189,8 @@ class Setup:
         _ = self._buffers  # copied now, before an engine can round them
         transformer = self.pipeline.transformer
         transformer.recompute = self.config.recompute
+        if tune.lora is not None:
+            _ = self._base  # read now: at the end of a long run the model may have been moved
         module = Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text)
         return tuning.restrict(module, tune, self.config.seed).train()
 
@@ -233,7 +241,7 @@ class Setup:
         if model.tune.lora is not None:
             weights = {name.removeprefix(tuning.TRANSFORMER): value for name, value in averaged.items()}
             names = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
-            lora.save_adapter(out / MODEL, model.tune.lora, names, weights, model.source)
+            lora.save_adapter(out / MODEL, model.tune.lora, names, weights, self._base)
             return
         with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
             transformer = build_transformer(self.pipeline.transformer.config)
