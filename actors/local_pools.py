@@ -135,7 +135,7 @@ class LocalPyramidPool(PyramidPool):
     def ground(self, model: ModelFiles, request: GenerationRequest) -> Ground:
         """Where in the cache the branches of a request are: with those of its longer and shorter videos."""
         if self._contents is None:
-            self._contents = files.contents(model.folder)
+            self._contents = "+".join(map(files.contents, model.place.files))
         facts = {
             "model": self._contents,
             "variant": model.source.variant,

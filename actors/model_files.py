@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from framegrove.config.base import absolute
 from framegrove.config.flow import latent_size
 from framegrove.config.model import AnyTransformerConfig, ModelSource, Recipe
 from framegrove.config.request import check_prompt
 from framegrove.config.vae import VaeConfig
 from framegrove.errors import UserError
 from framegrove.files import fingerprint
-from framegrove.models.pretrained import VAE, model_folder, read_shape
+from framegrove.models.pretrained import read_outline
+from framegrove.models.sources import Place, find_model
 from framegrove.models.vae_files import read_vae_config
 from framegrove.types import GenerationRequest
 
@@ -22,7 +24,7 @@ class ModelFiles:
     """A model's configuration, and where it came from."""
 
     source: ModelSource
-    folder: Path
+    place: Place
     recipe: Recipe
     transformer: AnyTransformerConfig
     vae: VaeConfig
@@ -33,16 +35,15 @@ class ModelFiles:
 
         Raises UserError, in one sentence, for a folder that is missing or not whole.
         """
-        folder = model_folder(source)
-        if source.name is not None and Path(source.name).is_dir():  # no hub id; actors stand in other folders
-            source = source.model_copy(update={"name": str(folder.absolute())})
-        _, transformer, recipe = read_shape(folder, source.variant)
-        return cls(source, folder, recipe, transformer, read_vae_config(folder / VAE))
+        place = find_model(source)
+        source = source.model_copy(update={"name": absolute(source.name)})  # actors stand in other folders
+        _, transformer, recipe = read_outline(place)
+        return cls(source, place, recipe, transformer, read_vae_config(place.vae))
 
     @property
     def name(self) -> str:
         """What it is called where its place does not matter."""
-        return Path(self.source.name or self.folder).name
+        return Path(self.source.name or self.place.folder).name
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """The (height, width) of the latents of what is asked for. Raises UserError if this model cannot make it."""
@@ -64,4 +65,5 @@ class ModelFiles:
 
     def fingerprint(self) -> str:
         """Changes whenever a file of the folder does, or how it is read."""
-        return fingerprint(self.folder, self.source.variant, self.source.dtype)
+        folder, *adapters = self.place.files
+        return fingerprint(folder, self.source.variant, self.source.dtype, *map(fingerprint, adapters))

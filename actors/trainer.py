@@ -125,7 +125,9 @@ class EndAtUserErrors(ray.train.UserCallback):
 
 def at_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration for processes that start in other folders."""
-    moved = {key: absolute(name) for key in ("start", "vae") if (name := getattr(config.model, key)) != SHIPPED}
+    moved = {
+        key: absolute(name) for key in ("start", "vae", "encoders") if (name := getattr(config.model, key)) != SHIPPED
+    }
     model = config.model.model_copy(update=moved)
     given = config.data
     data = str(Path(given).absolute()) if isinstance(given, str) else tuple(map(_at_absolute_path, given))

@@ -21,6 +21,7 @@ import typer
 
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
+from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
@@ -46,6 +47,8 @@ _KEYS = keys_help(
     ("Keys of the configuration file, which --set overrides (--set phases.0.learning_rate=1e-4):", TrainConfig, ""),
     ("Of each phase:", PhaseConfig, "phases.N."),
     ("Of the model:", TrainedModelConfig, "model."),
+    ("Of what is trained of it:", TuneConfig, "model.tune."),
+    ("Of an adapter:", LoraConfig, "model.tune.lora."),
 )
 
 

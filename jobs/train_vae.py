@@ -1,9 +1,11 @@
-"""Train the causal video VAE on clips of the digits world.
+"""Train the causal video VAE, on clips of the digits world or of real videos.
 
     python -m jobs.train_vae --config jobs/configs/digits_vae.yaml --out runs/vae
+    python -m jobs.train_vae --config jobs/configs/video_vae.yaml --set data.videos=clips.csv --out runs/vae
 
-leaves a log in OUT/log.jsonl and the model folder in OUT/causal_video_vae. The shipped configuration takes about 40
-minutes on one CPU thread. Interrupted, the same command goes on from its newest checkpoint.
+leaves a log in OUT/log.jsonl, its picture in OUT/loss.png, held-out clips beside what became of them in OUT/strips, and
+the model folder in OUT/causal_video_vae. digits_vae.yaml takes about 40 minutes on one CPU thread. Interrupted, the
+same command goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def main(
     ] = None,
     log_level: LogLevelOption = None,
 ) -> None:
-    """Train the VAE on clips of the digits world, or go on from the checkpoint in OUT.
+    """Train the VAE on clips of the digits world or of videos (the key data), or go on from the checkpoint in OUT.
 
     The model goes to OUT/causal_video_vae.
     """
@@ -43,14 +45,22 @@ def main(
         make_folder(out)
         display.begin("training the VAE")
         from framegrove.digits.clips import DigitsFrames
+        from framegrove.models.vae_files import read_vae_config
         from framegrove.training.vae import MODEL, train
+        from framegrove.training.vae_clips import ClipSource
+        from framegrove.training.vae_videos import VideoFrames
+
+        shape = read_vae_config(settings.start) if settings.start is not None else settings.model
+        source: ClipSource = DigitsFrames(settings.seed)
+        if settings.data is not None:
+            source = VideoFrames(settings.data, shape, settings.seed)
 
         def on_step(done: VaeStep) -> None:
             display.show(done.step / settings.steps, f"step {done.step} of {settings.steps}, loss {done.loss:.3f}")
             if done.psnr:
                 display.say(_line_of(done))
 
-        last = train(settings, DigitsFrames(settings.seed), out, on_step)
+        last = train(settings, source, out, on_step)
         display.say(f"the saved weights: {_decibels(last)}")
         display.say(f"model: {out / MODEL}")
 

@@ -178,12 +178,16 @@ class TextConfig(Config):
 class ModelSource(Config):
     """Which model is used, and how its files are read."""
 
-    name: str | None = Field(default=None, description="a folder or a hub id; absent: the shipped model")
+    name: str | None = Field(
+        default=None, description="a folder (a model's, an adapter's or a run's) or a hub id; absent: the shipped model"
+    )
     variant: str | None = Field(default=None, description="of a public model: 384p, 768p, image; absent: the largest")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of all weights but a small text encoder's"
     )
     allow_pickle: bool = Field(default=False, description="read pickled weights where there are no safetensors")
+    vae: str | None = Field(default=None, description="folder of the video VAE, where the model is SD3 Medium")
+    encoders: str | None = Field(default=None, description="folder of the text encoders, where it is a single file")
 
 
 class Recipe(Config):

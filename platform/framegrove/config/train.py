@@ -19,6 +19,7 @@ from framegrove.config.model import (
     TextConfig,
     TransformerConfig,
 )
+from framegrove.config.tune import TuneConfig
 
 SHIPPED = "shipped"
 
@@ -36,7 +37,9 @@ class ModelConfig(Config):
     """
 
     start: str | None = Field(
-        SHIPPED, description="model folder or hub id to continue from; shipped: the embedded model; null: a new model"
+        SHIPPED,
+        description="model to continue from: a folder, a hub id, a run's folder, SD3 Medium's folder or file (see vae "
+        "and encoders); shipped: the embedded model; null: a new model",
     )
     variant: str | None = Field(None, description="of a public start: 384p, 768p or image; null: the largest")
     allow_pickle: bool = Field(False, description="read pickled weights of start where there are no safetensors")
@@ -44,7 +47,12 @@ class ModelConfig(Config):
         False, description="begin with an untrained transformer of start's shape, beside start's VAE and text encoder"
     )
     vae: str | None = Field(
-        None, description="of a new model: folder of the VAE that encoded the data; shipped: the embedded one"
+        None,
+        description="of a new model, or where start is SD3 Medium: folder of the VAE that encoded the data; shipped: "
+        "the embedded one",
+    )
+    encoders: str | None = Field(
+        None, description="where start is a single file: folder with text_encoder*/ and tokenizer*/"
     )
     transformer: TransformerConfig = Field(
         default=TransformerConfig(), description="of a new model: shape of its MM-DiT transformer"
@@ -58,13 +66,18 @@ class ModelConfig(Config):
     )
     recipe: Recipe = Field(default=Recipe(), description="of a new model: how it is sampled")
     train_text: bool = Field(
-        True, description="train the text encoder as well; the encoders of public checkpoints must stay frozen (false)"
+        True,
+        description="where all is trained: the text encoder as well; those of public checkpoints must stay frozen "
+        "(false)",
     )
+    tune: TuneConfig = Field(TuneConfig(), description="what is trained of start: all of it, an adapter, or parts")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.start is None and self.vae is None:
             raise ValueError("name a model folder to continue from (start), or the VAE of a new model (vae)")
+        if not self.tune.all and (self.start is None or self.fresh):
+            raise ValueError("tune: an adapter or parts of an untrained transformer cannot be trained alone: remove it")
         if self.flux is not None and "transformer" in self.model_fields_set:
             raise ValueError("give the shape of an MM-DiT (transformer) or of a FLUX-style one (flux), not both")
         for key in ("joint_attention_dim", "pooled_projection_dim"):
@@ -80,7 +93,13 @@ class ModelConfig(Config):
     def source(self) -> ModelSource:
         """The model to continue from, where there is one."""
         name = None if self.start == SHIPPED else self.start
-        return ModelSource(name=name, variant=self.variant, allow_pickle=self.allow_pickle)
+        return ModelSource(
+            name=name,
+            variant=self.variant,
+            allow_pickle=self.allow_pickle,
+            vae=self.vae,
+            encoders=self.encoders,
+        )
 
     @property
     def shape(self) -> AnyTransformerConfig:
@@ -220,6 +239,8 @@ class TrainConfig(Config):
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases must have different names, not {names}")
+        if not self.model.tune.all and any(phase.matrix_learning_rate for phase in self.phases):
+            raise ValueError("matrix_learning_rate is for a model that is trained whole: remove it, or model.tune")
         if len({phase.matrix_learning_rate is None for phase in self.phases}) > 1:
             raise ValueError("give a matrix_learning_rate to every phase or to none: one optimizer serves them all")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from framegrove.config.base import Config
 
@@ -91,10 +91,24 @@ class VaeConfig(Config):
         return self
 
 
+class VideoClipsConfig(Config):
+    """Clips of video files: of each a stretch of its beginning, scaled and cut to one size."""
+
+    videos: str = Field(description="list of videos (.csv, .jsonl, .parquet, as jobs.prepare reads) or their folder")
+    height: PositiveInt = Field(256, description="in pixels")
+    width: PositiveInt = Field(256, description="in pixels")
+    units: PositiveInt = Field(3, description="units of a clip: 3 are 17 frames where a unit is 8")
+    fps: float = Field(24.0, gt=0, description="frames a second at which videos are read")
+    heldout: float = Field(0.05, gt=0, lt=1, description="share of the videos that are only measured on, one at least")
+
+
 class VaeTrainingConfig(Config):
-    """One training of the VAE, on clips that show small bright objects on a dark ground."""
+    """One training of the VAE; the defaults are for small bright objects on a dark ground, the digits world."""
 
     model: VaeConfig = VaeConfig()
+    start: str | None = Field(None, description="folder of a VAE to continue from, in place of model")
+    allow_pickle: bool = Field(False, description="read pickled weights of start and features")
+    data: VideoClipsConfig | None = Field(None, description="clips of real videos; null: of the digits world")
     seed: int = 0
     steps: PositiveInt = 1000
     batch: PositiveInt = Field(12, description="clips per step on crops")
@@ -111,7 +125,21 @@ class VaeTrainingConfig(Config):
     l1: float = Field(1.0, ge=0, description="weight of the absolute error of pixels in [-1, 1]")
     mse: float = Field(6.0, ge=0, description="weight of the squared error")
     kl: float = Field(1e-4, ge=0, description="weight of the posterior's divergence from a standard normal one")
-    foreground: float = Field(4.0, ge=1, description="weight of pixels on or beside an object")
+    perceptual: float = Field(0.0, ge=0, description="weight of the distance between features; 0: without")
+    features: str | None = Field(
+        None,
+        description="whose features: a VAE's folder, or VGG16's weights in a safetensors file, with LPIPS' if they are "
+        "in it",
+    )
+    adversarial: float = Field(
+        0.0, ge=0, description="weight of what a discriminator of patches thinks, beside the reconstruction; 0: without"
+    )
+    adversarial_from: NonNegativeInt = Field(0, description="step from which there is a discriminator")
+    discriminator_width: PositiveInt = Field(32, multiple_of=4, description="channels of its first layer")
+    discriminator_learning_rate: float = Field(2e-4, gt=0, description="constant")
+    foreground: float = Field(
+        4.0, ge=1, description="weight of pixels on or beside what is bright; 1: all alike, crops are anywhere"
+    )
     image: float = Field(2.0, ge=1, description="further weight of the first frame, which is a unit of its own")
     bfloat16: bool = Field(True, description="run forward and backward passes under bfloat16 autocast")
     log_every: PositiveInt = Field(20, description="steps between lines of the log")
@@ -119,4 +147,15 @@ class VaeTrainingConfig(Config):
     evaluate_clips: PositiveInt = Field(16, description="held-out clips of each kind per evaluation")
     final_clips: PositiveInt = Field(128, description="held-out clips of each kind in the last evaluation")
     norm_clips: PositiveInt = Field(512, description="clips on which the normalisation of latents is measured")
+    strip_every: PositiveInt = Field(
+        200, description="steps between pictures of held-out clips and what became of them"
+    )
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between checkpoints")
+
+    @model_validator(mode="after")
+    def _whole_terms(self) -> VaeTrainingConfig:
+        if (self.perceptual > 0) != (self.features is not None):
+            raise ValueError("perceptual and features belong together: give both or neither")
+        if self.start is not None and "model" in self.model_fields_set:
+            raise ValueError("give start or model, not both: a VAE that is continued has its own shape")
+        return self

@@ -78,7 +78,7 @@ def contact_sheet(frames: Frames, *, columns: int = 9, scale: int = 1) -> Frames
 
 def write_png(image: Frames, path: Path) -> None:
     """Write one uint8 image (H, W, 3)."""
-    Image.fromarray(image).save(path)
+    Image.fromarray(image).save(path, format="png")
 
 
 def _check(frames: Frames) -> None:

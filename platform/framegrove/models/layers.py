@@ -135,6 +135,10 @@ def last_rows(x: Tensor, count: int) -> Tensor:
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
     """Run a block; with ``recompute`` its activations are recomputed in the backward pass instead of kept."""
+    if torch.is_grad_enabled() and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        # The first block of a model that is frozen up to here. Both a reentrant checkpoint and ZeRO 3 go by the inputs:
+        # without this, the block's own weights would get no gradient from the one and be gone too early in the other.
+        inputs = (inputs[0].detach().requires_grad_(), *inputs[1:])
     if recompute and torch.is_grad_enabled():
         # Reentrant, so that the forward pass runs without gradients; otherwise attention would keep its own graphs.
         return checkpoint(block, *inputs, use_reentrant=True)
@@ -181,10 +185,27 @@ class JointAttention(nn.Module):
 
 
 def projected(x_LD: Tensor, spec: AttentionSpec, *layers: nn.Linear) -> Tensor:
-    """(L, 3, heads, head size) queries, keys and values; one matrix product computes all three layers."""
+    """(L, 3, heads, head size) queries, keys and values; one matrix product computes all three layers.
+
+    Layers that carry an adapter (lora.py) show the weights of the layers in them; what the adapters give is added.
+    """
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
-    return F.linear(x_LD, weight, bias).view(len(x_LD), 3, spec.heads, spec.head_size)
+    result = F.linear(x_LD, weight, bias)
+    if any(hasattr(layer, "lora_A") for layer in layers):
+        parts = zip(result.chunk(len(layers), dim=1), layers, strict=True)
+        result = torch.cat([part + _adapted(layer, x_LD) for part, layer in parts], dim=1)
+    return result.view(len(x_LD), 3, spec.heads, spec.head_size)
+
+
+def _adapted(layer: Any, x_LD: Tensor) -> Tensor | int:
+    """What peft's adapter on a layer adds to it: the scaled B A x of each; 0 where there is none."""
+    if not hasattr(layer, "lora_A"):
+        return 0
+    return sum(
+        layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](x_LD))) * layer.scaling[name]
+        for name in layer.lora_A
+    )
 
 
 def filled_table(

@@ -73,13 +73,13 @@ class PatchEmbedding(nn.Module):
         self.size = config.pos_embed_max_size
         self.interpolate = config.interp_condition_pos
         self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
-        self.base_size = config.sample_size // config.patch_size
+        self.config = config
         self.register_buffer("pos_embed", torch.empty(1, self.size**2, config.width))
         self.fill_table()
 
     def fill_table(self) -> None:
         """Compute the table, which is also kept among the weights."""
-        self.pos_embed.copy_(_sincos_table(self.pos_embed.shape[-1], self.size, self.base_size))
+        self.pos_embed.copy_(position_table(self.config))
 
     def forward(self, packed: Packed) -> Tensor:
         weight = self.proj.weight
@@ -105,6 +105,11 @@ class PatchEmbedding(nn.Module):
         if grid != size:
             table = F.interpolate(table.permute(2, 0, 1)[None], size=size, mode="bilinear")[0].permute(1, 2, 0)
         return table.flatten(0, 1)
+
+
+def position_table(config: TransformerConfig) -> Tensor:
+    """The sinusoidal table (1, places, width) of this shape, which is that of SD3."""
+    return _sincos_table(config.width, config.pos_embed_max_size, config.sample_size // config.patch_size)
 
 
 def _sincos_table(width: int, size: int, base_size: int) -> Tensor:

@@ -6,12 +6,12 @@
 
 Public checkpoints hold their transformers as diffusion_transformer_768p and the like, two or three text encoders, and
 no recipe (see public.py). Weights are read from safetensors; a pickle is opened only where the caller allows it.
+A model may also be an adapter, a run, or SD3 Medium (see sources.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from framegrove.config.base import describe
 from framegrove.config.model import AnyTransformerConfig, FluxConfig, ModelSource, Recipe, read_transformer_config
 from framegrove.errors import UserError
 from framegrove.files import replacing
+from framegrove.models import lora, sd3
 from framegrove.models.files import (
     CONFIG_FILE,
     check_keys,
@@ -29,15 +30,17 @@ from framegrove.models.files import (
     save_weights,
     write_json,
 )
-from framegrove.models.public import RELEASED_NORMS, VARIANTS, local_folder, transformer_folder
+from framegrove.models.mmdit import MMDiT
+from framegrove.models.public import RELEASED, RELEASED_NORMS, VARIANTS, transformer_folder
 from framegrove.models.public import TRANSFORMER as TRANSFORMER
+from framegrove.models.sources import RECIPE, Place, find_model
+from framegrove.models.sources import VAE as VAE
+from framegrove.models.sources import embedded_model as embedded_model
 from framegrove.models.text import TextEncoder
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import Take, Transformer, build_transformer, keep, pieces
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import LatentNorm, load_vae, save_vae
-
-VAE, RECIPE = "causal_video_vae", "framegrove.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,33 +64,6 @@ class Pipeline:
         return self
 
 
-def embedded_model() -> Path:
-    """The folder of the model that is shipped with the package."""
-    return Path(str(resources.files("framegrove") / "assets" / "digits"))
-
-
-def model_folder(source: ModelSource) -> Path:
-    """The folder of a model, downloaded if need be. Raises UserError where there is none."""
-    if source.name is None:
-        return embedded_model()
-    folder = local_folder(source.name, source.variant, allow_pickle=source.allow_pickle)
-    if not folder.is_dir():
-        raise UserError(f"no model folder at {folder}: give a folder that holds {TRANSFORMER}/, {VAE}/ and {RECIPE}")
-    return folder
-
-
-def load_source(source: ModelSource, text_dtype: torch.dtype | None = None, take: Take = keep) -> Pipeline:
-    """The model that a job was told to use; ``text_dtype``, ``take`` and errors as those of `load_pipeline`."""
-    return load_pipeline(
-        source.name,
-        getattr(torch, source.dtype),
-        variant=source.variant,
-        allow_pickle=source.allow_pickle,
-        text_dtype=text_dtype,
-        take=take,
-    )
-
-
 def load_pipeline(
     model: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
@@ -99,19 +75,29 @@ def load_pipeline(
 ) -> Pipeline:
     """Read a model (absent: the embedded one), in evaluation mode; all but a small text encoder in ``dtype``.
 
-    ``model`` is a folder or a hub id, ours or a public checkpoint; ``variant`` chooses among a public one's
-    transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read where there are no
-    safetensors; ``text_dtype`` is that of public text encoders where it differs; ``take`` is given the transformer
-    piece by piece while it is read. Raises UserError, in one line, for what is missing or does not fit.
+    ``model`` is a folder or a hub id, ours or a public checkpoint, or what else `find_model` knows; ``variant`` chooses
+    among a public one's transformers ("384p"; absent: the highest resolution). ``allow_pickle`` has .bin files read
+    where there are no safetensors; ``text_dtype`` is that of public text encoders where it differs; ``take`` is given
+    the transformer piece by piece while it is read. Raises UserError, in one line, for what is missing or does not fit.
     """
     given = str(model.absolute()) if isinstance(model, Path) else model  # a path is never taken for a hub id
     source = ModelSource(name=given, variant=variant, allow_pickle=allow_pickle)
-    folder = model_folder(source)
-    name, config, recipe = read_shape(folder, variant)
-    released = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
-    vae, norm = load_vae(folder / VAE, None if name == TRANSFORMER else released, dtype, allow_pickle=allow_pickle)
-    text = load_text(folder, text_dtype or dtype, allow_pickle=allow_pickle)
-    transformer = load_transformer(folder / name, dtype, allow_pickle=allow_pickle, take=take)
+    return _load(source, dtype, text_dtype, take)
+
+
+def load_source(source: ModelSource, text_dtype: torch.dtype | None = None, take: Take = keep) -> Pipeline:
+    """The model that a job was told to use; ``text_dtype``, ``take`` and errors as those of `load_pipeline`."""
+    return _load(source, getattr(torch, source.dtype), text_dtype, take)
+
+
+def _load(source: ModelSource, dtype: torch.dtype, text_dtype: torch.dtype | None, take: Take) -> Pipeline:
+    place, pickles = find_model(source), source.allow_pickle
+    name, config, recipe = read_outline(place)
+    norm = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
+    own = name == TRANSFORMER and not place.is_sd3  # a folder of ours has a normalisation of its own
+    vae, norm = load_vae(place.vae, None if own else norm, dtype, allow_pickle=pickles)
+    text = load_text(place.text, text_dtype or dtype, allow_pickle=pickles)
+    transformer = transformer_at(place, dtype, allow_pickle=pickles, take=take)
     return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe, name)
 
 
@@ -120,6 +106,29 @@ def load_text(folder: Path, dtype: torch.dtype, *, allow_pickle: bool = False) -
     if (folder / "text_encoder_2").is_dir():
         return PublicTextEncoder.load(folder, dtype, allow_pickle=allow_pickle)
     return TextEncoder.load(folder).eval().requires_grad_(False)
+
+
+def transformer_at(
+    place: Place, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False, take: Take = keep
+) -> Transformer:
+    """The transformer of a model, converted where it is SD3's, with its adapters merged into its weights.
+
+    Where nothing has to be done to it, it is read piece by piece; ``take`` is given each in any case.
+    """
+    if not place.is_sd3 and not place.adapters:
+        return load_transformer(place.transformer, dtype, allow_pickle=allow_pickle, take=take)
+    if place.is_sd3:
+        config = sd3.load_config(place.transformer)
+        with torch.device("meta"):
+            transformer: Transformer = MMDiT(config)
+        transformer.load_state_dict(sd3.load_weights(place.transformer, config, dtype), assign=True)
+    else:
+        transformer = load_transformer(place.transformer, dtype, allow_pickle=allow_pickle)
+    for adapter in place.adapters:
+        transformer = lora.merged(transformer, adapter)
+    for _, piece in pieces(transformer):
+        take(piece)
+    return transformer
 
 
 def load_transformer(
@@ -174,6 +183,13 @@ def _read_config(folder: Path, absent: str) -> AnyTransformerConfig:
         return read_transformer_config(read_json(path))
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
+
+
+def read_outline(place: Place) -> tuple[str, AnyTransformerConfig, Recipe]:
+    """As `read_shape`, of any model."""
+    if place.is_sd3:
+        return TRANSFORMER, sd3.load_config(place.transformer), RELEASED
+    return read_shape(place.folder, place.transformer.name)
 
 
 def read_shape(folder: Path, variant: str | None = None) -> tuple[str, AnyTransformerConfig, Recipe]:

@@ -15,7 +15,7 @@ from framegrove.errors import UserError
 from framegrove.models.vae_files import Affine, LatentNorm
 
 TRANSFORMER = "diffusion_transformer"
-_RELEASED = Recipe(
+RELEASED = Recipe(
     guidance=GuidanceConfig(first=7.0, others=5.0, others_from_image=4.0),
     prompt_suffix=", hyper quality, Ultra HD, 8K",
     negative_prompt=(
@@ -24,9 +24,9 @@ _RELEASED = Recipe(
     ),
 )
 VARIANTS = {
-    "diffusion_transformer_768p": _RELEASED.model_copy(update={"height": 768, "width": 1280, "units": 31}),
-    "diffusion_transformer_384p": _RELEASED.model_copy(update={"height": 384, "width": 640, "units": 16}),
-    "diffusion_transformer_image": _RELEASED.model_copy(
+    "diffusion_transformer_768p": RELEASED.model_copy(update={"height": 768, "width": 1280, "units": 31}),
+    "diffusion_transformer_384p": RELEASED.model_copy(update={"height": 384, "width": 640, "units": 16}),
+    "diffusion_transformer_image": RELEASED.model_copy(
         update={"height": 1024, "width": 1024, "units": 1, "guidance": GuidanceConfig(first=9.0)}
     ),
 }
@@ -36,7 +36,11 @@ RELEASED_NORMS = {
     "flux": LatentNorm(Affine((-0.04,), 1 / 1.8726), _VIDEO),
 }
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_ALWAYS = ("framegrove.json", "causal_video_vae/*", "text_encoder*/*", "tokenizer*/*")
+_ALWAYS = (
+    *("framegrove.json", "causal_video_vae/*", "text_encoder*/*", "tokenizer*/*"),
+    *("adapter_config.json", "adapter_model.safetensors", "base.json"),  # an adapter
+    "transformer/*",  # SD3 Medium
+)
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 

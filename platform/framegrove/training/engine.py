@@ -220,7 +220,7 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         """Continue from the parts that all workers saved, merged into one folder."""
-        self.engine.load_checkpoint(str(folder), tag=_TAG)
+        self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)  # frozen weights are not in it
         held = torch.load(folder / f"averaged-{self.rank:05d}.pt", map_location=self.device, weights_only=True)
         torch._foreach_copy_(self.averaged, held["averaged"])
         self.updates = held["updates"]

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import SHIPPED, PhaseConfig, TrainConfig
 from framegrove.errors import UserError
-from framegrove.models.pretrained import model_folder, read_shape
+from framegrove.models.pretrained import read_outline
+from framegrove.models.sources import find_model
 from framegrove.training.memory import Memory, Model, estimate, estimate_plain, longest_sample, pass_tokens
 
 GB = 10**9
@@ -34,15 +35,15 @@ def model_of(config: TrainConfig, *, download: bool = False) -> tuple[Model, str
         small = given.text
         text = small.layers * (12 * small.width + 13) * small.width + small.max_tokens * small.width
         return _model(config, given.shape, given.recipe, small.max_tokens, text), "the shape of the new model"
-    folder = model_folder(given.source) if download or given.start == SHIPPED else Path(given.start)
-    if folder.is_dir():
-        name, shape, recipe = read_shape(folder, given.variant)
-        weights = _text_weights(folder) or _public_text_weights(shape)
-        return _model(config, shape, recipe, _text_tokens(folder), weights), f"the shape in {folder / name}"
+    if download or given.start == SHIPPED or Path(given.start).exists():
+        place = find_model(given.source)
+        _, shape, recipe = read_outline(place)
+        weights = _text_weights(place.text) or _public_text_weights(shape)
+        return _model(config, shape, recipe, _text_tokens(place.text), weights), f"the shape in {place.transformer}"
     if not given.model_fields_set & {"transformer", "flux"}:
         raise UserError(
-            f"no model folder at {folder}, and the configuration does not say its shape: put the model there, or give "
-            "its shape as model.transformer or model.flux ({} for that of the public checkpoints)"
+            f"no model folder at {given.start}, and the configuration does not say its shape: put the model there, or "
+            "give its shape as model.transformer or model.flux ({} for that of the public checkpoints)"
         )
     key = "flux" if given.flux else "transformer"
     shape = given.shape

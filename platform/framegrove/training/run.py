@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -18,20 +19,22 @@ from framegrove.data.ingest import Catalog, DataError, open_catalog
 from framegrove.data.reading import ClipReader
 from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models import lora
 from framegrove.models.pretrained import (
     VAE,
     Pipeline,
     embedded_model,
     load_source,
-    model_folder,
-    read_shape,
+    read_outline,
     save_pipeline,
+    transformer_at,
 )
+from framegrove.models.sources import find_model
 from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import Take, build_transformer, drop, fresh_transformer, keep
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
-from framegrove.training import checkpoint
+from framegrove.training import checkpoint, tuning
 from framegrove.training.curriculum import PhaseClips, Position, StepPlan, check_sizes, plan_step
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
@@ -135,6 +138,7 @@ class Setup:
         """
         catalog = open_catalog([given.path for given in config.data_sets])
         shape, vae, recipe = _outline(config.model)
+        tuning.check(config.model.tune, shape)
         check_sizes(config, catalog, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         check_heads(config.sequence_parallel, shape)
         shard = catalog.shards[0]  # all are of one VAE
@@ -174,6 +178,11 @@ class Setup:
         trained = dict(transformer.named_parameters())
         return {name: value.clone() for name, value in transformer.state_dict().items() if name not in trained}
 
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        """How an adapter names the model that is continued."""
+        return lora.reference(self.config.model.source)
+
     @property
     def schedule(self) -> PyramidSchedule:
         """The pyramid of the model."""
@@ -187,10 +196,14 @@ class Setup:
         """
         if "pipeline" not in vars(self):  # the property would load the whole
             vars(self)["pipeline"] = self._load(take)
-        text, train_text = self.pipeline.text, self.config.model.train_text
+        text, tune = self.pipeline.text, self.config.model.tune
+        train_text = self.config.model.train_text if tune.all else tune.trains_text
         _ = self._buffers  # copied now, before an engine can round them
         transformer = self.pipeline.transformer
-        return Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text).train()
+        if tune.lora is not None:
+            _ = self._base  # read now: at the end of a long run the model may have been moved
+        module = Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text)
+        return tuning.restrict(module, tune, self.config.seed).train()
 
     def plan(self, step: int) -> StepPlan:
         """What all workers together are trained on in a step of the run."""
@@ -231,15 +244,28 @@ class Setup:
                 )
 
     def save_model(self, engine: Engine, out: Path) -> None:
-        """Write the averaged weights as the model folder of a run. Every worker calls it, worker 0 writes."""
+        """Write the averaged weights as the model folder of a run. Every worker calls it, worker 0 writes.
+
+        The folder of a run that trains an adapter has the adapter alone, and says which model it is for.
+        """
         averaged = engine.averaged_weights()
         if engine.rank != 0:
             return
+        model = self.config.model
+        if model.tune.lora is not None:
+            weights = {name.removeprefix(tuning.TRANSFORMER): value for name, value in averaged.items()}
+            names = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
+            lora.save_adapter(out / MODEL, model.tune.lora, names, weights, self._base)
+            return
         with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
             transformer = build_transformer(self.pipeline.transformer.config)
-        prefix = "transformer."
+        prefix = tuning.TRANSFORMER
         weights = {name.removeprefix(prefix): value for name, value in averaged.items() if name.startswith(prefix)}
-        transformer.load_state_dict({**self._buffers, **weights}, assign=True)
+        if model.tune.parts:  # an engine may have cut the frozen weights to pieces, so they are read again
+            source = model.source
+            start = transformer_at(find_model(source), allow_pickle=source.allow_pickle)
+            weights = {**start.state_dict(), **weights}
+        transformer.load_state_dict({**weights, **self._buffers}, assign=True)
         texts = {f"text.{name}": parameter for name, parameter in self.pipeline.text.named_parameters()}
         with torch.no_grad():
             for name in texts.keys() & averaged.keys():
@@ -258,9 +284,9 @@ def _outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, 
     """Shape of the transformer, VAE and recipe of the model of step 0."""
     if model.start is None:
         return model.shape, read_vae(_vae_folder(model)), model.recipe
-    folder = model_folder(model.source)
-    _, shape, recipe = read_shape(folder, model.variant)
-    return shape, read_vae(folder / VAE, allow_pickle=model.allow_pickle), recipe
+    place = find_model(model.source)
+    _, shape, recipe = read_outline(place)
+    return shape, read_vae(place.vae, allow_pickle=model.allow_pickle), recipe
 
 
 def _vae_folder(model: ModelConfig) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -30,6 +31,7 @@ class Trainable(nn.Module):
             raise UserError("the text encoders of public checkpoints stay frozen: set model.train_text to false")
         self.transformer = transformer.requires_grad_(True)
         self.train_text = train_text
+        self.dropout = False  # whether an adapter drops inputs
         text.requires_grad_(train_text)
         if train_text:
             self.text = text
@@ -44,6 +46,9 @@ class Trainable(nn.Module):
     def forward(self, samples: Sequence[StageSample]) -> Tensor:
         """The flow matching loss of each stage-sample, (N,), from one packed forward pass (PFM eq. 11)."""
         device = next(self.transformer.parameters()).device
+        if self.dropout:  # drawn from the samples themselves, so that a resumed run draws the same
+            noise = samples[0].noisy.detach().float().cpu().numpy().tobytes()
+            torch.manual_seed(int.from_bytes(hashlib.blake2b(noise, digest_size=7).digest()))
         with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
             texts = self.text.encode([sample.prompt for sample in samples])
         packed = self.transformer.pack(

@@ -1,8 +1,11 @@
 """Training the causal video VAE: one plain loop, resumable, a pure function of its configuration and its clips.
 
-Made for small bright objects on an empty ground, where a plain loss learns the ground and little else. Three things
-help: most steps train on crops around an object, pixels near one weigh more, and whole frames come last, so that group
-norm meets the statistics it will see in use.
+The loss is reconstruction + kl x KL divergence (+ perceptual x distance of features, perceptual.py) (+ adversarial x
+balance x a discriminator's verdict, adversarial.py).
+
+On small bright objects on an empty ground a plain loss learns the ground and little else. Three things help: most steps
+train on crops around an object, pixels near one weigh more, and whole frames come last, so that group norm meets the
+statistics it will see in use.
 """
 
 from __future__ import annotations
@@ -29,10 +32,13 @@ from framegrove.models.trainer_state import (
     update_average,
 )
 from framegrove.models.vae import CausalVideoVae, Moments
-from framegrove.models.vae_files import LatentNorm, from_uint8, save_vae
+from framegrove.models.vae_files import LatentNorm, from_uint8, read_vae, save_vae
+from framegrove.training.adversarial import Judge, balance
 from framegrove.training.loop import TrainingDiverged
 from framegrove.training.muon import KernelMuon
+from framegrove.training.perceptual import load_perception
 from framegrove.training.vae_clips import ClipSource, ClipWindow, Frames
+from framegrove.training.vae_pictures import PICTURE, draw_curve, save_strip
 
 CHECKPOINT, LOG, MODEL = "checkpoint.pt", "log.jsonl", "causal_video_vae"
 _MEASURED = 8  # clips that are encoded together where something is measured
@@ -53,6 +59,7 @@ class VaeStep:
     kl: float
     learning_rate: float
     psnr: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)  # further terms of the loss, where there are any
 
     def figures(self) -> dict[str, float]:
         """For the log: rounded, and flat."""
@@ -64,6 +71,7 @@ class VaeStep:
             "kl": self.kl,
             "learning_rate": self.learning_rate,
         }
+        found |= self.terms
         found |= {f"psnr_{kind}": decibels for kind, decibels in self.psnr.items()}
         return {name: round(value, 6) for name, value in found.items()}
 
@@ -90,6 +98,10 @@ def train(
             done = replace(done, psnr=run.psnr(config.evaluate_clips))
         if done.psnr or run.step % config.log_every == 0:
             append_line(out / LOG, done.figures())
+        if done.psnr:
+            draw_curve(out / LOG, out / PICTURE)
+        if last or run.step % config.strip_every == 0:
+            save_strip(run.averaged, source, out, run.step)
         on_step(done)
         if last or time.monotonic() - saved > config.checkpoint_seconds:
             run.save(out / CHECKPOINT)
@@ -123,6 +135,17 @@ def measure_latent_norm(vae: CausalVideoVae, source: ClipSource, clips: int) -> 
     return LatentNorm.measured(image=latents_BCTHW[:, :, :1], video=latents_BCTHW[:, :, 1:])
 
 
+@dataclass
+class _Made:
+    """What a forward pass gives; ``terms`` are those of the loss that are asked for beside the first two."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    decoded: Tensor
+    terms: dict[str, Tensor]
+
+
 class _Run:
     """Weights, their average, the optimizers, and how far they have come."""
 
@@ -131,12 +154,22 @@ class _Run:
         self.config, self.source = config, source
         self.step, self.seconds = 0, 0.0
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vae = CausalVideoVae(config.model).to(self.device)
-        _narrow_posterior(self.vae)
-        self.averaged = CausalVideoVae(config.model).to(self.device)
+        if config.start is not None:
+            self.vae = read_vae(config.start, allow_pickle=config.allow_pickle).to(self.device).train()
+            self.vae.requires_grad_(True)
+        else:
+            self.vae = CausalVideoVae(config.model).to(self.device)
+            _narrow_posterior(self.vae)
+        self.averaged = CausalVideoVae(self.vae.config).to(self.device)
         self.averaged.load_state_dict(self.vae.state_dict())
         self.averaged.requires_grad_(False)
         self.adamw, self.muon = _optimizers(self.vae, config)
+        self.perception = (
+            load_perception(config.features, self.device, allow_pickle=config.allow_pickle) if config.features else None
+        )
+        channels, width = self.vae.config.decoder_out_channels, config.discriminator_width
+        rate = config.discriminator_learning_rate
+        self.judge = Judge(channels, width, rate, self.device) if config.adversarial else None
 
     def advance(self, window: ClipWindow) -> VaeStep:
         """One optimizer step."""
@@ -144,34 +177,61 @@ class _Run:
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         video, weight = (tensor.to(self.device) for tensor in window.batch(self.step))
-        loss, reconstruction, kl = self._loss(video, weight, generator)
-        if not math.isfinite(loss.item()):
-            raise TrainingDiverged(f"the loss is {loss.item()} at step {self.step}: lower the learning rates")
+        made = self._forward(video, weight, generator)
+        if not math.isfinite(made.loss.item()):
+            raise TrainingDiverged(f"the loss is {made.loss.item()} at step {self.step}: lower the learning rates")
         self.vae.zero_grad(set_to_none=True)
-        loss.backward()
+        made.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), config.gradient_clip)
         scale = _learning_rate_scale(config, self.step)
         self.adamw.param_groups[0]["lr"] = scale * config.learning_rate
         self.muon.param_groups[0]["lr"] = scale * config.matrix_learning_rate
         self.adamw.step()
         self.muon.step()
+        if self.judge and self._judging:
+            with self._autocast():
+                made.terms["discriminator"] = self.judge.learn(video, made.decoded)
         self.step += 1
         update_average(list(self.averaged.parameters()), list(self.vae.parameters()), config.ema, updates=self.step + 1)
         self.seconds += time.monotonic() - began
-        rate = scale * config.learning_rate
-        return VaeStep(self.step, self.seconds, loss.item(), reconstruction.item(), kl.item(), rate)
+        return VaeStep(
+            self.step,
+            self.seconds,
+            made.loss.item(),
+            made.reconstruction.item(),
+            made.kl.item(),
+            scale * config.learning_rate,
+            terms={name: value.item() for name, value in made.terms.items()},
+        )
 
-    def _loss(self, video: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, and its two parts: reconstruction error and Kullback-Leibler divergence of the posterior."""
-        config = self.config
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
+    @property
+    def _judging(self) -> bool:
+        return self.step >= self.config.adversarial_from
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+
+    def _forward(self, video: Tensor, weight: Tensor, generator: torch.Generator) -> _Made:
+        """The loss and its terms: reconstruction error, Kullback-Leibler divergence, and what else is asked for."""
+        config, terms = self.config, dict[str, Tensor]()
+        with self._autocast():
             half = self.vae.encode(video)
             moments = Moments(half.mean.float(), half.logvar.float())
-            decoded = self.vae.decode(moments.sample(generator))
-        error = decoded.float() - video
+            decoded = self.vae.decode(moments.sample(generator)).float()
+            if self.perception:
+                terms["perceptual"] = self.perception(decoded, video)
+            if self.judge and self._judging:
+                terms["adversarial"] = self.judge.verdict(decoded)
+        error = decoded - video
         reconstruction = (weight * (config.l1 * error.abs() + config.mse * error.square())).mean()
         kl = moments.kl().mean()
-        return reconstruction + config.kl * kl, reconstruction, kl
+        loss = reconstruction + config.kl * kl
+        if "perceptual" in terms:
+            loss = loss + config.perceptual * terms["perceptual"]
+        if "adversarial" in terms:
+            terms["balance"] = balance(loss, terms["adversarial"], self.vae.decoder.conv_out.conv.weight)
+            loss = loss + config.adversarial * terms["balance"] * terms["adversarial"]
+        return _Made(loss, reconstruction, kl, decoded, terms)
 
     def psnr(self, clips: int) -> dict[str, float]:
         """Of the averaged weights, by kind of clip."""
@@ -193,6 +253,7 @@ class _Run:
             "averaged": self.averaged.state_dict(),
             "adamw": self.adamw.state_dict(),
             "muon": self.muon.state_dict(),
+            "judge": self.judge.state_dict() if self.judge else None,
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -208,6 +269,8 @@ class _Run:
         self.averaged.load_state_dict(held["averaged"])
         self.adamw.load_state_dict(held["adamw"])
         self.muon.load_state_dict(held["muon"])
+        if self.judge:
+            self.judge.load_state_dict(held["judge"])
         self.step, self.seconds = held["step"], held["seconds"]
 
     def _identity(self) -> dict[str, Any]:

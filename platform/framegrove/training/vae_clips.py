@@ -20,7 +20,7 @@ _FOREGROUND_LEVEL = 40  # of 255: a pixel with a brighter channel is foreground
 
 
 class ClipSource(Protocol):
-    """Where clips come from: uint8 frames (T, H, W, 3), square and all of one shape, each a pure function of its index.
+    """Where clips come from: uint8 frames (T, H, W, 3), all of one shape, each a pure function of its index.
 
     Whatever is measured is measured for each of the ``kinds`` of clips.
     """
@@ -61,7 +61,8 @@ class ClipWindow:
         chosen = rng.choice(config.pool, config.full_batch if whole else config.batch, replace=False)
         clips = [self._clips[int(slot)] for slot in chosen]
         if not whole:
-            clips = [_crop(clip, config.crop, rng) for clip in clips]
+            crop = _crop if config.foreground > 1 else _crop_anywhere
+            clips = [crop(clip, config.crop, rng) for clip in clips]
         newest = config.pool + _FRESH * step
         for index in range(newest, newest + _FRESH):
             self._clips[index % config.pool] = self.source.training(index)
@@ -80,10 +81,19 @@ class ClipWindow:
 def _crop(clip: Frames, side: int, rng: np.random.Generator) -> Frames:
     """A square of all frames around a random foreground pixel of a random frame, or the clip if it is no larger."""
     height, width = clip.shape[1:3]
-    if side >= height:
+    if side >= min(height, width):
         return clip
     rows, columns = np.nonzero(clip[int(rng.integers(len(clip)))].max(axis=-1) > _FOREGROUND_LEVEL)
     pick = int(rng.integers(len(rows)))
     top = int(np.clip(rows[pick] - side // 2, 0, height - side))
     left = int(np.clip(columns[pick] - side // 2, 0, width - side))
+    return clip[:, top : top + side, left : left + side]
+
+
+def _crop_anywhere(clip: Frames, side: int, rng: np.random.Generator) -> Frames:
+    """A square of all frames, or the clip if it is no larger."""
+    height, width = clip.shape[1:3]
+    if side >= min(height, width):
+        return clip
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     return clip[:, top : top + side, left : left + side]
