@@ -31,12 +31,12 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for written in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
-            _sync(written)
+            sync(written)
         if partial.is_dir() and path.is_dir():  # rename does not replace a folder that is not empty
             _replace_folder(partial, path)
         else:
             os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         _remove(partial)
         raise
@@ -102,7 +102,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make sure that a file's contents, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

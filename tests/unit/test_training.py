@@ -17,7 +17,7 @@ from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
-from framegrove.training import curve
+from framegrove.training import checkpoint, curve
 from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Hooks
 from framegrove.training.run import Setup, run
@@ -69,7 +69,10 @@ def test_a_run_leaves_a_model_that_loads_and_a_picture(whole: Path) -> None:
     assert (whole / curve.PICTURE).stat().st_size > 5000
     names = {name for _, losses in losses_of(whole) for name in losses}
     assert names == {"loss", "stage0", "stage1", "stage2", "image", "video"}
-    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-0000012", "step-0000014"]
+    best = checkpoint.best(whole / "checkpoints")
+    assert best is not None
+    names = {path.name for path in (whole / "checkpoints").iterdir()}
+    assert names == {"step-0000012", "step-0000014", best.name}
 
 
 def test_miniflux_from_scratch_beside_public_text_encoders(world: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,12 +30,16 @@ from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import build_transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
+from framegrove.patience import patiently
 from framegrove.training import checkpoint
-from framegrove.training.curriculum import check_sizes
+from framegrove.training.checkpoint import About
+from framegrove.training.curriculum import Position, check_sizes
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Engine, Hooks, Point, train
+from framegrove.training.resume import AnyEngine, History, asdict_of, at_hand, check, go_on
+from framegrove.training.saver import Saver, new_session
 from framegrove.training.step import Trainable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,61 +48,81 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa: B008 - it is frozen
     """Train in this process, on a GPU if there is one; the model folder is ``out/model``.
 
-    Continues from the newest checkpoint in ``out``. Raises UserError for what does not fit together, and
-    TrainingDiverged.
+    Continues from the newest undamaged checkpoint in ``out``, whichever engine and however many workers have written
+    it. Raises UserError for what does not fit together, TrainingDiverged, and CheckpointFailed.
     """
-    setup = Setup.of(config)
-    resumed = checkpoint.newest(out / CHECKPOINTS)
-    first_step = checkpoint.step_of(resumed, config) if resumed else 0
+    setup = Setup.of(config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
-    if resumed:
-        engine.load(resumed)
-
-    def save(step: int) -> None:
-        checkpoint.save(out / CHECKPOINTS, step, config, engine.save)
-        hooks.on_checkpoint(step)
-
-    out.mkdir(parents=True, exist_ok=True)
-    return train_to_the_end(setup, engine, out, first_step, dataclasses.replace(hooks, on_checkpoint=save))
+    return train_to_the_end(setup, engine, out, hooks)
 
 
-def train_to_the_end(
-    setup: Setup, engine: Engine, out: Path, first_step: int, hooks: Hooks, read: Reader | None = None
-) -> Path:
+def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks, read: Reader | None = None) -> Path:
     """What a run does after it is set up, in one process and on every worker of a cluster alike.
 
-    Worker 0 writes the loss curve, its picture at every checkpoint, and the model folder at the end of every phase.
-    ``hooks.on_checkpoint`` has to save the engine; ``read`` is how clips are read where they do not all fit in memory.
+    It goes on from the newest checkpoint in ``out``. Worker 0 writes the loss curve, its picture at every checkpoint,
+    the history, and the model folder at the end of every phase. ``read`` is how clips are read where they do not all
+    fit in memory.
     """
+    config, folder = setup.config, out / CHECKPOINTS
+    if engine.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    first_step = go_on(engine, out, config)
+    saver = Saver(folder, engine, new_session(engine), config.keep_last, config.keep_best)
     curve = Curve(out, first_step) if engine.rank == 0 else None
+    history = History(out)
+    losses: dict[str, float] = {}
+
+    def on_step(done: int, loss: float) -> None:
+        saver.check()
+        hooks.on_step(done, loss)
 
     def on_point(point: Point) -> None:
+        losses.clear()
+        losses.update(point.losses)
         if curve:
-            curve.add(dataclasses.asdict(point))
+            patiently("writing the loss curve", partial(curve.add, dataclasses.asdict(point)))
         hooks.on_point(point)
 
-    def on_checkpoint(step: int) -> None:
-        hooks.on_checkpoint(step)
+    def on_checkpoint(step: int) -> bool | None:
+        phase = Position.of(config, step - 1).phase.name
+        held = asdict_of(config)
+        saver.save(About(step, phase, held, engine.name, engine.world, setup.words, setup.vae, dict(losses)))
         if curve:
-            curve.draw()
+            patiently("drawing the loss curve", curve.draw)
+        if engine.most(int(engine.rank == 0 and not (out / MODEL).exists())):
+            setup.save_model(engine, out)  # so that the run's folder has all that going on elsewhere needs
+        return hooks.on_checkpoint(step)
 
     def on_phase_end(phase: PhaseConfig) -> None:
         setup.save_model(engine, out)
         hooks.on_phase_end(phase)
 
-    train(
-        setup.config,
-        engine,
-        setup.pools(engine.rank, engine.world, read),
-        setup.schedule,
-        setup.pipeline.latent_norm,
-        dataclasses.replace(hooks, on_point=on_point, on_checkpoint=on_checkpoint, on_phase_end=on_phase_end),
-        first_step,
-        curve.seconds if curve else 0.0,
-    )
-    if first_step >= setup.config.steps:  # it was stopped after its last checkpoint, perhaps before the model was saved
+    def on_skip(done: int, says: str) -> None:
+        patiently("writing the history", partial(history.add, "skipped", done, says))
+        hooks.on_skip(done, says)
+
+    with saver:
+        train(
+            config,
+            engine,
+            setup.pools(engine.rank, engine.world, read),
+            setup.schedule,
+            setup.pipeline.latent_norm,
+            dataclasses.replace(
+                hooks,
+                on_step=on_step,
+                on_point=on_point,
+                on_checkpoint=on_checkpoint,
+                on_phase_end=on_phase_end,
+                on_skip=on_skip,
+            ),
+            first_step,
+            curve.seconds if curve else 0.0,
+            curve.skipped if curve else 0,
+        )
+    if first_step >= config.steps:  # it was stopped after its last checkpoint, perhaps before the model was saved
         setup.save_model(engine, out)
     return out / MODEL
 
@@ -115,19 +139,28 @@ class Setup:
     recipe: Recipe
     shards: dict[str, tuple[Shard, ...]]  # by the name of the phase
     words: tuple[str, ...]  # what a new text encoder reads; empty where an existing model is continued
+    vae: str = ""  # digest of the VAE that encodes the latents
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Setup:
-        """Open the data, and check that it fits the model. Raises UserError before anything is written.
+    def of(cls, config: TrainConfig, out: Path | None = None) -> Setup:
+        """Open the data, and check that it fits the model and the run in ``out``, which this goes on with.
+
+        Raises UserError before anything is written.
 
         Of the shards only the columns of sizes are read, once for all phases of the same sizes, and for a new text
         encoder the captions. Of the model only the VAE is read: whoever starts a run on a cluster need not hold it all.
         """
+        begun = checkpoint.newest(out / CHECKPOINTS) if out else None
+        if out and begun:
+            check(out, begun.about.config, config, begun.about.step)
+            config = at_hand(config, out)
         opened = {sizes: open_shards(config.data, sizes) for sizes in {phase.sizes for phase in config.phases}}
         shards = {phase.name: opened[phase.sizes] for phase in config.phases}
         shape, vae, recipe = _outline(config.model)
         check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         digest = vae_digest(vae)
+        if begun and begun.about.vae != digest:
+            raise UserError(f"the run in {out} is of latents of another VAE than the model's: give another --out")
         for shard in (shard for of_sizes in opened.values() for shard in of_sizes):
             if shard.vae != digest:
                 raise DataError(
@@ -142,8 +175,11 @@ class Setup:
                     "lower units or prepare longer clips"
                 )
         paths = {shard.path for of_sizes in opened.values() for shard in of_sizes}
-        words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
-        return cls(config, recipe, shards, words)
+        if begun:  # a vocabulary is that of the first data
+            words = begun.about.words
+        else:
+            words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
+        return cls(config, recipe, shards, words, digest)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -219,8 +255,11 @@ class Setup:
     def save_model(self, engine: Engine, out: Path) -> None:
         """Write the averaged weights as the model folder of a run. Every worker calls it, worker 0 writes."""
         averaged = engine.averaged_weights()
-        if engine.rank != 0:
-            return
+        if engine.rank == 0:
+            patiently("writing the model", partial(self.write_model, averaged, out / MODEL))
+
+    def write_model(self, averaged: Mapping[str, Tensor], folder: Path) -> None:
+        """Write a model folder with these weights, by name, in place of the trained ones."""
         with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
             transformer = build_transformer(self.pipeline.transformer.config)
         prefix = "transformer."
@@ -231,7 +270,7 @@ class Setup:
             for name in texts.keys() & averaged.keys():
                 texts[name].copy_(averaged[name])
         averaged_pipeline = dataclasses.replace(self.pipeline, transformer=transformer)
-        save_pipeline(averaged_pipeline, out / MODEL, _DTYPES[self.config.save_as])
+        save_pipeline(averaged_pipeline, folder, _DTYPES[self.config.save_as])
 
 
 def _words_in(paths: Iterable[Path]) -> list[str]:

@@ -30,8 +30,8 @@ from framegrove.models.trainer_state import (
 )
 from framegrove.models.vae import CausalVideoVae, Moments
 from framegrove.models.vae_files import LatentNorm, from_uint8, save_vae
-from framegrove.training.loop import TrainingDiverged
 from framegrove.training.muon import KernelMuon
+from framegrove.training.skips import TrainingDiverged
 from framegrove.training.vae_clips import ClipSource, ClipWindow, Frames
 
 CHECKPOINT, LOG, MODEL = "checkpoint.pt", "log.jsonl", "causal_video_vae"
