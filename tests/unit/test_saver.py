@@ -127,5 +127,5 @@ def test_storage_that_stays_away_ends_the_run_with_a_sentence(tmp_path: Path, mo
     monkeypatch.setattr(patience, "_PATIENCE_S", 0.05)
     saver = Saver(tmp_path / "gone", Weight(), 7)
     saver.save(about(1))
-    with pytest.raises(CheckpointFailed, match="there is none before it.: see to the storage"):
+    with pytest.raises(CheckpointFailed, match=r"there is none before it\): see to the storage"):
         saver.wait()

@@ -1,11 +1,14 @@
-"""State goes from any engine, ZeRO stage and number of workers to any other: the same bits, and the same next step."""
+"""State passes through engines, ZeRO stages and numbers of workers: the same bits, and the same next step.
+
+A state that is read and written again bit for bit by an engine has passed from its writer's cuts to the reader's. That
+any cuts will do is test_fragments.py's.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,12 @@ from framegrove.training.fragments import Counts, File, Fragments, write
 from tests.unit.test_engine import CONFIG, CPU, samples_of, trainable
 
 BATCH = 4
-KINDS = ((1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"))
+# The state goes through all of these, in this order: by number of workers, ZeRO stages and precisions.
+JOURNEY = (
+    (2, ((1, "fp32"), (2, "fp32"), (3, "bf16"))),
+    (4, ((3, "fp32"), (1, "bf16"), (2, "fp32"))),
+    (1, ((1, "fp32"), (3, "fp32"))),
+)
 
 
 def step(engine: Any, number: int) -> tuple[float, float]:
@@ -63,53 +71,37 @@ def restored(engine: Any, folder: Path) -> Any:
     return engine
 
 
-def pass_on(folder: Path, expected: tuple[float, float]) -> None:
-    """As one of the workers: load every state in ``folder`` into every kind of engine, save it again, make a step."""
-    world, rank = dist.get_world_size(), dist.get_rank()
-    states = sorted(path for path in folder.iterdir() if path.is_dir())
-    for zero, precision in KINDS:
-        for state in states:
-            engine = restored(DeepSpeedEngine(trainable(), precision, CPU, zero), state)  # type: ignore[arg-type]
-            again = folder / f"{state.name}, zero {zero} {precision} of {world}"
-            save(engine, again)
-            if rank == 0:
-                before, after = whole(state), whole(again)
-                assert before.keys() == after.keys()
-                assert all(torch.equal(before[key], after[key]) for key in before), again.name
-                assert opened(again)[1] == opened(state)[1]
-            found = step(engine, 2)
-            assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 0.05), again.name
-            if state != states[-1] and rank == 0:  # one state of every kind is passed on
-                again.rename(folder.parent / again.name)
-            engine.most(0)
-
-
-def work(rank: int, world: int, folder: Path, expected: tuple[float, float]) -> None:
+def work(rank: int, world: int, engines: tuple[tuple[Any, Any], ...], folder: Path, expected: Any) -> None:
+    """As one of some workers: load the newest state into every engine in turn, save it again, make a step."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     patience = datetime.timedelta(seconds=120)
-    store = folder.parent / f"store of {world} {len(list(folder.iterdir()))}"
+    store = folder.parent / f"store of {world}"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
-    pass_on(folder, expected)
+    for zero, precision in engines:
+        before = sorted(folder.iterdir())[-1]
+        engine = restored(DeepSpeedEngine(trainable(), precision, CPU, zero), before)
+        again = folder / f"{len(list(folder.iterdir()))} by ZeRO {zero} {precision} of {world}"
+        engine.most(0)
+        save(engine, again)
+        if rank == 0:
+            assert opened(again)[1] == opened(before)[1]
+            ours, theirs = whole(again), whole(before)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours), again.name
+        assert step(engine, 2) == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 0.05), again.name
     dist.destroy_process_group()
 
 
-@pytest.fixture(autouse=True)
-def no_group() -> Iterator[None]:
-    assert not dist.is_initialized()
-    yield
-
-
-def test_any_engine_goes_on_from_any_other(tmp_path: Path) -> None:
+def test_a_state_passes_through_all_engines(tmp_path: Path) -> None:
     plain = PlainEngine(trainable(), "fp32", CPU)
     for number in range(2):
         step(plain, number)
     states = tmp_path / "states"
     states.mkdir()
-    save(plain, states / "plain")
+    save(plain, states / "0 by the plain engine")
     expected = step(plain, 2)
-    for world in (2, 4, 1):
-        torch.multiprocessing.spawn(work, (world, states, expected), world)
+    for world, engines in JOURNEY:
+        torch.multiprocessing.spawn(work, (world, engines, states, expected), world)
     for state in states.iterdir():
-        again = restored(PlainEngine(trainable(), "fp32", CPU), state)
-        assert step(again, 2) == expected, state.name  # to the bit
-    assert len(list(states.iterdir())) == 1 + 3 * len(KINDS)
+        assert step(restored(PlainEngine(trainable(), "fp32", CPU), state), 2) == expected, state.name  # to the bit
+    assert len(list(states.iterdir())) == 1 + sum(len(engines) for _, engines in JOURNEY)

@@ -156,7 +156,7 @@ class Setup:
             config = at_hand(config, out)
         opened = {sizes: open_shards(config.data, sizes) for sizes in {phase.sizes for phase in config.phases}}
         shards = {phase.name: opened[phase.sizes] for phase in config.phases}
-        shape, vae, recipe = _outline(config.model)
+        shape, vae, recipe = outline(config.model)
         check_sizes(config, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         digest = vae_digest(vae)
         if begun and begun.about.vae != digest:
@@ -279,7 +279,7 @@ def _words_in(paths: Iterable[Path]) -> list[str]:
     return sorted({word for caption in captions for word in caption.lower().split()})
 
 
-def _outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, Recipe]:
+def outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, Recipe]:
     """Shape of the transformer, VAE and recipe of the model of step 0."""
     if model.start is None:
         return model.shape, read_vae(_vae_folder(model)), model.recipe
