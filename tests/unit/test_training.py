@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from framegrove import patience
 from framegrove.config.train import ModelConfig, TrainConfig
 from framegrove.errors import UserError
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
@@ -315,3 +318,22 @@ def test_steps_with_a_clip_that_is_no_number_are_skipped_and_in_a_row_they_end_t
     newest = checkpoint.newest(tmp_path / "two" / "checkpoints")
     assert newest is not None
     assert newest.about.step == 3
+
+
+def test_storage_that_is_gone_for_a_while_is_waited_for(
+    world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole folder of the run: curve, checkpoints, and model."""
+    monkeypatch.setattr(patience, "_PAUSE_S", 0.05)
+    out, away = tmp_path / "out", tmp_path / "away"
+
+    def lose_storage(done: int, loss: float) -> None:
+        if done == 5:
+            out.rename(away)
+            threading.Timer(1.0, lambda: away.rename(out)).start()
+
+    with caplog.at_level(logging.WARNING):
+        run(make_config(world, save_as="fp16"), out, Hooks(on_step=lose_storage))
+    assert "writing the loss curve failed" in caplog.text
+    assert losses_of(out) == losses_of(whole)
+    assert not away.exists()
