@@ -35,7 +35,7 @@ from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, TrainConfig
 from framegrove.data.ingest import DataError, Shard, Size
 from framegrove.data.schema import LatentClip, from_table
 from framegrove.errors import UserError
-from framegrove.patience import patiently
+from framegrove.files import patiently
 from framegrove.training.engine import DeepSpeedEngine
 from framegrove.training.loop import Hooks, Point
 from framegrove.training.run import Setup, train_to_the_end

@@ -1,16 +1,23 @@
-"""Files that are never half-written, and what tells one run from another."""
+"""Files that are never half-written, storage that is waited for, and what tells one run from another."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+_log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, or a limit on files: waiting makes no room
+_PATIENCE_S, _PAUSE_S = 300.0, 2.0
 _SMALL = 2**26  # bytes of a folder that is read as a whole
 
 
@@ -40,6 +47,26 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(partial)
         raise
+
+
+Returned = TypeVar("Returned")
+
+
+def patiently(doing: str, act: Callable[[], Returned]) -> Returned:
+    """What ``act`` returns; where it raises OSError it is called again, for five minutes.
+
+    ``doing`` is for the log: "writing the checkpoint". A full disk is not waited for. Raises the last OSError.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            waited = time.monotonic() - began
+            if error.errno in FULL or waited >= _PATIENCE_S:
+                raise
+            _log.warning("%s failed (%s): trying again for %.0f s more", doing, error, _PATIENCE_S - waited)
+        time.sleep(_PAUSE_S)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from framegrove import patience
+from framegrove import files
 from framegrove.training import checkpoint
 from framegrove.training.checkpoint import About
 from framegrove.training.fragments import WEIGHTS, Counts, File, Fragment, Fragments, write
@@ -106,7 +106,7 @@ def test_a_limit_of_the_kernels_is_a_full_disk_too(tmp_path: Path) -> None:
 def test_storage_that_is_gone_for_a_while_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(patience, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(files, "_PAUSE_S", 0.05)
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     saver = Saver(folder, Weight(), 7)
@@ -123,8 +123,8 @@ def test_storage_that_is_gone_for_a_while_is_waited_for(
 
 
 def test_storage_that_stays_away_ends_the_run_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(patience, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(files, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(files, "_PATIENCE_S", 0.05)
     saver = Saver(tmp_path / "gone", Weight(), 7)
     saver.save(about(1))
     with pytest.raises(CheckpointFailed, match=r"there is none before it\): see to the storage"):

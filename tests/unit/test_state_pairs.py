@@ -7,6 +7,7 @@ any cuts will do is test_fragments.py's.
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -93,6 +94,7 @@ def work(rank: int, world: int, engines: tuple[tuple[Any, Any], ...], folder: Pa
 
 
 def test_a_state_passes_through_all_engines(tmp_path: Path) -> None:
+    multiprocessing.set_forkserver_preload(["deepspeed", __name__])  # so that not every worker has to import them
     plain = PlainEngine(trainable(), "fp32", CPU)
     for number in range(2):
         step(plain, number)
@@ -101,7 +103,8 @@ def test_a_state_passes_through_all_engines(tmp_path: Path) -> None:
     save(plain, states / "0 by the plain engine")
     expected = step(plain, 2)
     for world, engines in JOURNEY:
-        torch.multiprocessing.spawn(work, (world, engines, states, expected), world)
+        given = (world, engines, states, expected)
+        torch.multiprocessing.start_processes(work, given, world, start_method="forkserver")
     for state in states.iterdir():
         assert step(restored(PlainEngine(trainable(), "fp32", CPU), state), 2) == expected, state.name  # to the bit
     assert len(list(states.iterdir())) == 1 + sum(len(engines) for _, engines in JOURNEY)

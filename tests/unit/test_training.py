@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from framegrove import patience
+from framegrove import files
 from framegrove.config.train import ModelConfig, TrainConfig
 from framegrove.errors import UserError
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
@@ -324,7 +324,7 @@ def test_storage_that_is_gone_for_a_while_is_waited_for(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The whole folder of the run: curve, checkpoints, and model."""
-    monkeypatch.setattr(patience, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(files, "_PAUSE_S", 0.05)
     out, away = tmp_path / "out", tmp_path / "away"
 
     def lose_storage(done: int, loss: float) -> None:

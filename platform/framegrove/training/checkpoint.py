@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from framegrove.errors import UserError
-from framegrove.files import replacing, sync, write_json
-from framegrove.patience import patiently
+from framegrove.files import patiently, replacing, sync, write_json
 from framegrove.training.fragments import Counts, File
 
 _log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
 from framegrove.data.ingest import ClipPool, DataError, Reader, Shard, clips_of, open_shards, stream
 from framegrove.errors import UserError
+from framegrove.files import patiently
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import (
     VAE,
@@ -30,7 +31,6 @@ from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import build_transformer, fresh_transformer
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
-from framegrove.patience import patiently
 from framegrove.training import checkpoint
 from framegrove.training.checkpoint import About
 from framegrove.training.curriculum import Position, check_sizes

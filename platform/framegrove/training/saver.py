@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from framegrove.errors import UserError
-from framegrove.patience import FULL, patiently
+from framegrove.files import FULL, patiently
 from framegrove.training import checkpoint
 from framegrove.training.checkpoint import About, Checkpoint
 from framegrove.training.fragments import Counts, File, Fragment, write
