@@ -93,7 +93,7 @@ def main(
         ),
     ] = "1",
     max_failures: Annotated[
-        int, typer.Option(min=0, help="How many times workers are started again after one was lost.")
+        int, typer.Option(min=-1, help="How many times workers are started again after one was lost; -1: always.")
     ] = 3,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads of each worker; more than one helps only on idle cores.")

@@ -77,15 +77,13 @@ def test_a_damaged_newest_one_is_set_aside_by_name_and_the_one_before_is_used(na
     assert names(tmp_path) == ["step-0000003", "step-0000006"]
 
 
-def test_with_nothing_but_damaged_ones_a_run_begins_anew(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
     for step in (3, 6):
         (make(tmp_path, step) / "index.json").unlink()
-    found, warnings = checkpoint.newest_whole(tmp_path, Alone())
-    assert found is None
-    assert [("step-0000006" in warning, "step-0000003" in warning) for warning in warnings] == [
-        (True, False),
-        (False, True),
-    ]
+    for _ in range(2):  # nor when it is asked to once more
+        with pytest.raises(UserError, match=r"every checkpoint in .* is damaged: put a good one there"):
+            checkpoint.newest_whole(tmp_path, Alone())
+    assert names(tmp_path) == ["damaged-step-0000003", "damaged-step-0000006"]
 
 
 def test_the_last_and_the_best_of_the_phase_stay(tmp_path: Path) -> None:

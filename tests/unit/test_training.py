@@ -32,6 +32,7 @@ from framegrove.training.loop import Hooks
 from framegrove.training.resume import HISTORY
 from framegrove.training.run import Setup, run
 from framegrove.training.skips import TrainingDiverged
+from jobs import train
 from tests.public_folder import write_public_folder
 from tests.tiny_training import TRANSFORMER, losses_of, make_config, make_world
 
@@ -254,6 +255,8 @@ def test_a_finished_run_goes_on_elsewhere_with_more_steps_and_another_rate(
         pq.write_table(table.set_column(table.schema.names.index("caption"), "caption", captions), path)
     config = changed(make_config(world, save_as="fp16", data=str(tmp_path / "clips")), steps=10, learning_rate=1e-3)
     gone = config.model.model_copy(update={"vae": str(tmp_path / "no longer there")})
+    own = train._own(tmp_path / "moved", ["phases.2.steps=10", "phases.2.learning_rate=1e-3", f"data={config.data}"])
+    assert own == config
     started: list[int] = []
     run(config.model_copy(update={"model": gone}), tmp_path / "moved", Hooks(on_start=started.append))
     assert started == [14]

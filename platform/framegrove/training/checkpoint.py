@@ -30,6 +30,7 @@ INDEX = "index.json"
 HELD_OUT, TRAINED = "held_out", "loss"  # names of losses; the first that a checkpoint has says how good it is
 _FORMAT = 1
 _OWNER = "owner.json"
+_NONE_YET, _NONE_LEFT = -1, -2  # in place of a number of steps
 _ABANDONED_S = 3600.0  # without a change, what another machine was writing is given up
 
 
@@ -86,14 +87,18 @@ def newest(folder: Path) -> Checkpoint | None:
 def newest_whole(folder: Path, workers: Workers) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is undamaged, and a sentence about every newer one; every worker reads its share.
 
-    A damaged one is named in a warning and set aside, under another name, until there is a new one.
+    A damaged one is named in a warning and set aside, under another name, until there is a new one. Raises UserError
+    where none is left: a run that had come some way does not begin anew unasked.
     """
     warnings: list[str] = []
     while True:
         # Worker 0 decides: on network storage, others may see a folder later.
-        names = _all(folder) if workers.rank == 0 else []
-        step = workers.most(_step_of(names[-1]) if names else -1)
-        if step < 0:
+        step = workers.most(_newest_step(folder) if workers.rank == 0 else _NONE_LEFT)
+        if step == _NONE_LEFT:
+            raise UserError(
+                f"every checkpoint in {folder} is damaged: put a good one there, or remove them all to begin anew"
+            )
+        if step == _NONE_YET:
             return None, warnings
         path = path_of(folder, step)
         checkpoint, reason = patiently(f"reading {path}", partial(_checked, path, workers.rank, workers.world))
@@ -104,6 +109,13 @@ def newest_whole(folder: Path, workers: Workers) -> tuple[Checkpoint | None, lis
         if workers.rank == 0:
             _log.warning(warnings[-1])
             _set_aside(path)
+
+
+def _newest_step(folder: Path) -> int:
+    held = _all(folder)
+    if held:
+        return _step_of(held[-1])
+    return _NONE_LEFT if any(folder.glob("damaged-*")) else _NONE_YET
 
 
 def _checked(path: Path, rank: int, world: int) -> tuple[Checkpoint | None, str | None]:
