@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from framegrove.errors import UserError
+
 _log = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, or a limit on files: waiting makes no room
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, or a limit on files: waiting makes no room
 _PATIENCE_S, _PAUSE_S = 300.0, 2.0
 _SMALL = 2**26  # bytes of a folder that is read as a whole
 
@@ -52,19 +54,29 @@ def replacing(path: Path) -> Iterator[Path]:
 Returned = TypeVar("Returned")
 
 
+class StorageFailed(UserError):
+    """No room, or storage that stayed away. ``reason`` is what the last try has met with."""
+
+    def __init__(self, message: str, reason: str = "", full: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.full = reason, full
+
+
 def patiently(doing: str, act: Callable[[], Returned]) -> Returned:
     """What ``act`` returns; where it raises OSError it is called again, for five minutes.
 
-    ``doing`` is for the log: "writing the checkpoint". A full disk is not waited for. Raises the last OSError.
+    ``doing`` is for the log: "writing the checkpoint". Raises StorageFailed, at once where the disk is full.
     """
     began = time.monotonic()
     while True:
         try:
             return act()
         except OSError as error:
-            waited = time.monotonic() - began
-            if error.errno in FULL or waited >= _PATIENCE_S:
-                raise
+            waited, full = time.monotonic() - began, error.errno in _FULL
+            if full or waited >= _PATIENCE_S:
+                todo = "make room" if full else "see to the storage"
+                said = f"{doing} failed ({error}): {todo}, and run the same command again"
+                raise StorageFailed(said, error.strerror or str(error), full) from error
             _log.warning("%s failed (%s): trying again for %.0f s more", doing, error, _PATIENCE_S - waited)
         time.sleep(_PAUSE_S)
 

@@ -20,8 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from framegrove.errors import UserError
-from framegrove.files import FULL, patiently
+from framegrove.files import StorageFailed, patiently
 from framegrove.training import checkpoint
 from framegrove.training.checkpoint import About, Checkpoint
 from framegrove.training.fragments import Counts, File, Fragment, write
@@ -31,8 +30,8 @@ _log = logging.getLogger(__name__)
 _SETTLING_S = 60.0
 
 
-class CheckpointFailed(UserError):
-    """A checkpoint could not be written: no room, or storage that stayed away. Those before it are intact."""
+class CheckpointFailed(StorageFailed):
+    """A checkpoint could not be written. Those before it are intact."""
 
 
 class Trained(Protocol):
@@ -151,7 +150,7 @@ class Saver:
         """What ``act`` returned on every worker, with ``more``. Raises CheckpointFailed on all where one failed."""
         try:
             said = {**more, **patiently(f"writing the checkpoint after step {about.step}", act)}
-        except OSError as error:
+        except StorageFailed as error:
             said = {"failed": _sentence(about.step, self.folder, error)}
         everyone = [json.loads(text) for text in self.engine.gathered([json.dumps(said)], aside=True)]
         for each in everyone:
@@ -165,11 +164,11 @@ def new_session(engine: Trained) -> int:
     return engine.most(secrets.randbelow(2**31) if engine.rank == 0 else 0)
 
 
-def _sentence(step: int, folder: Path, error: OSError) -> str:
+def _sentence(step: int, folder: Path, error: StorageFailed) -> str:
     last = checkpoint.newest(folder)
     good = f"the last good one is {last.path.name}" if last else "there is none before it"
-    todo = "make room" if error.errno in FULL else "see to the storage"
+    todo = "make room" if error.full else "see to the storage"
     return (
-        f"the checkpoint after step {step} cannot be written to {folder} ({error.strerror or error}; {good}): {todo}, "
+        f"the checkpoint after step {step} cannot be written to {folder} ({error.reason}; {good}): {todo}, "
         "and run the same command again"
     )
