@@ -1,36 +1,37 @@
 """Training on a cluster: workers of Ray Train, each with a DeepSpeed engine.
 
-Every worker runs the same loop as a run in one process does, on its own share of each batch. What happens in a worker's
-step is a function of (seed, phase, step, rank) and of its checkpoint, so a run whose worker was killed continues from
-the newest checkpoint along the curve of an undisturbed one. Worker 0 writes the loss curve and the model folder.
+Every worker runs the same loop as a run in one process does, on its own share of each batch, and goes on from the
+newest checkpoint in the run's folder. Checkpoints do not pass through Ray Train, which is left to start workers and to
+notice when one is lost. So any number of workers can go on, on any machines that see the folder.
 
 A worker's UserError ends the run at once with its sentence. Anything else, a lost worker or a defect of the code, has
-all workers started again from the newest checkpoint, a limited number of times.
+all workers started again from the newest checkpoint, a limited number of times. Where the number of workers is a range,
+as many are started as there is room for; when a machine has joined, the run takes it in at its next checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
-from framegrove.cluster.placement import Role, bundle, has_gpus, placed, require
+from framegrove.cluster.placement import Role, bundle, fits, has_gpus, placed, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, DataConfig, TrainConfig
 from framegrove.errors import UserError
-from framegrove.training import checkpoint
+from framegrove.files import patiently
 from framegrove.training.engine import DeepSpeedEngine, Parts
 from framegrove.training.loop import Hooks, Point
 from framegrove.training.plan import check_fits, model_of
@@ -38,6 +39,8 @@ from framegrove.training.run import Setup, train_to_the_end
 from framegrove.training.status import StatusFile
 
 _log = logging.getLogger(__name__)
+
+_NEVER_S = 1e9
 
 
 class TrainingFailed(Exception):
@@ -49,18 +52,19 @@ def fit(
     out: Path,
     cluster: Cluster,
     *,
-    workers: int = 1,
+    workers: int | tuple[int, int] = 1,
     threads: int = 1,
     failures: int = 3,
     callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train on ``workers`` workers of ``threads`` CPU threads each; the model folder is ``out/model``.
 
-    Continues where an earlier run in ``out`` stopped. After a worker has failed, all are started again, ``failures``
-    times at most. ``out`` and the data must be at the same path on every machine.
+    Two numbers of workers are the least and the most; the batch is shared by as many as there is room for. Continues
+    where an earlier run in ``out`` stopped. After a worker has failed, all are started again, ``failures`` times at
+    most. ``out`` and the data must be at the same path on every machine.
 
     Raises UserError, before anything is written, for what does not fit together, NoRoom where the cluster has no room,
-    UserError and its kin (DataError, TrainingDiverged) as soon as a worker does, and TrainingFailed.
+    UserError and its kin (DataError, TrainingDiverged, CheckpointFailed) as soon as a worker does, and TrainingFailed.
     """
     config, out = at_absolute_paths(config), out.absolute()
     if any(phase.matrix_learning_rate for phase in config.phases):
@@ -68,40 +72,54 @@ def fit(
             "matrix_learning_rate is for the plain engine, ZeRO cuts matrices to pieces: remove it from the phases, or "
             "train with --engine plain"
         )
-    setup = Setup.of(config)
-    setup.check_workers(workers)
-    _check_resumable(out, config, workers)
+    setup = Setup.of(config, out)
+    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    setup.check_workers(most)
     gpu = int(has_gpus())
     worker = bundle(Role.TRAIN, num_gpus=gpu)
-    require(cluster, [worker] * workers, purpose=f"training with {workers} workers")
+    require(cluster, [worker] * least, purpose=f"training with {least} workers")
     if gpu:
         of_one = ray.remote(_gpu_bytes).options(**placed(Role.TRAIN, num_gpus=gpu)).remote()
-        check_fits(config, model_of(config, download=True)[0], workers, ray.get(of_one))
+        check_fits(config, model_of(config, download=True)[0], least, ray.get(of_one))
     out.mkdir(parents=True, exist_ok=True)
-    StatusFile(out).say(f"waiting for {workers} worker{'s' if workers > 1 else ''} to start")
-    trainer = ray.train.torch.TorchTrainer(
-        work,
-        train_loop_config={"setup": setup, "out": str(out), "threads": threads},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpu), resources_per_worker=worker),
-        run_config=RunConfig(
-            name=RAY_STATE,
-            storage_path=str(out),
-            failure_config=FailureConfig(
-                max_failures=failures,
-                controller_failure_limit=failures,  # type: ignore[call-arg]  # of Train V2
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[*callbacks, EndAtUserErrors()],  # type: ignore[list-item]  # of Train V2
+    waiting = f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
+    StatusFile(out).say(f"waiting for {waiting} to start")
+    given = {"setup": setup, "out": str(out), "threads": threads, "most": most, "worker": worker}
+    # Where the number is fixed, Ray Train waits for all of them whenever it has to start them again.
+    scaling = ScalingConfig(  # type: ignore[call-arg]  # of Train V2
+        num_workers=(least, most) if least < most else most,  # type: ignore[arg-type]  # of Train V2
+        use_gpu=bool(gpu),
+        resources_per_worker=worker,
+        elastic_resize_monitor_interval_s=_NEVER_S,  # the workers end by themselves, at a checkpoint, to become more
+    )
+    run_config = RunConfig(
+        name=RAY_STATE,
+        storage_path=str(out),
+        failure_config=FailureConfig(
+            max_failures=failures,
+            controller_failure_limit=failures,  # type: ignore[call-arg]  # of Train V2
         ),
+        callbacks=[*callbacks, EndAtUserErrors()],  # type: ignore[list-item]  # of Train V2
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a busy machine imports for a minute
+    finished = False
     try:
-        trainer.fit()
+        while not finished:
+            shutil.rmtree(out / RAY_STATE, ignore_errors=True)  # an earlier session's; it would be restored
+            trainer = ray.train.torch.TorchTrainer(
+                work,  # type: ignore[arg-type]  # of Train V2
+                train_loop_config=given,
+                scaling_config=scaling,
+                run_config=run_config,
+            )
+            finished = bool(trainer.fit().return_value)  # type: ignore[attr-defined]  # of Train V2
     except ray.train.TrainingFailedError as error:
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
             raise error.controller_failure from None
         raise TrainingFailed(_reason(error)) from error
+    finally:
+        shutil.rmtree(out / RAY_STATE, ignore_errors=True)
     return out / MODEL
 
 
@@ -138,8 +156,11 @@ def _at_absolute_path(given: DataConfig) -> DataConfig:
     return given.model_copy(update={"path": str(Path(given.path).absolute())})
 
 
-def work(given: dict[str, Any]) -> None:
-    """What every worker does, from the newest checkpoint on. Raises UserError for what `fit` could not foresee."""
+def work(given: dict[str, Any]) -> bool:
+    """What every worker does, from the newest checkpoint on; whether the run is over, and not only this session of it.
+
+    Raises UserError for what `fit` could not foresee.
+    """
     logs.set_up()
     torch.set_num_threads(given["threads"])
     setup: Setup = given["setup"]
@@ -148,7 +169,7 @@ def work(given: dict[str, Any]) -> None:
 
     def say(doing: str) -> None:
         if status:
-            status.say(doing)
+            patiently("writing the status", partial(status.say, doing))
 
     say("loading the model")
     config, device = setup.config, ray.train.torch.get_device()
@@ -156,53 +177,41 @@ def work(given: dict[str, Any]) -> None:
     trainable = setup.trainable(parts.take) if parts else setup.trainable()
     say("building DeepSpeed's engine")
     engine = DeepSpeedEngine(trainable, config.precision, device, config.zero, config.sequence_parallel, parts)
-    first_step = _resume(engine, setup.config)
     say("reading the first clips")
+    machines = _machines() if engine.rank == 0 else {}
     latest_losses: dict[str, float] = {}
+    done = 0
 
-    def on_step(done: int, loss: float) -> None:
+    def on_step(steps: int, loss: float) -> None:
         if status:
-            status.step(done)
+            patiently("writing the status", partial(status.step, steps))
 
     def on_point(point: Point) -> None:
         latest_losses.update(point.losses)
 
-    def report(step: int) -> None:
-        # Every worker reports its own part; Ray Train copies them into one folder and counts it once all are there.
-        with tempfile.TemporaryDirectory(prefix="framegrove-") as folder:
-            engine.save(Path(folder))
-            if engine.rank == 0:
-                checkpoint.describe(Path(folder), step, setup.config, engine.world)
-            ray.train.report({"step": step, **latest_losses}, checkpoint=Checkpoint.from_directory(folder))
+    def on_checkpoint(step: int) -> bool:
+        nonlocal done
+        done = step
+        ray.train.report({"step": step, **latest_losses})
+        new = [room for name, room in (_machines() if machines else {}).items() if name not in machines]
+        more = step < setup.config.steps and engine.world < given["most"] and fits([given["worker"]], new)
+        return bool(engine.most(int(more)))
+
+    def on_start(first_step: int) -> None:
+        nonlocal done
+        done = first_step
 
     metrics = Metrics()
-    hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=report, on_speed=metrics.training)
-    train_to_the_end(setup, engine, out, first_step, hooks)
-    say("finished")
+    hooks = Hooks(on_start, on_step, on_point, on_checkpoint, on_speed=metrics.training)
+    train_to_the_end(setup, engine, out, hooks)
+    finished = done >= setup.config.steps
+    say("finished" if finished else "taking in a machine that has joined")
+    return finished
 
 
-def _check_resumable(out: Path, config: TrainConfig, workers: int) -> None:
-    """Raise UserError where ``out`` holds checkpoints of another run.
-
-    A folder that Ray Train was still copying when the run was killed is not among its checkpoints and has no say here.
-    """
-    for held in sorted((out / RAY_STATE).glob(f"checkpoint_*/{checkpoint.RUN}"), reverse=True):
-        try:
-            json.loads(held.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        checkpoint.step_of(held.parent, config, workers)
-        return
-
-
-def _resume(engine: DeepSpeedEngine, config: TrainConfig) -> int:
-    """Load the newest checkpoint if there is one; returns the steps it has done."""
-    newest = ray.train.get_checkpoint()
-    if newest is None:
-        return 0
-    with newest.as_directory() as folder:
-        engine.load(Path(folder))
-        return checkpoint.step_of(Path(folder), config, engine.world)
+def _machines() -> dict[str, dict[str, float]]:
+    """The resources of every machine of the cluster, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:

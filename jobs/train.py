@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -54,18 +54,29 @@ _KEYS = keys_help(
 
 @app.command(epilog=_KEYS)
 def main(
-    config: Annotated[Path, typer.Option(help="YAML file, see jobs/configs; its keys are listed below.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; an unfinished run in it is resumed. Not needed for --plan.")
+        Path | None, typer.Option(help="Folder of the run; a run in it goes on. Not needed for --plan.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file, see jobs/configs; its keys are listed below. For a run that goes on: absent, its own."
+        ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, as in seed=1 (repeatable).")] = None,
     engine: Annotated[
         EngineName, typer.Option(help="deepspeed: ZeRO over workers on a Ray cluster; plain: in this process.")
     ] = EngineName.DEEPSPEED,
     workers: Annotated[
-        int,
-        typer.Option(min=1, help="Workers of the deepspeed engine, each with a GPU of its own if there are any."),
-    ] = 1,
+        str,
+        typer.Option(
+            help="Workers of the deepspeed engine, each with a GPU of its own if there are any; as 2:8, the least and "
+            "the most: as many as there is room for."
+        ),
+    ] = "1",
+    max_failures: Annotated[
+        int, typer.Option(min=-1, help="How many times workers are started again after one was lost; -1: always.")
+    ] = 3,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads of each worker; more than one helps only on idle cores.")
     ] = 1,
@@ -78,32 +89,52 @@ def main(
     from framegrove.config.base import load
 
     with one_line_errors(log_level), Display() as display:
-        checked = load(TrainConfig, config, set_ or ())
-        if engine is EngineName.PLAIN and workers > 1:
+        range_ = _range(workers)
+        if config is not None:
+            checked = load(TrainConfig, config, set_ or ())
+        elif out is not None:
+            checked = _own(out, set_ or ())
+        else:
+            raise UserError("--config is missing: give a configuration (see jobs/configs), or the --out of a run")
+        if engine is EngineName.PLAIN and range_ != (1, 1):
             raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
         if plan:
             from jobs.planning import show_plan
 
-            show_plan(checked, workers if engine is EngineName.DEEPSPEED else None, display)
+            show_plan(checked, range_[0] if engine is EngineName.DEEPSPEED else None, display)
             return
         if out is None:
             raise UserError("--out is missing: name the folder of the run, or give --plan to start nothing")
         make_folder(out.parent)
-        _check_unused(out, engine)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
         else:
-            model = _on_a_cluster(checked, out.absolute(), workers, threads, display)
+            model = _on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
         display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
 
 
-def _check_unused(out: Path, engine: EngineName) -> None:
-    """Raise UserError where ``out`` holds a run of the other engine, whose checkpoints this one cannot read."""
-    from framegrove.config.train import CHECKPOINTS, RAY_STATE
+def _range(workers: str) -> tuple[int, int]:
+    """The least and the most workers of an option like "2:8" or "4". Raises UserError."""
+    parts = workers.split(":")
+    if (
+        len(parts) > 2
+        or not all(part.isdecimal() and int(part) > 0 for part in parts)
+        or int(parts[0]) > int(parts[-1])
+    ):
+        raise UserError(f"--workers must be a number as 4 or a range as 2:8, not {workers!r}")
+    return int(parts[0]), int(parts[-1])
 
-    other = out / (RAY_STATE if engine is EngineName.PLAIN else CHECKPOINTS)
-    if other.exists():
-        raise UserError(f"{out} holds a run of the other engine ({other.name}/): give another --out, or remove it")
+
+def _own(out: Path, overrides: Sequence[str]) -> TrainConfig:
+    """The configuration of the run in ``out``, with overrides. Raises UserError where there is none."""
+    from framegrove.config.base import overridden
+    from framegrove.config.train import CHECKPOINTS
+    from framegrove.training import checkpoint
+
+    begun = checkpoint.newest(out / CHECKPOINTS)
+    if begun is None:
+        raise UserError(f"there is no run in {out} to go on with: give its --config, see jobs/configs")
+    return overridden(TrainConfig, begun.about.config, overrides, f"the configuration of the run in {out}")
 
 
 def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:
@@ -115,12 +146,14 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
 
     torch.set_num_threads(threads)
 
+    events = _Events(out, display)
+
     def on_start(done: int) -> None:
-        if done:
-            display.say(f"resumed after step {done}")
+        events.show()
         display.begin("training")
 
     def on_step(done: int, loss: float) -> None:
+        events.show()
         display.show(done / config.steps, f"step {done} of {config.steps}")
 
     def on_point(point: Point) -> None:
@@ -129,16 +162,18 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
     return run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
 
 
-def _on_a_cluster(config: TrainConfig, out: Path, workers: int, threads: int, display: Display) -> Path:
+def _on_a_cluster(
+    config: TrainConfig, out: Path, workers: tuple[int, int], threads: int, failures: int, display: Display
+) -> Path:
     display.begin("connecting to Ray")
     from framegrove.cluster.session import connect
 
-    with connect(num_cpus=workers) as cluster:
+    with connect(num_cpus=workers[1]) as cluster:
         from actors.trainer import fit
 
         display.begin("checking the data and the model")
         with _shown(config, out, display):
-            return fit(config, out, cluster, workers=workers, threads=threads)
+            return fit(config, out, cluster, workers=workers, threads=threads, failures=failures)
 
 
 @contextlib.contextmanager
@@ -172,6 +207,7 @@ class _Progress:
         self.follower = follower
         self.statuses = statuses
         self.display = display
+        self.events = _Events(follower.path.parent, display)
         self.doing = ""
 
     def show(self) -> None:
@@ -183,11 +219,23 @@ class _Progress:
                 self.display.begin(status.doing)
             if status.step is not None:
                 self.display.show(status.step / self.steps, f"step {status.step} of {self.steps}")
-        back_to, lines = self.follower.news()
-        if back_to is not None:
-            self.display.say(f"resumed after step {back_to}")
-        for line in lines:
+        self.events.show()
+        for line in self.follower.news()[1]:
             self.display.say(line_of(line))
+
+
+class _Events:
+    """Shows what is added to a run's history."""
+
+    def __init__(self, out: Path, display: Display) -> None:
+        from framegrove.training.curve import Follower
+        from framegrove.training.resume import HISTORY
+
+        self.follower, self.display = Follower(out, HISTORY), display
+
+    def show(self) -> None:
+        for line in self.follower.news()[1]:
+            self.display.say(line["says"])
 
 
 def line_of(point: dict[str, Any]) -> str:

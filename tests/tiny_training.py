@@ -27,9 +27,8 @@ TRANSFORMER = {
 PHASE: dict[str, Any] = {"sizes": [[64, 64]], "batch": 6, "learning_rate": 3e-3, "warmup": 0, "ema": 0.9}
 
 
-def make_world(folder: Path) -> Path:
-    """``folder/vae`` and ``folder/clips``: 24 clips of smooth random latents in three shards."""
-    widths = (4, 4, 4, 4)
+def make_world(folder: Path, widths: tuple[int, ...] = (4, 4, 4, 4)) -> Path:
+    """``folder/vae``, of these ``widths``, and ``folder/clips``: 24 clips of smooth random latents in three shards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = CausalVideoVae(
@@ -40,7 +39,7 @@ def make_world(folder: Path) -> Path:
         )  # fmt: skip
     plain = Affine((0.0,) * 16, 1.0)
     save_vae(folder / "vae", vae, LatentNorm(plain, plain))
-    (folder / "clips").mkdir()
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
     clips = []
     for index in range(24):
         rng = np.random.default_rng(index)

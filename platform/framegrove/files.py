@@ -1,16 +1,25 @@
-"""Files that are never half-written, and what tells one run from another."""
+"""Files that are never half-written, storage that is waited for, and what tells one run from another."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from framegrove.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, or a limit on files: waiting makes no room
+_PATIENCE_S, _PAUSE_S = 300.0, 2.0
 _SMALL = 2**26  # bytes of a folder that is read as a whole
 
 
@@ -31,15 +40,45 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for written in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
-            _sync(written)
+            sync(written)
         if partial.is_dir() and path.is_dir():  # rename does not replace a folder that is not empty
             _replace_folder(partial, path)
         else:
             os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         _remove(partial)
         raise
+
+
+Returned = TypeVar("Returned")
+
+
+class StorageFailed(UserError):
+    """No room, or storage that stayed away. ``reason`` is what the last try has met with."""
+
+    def __init__(self, message: str, reason: str = "", full: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.full = reason, full
+
+
+def patiently(doing: str, act: Callable[[], Returned]) -> Returned:
+    """What ``act`` returns; where it raises OSError it is called again, for five minutes.
+
+    ``doing`` is for the log: "writing the checkpoint". Raises StorageFailed, at once where the disk is full.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            waited, full = time.monotonic() - began, error.errno in _FULL
+            if full or waited >= _PATIENCE_S:
+                todo = "make room" if full else "see to the storage"
+                said = f"{doing} failed ({error}): {todo}, and run the same command again"
+                raise StorageFailed(said, error.strerror or str(error), full) from error
+            _log.warning("%s failed (%s): trying again for %.0f s more", doing, error, _PATIENCE_S - waited)
+        time.sleep(_PAUSE_S)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,7 +141,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make sure that a file's contents, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

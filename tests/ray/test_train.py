@@ -30,6 +30,8 @@ from framegrove.data.ingest import DataError
 from framegrove.errors import UserError
 from framegrove.models.pretrained import load_pipeline
 from framegrove.training import curve
+from framegrove.training.resume import HISTORY
+from framegrove.training.run import run
 from framegrove.training.status import StatusReader
 from tests.tiny_training import losses_of, make_config, make_world
 
@@ -64,9 +66,9 @@ def whole(cluster: Cluster, world: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def wait_for_the_second_checkpoint(out: Path) -> None:
-    """Until it is being written, and the first one is in Ray Train's books, which a second run goes by."""
-    books, deadline = out / "ray" / "checkpoint_manager_snapshot.json", time.monotonic() + 300
-    while len(list((out / "ray").glob("checkpoint_*/"))) < 2 or not books.exists() or not books.stat().st_size:
+    """Until it is being written, and the first one is there."""
+    folder, deadline = out / "checkpoints", time.monotonic() + 300
+    while not ((folder / "step-0000003").exists() and [*folder.glob(".step-0000006*"), *folder.glob("step-0000006")]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -99,13 +101,34 @@ def test_a_run_whose_worker_is_killed_goes_on_along_the_undisturbed_curve(
     killer.join(timeout=1)
     assert killed, "the run was over before a worker could be killed"
     same_run(cut, whole)
-    with pytest.raises(UserError, match=r"belongs to a run with --workers 2, not 1"):
-        fit(config, cut, cluster, workers=1)
+    events = [json.loads(line) for line in (cut / HISTORY).read_text().splitlines()]
+    assert [event["event"] for event in events] == ["started", "resumed"]
+    assert events[1]["step"] in (3, 6)
+
+
+def test_a_run_goes_on_with_other_workers_another_stage_and_another_engine(
+    cluster: Cluster, world: Path, whole: Path, tmp_path: Path
+) -> None:
+    """And with more steps: 2 workers of ZeRO 1 had finished it, then one of ZeRO 3, then the plain engine."""
+    out = tmp_path / "moved"
+    shutil.copytree(whole, out)
+    phases = [phase.model_dump(mode="json") for phase in make_config(world).phases]
+    phases[2]["steps"] = 8
+    fit(make_config(world, zero=3, phases=phases), out, cluster, workers=1)
+    phases[2]["steps"] = 10
+    run(make_config(world, phases=phases), out)
+    assert losses_of(out)[: len(losses_of(whole))] == losses_of(whole)
+    assert losses_of(out)[-1][0] == 18
+    history = [json.loads(line) for line in (out / HISTORY).read_text().splitlines()]
+    assert [(event["event"], event["step"]) for event in history] == [("started", 0), ("resumed", 14), ("resumed", 16)]
+    assert history[1]["changes"] == {"phases.2.steps": [6, 8], "zero": [1, 3], "workers": [2, 1]}
+    assert history[2]["changes"] == {"phases.2.steps": [8, 10], "zero": [3, 1], "engine": ["deepspeed", "plain"]}
 
 
 def test_a_run_whose_driver_is_killed_goes_on_when_it_is_run_again(
     cluster: Cluster, world: Path, whole: Path, tmp_path: Path
 ) -> None:
+    """From the first checkpoint, as the kill damages the second one if it was there already."""
     config, file, cut = make_config(world, zero=1), tmp_path / "config.yaml", tmp_path / "cut"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
     command = [sys.executable, "-m", "jobs.train", "--config", str(file), "--out", str(cut), "--workers", "2"]
@@ -120,12 +143,16 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_run_again(
             wait_for_the_second_checkpoint(cut)
         finally:
             driver.kill()
+    time.sleep(10)  # until the cluster has ended its workers, too
+    for newest in (cut / "checkpoints").glob("step-0000006"):
+        os.truncate(newest / "worker-00001-000.safetensors", 1000)
     before = curve.read(cut / curve.LINES)
     fit(config, cut, cluster, workers=2)
     same_run(cut, whole)
     after = curve.read(cut / curve.LINES)
     kept = [line for line in after if line in before]  # its times too: no other run writes a line that is equal
     assert 2 <= len(kept) < len(after), "it went on from the first checkpoint or a later one, not from the last"
+    assert not list((cut / "checkpoints").glob(".*.partial")), "what the killed run was writing is gone"
 
 
 class Failures(ray.train.UserCallback):

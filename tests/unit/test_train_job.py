@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from framegrove.training.curve import Curve, Follower
+from framegrove.training.resume import History
 from framegrove.training.status import StatusFile, StatusReader
 from jobs import prepare, train
 from jobs.console import Display
@@ -22,6 +23,9 @@ CONFIG = str(Path(__file__).resolve().parents[2] / "jobs" / "configs" / "digits_
         (["--config", CONFIG, "--set", "phase=1"], "unknown key 'phase', did you mean 'phases'?"),
         (["--config", CONFIG, "--set", "data=nowhere", "--engine", "plain"], "the data folder nowhere is no folder"),
         (["--config", CONFIG, "--engine", "plain", "--workers", "2"], "not with --workers 2"),
+        (["--config", CONFIG, "--workers", "8:2"], "--workers must be a number as 4 or a range as 2:8, not '8:2'"),
+        (["--config", CONFIG, "--workers", "many"], "not 'many'"),
+        ([], "to go on with: give its --config"),
     ],
 )
 def test_train(given: list[str], message: str, tmp_path: Path) -> None:
@@ -30,13 +34,6 @@ def test_train(given: list[str], message: str, tmp_path: Path) -> None:
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_a_run_of_the_other_engine_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "ray").mkdir()
-    result = CliRunner().invoke(train.app, ["--config", CONFIG, "--engine", "plain", "--out", str(tmp_path)])
-    assert result.exit_code == 1
-    assert "holds a run of the other engine (ray/)" in result.stderr
 
 
 def test_prepare(tmp_path: Path) -> None:
@@ -74,6 +71,8 @@ def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pyt
         Curve(tmp_path, 0).add(line)
         progress.show()
         progress.show()
+        History(tmp_path).add("resumed", 3, "resumed after step 3 with the plain engine")
+        progress.show()
     assert capsys.readouterr().out.splitlines() == [
         "checking the data and the model ...",
         "waiting for 2 workers to start ...",
@@ -81,4 +80,5 @@ def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pyt
         "building DeepSpeed's engine ...",
         "training ...",
         "image 5: loss 0.2500  learning rate 1.00e-04  12 samples/s",
+        "resumed after step 3 with the plain engine",
     ]

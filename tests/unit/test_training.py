@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from framegrove.config.train import ModelConfig
+from framegrove import files
+from framegrove.config.train import ModelConfig, TrainConfig
 from framegrove.data.ingest import DataError
 from framegrove.errors import UserError
 from framegrove.flow.objective import StageSample
@@ -20,11 +27,15 @@ from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
-from framegrove.training import curve
+from framegrove.training import checkpoint, curve
 from framegrove.training.engine import PlainEngine
+from framegrove.training.export import export
 from framegrove.training.feed import Share
 from framegrove.training.loop import Hooks
+from framegrove.training.resume import HISTORY
 from framegrove.training.run import Setup, run
+from framegrove.training.skips import TrainingDiverged
+from jobs import train
 from tests.public_folder import write_public_folder
 from tests.tiny_training import TRANSFORMER, losses_of, make_config, make_world
 
@@ -73,7 +84,10 @@ def test_a_run_leaves_a_model_that_loads_and_a_picture(whole: Path) -> None:
     assert (whole / curve.PICTURE).stat().st_size > 5000
     names = {name for _, losses in losses_of(whole) for name in losses}
     assert names == {"loss", "stage0", "stage1", "stage2", "image", "video"}
-    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-0000012", "step-0000014"]
+    best = checkpoint.best(whole / "checkpoints")
+    assert best is not None
+    names = {path.name for path in (whole / "checkpoints").iterdir()}
+    assert names == {"step-0000012", "step-0000014", best.name}
 
 
 def test_miniflux_from_scratch_beside_public_text_encoders(world: Path, tmp_path: Path) -> None:
@@ -220,3 +234,127 @@ def test_the_engine_trains_the_model_itself_and_the_folder_has_its_tables(world:
     assert torch.equal(saved.transformer.get_buffer("pos_embed.pos_embed"), expected)
     assert all((weight == 0.25).all() for part in (saved.transformer, saved.text) for weight in part.parameters())
     assert not all((weight == 0.25).all() for weight in engine.parameters)
+
+
+def changed(config: TrainConfig, **phase: Any) -> TrainConfig:
+    """The same run with another last phase."""
+    phases = [each.model_dump(mode="json") for each in config.phases]
+    return TrainConfig.model_validate(config.model_dump(mode="json") | {"phases": [*phases[:2], phases[2] | phase]})
+
+
+def events(out: Path) -> list[tuple[str, int]]:
+    return [(line["event"], line["step"]) for line in map(json.loads, (out / HISTORY).read_text().splitlines())]
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    config = make_config(world, save_as="fp16")
+    with pytest.raises(Stopped):
+        run(config, tmp_path, Hooks(on_step=stop_at(8)))
+    newest = tmp_path / "checkpoints" / "step-0000006"
+    os.truncate(newest / "worker-00000-000.safetensors", 1000)
+    run(config, tmp_path)
+    assert losses_of(tmp_path) == losses_of(whole)
+    assert events(tmp_path) == [("started", 0), ("damaged", 3), ("resumed", 3)]
+    assert f"{newest} is damaged (worker-00000-000.safetensors has 1000 bytes" in (tmp_path / HISTORY).read_text()
+    assert not list((tmp_path / "checkpoints").glob("damaged*"))
+
+
+def test_a_finished_run_goes_on_elsewhere_with_more_steps_and_another_rate(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Moved away from its VAE, to other data, whose captions have other words; the text encoder reads the first."""
+    shutil.copytree(whole, tmp_path / "moved")
+    shutil.copytree(world / "clips", tmp_path / "clips")
+    for path in (tmp_path / "clips").glob("*.parquet"):
+        table = pq.read_table(path)
+        captions = pa.array(["a violet cube stands still"] * len(table))
+        pq.write_table(table.set_column(table.schema.names.index("caption"), "caption", captions), path)
+    config = changed(make_config(world, save_as="fp16", data=str(tmp_path / "clips")), steps=10, learning_rate=1e-3)
+    gone = config.model.model_copy(update={"vae": str(tmp_path / "no longer there")})
+    own = train._own(tmp_path / "moved", ["phases.2.steps=10", "phases.2.learning_rate=1e-3", f"data={config.data}"])
+    assert own == config
+    started: list[int] = []
+    run(config.model_copy(update={"model": gone}), tmp_path / "moved", Hooks(on_start=started.append))
+    assert started == [14]
+    assert [step for step, _ in losses_of(tmp_path / "moved")][-3:] == [15, 16, 18]
+    assert losses_of(tmp_path / "moved")[: len(losses_of(whole))] == losses_of(whole)
+    history = [json.loads(line) for line in (tmp_path / "moved" / HISTORY).read_text().splitlines()]
+    assert set(history[-1]["changes"]) == {"data", "model.vae", "phases.2.learning_rate", "phases.2.steps"}
+    assert history[-1]["changes"]["phases.2.steps"] == [6, 10]
+    assert "phases.2.steps 6 became 10" in history[-1]["says"]
+
+
+def test_a_run_does_not_become_another_one(world: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    with pytest.raises(UserError, match="is 14 steps along with seed 0, which cannot become 1 now"):
+        run(make_config(world, seed=1), tmp_path / "copy")
+    other = make_world(tmp_path / "other", widths=(8, 4, 4, 4))
+    with pytest.raises(UserError, match="is of latents of another VAE"):
+        run(make_config(other), tmp_path / "copy")
+
+
+def test_the_weights_of_any_checkpoint_become_a_model_folder(world: Path, whole: Path, tmp_path: Path) -> None:
+    assert export(whole, tmp_path / "averaged") == 14
+    name = "diffusion_transformer/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "averaged" / name).read_bytes() == (whole / "model" / name).read_bytes()
+    assert export(whole, tmp_path / "raw", "raw", "12") == 12
+    raw = load_pipeline(tmp_path / "raw").transformer.state_dict()
+    newest = load_pipeline(whole / "model").transformer.state_dict()
+    assert raw.keys() == newest.keys()
+    assert not all(torch.equal(raw[key], newest[key]) for key in raw)
+    with pytest.raises(UserError, match=r"step-0000001 cannot be read .*; checkpoints there: step-"):
+        export(whole, tmp_path / "none", which="1")
+
+
+def test_steps_with_a_clip_that_is_no_number_are_skipped_and_in_a_row_they_end_the_run(
+    world: Path, tmp_path: Path
+) -> None:
+    config = make_config(world, most_skipped=1)
+    spoiled: list[int] = []
+
+    def spoil(step: int) -> Any:
+        def update(self: PlainEngine, packs: Any, *given: Any) -> Any:
+            done = self.updates + len(spoiled) + 1
+            if done in (step, step + 1, 13, 14)[: 1 if step == 2 else 4]:
+                spoiled.append(done)
+                packs[0][0] = replace(packs[0][0], target=packs[0][0].target * float("inf"))
+            return honest(self, packs, *given)
+
+        return update
+
+    honest = PlainEngine.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlainEngine, "update", spoil(2))
+        run(config, tmp_path / "one")
+    assert events(tmp_path / "one") == [("started", 0), ("skipped", 2)]
+    lines = curve.read(tmp_path / "one" / curve.LINES)
+    assert [line["skipped"] for line in lines] == [1] * len(lines)
+    spoiled.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlainEngine, "update", spoil(5))
+        with pytest.raises(TrainingDiverged, match="2 steps in a row had an infinite loss"):
+            run(config, tmp_path / "two")
+    newest = checkpoint.newest(tmp_path / "two" / "checkpoints")
+    assert newest is not None
+    assert newest.about.step == 3
+
+
+def test_storage_that_is_gone_for_a_while_is_waited_for(
+    world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole folder of the run: curve, checkpoints, and model."""
+    monkeypatch.setattr(files, "_PAUSE_S", 0.05)
+    out, away = tmp_path / "out", tmp_path / "away"
+
+    def lose_storage(done: int, loss: float) -> None:
+        if done == 5:
+            out.rename(away)
+            threading.Timer(1.0, lambda: away.rename(out)).start()
+
+    with caplog.at_level(logging.WARNING):
+        run(make_config(world, save_as="fp16"), out, Hooks(on_step=lose_storage))
+    assert "writing the loss curve failed" in caplog.text
+    assert losses_of(out) == losses_of(whole)
+    assert not away.exists()

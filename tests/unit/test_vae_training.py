@@ -13,8 +13,8 @@ from framegrove.config.vae import VaeTrainingConfig
 from framegrove.digits.clips import DigitsFrames
 from framegrove.errors import UserError
 from framegrove.models.vae_files import load_vae
-from framegrove.training.loop import TrainingDiverged
 from framegrove.training.muon import KernelMuon
+from framegrove.training.skips import TrainingDiverged
 from framegrove.training.vae import VaeStep, psnr, train
 from tests.unit.test_vae import PATCHED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -64,9 +65,17 @@ def load(model: type[ConfigT], path: str | Path | None = None, overrides: Iterab
     Raises ConfigError naming the file, the key, what was given and what is allowed.
     """
     data = read_yaml(Path(path)) if path is not None else {}
+    return overridden(model, data, overrides, str(path) if path is not None else "the configuration")
+
+
+def overridden(
+    model: type[ConfigT], data: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "the configuration"
+) -> ConfigT:
+    """``model`` made of ``data`` and overrides as `load` takes them. Raises ConfigError, as `validated` does."""
+    copied = copy.deepcopy(dict(data))
     for override in overrides:
-        _apply(data, override)
-    return validated(model, data, str(path) if path is not None else "the configuration")
+        _apply(copied, override)
+    return validated(model, copied, where)
 
 
 def validated(model: type[ConfigT], data: Mapping[str, Any], where: str) -> ConfigT:

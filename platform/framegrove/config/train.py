@@ -25,8 +25,8 @@ SHIPPED = "shipped"
 
 # Folders in a run's folder.
 MODEL = "model"
-CHECKPOINTS = "checkpoints"  # of the plain engine
-RAY_STATE = "ray"  # Ray Train's own, with the checkpoints of the deepspeed engine
+CHECKPOINTS = "checkpoints"
+RAY_STATE = ".ray"  # Ray Train's own notes on a session; the run does not need them
 
 
 class ModelConfig(Config):
@@ -230,6 +230,14 @@ class TrainConfig(Config):
     )
     recompute: bool = Field(False, description="recompute activations inside blocks: less memory, a third more time")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
+    keep_last: PositiveInt = Field(2, description="checkpoints that are kept, the newest ones")
+    keep_best: NonNegativeInt = Field(
+        1,
+        description="checkpoints that are kept besides: those of the phase with the lowest loss, held-out if measured",
+    )
+    most_skipped: NonNegativeInt = Field(
+        10, description="steps in a row that may be skipped because a loss or gradient is infinite or no number"
+    )
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
 
     @model_validator(mode="after")

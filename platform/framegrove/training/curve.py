@@ -64,11 +64,16 @@ class Curve:
         """Seconds of training so far."""
         return float(self.lines[-1]["seconds"]) if self.lines else 0.0
 
+    @property
+    def skipped(self) -> int:
+        """Steps so far that were skipped."""
+        return int(self.lines[-1].get("skipped", 0)) if self.lines else 0
+
     def add(self, line: dict[str, Any]) -> None:
         """Append a line, visible to readers at once."""
-        self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
 
     def draw(self) -> None:
         """Write the picture."""
@@ -77,10 +82,10 @@ class Curve:
 
 
 class Follower:
-    """Reads a curve that another process writes; each call reads only what was appended since the previous one."""
+    """Reads a curve, or a run's history, as another process writes it; each call reads only what was appended."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LINES
+    def __init__(self, folder: Path, name: str = LINES) -> None:
+        self.path = folder / name
         self.lines: list[dict[str, Any]] = []
         self._read = 0  # bytes of the file that have been read, always whole lines
         self._last = b""  # the last of these lines: while it is still in its place, the file has only grown

@@ -8,15 +8,16 @@ when a DeepSpeedEngine is made. What it uses of DeepSpeed beyond the public inte
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from framegrove.config.train import PhaseConfig
 from framegrove.flow.objective import StageSample
@@ -25,27 +26,35 @@ from framegrove.models.layers import Block
 from framegrove.models.mmdit import MMDiT
 from framegrove.models.sequence_parallel import SequenceGroup
 from framegrove.models.trainer_state import update_average
+from framegrove.training.fragments import AVERAGED, MEAN, MOMENTUM, SQUARE, WEIGHTS, Counts, Fragment, Fragments
 from framegrove.training.memory import bucket_elements
 from framegrove.training.step import Trainable
 
-_STATE, _TAG = "engine.pt", "engine"
+_WRITING = timedelta(hours=2)  # within which the slowest worker writes its part of a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
     """What an optimizer step returns: the loss of each stage-sample, pass by pass, and the norm of the gradient.
 
-    The norm is that of the whole batch's gradient, over all workers, before it is clipped.
+    The norm is that of the whole batch's gradient, over all workers, before it is clipped. Where it is infinite or no
+    number, or one of the losses of any worker is, the step was ``skipped`` by all of them: weights, moments and
+    averages are what they were.
     """
 
     losses: list[Tensor]
     gradient_norm: float
 
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing was changed."""
+        return not math.isfinite(self.gradient_norm)
+
 
 class PlainEngine:
     """One process and float32 weights; forward and backward run under bfloat16 autocast for precision "bf16"."""
 
-    rank, world = 0, 1
+    name, rank, world = "plain", 0, 1
     data_rank, data_world = 0, 1
 
     def __init__(
@@ -71,9 +80,12 @@ class PlainEngine:
         for samples in packs:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 each = self.module(samples)
-            (each.sum() / batch).backward()
+            _spoiled(each.sum() / batch, each).backward()
             losses.append(each.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, phase.clip)
+        update = Update(losses, float(torch.nn.utils.clip_grad_norm_(self.parameters, phase.clip)))
+        if update.skipped:
+            self.module.zero_grad(set_to_none=True)
+            return update
         _set_rates(self.adamw, phase, learning_rate_scale)
         self.adamw.step()
         if self.muon is not None:
@@ -83,40 +95,62 @@ class PlainEngine:
         self.module.zero_grad(set_to_none=True)
         self.updates += 1
         update_average(self.averaged, self.parameters, phase.ema, self.updates)
-        return Update(losses, float(norm))
+        return update
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of all workers."""
+        return count
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all workers."""
         return values
 
-    def save(self, folder: Path) -> None:
-        """Write everything that ``load`` needs to continue bit for bit."""
-        torch.save(
-            {
-                "weights": [p.detach() for p in self.parameters],
-                "averaged": self.averaged,
-                "adamw": self.adamw.state_dict(),
-                "muon": self.muon and self.muon.state_dict(),
-                "updates": self.updates,
-            },
-            folder / _STATE,
-        )
+    def gathered(self, texts: Sequence[str], aside: bool = False) -> list[str]:
+        """The texts of all workers."""
+        return list(texts)
 
-    def load(self, folder: Path) -> None:
-        """Continue from what ``save`` wrote."""
-        held: dict[str, Any] = torch.load(folder / _STATE, map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            torch._foreach_copy_(list[Tensor](self.parameters), held["weights"])
-            torch._foreach_copy_(self.averaged, held["averaged"])
-        self.adamw.load_state_dict(held["adamw"])
-        if self.muon is not None:
-            self.muon.load_state_dict(held["muon"])
-        self.updates = held["updates"]
+    def fragments(self) -> list[Fragment]:
+        """The state that is saved; writing to the fragments changes it."""
+        found = []
+        for name, weight, average in zip(self._names(), self.parameters, self.averaged, strict=True):
+            held = {WEIGHTS: weight.detach(), AVERAGED: average, **self._moments(weight)}
+            found += [Fragment(kind, name, 0, values.view(-1)) for kind, values in held.items()]
+        return found
+
+    def counts(self) -> Counts:
+        """What is saved beside the fragments."""
+        steps = {
+            name: int(self.adamw.state[weight]["step"])
+            for name, weight in zip(self._names(), self.parameters, strict=True)
+            if "step" in self.adamw.state[weight]
+        }
+        return Counts(self.updates, steps)
+
+    def restore(self, held: Fragments, counts: Counts) -> None:
+        """Continue from a checkpoint of any engine, bit for bit from one of this one."""
+        self.updates = counts.updates
+        muons = {id(p) for group in self.muon.param_groups for p in group["params"]} if self.muon else set()
+        for name, weight in zip(self._names(), self.parameters, strict=True):
+            if id(weight) in muons:
+                if self.muon is not None and counts.updates:
+                    self.muon.state[weight] = {MOMENTUM: torch.zeros_like(weight)}
+            elif counts.steps.get(name):
+                self.adamw.state[weight] = _fresh_moments(weight.detach(), counts.steps[name], fused=True)
+        _read_into(self.fragments(), held)
+
+    def _names(self) -> list[str]:
+        return [name for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def _moments(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """What the optimizer of a weight keeps beside it, once it has made a step."""
+        optimizers = [each for each in (self.adamw, self.muon) if each is not None and weight in each.state]
+        return {
+            kind: each.state[weight][kind] for each in optimizers for kind in _MOMENTS if kind in each.state[weight]
+        }
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The averaged weights by name, of all parameters that are trained."""
-        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        return dict(zip(names, self.averaged, strict=True))
+        return dict(zip(self._names(), self.averaged, strict=True))
 
 
 class DeepSpeedEngine:
@@ -130,6 +164,8 @@ class DeepSpeedEngine:
     members of a group are one reader of data, ``data_rank`` of ``data_world``, and must be given the same samples.
     ``parts`` is what cut the weights up while they were loaded, in stage 3; absent: they are cut up here.
     """
+
+    name = "deepspeed"
 
     def __init__(
         self,
@@ -187,6 +223,8 @@ class DeepSpeedEngine:
         if parts:
             parts.restore_masters()
         self.averaged = [part.clone() for part in _masters(self.adamw)]
+        self._pieces = _pieces(self.adamw, self.module)
+        self._aside = dist.new_group(backend="gloo", timeout=_WRITING)
 
     def update(
         self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
@@ -198,12 +236,22 @@ class DeepSpeedEngine:
         for index, samples in enumerate(packs):
             self.engine.set_gradient_accumulation_boundary(index + 1 == len(packs))
             each = self.engine(samples)
-            self.engine.backward(each.sum() * (self.world / batch))  # gradients are averaged over the workers
+            # Gradients are averaged over the workers.
+            self.engine.backward(_spoiled(each.sum() * (self.world / batch), each))
             losses.append(each.detach())
-        self.engine.step()
-        self.updates += 1
-        update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
-        return Update(losses, float(self.engine.get_global_grad_norm() or 0.0))
+        self.engine.step()  # changes nothing where the gradient is infinite or no number
+        norm = self.engine.get_global_grad_norm()
+        update = Update(losses, 0.0 if norm is None else float(norm))
+        if not update.skipped:
+            self.updates += 1
+            update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
+        return update
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of all workers."""
+        largest = torch.tensor(count, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all readers of data: the members of a sequence group hold the same ones."""
@@ -212,18 +260,42 @@ class DeepSpeedEngine:
         dist.all_reduce(summed)
         return summed.cpu()
 
-    def save(self, folder: Path) -> None:
-        """Write this worker's part of what ``load`` needs; called by all workers, each with its own folder."""
-        (folder / _TAG).mkdir()
-        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
-        torch.save({"averaged": self.averaged, "updates": self.updates}, folder / f"averaged-{self.rank:05d}.pt")
+    def gathered(self, texts: Sequence[str], aside: bool = False) -> list[str]:
+        """The texts of all workers, in their order.
 
-    def load(self, folder: Path) -> None:
-        """Continue from the parts that all workers saved, merged into one folder."""
-        self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)  # frozen weights are not in it
-        held = torch.load(folder / f"averaged-{self.rank:05d}.pt", map_location=self.device, weights_only=True)
-        torch._foreach_copy_(self.averaged, held["averaged"])
-        self.updates = held["updates"]
+        ``aside`` asks over a connection of its own, so that a thread can while training goes on.
+        """
+        everyone: list[list[str]] = [[]] * self.world
+        dist.all_gather_object(everyone, list(texts), group=self._aside if aside else None)
+        return [text for each in everyone for text in each]
+
+    def fragments(self) -> list[Fragment]:
+        """This worker's part of the state that is saved; writing to the fragments changes it."""
+        kinds = {WEIGHTS: _masters(self.adamw), AVERAGED: self.averaged}
+        moments = [_optimizer_state(self.adamw).get(part, {}) for part in _master_parameters(self.adamw)]
+        if all(moments):
+            kinds |= {kind: [state[kind] for state in moments] for kind in (MEAN, SQUARE)}
+        return [
+            Fragment(kind, piece.name, piece.first, parts[piece.part][piece.start : piece.start + piece.length])
+            for piece in self._pieces
+            for kind, parts in kinds.items()
+        ]
+
+    def counts(self) -> Counts:
+        """What is saved beside the fragments."""
+        moments = [_optimizer_state(self.adamw).get(part, {}) for part in _master_parameters(self.adamw)]
+        steps = [int(state["step"]) if state else 0 for state in moments]
+        return Counts(self.updates, {piece.name: steps[piece.part] for piece in self._pieces if steps[piece.part]})
+
+    def restore(self, held: Fragments, counts: Counts) -> None:
+        """Continue from a checkpoint of any engine, stage and number of workers; from one of the same, bit for bit."""
+        self.updates = counts.updates
+        if counts.steps:
+            made = max(counts.steps.values())
+            for part in _master_parameters(self.adamw):
+                _optimizer_state(self.adamw)[part] = _fresh_moments(part.detach(), made)
+        _read_into(self.fragments(), held)
+        _publish_masters(self.adamw)
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The averaged weights by name, whole, in float32, on the CPU: on worker 0, and nothing on the others.
@@ -302,6 +374,34 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+def _spoiled(loss: Tensor, each: Tensor) -> Tensor:
+    """The loss that is differentiated; one that makes the whole gradient NaN where that of any sample is not finite.
+
+    So that the norm of the gradient, which all workers know, tells all of them that a worker's loss was no number.
+    """
+    return loss * torch.where(each.detach().isfinite().all(), 1.0, torch.nan)
+
+
+# AdamW's and Muon's.
+_MOMENTS = (MEAN, SQUARE, MOMENTUM)
+
+
+def _fresh_moments(weight: Tensor, steps: int, fused: bool = False) -> dict[str, Tensor]:
+    """AdamW's state of a weight after some steps, to be read into."""
+    step = torch.tensor(float(steps), device=weight.device if fused else "cpu")
+    return {"step": step, MEAN: torch.zeros_like(weight), SQUARE: torch.zeros_like(weight)}
+
+
+def _read_into(fragments: Sequence[Fragment], held: Fragments) -> None:
+    """Fill fragments from a checkpoint; moments that it does not have stay as they are."""
+    for fragment in fragments:
+        values = held.read(fragment.kind, fragment.name, fragment.first, fragment.values.numel())
+        if values is not None:
+            fragment.values.copy_(values)
+        elif fragment.kind in (WEIGHTS, AVERAGED):
+            raise ValueError(f"the checkpoint has no {fragment.kind} of {fragment.name}")
+
+
 def _set_rates(optimizer: Any, phase: PhaseConfig, scale: float) -> None:
     rate = scale * phase.learning_rate
     for group in optimizer.param_groups:
@@ -337,9 +437,64 @@ _MASTERS = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "singl
 
 def _masters(optimizer: Any) -> list[Tensor]:
     """This worker's parts of the float32 weights, each flat; writing to them changes the weights."""
+    return [part.detach() for part in _master_parameters(optimizer)]
+
+
+def _master_parameters(optimizer: Any) -> list[Tensor]:
+    """The same as the optimizer inside DeepSpeed's knows them."""
     for name in _MASTERS:
         if hasattr(optimizer, name):
-            return [part.detach() for part in getattr(optimizer, name)]
+            return list(getattr(optimizer, name))
     raise RuntimeError(
         f"DeepSpeed's {type(optimizer).__name__} has its float32 weights in none of {', '.join(_MASTERS)}"
     )
+
+
+def _optimizer_state(optimizer: Any) -> dict[Tensor, dict[str, Tensor]]:
+    """AdamW's state by this worker's parts of the float32 weights."""
+    return optimizer.optimizer.state
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Values ``start`` to ``start + length`` of a part of the masters are a parameter's from ``first`` on."""
+
+    name: str
+    part: int
+    start: int
+    first: int
+    length: int
+
+
+def _pieces(optimizer: Any, module: nn.Module) -> list[_Piece]:
+    """Where this worker's part of every trained parameter lies in its masters, padding left out."""
+    found = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        whole = getattr(parameter, "ds_numel", None)
+        if whole is not None:  # ZeRO 3 cuts every parameter by itself
+            part, start, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            first = length * dist.get_rank()
+            piece = _Piece(name, part, start, first, min(length, whole - first))
+        elif (
+            mapping := getattr(parameter, "_hp_mapping", None)
+        ) is not None:  # ZeRO 1 and 2 cut what they have strung together
+            address, of = mapping.hp_fragment_address, mapping.lp_fragment_address
+            piece = _Piece(name, mapping.param_group_index, address.start, of.start, address.numel)
+        else:
+            continue
+        if piece.length > 0:
+            found.append(piece)
+    return found
+
+
+def _publish_masters(optimizer: Any) -> None:
+    """Have the weights that forward passes use follow masters that were written to."""
+    if not hasattr(optimizer, "grad_position"):
+        optimizer.update_lp_params()
+        return
+    optimizer.checkpoint_event_prologue()  # sets the small weights free that every worker holds whole
+    for part in range(len(optimizer.fp32_partitioned_groups_flat)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(part)
+    optimizer.checkpoint_event_epilogue()  # and gathers them again

@@ -7,8 +7,6 @@ therefore continues exactly along the curve of an undisturbed one.
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,19 +16,13 @@ import torch
 from torch import Tensor
 
 from framegrove.config.train import PhaseConfig, TrainConfig
-from framegrove.errors import UserError
 from framegrove.flow.objective import StageSample
 from framegrove.training.curriculum import Position
 from framegrove.training.curve import LossTally
 from framegrove.training.engine import Update
 from framegrove.training.feed import Feed
+from framegrove.training.skips import Skips
 from framegrove.training.step import Trainable
-
-log = logging.getLogger(__name__)
-
-
-class TrainingDiverged(UserError):
-    """The loss is no longer a number."""
 
 
 class Engine(Protocol):
@@ -46,6 +38,10 @@ class Engine(Protocol):
         self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
     ) -> Update: ...
 
+    def most(self, count: int) -> int: ...
+
+    def gathered(self, texts: Sequence[str], aside: bool = False) -> list[str]: ...
+
     def total(self, values: Tensor) -> Tensor: ...
 
     def averaged_weights(self) -> dict[str, Tensor]: ...
@@ -56,7 +52,8 @@ class Point:
     """A point of the loss curve: mean losses since the previous point, by name (``loss`` is over all samples).
 
     ``step`` counts the steps done in the whole run, ``seconds`` is training time over all sessions of the run,
-    ``gradient_norm`` is that of the last step, before clipping.
+    ``gradient_norm`` is that of the last step with an update, before clipping. ``skipped`` counts the steps of the run
+    without one, whose loss or gradient was infinite or no number.
     """
 
     step: int
@@ -66,6 +63,7 @@ class Point:
     gradient_norm: float
     seconds: float
     samples_per_second: float
+    skipped: int = 0
 
 
 def _nothing(*_: Any) -> None:
@@ -79,8 +77,9 @@ class Hooks:
     on_start: Callable[[int], None] = _nothing  # steps done by an earlier session of this run
     on_step: Callable[[int, float], None] = _nothing  # steps done, mean loss of this worker's share
     on_point: Callable[[Point], None] = _nothing
-    on_checkpoint: Callable[[int], None] = _nothing  # steps done; time to save
+    on_checkpoint: Callable[[int], bool | None] = _nothing  # steps done; time to save; true ends the session here
     on_phase_end: Callable[[PhaseConfig], None] = _nothing
+    on_skip: Callable[[int, str], None] = _nothing  # on worker 0: steps done, a sentence on the last, which was skipped
     on_speed: Callable[[float, float], None] = _nothing  # this worker's visual tokens/s; seconds it waited for data
 
 
@@ -92,15 +91,19 @@ def train(
     hooks: Hooks,
     first_step: int = 0,
     seconds: float = 0.0,
+    skipped: int = 0,
 ) -> None:
     """Run the steps from ``first_step`` to the end of the last phase, with a pyramid of ``stages`` stages.
 
-    ``feed`` has this worker's samples; ``seconds`` is the training time of earlier sessions. Raises TrainingDiverged.
+    ``feed`` has this worker's samples; ``seconds`` is the training time of earlier sessions, ``skipped`` are their
+    steps without an update. Raises TrainingDiverged.
     """
     hooks.on_start(first_step)
+    skips = Skips(config.most_skipped, skipped, hooks.on_skip)
     tally = LossTally(stages)
     tally_began = time.monotonic()
     waited, tokens = 0.0, 0
+    gradient_norm = 0.0
     for step in range(first_step, config.steps):
         done = step + 1
         position = Position.of(config, step)
@@ -117,32 +120,32 @@ def train(
         # 2. Update the weights.
         scale = phase.learning_rate_scale(position.step)
         update = engine.update(share.packs, share.batch, phase, scale)
-        for members, losses in zip(share.packs, update.losses, strict=True):
-            tally.add(members, losses)
+        skips.count(done, phase.name, share.packs, update, engine)
+        if not update.skipped:
+            gradient_norm = update.gradient_norm
+            for members, losses in zip(share.packs, update.losses, strict=True):
+                tally.add(members, losses)
         loss = float(torch.cat(update.losses).mean())
-        # The norm is that of all workers' gradients together: if one of them diverges, all of them stop here.
-        if not math.isfinite(loss) or not math.isfinite(update.gradient_norm):
-            raise TrainingDiverged(
-                f"the loss is {loss} at step {step} of phase {phase.name}: lower its learning_rate or clip"
-            )
         hooks.on_step(done, loss)
 
         # 3. Report. A checkpoint is always preceded by a point, because the tally itself is not in the checkpoint.
         phase_ends = position.step + 1 == phase.steps
         checkpoint_due = done % config.checkpoint_every == 0 or done == config.steps
-        if done % config.log_every == 0 or phase_ends or checkpoint_due:
+        point_due = done % config.log_every == 0 or phase_ends or checkpoint_due
+        totals = engine.total(tally.sums) if point_due else torch.zeros(0)
+        if totals.any():  # all steps since the last point may have been skipped
             now = time.monotonic()
             seconds += now - tally_began
-            totals = engine.total(tally.sums)
             speed = float(totals[1, stages:].sum()) / (now - tally_began)
             rate = scale * phase.learning_rate
-            hooks.on_point(Point(done, phase.name, tally.means(totals), rate, update.gradient_norm, seconds, speed))
+            means = tally.means(totals)
+            hooks.on_point(Point(done, phase.name, means, rate, gradient_norm, seconds, speed, skips.total))
             hooks.on_speed(tokens / (now - tally_began), waited)
             tally = LossTally(stages)
             tally_began = time.monotonic()
             waited, tokens = 0.0, 0
-        if checkpoint_due:
-            hooks.on_checkpoint(done)
-            log.info("checkpoint after step %d written", done)
+        session_ends = checkpoint_due and hooks.on_checkpoint(done)
         if phase_ends:
             hooks.on_phase_end(phase)
+        if session_ends:
+            return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, Ph
 from framegrove.data.ingest import Catalog, DataError, open_catalog
 from framegrove.data.reading import ClipReader
 from framegrove.errors import UserError
+from framegrove.files import patiently
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models import lora
 from framegrove.models.pretrained import (
@@ -35,6 +36,7 @@ from framegrove.models.transformers import Take, build_transformer, drop, fresh_
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
 from framegrove.training import checkpoint, tuning
+from framegrove.training.checkpoint import About
 from framegrove.training.curriculum import PhaseClips, Position, StepPlan, check_sizes, plan_step
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
@@ -42,6 +44,8 @@ from framegrove.training.engine import PlainEngine
 from framegrove.training.feed import Feed
 from framegrove.training.loop import Engine, Hooks, Point, train
 from framegrove.training.plan import check_fits, check_heads, check_workers, model_of
+from framegrove.training.resume import AnyEngine, History, asdict_of, at_hand, check, go_on
+from framegrove.training.saver import Saver, new_session
 from framegrove.training.step import Trainable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,66 +54,87 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa: B008 - it is frozen
     """Train in this process, on a GPU if there is one; the model folder is ``out/model``.
 
-    Continues from the newest checkpoint in ``out``. Raises UserError for what does not fit together, and
-    TrainingDiverged.
+    Continues from the newest undamaged checkpoint in ``out``, whichever engine and however many workers have written
+    it. Raises UserError for what does not fit together, TrainingDiverged, and CheckpointFailed.
     """
     if config.sequence_parallel > 1:
         raise UserError(
             f"sequence_parallel is {config.sequence_parallel}, but the plain engine trains in one process: train with "
             "--engine deepspeed, or set it to 1"
         )
-    setup = Setup.of(config)
-    resumed = checkpoint.newest(out / CHECKPOINTS)
-    first_step = checkpoint.step_of(resumed, config) if resumed else 0
+    setup = Setup.of(config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         model, _ = model_of(config, download=True)
         check_fits(config, model, None, torch.cuda.get_device_properties(device).total_memory)
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
-    if resumed:
-        engine.load(resumed)
-
-    def save(step: int) -> None:
-        checkpoint.save(out / CHECKPOINTS, step, config, engine.save)
-        hooks.on_checkpoint(step)
-
-    out.mkdir(parents=True, exist_ok=True)
-    return train_to_the_end(setup, engine, out, first_step, dataclasses.replace(hooks, on_checkpoint=save))
+    return train_to_the_end(setup, engine, out, hooks)
 
 
-def train_to_the_end(setup: Setup, engine: Engine, out: Path, first_step: int, hooks: Hooks) -> Path:
+def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -> Path:
     """What a run does after it is set up, in one process and on every worker of a cluster alike.
 
-    Worker 0 writes the loss curve, its picture at every checkpoint, and the model folder at the end of every phase.
-    ``hooks.on_checkpoint`` has to save the engine.
+    It goes on from the newest checkpoint in ``out``. Worker 0 writes the loss curve, its picture at every checkpoint,
+    the history, and the model folder at the end of every phase.
     """
+    config, folder = setup.config, out / CHECKPOINTS
+    if engine.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    first_step = go_on(engine, out, config)
+    saver = Saver(folder, engine, new_session(engine), config.keep_last, config.keep_best)
     curve = Curve(out, first_step) if engine.rank == 0 else None
+    history = History(out)
+    losses: dict[str, float] = {}
+
+    def on_step(done: int, loss: float) -> None:
+        saver.check()
+        hooks.on_step(done, loss)
 
     def on_point(point: Point) -> None:
+        losses.clear()
+        losses.update(point.losses)
         if curve:
-            curve.add(dataclasses.asdict(point))
+            patiently("writing the loss curve", partial(curve.add, dataclasses.asdict(point)))
         hooks.on_point(point)
 
-    def on_checkpoint(step: int) -> None:
-        hooks.on_checkpoint(step)
+    def on_checkpoint(step: int) -> bool | None:
+        phase = Position.of(config, step - 1).phase.name
+        held = asdict_of(config)
+        saver.save(About(step, phase, held, engine.name, engine.world, setup.words, setup.vae, dict(losses)))
         if curve:
-            curve.draw()
+            patiently("drawing the loss curve", curve.draw)
+        if engine.most(int(engine.rank == 0 and not (out / MODEL).exists())):
+            setup.save_model(engine, out)  # so that the run's folder has all that going on elsewhere needs
+        return hooks.on_checkpoint(step)
 
     def on_phase_end(phase: PhaseConfig) -> None:
         setup.save_model(engine, out)
         hooks.on_phase_end(phase)
 
-    train(
-        setup.config,
-        engine,
-        setup.feed(engine.data_rank, engine.data_world),
-        setup.schedule.stages,
-        dataclasses.replace(hooks, on_point=on_point, on_checkpoint=on_checkpoint, on_phase_end=on_phase_end),
-        first_step,
-        curve.seconds if curve else 0.0,
-    )
-    if first_step >= setup.config.steps:  # it was stopped after its last checkpoint, perhaps before the model was saved
+    def on_skip(done: int, says: str) -> None:
+        patiently("writing the history", partial(history.add, "skipped", done, says))
+        hooks.on_skip(done, says)
+
+    with saver:
+        train(
+            config,
+            engine,
+            setup.feed(engine.data_rank, engine.data_world),
+            setup.schedule.stages,
+            dataclasses.replace(
+                hooks,
+                on_step=on_step,
+                on_point=on_point,
+                on_checkpoint=on_checkpoint,
+                on_phase_end=on_phase_end,
+                on_skip=on_skip,
+            ),
+            first_step,
+            curve.seconds if curve else 0.0,
+            curve.skipped if curve else 0,
+        )
+    if first_step >= config.steps:  # it was stopped after its last checkpoint, perhaps before the model was saved
         setup.save_model(engine, out)
     return out / MODEL
 
@@ -124,25 +149,35 @@ class Setup:
 
     config: TrainConfig
     recipe: Recipe
-    catalog: Catalog
-    clips: tuple[PhaseClips, ...]  # of each phase
-    factor: int  # pixels for one latent pixel, on each side
     words: tuple[str, ...]  # what a new text encoder reads; empty where an existing model is continued
+    vae: str  # digest of the VAE that encodes the latents
+    catalog: Catalog | None = None  # absent where only the model is wanted
+    clips: tuple[PhaseClips, ...] = ()  # of each phase
+    factor: int = 0  # pixels for one latent pixel, on each side
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Setup:
-        """Open the data, and check that it fits the model. Raises UserError before anything is written.
+    def of(cls, config: TrainConfig, out: Path | None = None) -> Setup:
+        """Open the data, and check that it fits the model and the run in ``out``, which this goes on with.
+
+        Raises UserError before anything is written.
 
         Of the shards only the columns of sizes are read, and for a new text encoder the captions. Of the model only the
         VAE is read: whoever starts a run on a cluster need not hold it all.
         """
+        begun = checkpoint.newest(out / CHECKPOINTS) if out else None
+        if out and begun:
+            check(out, begun.about.config, config, begun.about.step)
+            config = at_hand(config, out)
         catalog = open_catalog([given.path for given in config.data_sets])
-        shape, vae, recipe = _outline(config.model)
+        shape, vae, recipe = outline(config.model)
         tuning.check(config.model.tune, shape)
         check_sizes(config, catalog, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         check_heads(config.sequence_parallel, shape)
+        digest = vae_digest(vae)
+        if begun and begun.about.vae != digest:
+            raise UserError(f"the run in {out} is of latents of another VAE than the model's: give another --out")
         shard = catalog.shards[0]  # all are of one VAE
-        if shard.vae != vae_digest(vae):
+        if shard.vae != digest:
             raise DataError(
                 f"{shard.path} was encoded by another VAE than the model's: prepare the clips anew with "
                 "python -m jobs.prepare"
@@ -150,9 +185,12 @@ class Setup:
         weights = [given.weight for given in config.data_sets]
         name = ", ".join(given.path for given in config.data_sets)
         clips = tuple(PhaseClips.of(phase, catalog, weights, name) for phase in config.phases)
-        paths = [shard.path for shard in catalog.shards]
-        words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
-        return cls(config, recipe, catalog, clips, vae.config.spatial_factor, words)
+        if begun:  # a vocabulary is that of the first data
+            words = begun.about.words
+        else:
+            paths = [shard.path for shard in catalog.shards]
+            words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
+        return cls(config, recipe, words, digest, catalog, clips, vae.config.spatial_factor)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -207,6 +245,7 @@ class Setup:
 
     def plan(self, step: int) -> StepPlan:
         """What all workers together are trained on in a step of the run."""
+        assert self.catalog is not None
         position = Position.of(self.config, step)
         return plan_step(
             position,
@@ -221,6 +260,7 @@ class Setup:
 
     def feed(self, rank: int = 0, world: int = 1) -> Feed:
         """The samples of one of the workers."""
+        assert self.catalog is not None
         reader = ClipReader(self.catalog, int(self.config.cache_gib * 2**30))
         norm, seed = self.pipeline.latent_norm, self.config.seed
         return Feed(self.plan, reader, self.catalog.name, self.schedule, norm, seed, self.config.steps, rank, world)
@@ -249,13 +289,19 @@ class Setup:
         The folder of a run that trains an adapter has the adapter alone, and says which model it is for.
         """
         averaged = engine.averaged_weights()
-        if engine.rank != 0:
-            return
+        if engine.rank == 0:
+            patiently("writing the model", partial(self.write_model, averaged, out / MODEL))
+
+    def write_model(self, averaged: Mapping[str, Tensor], folder: Path) -> None:
+        """Write a model folder with these weights, by name, in place of the trained ones.
+
+        The folder of a run that trains an adapter has the adapter alone, and says which model it is for.
+        """
         model = self.config.model
         if model.tune.lora is not None:
             weights = {name.removeprefix(tuning.TRANSFORMER): value for name, value in averaged.items()}
             names = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
-            lora.save_adapter(out / MODEL, model.tune.lora, names, weights, self._base)
+            lora.save_adapter(folder, model.tune.lora, names, weights, self._base)
             return
         with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
             transformer = build_transformer(self.pipeline.transformer.config)
@@ -271,7 +317,7 @@ class Setup:
             for name in texts.keys() & averaged.keys():
                 texts[name].copy_(averaged[name])
         averaged_pipeline = dataclasses.replace(self.pipeline, transformer=transformer)
-        save_pipeline(averaged_pipeline, out / MODEL, _DTYPES[self.config.save_as])
+        save_pipeline(averaged_pipeline, folder, _DTYPES[self.config.save_as])
 
 
 def _words_in(paths: Iterable[Path]) -> list[str]:
@@ -280,7 +326,7 @@ def _words_in(paths: Iterable[Path]) -> list[str]:
     return sorted({word for caption in captions for word in caption.lower().split()})
 
 
-def _outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, Recipe]:
+def outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, Recipe]:
     """Shape of the transformer, VAE and recipe of the model of step 0."""
     if model.start is None:
         return model.shape, read_vae(_vae_folder(model)), model.recipe

@@ -34,9 +34,9 @@ from framegrove.models.trainer_state import (
 from framegrove.models.vae import CausalVideoVae, Moments
 from framegrove.models.vae_files import LatentNorm, from_uint8, read_vae, save_vae
 from framegrove.training.adversarial import Judge, balance
-from framegrove.training.loop import TrainingDiverged
 from framegrove.training.muon import KernelMuon
 from framegrove.training.perceptual import load_perception
+from framegrove.training.skips import TrainingDiverged
 from framegrove.training.vae_clips import ClipSource, ClipWindow, Frames
 from framegrove.training.vae_pictures import PICTURE, draw_curve, save_strip
 

@@ -1,0 +1,79 @@
+"""A run on two machines: one of them dies, and another one joins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from framegrove.training.resume import HISTORY
+from tests.tiny_training import losses_of, make_config, make_world
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# In a process of its own, as the tests beside this one are connected to another cluster.
+SCRIPT = """
+import os, signal, sys, threading, time
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster as Machines
+
+from actors.trainer import fit
+from framegrove.cluster.session import Cluster
+from framegrove.config.train import TrainConfig
+
+out = Path(sys.argv[2])
+config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text())
+machines = Machines(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+second = machines.add_node(num_cpus=1)
+
+def wait_for(step):
+    while not list((out / "checkpoints").glob(f"step-{step:07d}")):
+        time.sleep(0.1)
+
+def disturb():
+    wait_for(3)
+    os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    while "with the deepspeed engine (ZeRO 1, 1 worker)" not in (out / "history.jsonl").read_text():
+        time.sleep(0.1)
+    machines.add_node(num_cpus=1)
+
+ray.init(address=machines.address, log_to_driver=False)
+threading.Thread(target=disturb, daemon=True).start()
+fit(config, out, Cluster(machines.address, None, own=False), workers=(1, 2))
+ray.shutdown()
+machines.shutdown()
+"""
+
+
+def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_that_joins_is_used(
+    tmp_path: Path,
+) -> None:
+    world, out, file = make_world(tmp_path), tmp_path / "out", tmp_path / "config.json"
+    phases = [phase.model_dump(mode="json") for phase in make_config(world).phases]
+    phases[2]["steps"] = 60  # while a machine joins
+    config = make_config(world, zero=1, phases=phases)
+    file.write_text(config.model_dump_json())
+    env = {**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60", "RAY_health_check_period_ms": "500"}
+    env.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(file), str(out)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = [json.loads(line) for line in (out / HISTORY).read_text().splitlines()]
+    workers = [
+        event["configuration"]["workers"] if event["event"] == "started" else event["changes"].get("workers")
+        for event in events
+    ]
+    assert workers == [2, [2, 1], [1, 2]]
+    assert [step for step, _ in losses_of(out)][-1] == config.steps
+    assert (out / "model" / "framegrove.json").exists()
