@@ -65,7 +65,7 @@ def outcomes(
     context.target_max_block_size = _BLOCK_BYTES
     # Whoever compares clips must see them in the list's order, so that the same ones are kept in every run.
     context.execution_options.preserve_order = config.duplicates is not None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised here as well
 
     rows = [{_COLUMN: pickle.dumps(entry)} for entry in entries]
     decoders = config.decoders or (os.cpu_count() if cluster.own else None)
@@ -75,7 +75,10 @@ def outcomes(
     if config.duplicates is not None:
         stage = {"bits": config.duplicates.bits, "kept": kept}
         one = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
-        stream = stream.map_batches(Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, **given)
+        # Lost with its memory, it must not come back without: the job fails, and the next run goes on.
+        stream = stream.map_batches(
+            Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, max_restarts=0, **given
+        )
     if config.captions is not None and config.captions.model is not None:
         stream = stream.map_batches(
             Describing,
