@@ -35,6 +35,7 @@ from framegrove.training.encode import EncoderFiles
 _BLOCK_BYTES = 8 * 2**20  # a larger clip is a block of its own
 _MOST_BLOCKS = 2000  # that the entries are distributed over
 _DESCRIBED_TOGETHER = 8  # clips
+_ADVICE = "Failed to apply UDF transform"  # what Ray Data appends to an error's message
 _COLUMN = "pickled"
 
 
@@ -160,7 +161,8 @@ def _unpacked(batch: pa.Table) -> Iterator[Any]:
 def _user_error(error: BaseException | None) -> UserError | None:
     """The mistake of a user at the bottom of a failure, if that is what it is."""
     while error is not None:
-        if isinstance(error, UserError):
-            return error
+        # What Ray raises is of the cause's class as well, with a traceback for a message.
+        if isinstance(error, UserError) and not isinstance(error, RayError):
+            return UserError(str(error).partition(_ADVICE)[0].strip())
         error = getattr(error, "cause", None) or error.__cause__
     return None
