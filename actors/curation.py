@@ -35,6 +35,7 @@ from framegrove.training.encode import EncoderFiles
 _BLOCK_BYTES = 8 * 2**20  # a larger clip is a block of its own
 _MOST_BLOCKS = 2000  # that the entries are distributed over
 _DESCRIBED_TOGETHER = 8  # clips
+_ADVICE = "Failed to apply UDF transform"  # what Ray Data appends to an error's message
 _COLUMN = "pickled"
 
 
@@ -65,7 +66,7 @@ def outcomes(
     context.target_max_block_size = _BLOCK_BYTES
     # Whoever compares clips must see them in the list's order, so that the same ones are kept in every run.
     context.execution_options.preserve_order = config.duplicates is not None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised here as well
 
     rows = [{_COLUMN: pickle.dumps(entry)} for entry in entries]
     decoders = config.decoders or (os.cpu_count() if cluster.own else None)
@@ -75,7 +76,10 @@ def outcomes(
     if config.duplicates is not None:
         stage = {"bits": config.duplicates.bits, "kept": kept}
         one = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
-        stream = stream.map_batches(Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, **given)
+        # Lost with its memory, it must not come back without: the job fails, and the next run goes on.
+        stream = stream.map_batches(
+            Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, max_restarts=0, **given
+        )
     if config.captions is not None and config.captions.model is not None:
         stream = stream.map_batches(
             Describing,
@@ -157,7 +161,8 @@ def _unpacked(batch: pa.Table) -> Iterator[Any]:
 def _user_error(error: BaseException | None) -> UserError | None:
     """The mistake of a user at the bottom of a failure, if that is what it is."""
     while error is not None:
-        if isinstance(error, UserError):
-            return error
+        # What Ray raises is of the cause's class as well, with a traceback for a message.
+        if isinstance(error, UserError) and not isinstance(error, RayError):
+            return UserError(str(error).partition(_ADVICE)[0].strip())
         error = getattr(error, "cause", None) or error.__cause__
     return None
