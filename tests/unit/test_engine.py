@@ -21,16 +21,19 @@ from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import fresh_transformer
 from framegrove.training.engine import (
     DeepSpeedEngine,
+    Parts,
     PlainEngine,
     _do_without_shared_memory_library,
     _masters,
     _set_clip,
 )
 from framegrove.training.fragments import Fragments, write
+from framegrove.training.loop import Hooks
+from framegrove.training.run import Setup, run, train_to_the_end
 from framegrove.training.step import Trainable
 from tests.public_folder import FLUX, write_public_folder
 from tests.tiny import tiny_pipeline
-from tests.tiny_training import PHASE
+from tests.tiny_training import PHASE, losses_of, make_config, make_world
 
 PIPELINE = tiny_pipeline()
 PIPELINES = {
@@ -109,6 +112,20 @@ def test_recomputed_activations_change_nothing(kind: str) -> None:
     found = steps(DeepSpeedEngine(spread, "fp32", CPU, 3), 0, 2)
     for ours, theirs in zip(steps(PlainEngine(trainable(kind), "fp32", CPU), 0, 2), found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_run_that_loads_in_parts_is_like_one_in_one_piece(tmp_path: Path) -> None:
+    config = make_config(make_world(tmp_path), precision="fp32", zero=3)
+    setup, parts = Setup.of(config), Parts("fp32", CPU)
+    engine = DeepSpeedEngine(setup.trainable(parts.take), "fp32", CPU, 3, parts=parts)
+    (tmp_path / "parts").mkdir()
+    train_to_the_end(setup, engine, tmp_path / "parts", Hooks())
+    run(config, tmp_path / "whole")
+    for (_, ours), (_, theirs) in zip(losses_of(tmp_path / "parts"), losses_of(tmp_path / "whole"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    ours, theirs = (load_pipeline(tmp_path / name / "model").transformer.state_dict() for name in ("parts", "whole"))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("zero", [1, 3])

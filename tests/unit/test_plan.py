@@ -80,11 +80,15 @@ def test_without_recomputation_768p_does_not_fit_and_the_keys_are_named() -> Non
     said = str(caught.value)
     assert said.startswith("phase high-resolution needs about 80.2 GB on each of 8 workers")
     assert "\n" not in said
-    for remedy in ("recompute: true (28.2 GB)", "pack_tokens: 16384 (", "sequence_parallel: 2 ("):
+    for remedy in ("recompute: true (28.2 GB)", "pack_tokens: 16384 (51.1 GB)", "sequence_parallel: 2 (51.1 GB)"):
         assert remedy in said
+    assert "zero: 3" not in said  # 78.6 GB
+    last = load(TrainConfig, SD3, LARGE[1:]).phases[3:]
+    with pytest.raises(UserError, match=r"needs about 40\.3 GB .*: any of these is enough: .*zero: 2 \(28\.2 GB\)"):
+        fits(config.model_copy(update={"zero": 1, "phases": last}), 8, 35 * 10**9)
     # What is said to be enough is enough.
     fits(load(TrainConfig, SD3, ["phases.3.recompute=false", "sequence_parallel=2"]), 8)
-    fits(load(TrainConfig, SD3, ["phases.3.recompute=false", "zero=3"]), 8)
+    fits(load(TrainConfig, SD3, ["phases.3.recompute=false", "phases.3.pack_tokens=16384"]), 8)
     with pytest.raises(UserError, match="no key alone is enough, combine recompute: true, zero: 3"):
         fits(config, 8, 8 * 10**9)
     with pytest.raises(UserError, match=r"phase image needs about .* in this process"):
