@@ -97,12 +97,14 @@ def fit(
         storage_path=str(out),
         failure_config=FailureConfig(
             max_failures=failures,
-            controller_failure_limit=failures,  # type: ignore[call-arg]  # of Train V2
+            controller_failure_limit=-1 if least < most else failures,  # type: ignore[call-arg]  # of Train V2
         ),
         callbacks=[*callbacks, EndAtUserErrors()],  # type: ignore[list-item]  # of Train V2
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a busy machine imports for a minute
+    # How long room is waited for. For some seconds Ray Train still counts on a machine that has died; where fewer
+    # workers will do, it should then soon count anew.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30" if least < most else "300")
     finished = False
     try:
         while not finished:

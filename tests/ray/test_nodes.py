@@ -27,7 +27,7 @@ from framegrove.config.train import TrainConfig
 
 out = Path(sys.argv[2])
 config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text())
-machines = Machines(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = machines.add_node(num_cpus=1)
 
 def wait_for(step):
@@ -35,7 +35,7 @@ def wait_for(step):
         time.sleep(0.1)
 
 def disturb():
-    wait_for(3)
+    wait_for(20)
     os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     while "with the deepspeed engine (ZeRO 1, 1 worker)" not in (out / "history.jsonl").read_text():
         time.sleep(0.1)
@@ -54,8 +54,8 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
 ) -> None:
     world, out, file = make_world(tmp_path), tmp_path / "out", tmp_path / "config.json"
     phases = [phase.model_dump(mode="json") for phase in make_config(world).phases]
-    phases[2]["steps"] = 60  # while a machine joins
-    config = make_config(world, zero=1, phases=phases)
+    phases[2]["steps"] = 900  # so that a machine can join while they are made
+    config = make_config(world, zero=1, phases=phases, pool={"clips": 24, "refresh": 0}, checkpoint_every=20)
     file.write_text(config.model_dump_json())
     env = {**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60", "RAY_health_check_period_ms": "500"}
     env.pop("RAY_ADDRESS", None)
