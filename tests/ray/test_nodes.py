@@ -34,16 +34,21 @@ def wait_for(step):
     while not list((out / "checkpoints").glob(f"step-{step:07d}")):
         time.sleep(0.1)
 
-def disturb():
-    wait_for(20)
-    os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-    while "with the deepspeed engine (ZeRO 1, 1 worker)" not in (out / "history.jsonl").read_text():
-        time.sleep(0.1)
-    machines.add_node(num_cpus=1)
+ended = []
+
+def train():
+    ended.append(fit(config, out, Cluster(machines.address, None, own=False), workers=(1, 2)))
 
 ray.init(address=machines.address, log_to_driver=False)
-threading.Thread(target=disturb, daemon=True).start()
-fit(config, out, Cluster(machines.address, None, own=False), workers=(1, 2))
+training = threading.Thread(target=train, daemon=True)  # machines can be added by the main thread alone
+training.start()
+wait_for(20)
+os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+while "with the deepspeed engine (ZeRO 1, 1 worker)" not in (out / "history.jsonl").read_text():
+    time.sleep(0.1)
+machines.add_node(num_cpus=1)
+training.join()
+assert ended
 ray.shutdown()
 machines.shutdown()
 """
