@@ -75,6 +75,11 @@ def fit(
     setup = Setup.of(config, out)
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
     setup.check_workers(most)
+    if least < most and config.sequence_parallel > 1:
+        raise UserError(
+            f"--workers {least}:{most} with sequence_parallel {config.sequence_parallel}: workers that share samples "
+            "must come in whole groups, so give one number"
+        )
     gpu = int(has_gpus())
     worker = bundle(Role.TRAIN, num_gpus=gpu)
     require(cluster, [worker] * least, purpose=f"training with {least} workers")

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from framegrove.training.resume import HISTORY
+from framegrove.training.run import run
 from tests.tiny_training import losses_of, make_config, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +62,8 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
 ) -> None:
     world, out, file = make_world(tmp_path), tmp_path / "out", tmp_path / "config.json"
     phases = [phase.model_dump(mode="json") for phase in make_config(world).phases]
-    phases[2]["steps"] = 900  # so that a machine can join while they are made
-    config = make_config(world, zero=1, phases=phases, pool={"clips": 24, "refresh": 0}, checkpoint_every=20)
+    phases[2] |= {"steps": 900, "decay": 0.0}  # so many that a machine can join while they are made
+    config = make_config(world, zero=1, phases=phases, checkpoint_every=20, precision="fp32")
     file.write_text(config.model_dump_json())
     env = {**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60", "RAY_health_check_period_ms": "500"}
     env.pop("RAY_ADDRESS", None)
@@ -81,4 +84,12 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
     ]
     assert workers == [2, [2, 1], [1, 2]]
     assert [step for step, _ in losses_of(out)][-1] == config.steps
+    whole = tmp_path / "whole"
+    run(
+        config.model_copy(update={"phases": (*config.phases[:2], config.phases[2].model_copy(update={"steps": 92}))}),
+        whole,
+    )
+    for (step, ours), (same, theirs) in zip(losses_of(out), losses_of(whole), strict=False):
+        assert step == same
+        assert ours == pytest.approx(theirs, rel=1e-3), "any number of workers draws the same samples"
     assert (out / "model" / "framegrove.json").exists()

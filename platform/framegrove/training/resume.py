@@ -27,11 +27,11 @@ AnyEngine = PlainEngine | DeepSpeedEngine
 HISTORY = "history.jsonl"
 
 # Where a model comes from may change, so that a run can be moved: what it is made of may not.
-_FREE_OF_MODEL = {"start", "variant", "allow_pickle", "vae"}
+_FREE_OF_MODEL = {"start", "variant", "allow_pickle", "vae", "encoders"}
 # How the steps of a phase are made may change at any time, which samples it draws and what it asks of them may not.
 _FREE_OF_PHASE = {
     "steps", "pack_tokens", "learning_rate", "matrix_learning_rate", "warmup", "decay", "betas", "eps", "weight_decay",
-    "clip", "ema",
+    "clip", "ema", "recompute",
 }  # fmt: skip
 
 
@@ -161,6 +161,7 @@ def _what_it_is(config: Mapping[str, Any], theirs: Mapping[str, Any], step: int)
         begin += phase["steps"]
     phases = [
         {key: value for key, value in phase.items() if key not in _FREE_OF_PHASE}
+        | ({"pack_tokens": phase["pack_tokens"]} if phase["batch_tokens"] else {})  # which then says what is drawn
         | {"matrix_learning_rate": "a number" if phase["matrix_learning_rate"] is not None else None}
         for phase in config["phases"][:begun]
     ]
