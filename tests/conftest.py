@@ -58,3 +58,17 @@ def cluster() -> Iterator[Cluster]:
     finally:
         if given is not None:
             os.environ["RAY_ADDRESS"] = given
+
+
+@pytest.fixture(scope="session")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one, for all tests of a process: DeepSpeed keeps the first that it sees."""
+    import torch.distributed as dist
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        store = tmp_path_factory.mktemp("group") / "store"
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()

@@ -171,7 +171,7 @@ def test_a_mistake_in_the_data_ends_the_run_at_once(cluster: Cluster, world: Pat
     shutil.copytree(world / "clips", tmp_path / "clips")
     path = tmp_path / "clips" / "1.parquet"
     table = pq.read_table(path)
-    short = pa.array([b"00"] * len(table), pa.binary())
+    short = pa.array([b"00"] * len(table), pa.large_binary())
     pq.write_table(table.set_column(table.schema.names.index("latents"), table.schema.field("latents"), short), path)
     failures = tmp_path / "failures"
     with pytest.raises(DataError, match=r"1\.parquet cannot be read .* holds 1 numbers") as caught:
@@ -199,10 +199,10 @@ def test_a_defect_is_tried_again_and_then_shown_with_its_traceback(
 
 
 def test_what_cannot_run_is_one_sentence(cluster: Cluster, world: Path, tmp_path: Path) -> None:
-    everything = int(ray.cluster_resources()["CPU"])
-    batch = [phase.model_dump() | {"batch": 2 * everything} for phase in make_config(world).phases]
-    with pytest.raises(NoRoom, match=rf"{everything} workers .* needs {everything + 1} CPU") as caught:
-        fit(make_config(world, phases=batch), tmp_path / "out", cluster, workers=everything)
+    many = int(ray.cluster_resources()["CPU"]) + 1
+    batch = [phase.model_dump() | {"batch": 2 * many} for phase in make_config(world).phases]
+    with pytest.raises(NoRoom, match=rf"{many} workers.* needs {many} CPU") as caught:
+        fit(make_config(world, phases=batch), tmp_path / "out", cluster, workers=many)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot be shared by 7 workers"):
         fit(make_config(world), tmp_path / "out", cluster, workers=7)

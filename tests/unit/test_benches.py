@@ -89,4 +89,7 @@ def test_many_searches_keep_a_pool_busy_that_one_leaves_idle() -> None:
 def test_an_unknown_bench_is_named() -> None:
     result = CliRunner().invoke(app, ["--only", "jump,speed"])
     assert result.exit_code == 1
-    assert "unknown bench 'speed' in --only: allowed are jump, transformer, packing, sampling, vae" in result.stderr
+    assert (
+        "unknown bench 'speed' in --only: allowed are jump, transformer, packing, prefixes, sampling, vae"
+        in result.stderr
+    )

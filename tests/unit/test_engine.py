@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from typing import Literal
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.flow.objective import StageSample, build, choose
@@ -44,16 +42,7 @@ CPU = torch.device("cpu")
 CONFIG = TrainConfig.model_validate({"data": "none", "phases": [PHASE | {"name": "only", "units": 3, "steps": 9}]})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            patch.setenv(name, value)
-        store = tmp_path_factory.mktemp("group") / "store"
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("group")
 
 
 def trainable(kind: str = "mmdit") -> Trainable:

@@ -25,7 +25,7 @@ def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypat
     config = serve.configured(
         given, ["verifier.verifiers=[{engine: {model: other}}]", "model.variant=768p", "most_budget=8x"]
     )
-    assert config.model.model_dump() == {
+    assert config.model.model_dump(exclude_none=True) == {
         "name": str(tmp_path / "model"),
         "variant": "768p",
         "dtype": "bfloat16",

@@ -28,11 +28,11 @@ from framegrove.training.loop import Hooks
 from framegrove.training.run import Setup, run
 from tests.public_folder import write_public_folder
 from tests.tiny_training import losses_of, make_config, make_world
-from tests.unit.test_engine import CPU, group, steps, trainable
+from tests.unit.test_engine import CPU, steps, trainable
 from tests.unit.test_lora import velocities
 from tests.unit.test_training import Stopped, stop_at
 
-__all__ = ["group"]  # a process group, for DeepSpeed
+pytestmark = pytest.mark.usefixtures("group")
 
 LORA = {"lora": {"rank": 4, "alpha": 8, "targets": ["*"]}}
 
