@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from framegrove.config.train import CHECKPOINTS, START, TrainConfig
@@ -29,6 +28,5 @@ def from_newest(config: TrainConfig, out: Path) -> tuple[TrainConfig, int | None
     elif not of_run or checkpoint.newest(given / CHECKPOINTS) is None:
         return config, None
     else:
-        shutil.rmtree(own, ignore_errors=True)
         step = export(given, own)
     return config.model_copy(update={"model": model.model_copy(update={"start": str(own)})}), step
