@@ -224,6 +224,7 @@ def test_what_an_engine_holds_of_a_frozen_model_is_as_estimated(
     model = Model(LARGE, 3, 10, frozen=frozen, held=held, added=added)
     assert model.trained == added < held / 4
     memory = estimate(CONFIG.model_copy(update={"zero": zero}), CONFIG.phases[0], model, WORKERS)
-    bucket = 2 * added if zero == 3 else 0
+    # As above; and an adapter's matrices, which are too small for ZeRO 3 to divide, are whole on every worker.
+    bucket = 4 * added if zero == 3 else 0
     for of_rank in left:
         assert of_rank["held with an adapter", zero] == pytest.approx(memory.kept + bucket, rel=0.03)
