@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,11 +23,15 @@ from framegrove.models.pretrained import load_pipeline, save_pipeline
 from framegrove.models.text import TextEncoder
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.training.encode import embeddings, text_digest
+from framegrove.training.engine import DeepSpeedEngine
 from framegrove.training.export import export
 from framegrove.training.run import Setup, run
 from jobs import train
 from tests.public_folder import write_public_folder
 from tests.tiny_training import losses_of, make_config, make_world
+from tests.unit.test_engine import CPU, group
+
+__all__ = ["group"]  # a process group, for DeepSpeed
 
 ALL = 2**30
 
@@ -108,6 +113,19 @@ def test_a_dropped_prompt_has_the_embedding_of_no_caption_and_plans_know_every_l
         assert sorted(plan.tokens) == sorted(n + s.visual_tokens(2) for n, s in zip(lengths, samples, strict=True))
         seen |= {prompt == "" for prompt in prompts}
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_deepspeed_trains_on_stored_embeddings_in_bfloat16(
+    zero: Literal[1, 3], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setup and samples as a worker has them."""
+    forbid(monkeypatch)
+    setup: Setup = pickle.loads(pickle.dumps(Setup.of(of_model(world, "public", precision="bf16"))))
+    engine = DeepSpeedEngine(setup.trainable(), "bf16", CPU, zero)
+    feed, phase = setup.feed(), setup.config.phases[0]
+    found = [engine.update(share.packs, share.batch, phase, 1.0) for share in map(feed.at, range(3))]
+    assert all(update.gradient_norm > 0 and not update.skipped for update in found)
 
 
 def test_an_adapter_needs_no_text_encoders_either(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
