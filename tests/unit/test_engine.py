@@ -46,14 +46,14 @@ CONFIG = TrainConfig.model_validate({"data": "none", "phases": [PHASE | {"name":
 
 @pytest.fixture(scope="module", autouse=True)
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of one."""
+    """A process group of one, the same for all files of tests: DeepSpeed holds on to the first that it is given."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             patch.setenv(name, value)
-        store = tmp_path_factory.mktemp("group") / "store"
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        if not dist.is_initialized():
+            store = tmp_path_factory.mktemp("group") / "store"
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
         yield
-        dist.destroy_process_group()
 
 
 def trainable(kind: str = "mmdit") -> Trainable:

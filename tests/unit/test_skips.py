@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine, Update
 from framegrove.training.skips import Skips, TrainingDiverged
 from tests.unit.test_checkpoint import Alone
-from tests.unit.test_engine import CONFIG, CPU, samples_of, trainable
+from tests.unit.test_engine import CONFIG, CPU, group, samples_of, trainable
 
-
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            patch.setenv(name, value)
-        store = tmp_path_factory.mktemp("group") / "store"
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+__all__ = ["group"]  # a process group, for DeepSpeed
 
 
 def step(engine: Any, packs: list[Any]) -> Update:
