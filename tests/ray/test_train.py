@@ -171,7 +171,7 @@ def test_a_mistake_in_the_data_ends_the_run_at_once(cluster: Cluster, world: Pat
     shutil.copytree(world / "clips", tmp_path / "clips")
     path = tmp_path / "clips" / "1.parquet"
     table = pq.read_table(path)
-    short = pa.array([b"00"] * len(table), pa.binary())
+    short = pa.array([b"00"] * len(table), pa.large_binary())
     pq.write_table(table.set_column(table.schema.names.index("latents"), table.schema.field("latents"), short), path)
     failures = tmp_path / "failures"
     with pytest.raises(DataError, match=r"1\.parquet cannot be read .* holds 1 numbers") as caught:
