@@ -85,7 +85,8 @@ def fit(
     require(cluster, [worker] * least, purpose=f"training with {least} workers")
     if gpu:
         of_one = ray.remote(_gpu_bytes).options(**placed(Role.TRAIN, num_gpus=gpu)).remote()
-        check_fits(config, model_of(config, download=True)[0], least, ray.get(of_one))
+        model, _ = model_of(config, download=True, encodes=setup.encodes)
+        check_fits(config, model, least, ray.get(of_one))
     out.mkdir(parents=True, exist_ok=True)
     waiting = f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
     StatusFile(out).say(f"waiting for {waiting} to start")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from framegrove.config.train import TrainConfig
+from framegrove.config.train import SHIPPED, TrainConfig
 from jobs.console import Display
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ def show_plan(config: TrainConfig, workers: int | None, display: Display) -> Non
     from framegrove.training.plan import check_heads, check_workers, model_of
 
     model, where = model_of(config)
+    encodes = _encodes(config) if model.frozen else None
+    said = _of_text(config, model, encodes) if model.frozen else None
+    if encodes is False:
+        model = replace(model, frozen=0)
     if workers is None:
         found = [estimate_plain(config, phase, model) for phase in config.phases]
         title = "the plain engine"
@@ -29,10 +35,40 @@ def show_plan(config: TrainConfig, workers: int | None, display: Display) -> Non
         title = f"{workers} worker{'s' if workers > 1 else ''} at ZeRO {config.zero}"
         if config.sequence_parallel > 1:
             title += f", {config.sequence_parallel} of them to a pack"
-    display.say(f"{model.trained / 1e9:.3g} B weights are trained, {model.frozen / 1e9:.3g} B are frozen ({where})")
+    frozen = (model.held + model.frozen) / 1e9
+    display.say(f"{model.trained / 1e9:.3g} B weights are trained, {frozen:.3g} B are frozen ({where})")
+    if said:
+        display.say(said)
     _print_phases(config, f"GB on each worker: {title}, {config.precision}", found, display)
     if workers is not None:
         _print_stages(config, model, workers, display)
+
+
+def _encodes(config: TrainConfig) -> bool | None:
+    """Whether the run encodes prompts; None where its data or its model is not here to say so."""
+    from framegrove.data.ingest import open_catalog
+    from framegrove.training.stored_text import stored_text
+
+    folders, start = [given.path for given in config.data_sets], config.model.start
+    if not all(Path(folder).is_dir() for folder in folders) or not (start in (None, SHIPPED) or Path(start).exists()):
+        return None
+    return stored_text(config, open_catalog(folders)) is None
+
+
+def _of_text(config: TrainConfig, model: Model, encodes: bool | None) -> str:
+    """Whether frozen text encoders are counted, and why, in a sentence."""
+    size = f"{_gb((2 if config.precision == 'bf16' else 4) * model.frozen)} GB"
+    data = ", ".join(given.path for given in config.data_sets)
+    match encodes:
+        case False:
+            return f"the clips in {data} hold embeddings of their captions: no worker holds the text encoders, {size}"
+        case True:
+            why = f"the clips in {data} hold no embeddings of all captions by the model's text encoders"
+        case None:
+            why = f"{data} and the model are not both here to say whether the clips hold embeddings of their captions"
+    return (
+        f"{why}: the text encoders, {size}, are counted on every worker; with embeddings (text.model) none holds them"
+    )
 
 
 def _print_phases(config: TrainConfig, title: str, found: list[Memory], display: Display) -> None:

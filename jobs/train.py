@@ -106,6 +106,7 @@ def main(
         if out is None:
             raise UserError("--out is missing: name the folder of the run, or give --plan to start nothing")
         make_folder(out.parent)
+        checked = _from_newest(checked, out, display)
         if engine is EngineName.PLAIN:
             model = _in_this_process(checked, out, threads, display)
         else:
@@ -135,6 +136,19 @@ def _own(out: Path, overrides: Sequence[str]) -> TrainConfig:
     if begun is None:
         raise UserError(f"there is no run in {out} to go on with: give its --config, see jobs/configs")
     return overridden(TrainConfig, begun.about.config, overrides, f"the configuration of the run in {out}")
+
+
+def _from_newest(config: TrainConfig, out: Path, display: Display) -> TrainConfig:
+    """The configuration, made to start from the newest checkpoint of another run where its start is one."""
+    if config.model.start is None or not Path(config.model.start).is_dir():
+        return config
+    display.begin(f"reading the model in {config.model.start}")
+    from framegrove.training.starting import from_newest
+
+    changed, step = from_newest(config, out)
+    if step is not None:
+        display.say(f"starting from {config.model.start} after its step {step}, kept as {changed.model.start}")
+    return changed
 
 
 def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:

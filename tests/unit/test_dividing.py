@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from framegrove.config.model import TransformerConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
+from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.flow.objective import StageSample
 from framegrove.models.pretrained import load_transformer, save_transformer
 from framegrove.models.transformers import Transformer, fresh_transformer
+from framegrove.training import tuning
 from framegrove.training.engine import DeepSpeedEngine, Parts, PlainEngine
 from framegrove.training.memory import Model, estimate
 from framegrove.training.step import Trainable
@@ -27,6 +29,7 @@ from tests.public_folder import FLUX
 from tests.tiny import tiny_pipeline
 from tests.tiny_training import PHASE
 
+ADAPTER = TuneConfig(lora=LoraConfig(rank=8))
 WORKERS, CPU = 2, torch.device("cpu")
 PIPELINE = tiny_pipeline()
 # The gradients are above the clip, and the eps is not nothing beside them: so the steps of Adam depend on their scale.
@@ -133,7 +136,8 @@ def work(rank: int, folder: Path) -> None:
     )
     found["fresh"] = fresh_weights()
     for zero in (1, 2, 3):
-        found["held", zero] = held_by_an_engine(zero)
+        found["held", zero] = held_by_an_engine(zero, TuneConfig())
+        found["held with an adapter", zero] = held_by_an_engine(zero, ADAPTER)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -144,10 +148,11 @@ def fresh_weights() -> dict[str, Tensor]:
     return DeepSpeedEngine(trainable(transformer), "fp32", CPU, 3, parts=parts).averaged_weights()
 
 
-def held_by_an_engine(zero: Literal[1, 2, 3]) -> int:
+def held_by_an_engine(zero: Literal[1, 2, 3], tune: TuneConfig) -> int:
     """Bytes that an engine holds after the passes of a step and before its update, when all of its state is there."""
     before = tensors()  # kept alive, so that no other tensor comes to stand at the same place
-    engine = DeepSpeedEngine(trainable(fresh_transformer(LARGE)), "bf16", CPU, zero)
+    module = Trainable(fresh_transformer(LARGE), copy.deepcopy(PIPELINE.text), train_text=tune.all).train()
+    engine = DeepSpeedEngine(tuning.restrict(module, tune, seed=4), "bf16", CPU, zero)
     curve(engine, 1)
     found: list[int] = []
     step = engine.engine.step
@@ -207,3 +212,19 @@ def test_what_an_engine_holds_is_as_estimated(left: list[dict[Any, Any]], zero: 
     bucket = 2 * model.trained if zero == 3 else 0  # which ZeRO 3 never lets go
     for of_rank in left:
         assert of_rank["held", zero] == pytest.approx(memory.kept + bucket, rel=0.03)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_what_an_engine_holds_of_a_frozen_model_is_as_estimated(
+    left: list[dict[Any, Any]], zero: Literal[1, 2, 3]
+) -> None:
+    """The weights alone; gradients, masters, moments and averages are those of the adapter."""
+    added, held = tuning.weights(ADAPTER, LARGE)
+    frozen = sum(p.numel() for p in PIPELINE.text.parameters())
+    model = Model(LARGE, 3, 10, frozen=frozen, held=held, added=added)
+    assert model.trained == added < held / 4
+    memory = estimate(CONFIG.model_copy(update={"zero": zero}), CONFIG.phases[0], model, WORKERS)
+    # As above; and an adapter's matrices, which are too small for ZeRO 3 to divide, are whole on every worker.
+    bucket = 4 * added if zero == 3 else 0
+    for of_rank in left:
+        assert of_rank["held with an adapter", zero] == pytest.approx(memory.kept + bucket, rel=0.03)

@@ -7,16 +7,20 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from typer.testing import CliRunner
 
 from framegrove.config.base import load
 from framegrove.config.model import FluxConfig, TransformerConfig
 from framegrove.config.train import TrainConfig
 from framegrove.errors import UserError
-from framegrove.training.memory import Model, estimate, longest_sample, pass_tokens
+from framegrove.models.sizes import parameter_count
+from framegrove.models.transformers import build_transformer
+from framegrove.training.memory import Model, estimate, estimate_plain, longest_sample, pass_tokens
 from framegrove.training.plan import check_fits, check_heads, check_workers, model_of
 from jobs import train
 from tests import readme
@@ -114,6 +118,32 @@ def test_a_model_that_is_here_is_read_and_one_that_is_not_is_taken_from_the_conf
     assert "because /nowhere/sd3 is not here" in said
     with pytest.raises(UserError, match=r"no model folder at /nowhere/sd3, and the configuration does not say its"):
         model_of(TrainConfig.model_validate(given | {"model": {"start": "/nowhere/sd3"}}))
+
+
+def test_only_what_is_trained_is_counted_beside_the_weights() -> None:
+    """As counted by hand: an adapter of rank 8 on every linear layer of the attention, or one layer of the model."""
+    shape = TransformerConfig()
+    whole = parameter_count(shape)
+    with torch.device("meta"):
+        transformer = build_transformer(shape)
+    sides = [
+        sum(layer.weight.shape)
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, nn.Linear) and ".attn." in name
+    ]
+    idle = 2 * shape.width  # of the last block
+    config = load(TrainConfig, SD3, ["model.tune.lora.rank=8"])
+    model, _ = model_of(config)
+    assert (model.trained, model.whole) == (8 * (sum(sides) - idle), 8 * (sum(sides) - idle) + whole)
+    assert model.frozen == 5_580_620_800
+    of_all = model_of(load(TrainConfig, SD3))[0]
+    small, large = (estimate(config, config.phases[3], each, 8) for each in (model, of_all))
+    assert small.weights == 2 * model.whole
+    for part in ("gradients", "masters", "moments", "averaged"):
+        assert getattr(small, part) == pytest.approx(getattr(large, part) * model.trained / whole, rel=1e-3)
+    parts, _ = model_of(load(TrainConfig, SD3, ["model.tune.parts=[transformer.proj_out.*]"]))
+    assert (parts.trained, parts.whole) == (shape.width * 64 + 64, whole)
+    assert estimate_plain(config, config.phases[3], parts).weights == 4 * whole
 
 
 def test_workers_and_heads_that_cannot_be_grouped() -> None:

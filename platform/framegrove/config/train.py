@@ -25,6 +25,7 @@ SHIPPED = "shipped"
 
 # Folders in a run's folder.
 MODEL = "model"
+START = "start"  # the model that it began with, where that was a state of another run
 CHECKPOINTS = "checkpoints"
 RAY_STATE = ".ray"  # Ray Train's own notes on a session; the run does not need them
 
@@ -38,8 +39,8 @@ class ModelConfig(Config):
 
     start: str | None = Field(
         SHIPPED,
-        description="model to continue from: a folder, a hub id, a run's folder, SD3 Medium's folder or file (see vae "
-        "and encoders); shipped: the embedded model; null: a new model",
+        description="model to continue from: a folder, a hub id, a run's folder (its newest checkpoint), SD3 Medium's "
+        "folder or file (see vae and encoders); shipped: the embedded model; null: a new model",
     )
     variant: str | None = Field(None, description="of a public start: 384p, 768p or image; null: the largest")
     allow_pickle: bool = Field(False, description="read pickled weights of start where there are no safetensors")
@@ -68,7 +69,7 @@ class ModelConfig(Config):
     train_text: bool = Field(
         True,
         description="where all is trained: the text encoder as well; those of public checkpoints must stay frozen "
-        "(false)",
+        "(false). Frozen ones are not even loaded where the clips hold embeddings that they made of all captions",
     )
     tune: TuneConfig = Field(TuneConfig(), description="what is trained of start: all of it, an adapter, or parts")
 
@@ -88,6 +89,11 @@ class ModelConfig(Config):
                     "(text.width); make them equal"
                 )
         return self
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether any of the text encoder is trained."""
+        return self.train_text if self.tune.all else self.tune.trains_text
 
     @property
     def source(self) -> ModelSource:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from framegrove.data.schema import VAE_KEY, shard_paths, unreadable
+from framegrove.data.schema import TEXT_KEY, VAE_KEY, shard_paths, unreadable
 from framegrove.errors import UserError
 
 Size = tuple[int, int]
@@ -29,11 +30,15 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One parquet file: how many clips each of its row groups holds, and the digest of the VAE that encoded them."""
+    """One parquet file: how many clips each of its row groups holds, and the digests of the models that encoded them.
+
+    ``vae`` is that of the latents' VAE, ``text`` that of the captions' text encoders, "" where there are no embeddings.
+    """
 
     path: Path
     groups: tuple[int, ...]
     vae: str
+    text: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,8 @@ class Catalog:
     """The clips of one split, in the order of their files.
 
     All columns have N entries: the number of the clip's shard and its row in it, the number of the folder that it is
-    from, its units, height and width in pixels, and whether it is a picture, as opposed to a video.
+    from, its units, height and width in pixels, and whether it is a picture, as opposed to a video; ``text_N`` counts
+    the tokens of its caption's stored embedding, 0 where there is none, and is None where that is not known.
     """
 
     shards: tuple[Shard, ...]
@@ -52,6 +58,7 @@ class Catalog:
     height_N: npt.NDArray[np.int32]
     width_N: npt.NDArray[np.int32]
     picture_N: npt.NDArray[np.bool_]
+    text_N: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.row_N)
@@ -115,9 +122,11 @@ def _open(path: Path, split: str) -> tuple[Shard, dict[str, npt.NDArray[Any]]]:
         with pq.ParquetFile(path) as file:
             if (reason := unreadable(file.schema_arrow)) is not None:
                 raise DataError(f"{path} holds no clips that can be read ({reason}): remove it or prepare it again")
-            table = file.read(columns=["height", "width", "units", "split", "kind"])  # kind: not in version 1
+            # Of version 1 there are neither kind nor text_shape.
+            table = file.read(columns=["height", "width", "units", "split", "kind", "text_shape"])
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
-            vae = (file.schema_arrow.metadata or {}).get(VAE_KEY, b"").decode()
+            facts = file.schema_arrow.metadata or {}
+            vae, text = (facts.get(key, b"").decode() for key in (VAE_KEY, TEXT_KEY))
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from None
     rows = np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
@@ -126,7 +135,10 @@ def _open(path: Path, split: str) -> tuple[Shard, dict[str, npt.NDArray[Any]]]:
         picture = np.array(table["kind"].to_pylist(), dtype=object)[rows] == "image"
     else:
         picture = clips["units"] == 1
-    return Shard(path, groups, vae), clips | {"row": rows.astype(np.int32), "picture": picture}
+    clips["text"] = np.zeros(len(rows), dtype=np.int32)
+    if text and "text_shape" in table.column_names:
+        clips["text"] = pc.list_element(table["text_shape"], 0).fill_null(0).to_numpy()[rows].astype(np.int32)
+    return Shard(path, groups, vae, text), clips | {"row": rows.astype(np.int32), "picture": picture}
 
 
 def damaged(path: Path, error: Exception) -> DataError:

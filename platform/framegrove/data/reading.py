@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framegrove.data.ingest import Catalog, Shard, damaged
-from framegrove.data.schema import LatentClip, from_table
+from framegrove.data.schema import SCHEMA, TEXT_COLUMNS, LatentClip, from_table
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +26,23 @@ _FIRST_PAUSE = 1.0  # s until it is tried again, doubled every time
 
 
 class ClipReader:
-    """Reads clips of a ``catalog`` and keeps up to ``cache`` bytes of row groups. For one thread at a time."""
+    """Reads clips of a ``catalog`` and keeps up to ``cache`` bytes of row groups. For one thread at a time.
 
-    def __init__(self, catalog: Catalog, cache: int, pause: Callable[[float], None] = time.sleep) -> None:
+    Stored embeddings of captions are read only ``with_text``.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        cache: int,
+        pause: Callable[[float], None] = time.sleep,
+        *,
+        with_text: bool = False,
+    ) -> None:
         self._catalog = catalog
         self._most = cache
         self._pause = pause
+        self._columns = [name for name in SCHEMA.names if with_text or name not in TEXT_COLUMNS]
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()  # by shard and row group, oldest use first
         self._bytes = 0
         self._ends = [np.array(list(accumulate(shard.groups))) for shard in catalog.shards]
@@ -77,7 +88,7 @@ class ClipReader:
         while True:
             try:
                 with pq.ParquetFile(shard.path) as file:
-                    return file.read_row_group(group)
+                    return file.read_row_group(group, columns=self._columns)
             except (pa.ArrowException, OSError) as error:
                 of_the_system = isinstance(error, OSError) and error.errno is not None
                 if not of_the_system or waited >= _PATIENCE:

@@ -62,7 +62,8 @@ SCHEMA = pa.schema(
         ("pooled", pa.large_binary()),
     ]
 )
-_ADDED = ("caption_source", "kind", "source", "start", "text", "text_shape", "pooled")  # in version 2
+TEXT_COLUMNS = ("text", "text_shape", "pooled")
+_ADDED = ("caption_source", "kind", "source", "start", *TEXT_COLUMNS)  # in version 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from framegrove.config.flow import ObjectiveConfig
 from framegrove.flow.history import history_clips
 from framegrove.flow.noise import double, noise_pyramid, pyramid
 from framegrove.flow.schedule import GRID, PyramidSchedule
+from framegrove.models.packed import TextEmbedding
 
 
 class Cell(NamedTuple):
@@ -61,7 +62,8 @@ class StageSample:
 
     It sees the prompt (empty where it was dropped, for guidance), the corrupted ``history`` clips (C, t, h, w), oldest
     first, each at its own size, and the ``noisy`` unit (C, t, h, w) at a ``timestep`` from 0 to 1000. ``target`` has
-    the shape of ``noisy``. ``origin`` says which clip it is of, for messages.
+    the shape of ``noisy``. ``origin`` says which clip it is of, for messages. ``text`` is the prompt's embedding where
+    it was stored, and otherwise None.
     """
 
     prompt: str
@@ -71,6 +73,7 @@ class StageSample:
     target: Tensor
     cell: Cell
     origin: str = ""
+    text: TextEmbedding | None = None
 
     def visual_tokens(self, patch: int) -> int:
         """Tokens of the history and the noisy unit, in patches of ``patch`` x ``patch`` latent pixels."""

@@ -11,6 +11,8 @@ A model may also be an adapter, a run, or SD3 Medium (see sources.py).
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,18 +87,25 @@ def load_pipeline(
     return _load(source, dtype, text_dtype, take)
 
 
-def load_source(source: ModelSource, text_dtype: torch.dtype | None = None, take: Take = keep) -> Pipeline:
-    """The model that a job was told to use; ``text_dtype``, ``take`` and errors as those of `load_pipeline`."""
-    return _load(source, getattr(torch, source.dtype), text_dtype, take)
+def load_source(
+    source: ModelSource, text_dtype: torch.dtype | None = None, take: Take = keep, *, with_text: bool = True
+) -> Pipeline:
+    """The model that a job was told to use; ``text_dtype``, ``take`` and errors as those of `load_pipeline`.
+
+    Without its text encoders, unless ``with_text``, it takes embeddings alone.
+    """
+    return _load(source, getattr(torch, source.dtype), text_dtype, take, with_text)
 
 
-def _load(source: ModelSource, dtype: torch.dtype, text_dtype: torch.dtype | None, take: Take) -> Pipeline:
+def _load(
+    source: ModelSource, dtype: torch.dtype, text_dtype: torch.dtype | None, take: Take, with_text: bool = True
+) -> Pipeline:
     place, pickles = find_model(source), source.allow_pickle
     name, config, recipe = read_outline(place)
     norm = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
     own = name == TRANSFORMER and not place.is_sd3  # a folder of ours has a normalisation of its own
     vae, norm = load_vae(place.vae, None if own else norm, dtype, allow_pickle=pickles)
-    text = load_text(place.text, text_dtype or dtype, allow_pickle=pickles)
+    text = load_text(place.text, text_dtype or dtype, allow_pickle=pickles) if with_text else PublicTextEncoder.absent()
     transformer = transformer_at(place, dtype, allow_pickle=pickles, take=take)
     return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe, name)
 
@@ -106,6 +115,24 @@ def load_text(folder: Path, dtype: torch.dtype, *, allow_pickle: bool = False) -
     if (folder / "text_encoder_2").is_dir():
         return PublicTextEncoder.load(folder, dtype, allow_pickle=allow_pickle)
     return TextEncoder.load(folder).eval().requires_grad_(False)
+
+
+def copy_text(source: Path, folder: Path, *, allow_pickle: bool = False) -> None:
+    """Give a model folder the text encoders of another, file by file, so that both are known to have the same ones.
+
+    Pickled ones are read and written as safetensors. Raises UserError where there are none.
+    """
+    encoders = sorted(source.glob("text_encoder*"))
+    if not encoders:
+        raise UserError(f"{source} has no text_encoder*/ any more: put the model back there")
+    if not all(any(encoder.glob("*.safetensors")) for encoder in encoders):
+        load_text(source, torch.float32, allow_pickle=allow_pickle).save(folder)
+        return
+    for path in (path for part in (*encoders, *source.glob("tokenizer*")) for path in part.rglob("*")):
+        if path.is_file():
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)  # without its mode: the source may be read-only
 
 
 def transformer_at(
@@ -152,8 +179,15 @@ def load_transformer(
     return transformer
 
 
-def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save_pipeline(
+    pipeline: Pipeline,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    save_text: Callable[[Path], None] | None = None,
+) -> None:
     """Write a model folder that `load_pipeline` reads, weights of transformer and VAE as they are or in ``dtype``.
+
+    ``save_text`` writes the text encoders where it is given, in place of those of the pipeline.
 
     The VAE is not rounded to bfloat16: its fingerprint, which encoded clips carry, would be another one.
 
@@ -165,7 +199,7 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, dtype: torch.dtype | N
         partial.mkdir()
         save_transformer(pipeline.transformer, partial / pipeline.variant, dtype)
         save_vae(partial / VAE, pipeline.vae, pipeline.latent_norm, None if dtype is torch.bfloat16 else dtype)
-        pipeline.text.save(partial)
+        (save_text or pipeline.text.save)(partial)
         write_json(partial / RECIPE, pipeline.recipe.model_dump(mode="json"))
 
 

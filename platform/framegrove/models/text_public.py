@@ -56,6 +56,11 @@ class PublicTextEncoder(nn.Module):
                 raise UserError(f"{folder / tokens} cannot be read as a tokenizer ({_line(error)})") from None
         return cls(models, tokenizers)
 
+    @classmethod
+    def absent(cls) -> PublicTextEncoder:
+        """No encoders at all, for training on embeddings that are stored: it encodes nothing, has nothing to save."""
+        return cls([], [])
+
     def save(self, folder: Path) -> None:
         """Write the folders that `load` reads, each model in its own type."""
         from transformers.utils import logging
@@ -74,6 +79,8 @@ class PublicTextEncoder(nn.Module):
         """
         if not prompts:
             return []
+        if not self.models:
+            raise ValueError("the text encoders were not loaded, because the embeddings of all prompts are stored")
         from ftfy import fix_text
 
         distinct = list(dict.fromkeys(prompts))
@@ -113,7 +120,7 @@ class PublicTextEncoder(nn.Module):
 
 
 def _names(stem: str, count: int) -> list[str]:
-    return [stem, *(f"{stem}_{number}" for number in range(2, count + 1))]
+    return [stem, *(f"{stem}_{number}" for number in range(2, count + 1))][:count]
 
 
 def _model(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> PreTrainedModel:

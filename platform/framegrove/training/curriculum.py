@@ -139,11 +139,13 @@ def plan_step(
     factor: int,
     patch: int,
     text_tokens: int,
+    empty_tokens: int | None = None,
 ) -> StepPlan:
     """The plan of a step.
 
     ``factor`` is how many pixels one latent pixel stands for on each side, ``patch`` the side of a token in latent
-    pixels; a prompt is taken to have ``text_tokens``, the most that it can have.
+    pixels. A prompt is taken to have ``text_tokens``, the most that it can have; where ``empty_tokens`` says how many
+    the empty one has, it has as many as the catalog says.
     """
     phase = position.phase
 
@@ -152,9 +154,14 @@ def plan_step(
         rows_N, unit_weights = _draw_clips(phase, clips, catalog, count, generator)
         choices = choose(unit_weights, schedule, phase.objective, generator)
         sizes = zip(catalog.height_N[rows_N].tolist(), catalog.width_N[rows_N].tolist(), strict=True)
+        texts = [text_tokens] * count
+        if empty_tokens is not None:
+            assert catalog.text_N is not None
+            stored = catalog.text_N[rows_N].tolist()
+            texts = [empty_tokens if d else n for d, n in zip(choices.dropped, stored, strict=True)]
         tokens = [
-            text_tokens + _visual_tokens(unit, stage, height // factor, width // factor, schedule.stages, patch)
-            for (unit, stage), (height, width) in zip(choices.cells, sizes, strict=True)
+            text + _visual_tokens(unit, stage, height // factor, width // factor, schedule.stages, patch)
+            for text, (unit, stage), (height, width) in zip(texts, choices.cells, sizes, strict=True)
         ]
         return StepPlan(position, rows_N, choices, tokens)
 

@@ -7,17 +7,18 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from framegrove.data.ingest import DataError
 from framegrove.data.reading import ClipReader
-from framegrove.data.schema import LatentClip
+from framegrove.data.schema import LatentClip, StoredText
 from framegrove.flow.noise import generator_for
 from framegrove.flow.objective import StageSample, build
 from framegrove.flow.schedule import PyramidSchedule
+from framegrove.models.packed import TextEmbedding
 from framegrove.models.vae_files import LatentNorm
 from framegrove.training.curriculum import StepPlan
 
@@ -49,14 +50,19 @@ class Feed:
         steps: int,
         rank: int = 0,
         world: int = 1,
+        no_caption: StoredText | None = None,
     ) -> None:
-        """``name`` says where a row of the catalog is from."""
+        """``name`` says where a row of the catalog is from.
+
+        Where ``no_caption`` is given, the embeddings of the empty caption, samples carry those that are stored.
+        """
         self._plan = plan
         self._reader = reader
         self._name = name
         self._schedule, self._norm, self._seed = schedule, norm, seed
         self._steps = steps
         self._rank, self._world = rank, world
+        self._no_caption = None if no_caption is None else _embedding(no_caption)
         self._ahead: tuple[int, Future[Share]] | None = None
 
     def at(self, step: int) -> Share:
@@ -115,6 +121,12 @@ class Feed:
             [generator_for(self._seed, (*place, index), "training noise") for index in mine],
             [self._name(row) for row in plan.rows_N[mine].tolist()],
         )
+        if self._no_caption is not None:
+            texts = [
+                self._no_caption if dropped else _embedding(clip.text)
+                for clip, dropped in zip(clips, choices.dropped, strict=True)
+            ]
+            samples = [replace(sample, text=text) for sample, text in zip(samples, texts, strict=True)]
         rest = iter(samples)
         return Share([[next(rest) for _ in members] for members in packs], len(plan.rows_N))
 
@@ -122,3 +134,9 @@ class Feed:
         """A clip's units up to the last one that is needed, normalised, each (C, 1, h, w)."""
         latents = torch.from_numpy(clip.latents[:, : last + 1].astype("float32"))
         return list(self._norm.normalise(latents).split(1, dim=1))
+
+
+def _embedding(stored: StoredText | None) -> TextEmbedding:
+    """A caption's embeddings as the transformer is given them, in float16."""
+    assert stored is not None  # the catalog has counted its tokens
+    return TextEmbedding(torch.from_numpy(stored.tokens.copy()), torch.from_numpy(stored.pooled.copy()))

@@ -9,7 +9,10 @@ workers W; activations follow from the tokens of a pass (models/sizes.py). In bf
     masters              4 / W       4 / W       4 / W
     both moments         8 / W       8 / W       8 / W
     averaged weights     4 / W       4 / W       4 / W
-    text encoders        2           2           2          only frozen ones, on every worker whole
+    text encoders        2           2           2          frozen ones, on every worker whole; none where their
+                                                            embeddings of all captions are stored
+
+Only the weights have a line for what stays as it is (LoRA, named parts): all else is of trained weights alone.
 """
 
 from __future__ import annotations
@@ -41,9 +44,11 @@ def bucket_elements(parameters: int) -> int:
 
 @dataclass(frozen=True)
 class Model:
-    """What the estimate needs to know of a model; ``frozen`` counts the weights of text encoders that stay as they are.
+    """What the estimate needs to know of a model.
 
     ``text_tokens`` are those of a long prompt, ``stages`` those of the pyramid, ``vae_factor`` is pixels per latent.
+    ``frozen`` counts the weights of text encoders that stay as they are and have to be there, ``held`` those of the
+    transformer that do, ``added`` those of an adapter. An adapter's own activations are not counted.
     """
 
     shape: AnyTransformerConfig
@@ -52,11 +57,18 @@ class Model:
     trained_text: int = 0
     frozen: int = 0
     vae_factor: int = 8
+    held: int = 0
+    added: int = 0
 
     @cached_property
     def trained(self) -> int:
         """Weights that are trained."""
-        return parameter_count(self.shape) + self.trained_text
+        return parameter_count(self.shape) - self.held + self.added + self.trained_text
+
+    @property
+    def whole(self) -> int:
+        """Weights of the module that is trained, those of it that stay as they are included."""
+        return self.trained + self.held
 
 
 @dataclass(frozen=True)
@@ -89,19 +101,20 @@ def estimate(config: TrainConfig, phase: PhaseConfig, model: Model, workers: int
     """What the deepspeed engine needs on each of so many workers."""
     number = 2 if config.precision == "bf16" else 4
     precision = PURE_BF16 if config.precision == "bf16" else PURE_FP32
-    spread, whole = -(-model.trained // workers), model.trained
-    bucket = bucket_elements(whole)
+    spread, trained = -(-model.trained // workers), model.trained
+    bucket = bucket_elements(trained)
+    gathered = number * min(_LIVE, model.whole) if config.zero == 3 else 0
     tokens = pass_tokens(config, phase, model, workers)
     sharing = config.sequence_parallel
     return Memory(
         tokens=tokens,
-        weights=number * (spread if config.zero == 3 else whole),
-        gradients=(4 + (2 if number == 2 else 0)) * whole if config.zero == 1 else 4 * spread,
+        weights=number * (-(-model.whole // workers) if config.zero == 3 else model.whole),
+        gradients=(4 + (2 if number == 2 else 0)) * trained if config.zero == 1 else 4 * spread,
         masters=4 * spread,
         moments=8 * spread,
         averaged=4 * spread,
         text=number * model.frozen,
-        buffers=(4 if config.zero == 1 else number) * bucket + (number * min(_LIVE, whole) if config.zero == 3 else 0),
+        buffers=(4 if config.zero == 1 else number) * bucket + gathered,
         activations=activation_bytes(
             model.shape, tokens, precision, recompute=config.recomputes(phase), workers=sharing
         ),
@@ -116,13 +129,13 @@ def estimate_plain(config: TrainConfig, phase: PhaseConfig, model: Model) -> Mem
     tokens = pass_tokens(config, phase, model, 1)
     return Memory(
         tokens=tokens,
-        weights=4 * model.trained,
+        weights=4 * model.whole,
         gradients=4 * model.trained,
         masters=0,
         moments=8 * model.trained,
         averaged=4 * model.trained,
         text=(2 if half else 4) * model.frozen,
-        buffers=2 * model.trained if half else 0,
+        buffers=2 * model.whole if half else 0,
         activations=activation_bytes(model.shape, tokens, precision, recompute=config.recomputes(phase)),
         working=working_bytes(model.shape, tokens, precision),
     )

@@ -14,6 +14,7 @@ from framegrove.config.train import SHIPPED, PhaseConfig, TrainConfig
 from framegrove.errors import UserError
 from framegrove.models.pretrained import read_outline
 from framegrove.models.sources import find_model
+from framegrove.training import tuning
 from framegrove.training.memory import Memory, Model, estimate, estimate_plain, longest_sample, pass_tokens
 
 GB = 10**9
@@ -23,8 +24,10 @@ _T5_TOKENS = 128
 _T5_XXL, _CLIP_L, _CLIP_G, _CLIP_L_PROJECTION = 4_762_310_656, 123_060_480, 694_659_840, 589_824
 
 
-def model_of(config: TrainConfig, *, download: bool = False) -> tuple[Model, str]:
+def model_of(config: TrainConfig, *, download: bool = False, encodes: bool = True) -> tuple[Model, str]:
     """What the estimate needs of the model of step 0, and in words where that was read.
+
+    Frozen text encoders have to be there only where the run ``encodes`` prompts.
 
     Unless it may ``download``, a ``model.start`` that is not here is taken to have the shape under
     ``model.transformer`` or ``model.flux``, and the text encoders of the public checkpoints. Raises UserError where
@@ -39,7 +42,8 @@ def model_of(config: TrainConfig, *, download: bool = False) -> tuple[Model, str
         place = find_model(given.source)
         _, shape, recipe = read_outline(place)
         weights = _text_weights(place.text) or _public_text_weights(shape)
-        return _model(config, shape, recipe, _text_tokens(place.text), weights), f"the shape in {place.transformer}"
+        model = _model(config, shape, recipe, _text_tokens(place.text), weights, encodes)
+        return model, f"the shape in {place.transformer}"
     if not given.model_fields_set & {"transformer", "flux"}:
         raise UserError(
             f"no model folder at {given.start}, and the configuration does not say its shape: put the model there, or "
@@ -48,12 +52,16 @@ def model_of(config: TrainConfig, *, download: bool = False) -> tuple[Model, str
     key = "flux" if given.flux else "transformer"
     shape = given.shape
     where = f"the shape under model.{key}, because {given.start} is not here"
-    return _model(config, shape, given.recipe, _T5_TOKENS, _public_text_weights(shape)), where
+    return _model(config, shape, given.recipe, _T5_TOKENS, _public_text_weights(shape), encodes), where
 
 
-def _model(config: TrainConfig, shape: AnyTransformerConfig, recipe: Recipe, text_tokens: int, text: int) -> Model:
-    trained, frozen = (text, 0) if config.model.train_text else (0, text)
-    return Model(shape, recipe.pyramid.stages, text_tokens, trained, frozen)
+def _model(
+    config: TrainConfig, shape: AnyTransformerConfig, recipe: Recipe, text_tokens: int, text: int, encodes: bool = True
+) -> Model:
+    # A text encoder of which parts are trained is small, and counts as if all of it were.
+    trained, frozen = (text, 0) if config.model.trains_text else (0, text if encodes else 0)
+    added, held = tuning.weights(config.model.tune, shape)
+    return Model(shape, recipe.pyramid.stages, text_tokens, trained, frozen, held=held, added=added)
 
 
 def _text_tokens(folder: Path) -> int:

@@ -17,6 +17,7 @@ from framegrove.config.model import AnyTransformerConfig, Recipe
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, ModelConfig, PhaseConfig, TrainConfig
 from framegrove.data.ingest import Catalog, DataError, open_catalog
 from framegrove.data.reading import ClipReader
+from framegrove.data.schema import StoredText
 from framegrove.errors import UserError
 from framegrove.files import patiently
 from framegrove.flow.schedule import PyramidSchedule
@@ -24,6 +25,7 @@ from framegrove.models import lora
 from framegrove.models.pretrained import (
     VAE,
     Pipeline,
+    copy_text,
     embedded_model,
     load_source,
     read_outline,
@@ -47,6 +49,7 @@ from framegrove.training.plan import check_fits, check_heads, check_workers, mod
 from framegrove.training.resume import AnyEngine, History, asdict_of, at_hand, check, go_on
 from framegrove.training.saver import Saver, new_session
 from framegrove.training.step import Trainable
+from framegrove.training.stored_text import stored_text
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,7 +68,7 @@ def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa
     setup = Setup.of(config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        model, _ = model_of(config, download=True)
+        model, _ = model_of(config, download=True, encodes=setup.encodes)
         check_fits(config, model, None, torch.cuda.get_device_properties(device).total_memory)
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
@@ -154,6 +157,7 @@ class Setup:
     catalog: Catalog | None = None  # absent where only the model is wanted
     clips: tuple[PhaseClips, ...] = ()  # of each phase
     factor: int = 0  # pixels for one latent pixel, on each side
+    no_caption: StoredText | None = None  # embeddings of the empty caption, where those of all clips are used
 
     @classmethod
     def of(cls, config: TrainConfig, out: Path | None = None) -> Setup:
@@ -190,7 +194,8 @@ class Setup:
         else:
             paths = [shard.path for shard in catalog.shards]
             words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
-        return cls(config, recipe, words, digest, catalog, clips, vae.config.spatial_factor)
+        no_caption = stored_text(config, catalog)
+        return cls(config, recipe, words, digest, catalog, clips, vae.config.spatial_factor, no_caption)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -205,9 +210,19 @@ class Setup:
             return Pipeline(fresh_transformer(model.shape, take=take), vae, norm, text, model.recipe)
         text_dtype = torch.bfloat16 if self.config.precision == "bf16" else None
         if not model.fresh:
-            return load_source(model.source, text_dtype, take)
-        started = load_source(model.source, text_dtype, drop)
+            return load_source(model.source, text_dtype, take, with_text=self.encodes)
+        started = load_source(model.source, text_dtype, drop, with_text=self.encodes)
         return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config, take=take))
+
+    @property
+    def encodes(self) -> bool:
+        """Whether prompts are encoded, so that the text encoders have to be there."""
+        return (self.catalog is not None and self.no_caption is None) or not self._copies_text
+
+    @property
+    def _copies_text(self) -> bool:
+        """Whether the text encoders in the model folder are those of the model that is continued."""
+        return self.config.model.start is not None and not self.config.model.trains_text
 
     @cached_property
     def _buffers(self) -> dict[str, Tensor]:
@@ -235,8 +250,10 @@ class Setup:
         if "pipeline" not in vars(self):  # the property would load the whole
             vars(self)["pipeline"] = self._load(take)
         text, tune = self.pipeline.text, self.config.model.tune
-        train_text = self.config.model.train_text if tune.all else tune.trains_text
+        train_text = self.config.model.trains_text
         _ = self._buffers  # copied now, before an engine can round them
+        if self._copies_text:
+            _ = self._text  # found now, as the base of an adapter below
         transformer = self.pipeline.transformer
         if tune.lora is not None:
             _ = self._base  # read now: at the end of a long run the model may have been moved
@@ -256,14 +273,17 @@ class Setup:
             factor=self.factor,
             patch=self.pipeline.transformer.config.patch_size,
             text_tokens=self.pipeline.text.max_tokens,
+            empty_tokens=None if self.no_caption is None else len(self.no_caption.tokens),
         )
 
     def feed(self, rank: int = 0, world: int = 1) -> Feed:
         """The samples of one of the workers."""
         assert self.catalog is not None
-        reader = ClipReader(self.catalog, int(self.config.cache_gib * 2**30))
+        stored = self.no_caption is not None
+        reader = ClipReader(self.catalog, int(self.config.cache_gib * 2**30), with_text=stored)
         norm, seed = self.pipeline.latent_norm, self.config.seed
-        return Feed(self.plan, reader, self.catalog.name, self.schedule, norm, seed, self.config.steps, rank, world)
+        given = self.schedule, norm, seed, self.config.steps, rank, world, self.no_caption
+        return Feed(self.plan, reader, self.catalog.name, *given)
 
     def check_workers(self, workers: int) -> None:
         """Raise UserError where the workers form no sequence groups, or are more than samples in a batch, or passes."""
@@ -317,7 +337,18 @@ class Setup:
             for name in texts.keys() & averaged.keys():
                 texts[name].copy_(averaged[name])
         averaged_pipeline = dataclasses.replace(self.pipeline, transformer=transformer)
-        save_pipeline(averaged_pipeline, folder, _DTYPES[self.config.save_as])
+        save_text = partial(self._copy_text, folder) if self._copies_text else None
+        save_pipeline(averaged_pipeline, folder, _DTYPES[self.config.save_as], save_text)
+
+    def _copy_text(self, old: Path, folder: Path) -> None:
+        """Copy the text encoders that the run began with, or those in its ``old`` folder where they are gone."""
+        model = self.config.model
+        copy_text(self._text if self._text.is_dir() else old, folder, allow_pickle=model.allow_pickle)
+
+    @cached_property
+    def _text(self) -> Path:
+        """Where the text encoders lie that the model begins with."""
+        return find_model(self.config.model.source).text
 
 
 def _words_in(paths: Iterable[Path]) -> list[str]:

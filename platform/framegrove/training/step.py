@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from framegrove.errors import UserError
 from framegrove.flow.objective import StageSample, sample_losses
-from framegrove.models.packed import Prefix, Sample
+from framegrove.models.packed import Prefix, Sample, TextEmbedding
 from framegrove.models.text import TextEncoder
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import Transformer
@@ -49,8 +49,7 @@ class Trainable(nn.Module):
         if self.dropout:  # drawn from the samples themselves, so that a resumed run draws the same
             noise = samples[0].noisy.detach().float().cpu().numpy().tobytes()
             torch.manual_seed(int.from_bytes(hashlib.blake2b(noise, digest_size=7).digest()))
-        with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
-            texts = self.text.encode([sample.prompt for sample in samples])
+        texts = self._texts(samples, device)
         packed = self.transformer.pack(
             [
                 Sample(
@@ -63,6 +62,14 @@ class Trainable(nn.Module):
         )
         velocities = self.transformer(packed)
         return sample_losses(velocities, [sample.target.to(device) for sample in samples])
+
+    def _texts(self, samples: Sequence[StageSample], device: torch.device) -> list[TextEmbedding]:
+        """The embeddings of the samples' prompts: those that are stored, or made now."""
+        stored = [sample.text for sample in samples if sample.text is not None]
+        if len(stored) == len(samples):
+            return [TextEmbedding(text.tokens_LD.to(device), text.pooled_P.to(device)) for text in stored]
+        with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
+            return self.text.encode([sample.prompt for sample in samples])
 
     def matrices(self) -> list[nn.Parameter]:
         """The trained weight matrices inside the blocks: without embeddings and the first and last projections."""

@@ -28,6 +28,22 @@ def check(tune: TuneConfig, shape: AnyTransformerConfig) -> None:
     _check_parts([pattern for pattern in tune.parts if not pattern.startswith(TEXT)], names)
 
 
+def weights(tune: TuneConfig, shape: AnyTransformerConfig) -> tuple[int, int]:
+    """How many weights an adapter adds to a transformer of this shape, and how many of its own stay as they are."""
+    if tune.all:
+        return 0, 0
+    with torch.device("meta"):
+        transformer = build_transformer(shape)
+    if tune.lora is not None:
+        names = lora.targets(transformer, tune.lora.targets)
+        layers = [transformer.get_submodule(name).get_parameter("weight") for name in names]
+        return sum(tune.lora.rank * sum(weight.shape) for weight in layers), sum(
+            parameter.numel() for parameter in transformer.parameters()
+        )
+    counts = {TRANSFORMER + name: parameter.numel() for name, parameter in transformer.named_parameters()}
+    return 0, sum(counts.values()) - sum(counts[name] for name in lora.matching(counts, tune.parts))
+
+
 def restrict(module: Trainable, tune: TuneConfig, seed: int) -> Trainable:
     """Let ``module`` train only what is asked for, in place: the rest stays as it is, without gradients.
 
