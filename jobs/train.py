@@ -22,6 +22,7 @@ import typer
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
+from framegrove.config.watch import SamplesConfig, TrackingConfig
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
@@ -49,6 +50,8 @@ _KEYS = keys_help(
     ("Of the model:", TrainedModelConfig, "model."),
     ("Of what is trained of it:", TuneConfig, "model.tune."),
     ("Of an adapter:", LoraConfig, "model.tune.lora."),
+    ("Of samples:", SamplesConfig, "samples."),
+    ("Of tracking:", TrackingConfig, "tracking."),
 )
 
 
