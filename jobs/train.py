@@ -242,10 +242,35 @@ class _Events:
 
 
 def line_of(point: dict[str, Any]) -> str:
-    """A point of the loss curve as one line of text."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in point["losses"].items())
-    speed = f"learning rate {point['learning_rate']:.2e}  {point['samples_per_second']:.0f} samples/s"
-    return f"{point['phase']} {point['step']}: {losses}  {speed}"
+    """A point of the loss curve as one line of text; losses of single units are left to the curve."""
+    parts = [f"{name} {value:.4f}" for name, value in point["losses"].items() if not name.startswith("unit")]
+    if held_out := point.get("held_out"):
+        parts.append(f"held out {held_out['loss']:.4f}")
+    parts += [f"learning rate {point['learning_rate']:.2e}", f"{point['samples_per_second']:.0f} samples/s"]
+    return f"{point['phase']} {point['step']}: {'  '.join([*parts, *_speed(point)])}"
+
+
+def _speed(point: dict[str, Any]) -> list[str]:
+    """What a point says of speed, memory and the time left; one of an earlier version says nothing."""
+    speed, left = point.get("speed"), point.get("seconds_left")
+    if speed is None:
+        return []
+    mfu, flops = speed["mfu"], speed["flops_per_second"] / 1e12
+    return [
+        f"{speed['tokens_per_second']:.0f} tokens/s",
+        f"{flops:.3g} TFLOP/s" if mfu is None else f"MFU {mfu:.0%}",
+        f"waiting {speed['data_wait']:.0%}",
+        f"{speed['peak_memory'] / 2**30:.1f} GiB",
+        *([] if left is None else [f"{_duration(left)} left"]),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """As "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 if __name__ == "__main__":
