@@ -61,7 +61,9 @@ class Trainable(nn.Module):
                 for text, sample in zip(texts, samples, strict=True)
             ]
         )
-        velocities = self.transformer(packed)
+        # Not by calling it: ZeRO 3 would trace that module once for every shape in the pack. Workers whose packs differ in
+        # that would sooner or later wait for each other for ever.
+        velocities = self.transformer.forward(packed)
         return sample_losses(velocities, [sample.target.to(device) for sample in samples])
 
     def matrices(self) -> list[nn.Parameter]:
