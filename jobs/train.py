@@ -162,7 +162,9 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
     def on_point(point: Point) -> None:
         display.say(line_of(asdict(point)))
 
-    return run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
+    model = run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
+    events.show()
+    return model
 
 
 def _on_a_cluster(

@@ -172,7 +172,7 @@ def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
                 panel.plot(steps, losses, "x", color=panel.lines[-1].get_color(), label=f"{name}, held out")
         _mark_phases(panel, lines)
         panel.set(xlabel="step", ylabel="flow matching loss", yscale="log")
-        panel.legend()
+        panel.legend(fontsize=8, ncols=2)
     return figure
 
 
