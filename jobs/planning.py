@@ -46,13 +46,14 @@ def show_plan(config: TrainConfig, workers: int | None, display: Display) -> Non
 
 def _encodes(config: TrainConfig) -> bool | None:
     """Whether the run encodes prompts; None where its data or its model is not here to say so."""
-    from framegrove.data.ingest import open_catalog
+    from framegrove.data.ingest import open_catalog, open_heldout
     from framegrove.training.stored_text import stored_text
 
     folders, start = [given.path for given in config.data_sets], config.model.start
     if not all(Path(folder).is_dir() for folder in folders) or not (start in (None, SHIPPED) or Path(start).exists()):
         return None
-    return stored_text(config, open_catalog(folders)) is None
+    held = open_heldout(folders)
+    return stored_text(config, [open_catalog(folders), *([held] if held else [])]) is None
 
 
 def _of_text(config: TrainConfig, model: Model, encodes: bool | None) -> str:

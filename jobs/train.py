@@ -22,6 +22,7 @@ import typer
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
+from framegrove.config.watch import SamplesConfig, TrackingConfig
 from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
@@ -49,6 +50,8 @@ _KEYS = keys_help(
     ("Of the model:", TrainedModelConfig, "model."),
     ("Of what is trained of it:", TuneConfig, "model.tune."),
     ("Of an adapter:", LoraConfig, "model.tune.lora."),
+    ("Of samples:", SamplesConfig, "samples."),
+    ("Of tracking:", TrackingConfig, "tracking."),
 )
 
 
@@ -173,7 +176,9 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
     def on_point(point: Point) -> None:
         display.say(line_of(asdict(point)))
 
-    return run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
+    model = run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
+    events.show()
+    return model
 
 
 def _on_a_cluster(
@@ -253,10 +258,35 @@ class _Events:
 
 
 def line_of(point: dict[str, Any]) -> str:
-    """A point of the loss curve as one line of text."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in point["losses"].items())
-    speed = f"learning rate {point['learning_rate']:.2e}  {point['samples_per_second']:.0f} samples/s"
-    return f"{point['phase']} {point['step']}: {losses}  {speed}"
+    """A point of the loss curve as one line of text; losses of single units are left to the curve."""
+    parts = [f"{name} {value:.4f}" for name, value in point["losses"].items() if not name.startswith("unit")]
+    if held_out := point.get("held_out"):
+        parts.append(f"held out {held_out['loss']:.4f}")
+    parts += [f"learning rate {point['learning_rate']:.2e}", f"{point['samples_per_second']:.0f} samples/s"]
+    return f"{point['phase']} {point['step']}: {'  '.join([*parts, *_speed(point)])}"
+
+
+def _speed(point: dict[str, Any]) -> list[str]:
+    """What a point says of speed, memory and the time left; one of an earlier version says nothing."""
+    speed, left = point.get("speed"), point.get("seconds_left")
+    if speed is None:
+        return []
+    mfu, flops = speed["mfu"], speed["flops_per_second"] / 1e12
+    return [
+        f"{speed['tokens_per_second']:.0f} tokens/s",
+        f"{flops:.3g} TFLOP/s" if mfu is None else f"MFU {mfu:.0%}",
+        f"waiting {speed['data_wait']:.0%}",
+        f"{speed['peak_memory'] / 2**30:.1f} GiB",
+        *([] if left is None else [f"{_duration(left)} left"]),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """As "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import hashlib
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -335,3 +337,68 @@ class FakeDescriber:
 
     def close(self) -> None:
         pass
+
+
+class FakeTracking:
+    """A service that keeps the figures of runs, seen through the packages wandb and mlflow."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, str | None, str | None]] = []  # project, name, and identity of a run that goes on
+        self.figures: list[tuple[int, frozenset[str]]] = []
+        self.pictures: list[tuple[int, str]] = []
+        self.ended = 0
+        self._runs = 0
+        self._project = ""
+
+    def modules(self) -> dict[str, ModuleType]:
+        """Both packages, by name."""
+        wandb, mlflow = (ModuleType(name) for name in ("wandb", "mlflow"))
+        for module in (wandb, mlflow):
+            module.__spec__ = ModuleSpec(module.__name__, None)
+        vars(wandb).update(init=self._init, Image=lambda picture: ("picture", picture))
+        vars(mlflow).update(
+            set_experiment=self._set_experiment,
+            start_run=lambda run_id, run_name: SimpleNamespace(
+                info=SimpleNamespace(run_id=self._begin(self._project, run_name, run_id))
+            ),
+            log_dict=lambda values, file: None,
+            log_metrics=lambda values, step: self._figures(step, values),
+            log_image=lambda picture, key, step: self.pictures.append((step, key)),
+            end_run=self._end,
+        )
+        return {"wandb": wandb, "mlflow": mlflow}
+
+    def _set_experiment(self, name: str) -> None:
+        self._project = name
+
+    def _begin(self, project: str, name: str | None, identity: str | None) -> str:
+        self.begun.append((project, name, identity))
+        self._runs += identity is None
+        return identity or f"run {self._runs}"
+
+    def _init(
+        self, *, project: str, name: str, id: str | None, resume: str, dir: str, config: dict[str, Any]
+    ) -> SimpleNamespace:
+        assert resume == "allow"
+        identity = self._begin(project, name, id)
+        metrics: list[tuple[str, str]] = []
+        return SimpleNamespace(
+            id=identity,
+            define_metric=lambda name, step_metric: metrics.append((name, step_metric)),
+            log=self._log,
+            finish=self._end,
+        )
+
+    def _log(self, values: dict[str, Any]) -> None:
+        step = values.pop("step")
+        pictures = [name for name, value in values.items() if isinstance(value, tuple)]
+        self.pictures += [(step, name) for name in pictures]
+        if not pictures:
+            self._figures(step, values)
+
+    def _figures(self, step: int, values: Mapping[str, float]) -> None:
+        assert all(isinstance(value, int | float) for value in values.values())
+        self.figures.append((step, frozenset(values)))
+
+    def _end(self) -> None:
+        self.ended += 1

@@ -27,8 +27,11 @@ TRANSFORMER = {
 PHASE: dict[str, Any] = {"sizes": [[64, 64]], "batch": 6, "learning_rate": 3e-3, "warmup": 0, "ema": 0.9}
 
 
-def make_world(folder: Path, widths: tuple[int, ...] = (4, 4, 4, 4)) -> Path:
-    """``folder/vae``, of these ``widths``, and ``folder/clips``: 24 clips of smooth random latents in three shards."""
+def make_world(folder: Path, widths: tuple[int, ...] = (4, 4, 4, 4), heldout: int = 0) -> Path:
+    """``folder/vae``, of these ``widths``, and ``folder/clips``: 24 clips of smooth random latents in three shards.
+
+    The ``heldout`` first ones are of the held-out split.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = CausalVideoVae(
@@ -45,7 +48,8 @@ def make_world(folder: Path, widths: tuple[int, ...] = (4, 4, 4, 4)) -> Path:
         rng = np.random.default_rng(index)
         latents = np.repeat(rng.standard_normal((16, 3, 1, 1)), 64, axis=2).reshape(16, 3, 8, 8).astype(np.float16)
         caption = world.caption(world.draw_objects(rng, split="train"))
-        clips.append(LatentClip(index, caption, 64, 64, 8.0, latents))
+        split = "heldout" if index < heldout else "train"
+        clips.append(LatentClip(index, caption, 64, 64, 8.0, latents, split=split))
     for number in range(3):
         table = to_table(clips[8 * number : 8 * number + 8], vae_digest(vae))
         pq.write_table(table, folder / "clips" / f"{number}.parquet")
@@ -67,6 +71,7 @@ def make_config(world: Path, **changes: Any) -> TrainConfig:
         PHASE | {"name": "high", "units": 3, "steps": 6, "decay": 0.5, "objective": {"stage_weights": [1, 2, 2]}},
     ]
     given = {"data": str(world / "clips"), "model": model, "phases": phases, "checkpoint_every": 3, "log_every": 2}
+    given["tracking"] = {"to": "none"}
     return TrainConfig.model_validate(given | changes)
 
 

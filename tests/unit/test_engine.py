@@ -152,6 +152,21 @@ def test_a_loaded_engine_goes_on_to_the_bit(zero: int, precision: str, tmp_path:
         assert torch.equal(weight, expected[name])
 
 
+@pytest.mark.parametrize(("zero", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_measured_losses_are_of_the_averages_and_leave_no_trace(zero: int, precision: str) -> None:
+    engines = [DeepSpeedEngine(trainable(), precision, CPU, zero) for _ in range(2)]  # type: ignore[arg-type]
+    plain = PlainEngine(trainable(), precision, CPU)  # type: ignore[arg-type]
+    whole, watched, _ = (steps(engine, 0, 2) for engine in (*engines, plain))
+    samples = samples_of(9)
+    packs = [samples[:2], samples[2:]]
+    found, expected = (torch.cat(engine.losses(packs)).float() for engine in (engines[1], plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4 if precision == "fp32" else 0.05, atol=1e-5)
+    assert watched + steps(engines[1], 2, 4) == whole + steps(engines[0], 2, 4)
+    with torch.no_grad():
+        trained = plain.module(samples[:2])
+    assert not torch.allclose(trained, expected[:2], rtol=1e-3)
+
+
 @pytest.mark.parametrize(("zero", "precision"), [(1, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16"), (3, "fp32")])
 def test_what_is_used_of_deepspeed_beyond_its_public_interface(zero: int, precision: str) -> None:
     """The masters are the float32 weights, the clipping norm takes effect, and no library is compiled."""

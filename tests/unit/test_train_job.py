@@ -53,6 +53,8 @@ def test_help_explains_every_key_with_its_default() -> None:
         "cache_gib (default 4.0)",
         "model.variant (default null)",
         "zero (default 1): ZeRO stage",
+        "tracking.to (default tensorboard): tensorboard: OUT/tensorboard",
+        "samples.prompts (default []): what the samples should show",
     ):
         assert line in shown
     assert "None" not in shown
@@ -82,3 +84,21 @@ def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pyt
         "image 5: loss 0.2500  learning rate 1.00e-04  12 samples/s",
         "resumed after step 3 with the plain engine",
     ]
+
+
+def test_a_point_in_one_line() -> None:
+    point = {
+        "step": 40, "phase": "video", "losses": {"loss": 0.25, "stage0": 0.25, "video": 0.25, "unit1": 0.25},
+        "learning_rate": 1e-4, "samples_per_second": 12, "held_out": {"loss": 0.5, "stage0": 0.5},
+        "seconds_left": 11_100.0,
+        "speed": {
+            "tokens_per_second": 5120.0, "flops_per_second": 2.5e12, "mfu": None, "data_wait": 0.02,
+            "peak_memory": 3 * 2**29,
+        },
+    }  # fmt: skip
+    start = (
+        "video 40: loss 0.2500  stage0 0.2500  video 0.2500  held out 0.5000  learning rate 1.00e-04  12 samples/s  "
+    )
+    assert train.line_of(point) == start + "5120 tokens/s  2.5 TFLOP/s  waiting 2%  1.5 GiB  3 h 05 min left"
+    point["speed"]["mfu"], point["seconds_left"] = 0.41, 95.0  # type: ignore[index]
+    assert train.line_of(point) == start + "5120 tokens/s  MFU 41%  waiting 2%  1.5 GiB  95 s left"

@@ -83,7 +83,7 @@ def test_a_run_leaves_a_model_that_loads_and_a_picture(whole: Path) -> None:
     assert all(torch.isfinite(p).all() for p in pipeline.transformer.parameters())
     assert (whole / curve.PICTURE).stat().st_size > 5000
     names = {name for _, losses in losses_of(whole) for name in losses}
-    assert names == {"loss", "stage0", "stage1", "stage2", "image", "video"}
+    assert names == {"loss", "stage0", "stage1", "stage2", "image", "video", "unit1", "unit2"}
     best = checkpoint.best(whole / "checkpoints")
     assert best is not None
     names = {path.name for path in (whole / "checkpoints").iterdir()}

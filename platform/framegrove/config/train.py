@@ -20,6 +20,7 @@ from framegrove.config.model import (
     TransformerConfig,
 )
 from framegrove.config.tune import TuneConfig
+from framegrove.config.watch import SamplesConfig, TrackingConfig
 
 SHIPPED = "shipped"
 
@@ -245,6 +246,16 @@ class TrainConfig(Config):
         10, description="steps in a row that may be skipped because a loss or gradient is infinite or no number"
     )
     log_every: PositiveInt = Field(10, description="steps between points of the loss curve")
+    validate_every: PositiveInt | None = Field(
+        None,
+        description="steps between measurements of the loss on held-out clips, if there are any; null: at every "
+        "checkpoint; only checkpoints with one compete for being the best",
+    )
+    validate_on: PositiveInt = Field(
+        128, description="stage-samples of held-out clips that it is measured on, the same ones every time"
+    )
+    samples: SamplesConfig = Field(SamplesConfig(), description="videos that show what has been learned so far")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="where figures and pictures go besides OUT")
 
     @model_validator(mode="after")
     def _phases_fit_together(self) -> Self:
@@ -262,6 +273,19 @@ class TrainConfig(Config):
     def recomputes(self, phase: PhaseConfig) -> bool:
         """Whether activations are recomputed in a phase."""
         return self.recompute if phase.recompute is None else phase.recompute
+
+    def validates(self, done: int) -> bool:
+        """Whether the held-out loss is measured after so many steps."""
+        return done % (self.validate_every or self.checkpoint_every) == 0 or done == self.steps
+
+    def watches(self, done: int) -> bool:
+        """Whether a point of the loss curve is due after so many steps for what else is looked at there."""
+        return self.validates(done) or self.samples_due(done)
+
+    def samples_due(self, done: int) -> bool:
+        """Whether samples are made after so many steps."""
+        due = done % (self.samples.every or self.checkpoint_every) == 0 or done == self.steps
+        return due and bool(self.samples.prompts)
 
     @property
     def data_sets(self) -> tuple[DataConfig, ...]:

@@ -86,24 +86,39 @@ def open_catalog(folders: Sequence[str | Path], split: str = "train") -> Catalog
 
     Raises DataError if a folder has none, if a file is damaged, or if clips were encoded by different VAEs.
     """
-    shards: list[Shard] = []
-    columns: list[dict[str, npt.NDArray[Any]]] = []
-    for number, folder in enumerate(map(Path, folders)):
-        found = 0
-        for path in _files(folder):
-            shard, clips = _open(path, split)
-            if not len(clips["row"]):
-                continue
-            found += len(clips["row"])
-            columns.append(clips | {"shard": np.full_like(clips["row"], len(shards))})
-            columns[-1]["folder"] = np.full_like(clips["row"], number)
-            shards.append(shard)
+    for folder, found in (parts := [(folder, _of_split(Path(folder), split)) for folder in folders]):
         if not found:
             raise DataError(f"{folder} has no clips of the split {split}: prepare some with python -m jobs.prepare")
+    return _joined([found for _, found in parts])
+
+
+def open_heldout(folders: Sequence[str | Path]) -> Catalog | None:
+    """The held-out clips below some folders, as many of them as have any; None where none has. Raises DataError."""
+    parts = [_of_split(Path(folder), "heldout") for folder in folders]
+    return _joined(parts) if any(parts) else None
+
+
+_Part = tuple[Shard, dict[str, npt.NDArray[Any]]]  # a shard, and the columns of its clips by name
+
+
+def _of_split(folder: Path, split: str) -> list[_Part]:
+    """The shards below a folder that have clips of a split."""
+    return [part for part in (_open(path, split) for path in _files(folder)) if len(part[1]["row"])]
+
+
+def _joined(folders: Sequence[Sequence[_Part]]) -> Catalog:
+    """The catalog of the shards of some folders."""
+    shards = [shard for parts in folders for shard, _ in parts]
     vaes = {shard.vae: shard.path for shard in shards}
     if len(vaes) > 1:
         one, other = list(vaes.values())[:2]
         raise DataError(f"{one} and {other} were encoded by different VAEs: prepare all clips with one")
+    columns = [
+        clips | {"folder": np.full_like(clips["row"], number)}
+        for number, parts in enumerate(folders)
+        for _, clips in parts
+    ]
+    columns = [clips | {"shard": np.full_like(clips["row"], number)} for number, clips in enumerate(columns)]
     whole = {name: np.concatenate([clips[name] for clips in columns]) for name in columns[0]}
     return Catalog(tuple(shards), **{f"{name}_N": values for name, values in whole.items()})
 
@@ -116,7 +131,7 @@ def _files(folder: Path) -> list[Path]:
     return paths
 
 
-def _open(path: Path, split: str) -> tuple[Shard, dict[str, npt.NDArray[Any]]]:
+def _open(path: Path, split: str) -> _Part:
     """A shard and the columns of its clips of the split, by name."""
     try:
         with pq.ParquetFile(path) as file:

@@ -24,30 +24,38 @@ LINES, PICTURE = "loss.jsonl", "loss.png"
 
 @dataclass
 class LossTally:
-    """Sums of losses between two lines, by stage and by kind of unit (image: unit 0; video: the others).
+    """Sums of losses between two lines, by stage, by kind of unit (image: unit 0; video: the others), and by unit.
 
-    ``sums`` has two rows, losses and counts, and a column for each stage followed by image and video.
+    ``sums`` has two rows, losses and counts, and a column for each stage, for image and video, and for each unit but
+    the first of clips of up to ``units`` units.
     """
 
     stages: int
+    units: int
     sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sums = torch.zeros(2, self.stages + 2, dtype=torch.float64)
+        self.sums = torch.zeros(2, self.stages + 2 + self.units - 1, dtype=torch.float64)
 
     def add(self, samples: Sequence[StageSample], losses: Tensor) -> None:
         """Add the losses of one forward pass."""
         for sample, loss in zip(samples, losses.tolist(), strict=True):
-            for column in (sample.cell.stage, self.stages + (sample.cell.unit > 0)):
+            stage, unit = sample.cell.stage, sample.cell.unit
+            image, video = self.stages, self.stages + 1
+            for column in (stage, video, video + unit) if unit else (stage, image):
                 self.sums[0, column] += loss
                 self.sums[1, column] += 1
 
     def means(self, totals: Tensor) -> dict[str, float]:
         """Mean losses by name, from sums over all workers; a stage or kind without samples is left out."""
-        names = [*(f"stage{stage}" for stage in range(self.stages)), "image", "video"]
+        stages, units = [f"stage{stage}" for stage in range(self.stages)], [f"unit{n}" for n in range(1, self.units)]
         sums, counts = totals.tolist()
-        found = {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
-        return {"loss": sum(sums[self.stages :]) / sum(counts[self.stages :]), **found}
+        found = {name: s / n for name, s, n in zip([*stages, "image", "video", *units], sums, counts, strict=True) if n}
+        return {"loss": sum(sums[: self.stages]) / self.count(totals), **found}
+
+    def count(self, totals: Tensor) -> float:
+        """How many samples there are in sums over all workers."""
+        return float(totals[1, : self.stages].sum())
 
 
 class Curve:
@@ -157,9 +165,14 @@ def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
         for name in names:
             if name in series:
                 panel.plot(*zip(*series[name], strict=True), label=name, linewidth=1)
+            if measured := [
+                (line["step"], line["held_out"][name]) for line in lines if name in line.get("held_out", ())
+            ]:
+                steps, losses = zip(*measured, strict=True)
+                panel.plot(steps, losses, "x", color=panel.lines[-1].get_color(), label=f"{name}, held out")
         _mark_phases(panel, lines)
         panel.set(xlabel="step", ylabel="flow matching loss", yscale="log")
-        panel.legend()
+        panel.legend(fontsize=8, ncols=2)
     return figure
 
 

@@ -97,6 +97,21 @@ class PlainEngine:
         update_average(self.averaged, self.parameters, phase.ema, self.updates)
         return update
 
+    @torch.no_grad()
+    def losses(self, packs: Sequence[Sequence[StageSample]]) -> list[Tensor]:
+        """The loss of each stage-sample, pass by pass, under the averaged weights; nothing is trained."""
+        held = [p.data for p in self.parameters]
+        self.module.eval()
+        try:
+            for parameter, average in zip(self.parameters, self.averaged, strict=True):
+                parameter.data = average
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return [self.module(samples) for samples in packs]
+        finally:
+            for parameter, value in zip(self.parameters, held, strict=True):
+                parameter.data = value
+            self.module.train()
+
     def most(self, count: int) -> int:
         """The largest ``count`` of all workers."""
         return count
@@ -246,6 +261,20 @@ class DeepSpeedEngine:
             self.updates += 1
             update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
         return update
+
+    @torch.no_grad()
+    def losses(self, packs: Sequence[Sequence[StageSample]]) -> list[Tensor]:
+        """The loss of each stage-sample, pass by pass, under the averaged weights; nothing is trained.
+
+        All workers call it together, each with as many passes.
+        """
+        with self._averages_as_masters():
+            _publish_masters(self.adamw)
+            self.engine.eval()
+            found = [self.engine(samples) for samples in packs]
+            self.engine.train()
+        _publish_masters(self.adamw)
+        return found
 
     def most(self, count: int) -> int:
         """The largest ``count`` of all workers."""

@@ -8,8 +8,8 @@ therefore continues exactly along the curve of an undisturbed one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from framegrove.training.curriculum import Position
 from framegrove.training.curve import LossTally
 from framegrove.training.engine import Update
 from framegrove.training.feed import Feed
+from framegrove.training.meter import Meter, Speed
 from framegrove.training.skips import Skips
 from framegrove.training.step import Trainable
 
@@ -38,6 +39,8 @@ class Engine(Protocol):
         self, packs: Sequence[Sequence[StageSample]], batch: int, phase: PhaseConfig, learning_rate_scale: float
     ) -> Update: ...
 
+    def losses(self, packs: Sequence[Sequence[StageSample]]) -> list[Tensor]: ...
+
     def most(self, count: int) -> int: ...
 
     def gathered(self, texts: Sequence[str], aside: bool = False) -> list[str]: ...
@@ -53,7 +56,8 @@ class Point:
 
     ``step`` counts the steps done in the whole run, ``seconds`` is training time over all sessions of the run,
     ``gradient_norm`` is that of the last step with an update, before clipping. ``skipped`` counts the steps of the run
-    without one, whose loss or gradient was infinite or no number.
+    without one, whose loss or gradient was infinite or no number. ``held_out`` are mean losses on held-out clips, by
+    the same names as ``losses``, where they were measured here; ``seconds_left`` is an estimate for the whole run.
     """
 
     step: int
@@ -63,7 +67,10 @@ class Point:
     gradient_norm: float
     seconds: float
     samples_per_second: float
+    speed: Speed
     skipped: int = 0
+    held_out: Mapping[str, float] = field(default_factory=dict)
+    seconds_left: float | None = None
 
 
 def _nothing(*_: Any) -> None:
@@ -80,7 +87,7 @@ class Hooks:
     on_checkpoint: Callable[[int], bool | None] = _nothing  # steps done; time to save; true ends the session here
     on_phase_end: Callable[[PhaseConfig], None] = _nothing
     on_skip: Callable[[int, str], None] = _nothing  # on worker 0: steps done, a sentence on the last, which was skipped
-    on_speed: Callable[[float, float], None] = _nothing  # this worker's visual tokens/s; seconds it waited for data
+    on_speed: Callable[[float, float], None] = _nothing  # this worker's tokens/s; seconds it waited for data
 
 
 def train(
@@ -100,9 +107,8 @@ def train(
     """
     hooks.on_start(first_step)
     skips = Skips(config.most_skipped, skipped, hooks.on_skip)
-    tally = LossTally(stages)
-    tally_began = time.monotonic()
-    waited, tokens = 0.0, 0
+    units = max(phase.units for phase in config.phases)
+    tally, meter = LossTally(stages, units), Meter(engine.module)
     gradient_norm = 0.0
     for step in range(first_step, config.steps):
         done = step + 1
@@ -113,9 +119,7 @@ def train(
         # 1. Take this worker's samples.
         waiting_began = time.monotonic()
         share = feed.at(step)
-        waited += time.monotonic() - waiting_began
-        patch = engine.module.transformer.config.patch_size
-        tokens += sum(sample.visual_tokens(patch) for members in share.packs for sample in members)
+        meter.add(share.packs, time.monotonic() - waiting_began)
 
         # 2. Update the weights.
         scale = phase.learning_rate_scale(position.step)
@@ -131,19 +135,17 @@ def train(
         # 3. Report. A checkpoint is always preceded by a point, because the tally itself is not in the checkpoint.
         phase_ends = position.step + 1 == phase.steps
         checkpoint_due = done % config.checkpoint_every == 0 or done == config.steps
-        point_due = done % config.log_every == 0 or phase_ends or checkpoint_due
+        point_due = done % config.log_every == 0 or phase_ends or checkpoint_due or config.watches(done)
         totals = engine.total(tally.sums) if point_due else torch.zeros(0)
         if totals.any():  # all steps since the last point may have been skipped
-            now = time.monotonic()
-            seconds += now - tally_began
-            speed = float(totals[1, stages:].sum()) / (now - tally_began)
-            rate = scale * phase.learning_rate
+            speed, rate = meter.read(engine), scale * phase.learning_rate
+            seconds += speed.seconds
+            samples = tally.count(totals) / speed.seconds
             means = tally.means(totals)
-            hooks.on_point(Point(done, phase.name, means, rate, gradient_norm, seconds, speed, skips.total))
-            hooks.on_speed(tokens / (now - tally_began), waited)
-            tally = LossTally(stages)
-            tally_began = time.monotonic()
-            waited, tokens = 0.0, 0
+            hooks.on_point(Point(done, phase.name, means, rate, gradient_norm, seconds, samples, speed, skips.total))
+            hooks.on_speed(meter.tokens / speed.seconds, meter.waited)
+            tally = LossTally(stages, units)
+            meter.restart()
         session_ends = checkpoint_due and hooks.on_checkpoint(done)
         if phase_ends:
             hooks.on_phase_end(phase)

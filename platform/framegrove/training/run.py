@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from framegrove.models.pretrained import (
     Pipeline,
     copy_text,
     embedded_model,
+    load_pipeline,
     load_source,
     read_outline,
     save_pipeline,
@@ -37,19 +40,21 @@ from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import Take, build_transformer, drop, fresh_transformer, keep
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import load_vae, read_vae
-from framegrove.training import checkpoint, tuning
-from framegrove.training.checkpoint import About
+from framegrove.training import checkpoint, heldout, samples, trackers, tuning
+from framegrove.training.checkpoint import HELD_OUT, About
 from framegrove.training.curriculum import PhaseClips, Position, StepPlan, check_sizes, plan_step
 from framegrove.training.curve import Curve
 from framegrove.training.encode import vae_digest
 from framegrove.training.engine import PlainEngine
 from framegrove.training.feed import Feed
+from framegrove.training.heldout import HeldOut
 from framegrove.training.loop import Engine, Hooks, Point, train
 from framegrove.training.plan import check_fits, check_heads, check_workers, model_of
 from framegrove.training.resume import AnyEngine, History, asdict_of, at_hand, check, go_on
 from framegrove.training.saver import Saver, new_session
 from framegrove.training.step import Trainable
 from framegrove.training.stored_text import stored_text
+from framegrove.training.watch import Watch
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,7 +84,7 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
     """What a run does after it is set up, in one process and on every worker of a cluster alike.
 
     It goes on from the newest checkpoint in ``out``. Worker 0 writes the loss curve, its picture at every checkpoint,
-    the history, and the model folder at the end of every phase.
+    the history, the model folder at the end of every phase, and what is to be watched.
     """
     config, folder = setup.config, out / CHECKPOINTS
     if engine.rank == 0:
@@ -87,7 +92,7 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
     first_step = go_on(engine, out, config)
     saver = Saver(folder, engine, new_session(engine), config.keep_last, config.keep_best)
     curve = Curve(out, first_step) if engine.rank == 0 else None
-    history = History(out)
+    history, watch = History(out), Watch(setup, engine, out, first_step)
     losses: dict[str, float] = {}
 
     def on_step(done: int, loss: float) -> None:
@@ -95,11 +100,15 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
         hooks.on_step(done, loss)
 
     def on_point(point: Point) -> None:
+        point = watch.completed(point)
         losses.clear()
         losses.update(point.losses)
+        if point.held_out:
+            losses[HELD_OUT] = point.held_out["loss"]
         if curve:
             patiently("writing the loss curve", partial(curve.add, dataclasses.asdict(point)))
         hooks.on_point(point)
+        watch.show(point)
 
     def on_checkpoint(step: int) -> bool | None:
         phase = Position.of(config, step - 1).phase.name
@@ -119,7 +128,9 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
         patiently("writing the history", partial(history.add, "skipped", done, says))
         hooks.on_skip(done, says)
 
-    with saver:
+    if first_step < config.steps:
+        watch.begin()
+    with contextlib.closing(watch), saver:
         train(
             config,
             engine,
@@ -157,6 +168,7 @@ class Setup:
     catalog: Catalog | None = None  # absent where only the model is wanted
     clips: tuple[PhaseClips, ...] = ()  # of each phase
     factor: int = 0  # pixels for one latent pixel, on each side
+    heldout: HeldOut | None = None  # absent where the data has no such split
     no_caption: StoredText | None = None  # embeddings of the empty caption, where those of all clips are used
 
     @classmethod
@@ -175,6 +187,8 @@ class Setup:
         catalog = open_catalog([given.path for given in config.data_sets])
         shape, vae, recipe = outline(config.model)
         tuning.check(config.model.tune, shape)
+        trackers.check(config.tracking)
+        samples.scorer_of(config.samples)
         check_sizes(config, catalog, vae.config.spatial_factor, shape.patch_size, recipe.pyramid.stages)
         check_heads(config.sequence_parallel, shape)
         digest = vae_digest(vae)
@@ -194,8 +208,9 @@ class Setup:
         else:
             paths = [shard.path for shard in catalog.shards]
             words = () if config.model.start is not None else (*_words_in(paths), *config.model.phrases)
-        no_caption = stored_text(config, catalog)
-        return cls(config, recipe, words, digest, catalog, clips, vae.config.spatial_factor, no_caption)
+        factor, held = vae.config.spatial_factor, HeldOut.of(config)
+        no_caption = stored_text(config, [catalog, *([held.catalog] if held else [])])
+        return cls(config, recipe, words, digest, catalog, clips, factor, held, no_caption)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -264,12 +279,22 @@ class Setup:
         """What all workers together are trained on in a step of the run."""
         assert self.catalog is not None
         position = Position.of(self.config, step)
+        return self._plan(position, self.clips[position.phase_index], self.catalog, self.config.seed)
+
+    def heldout_plan(self, phase_index: int) -> StepPlan:
+        """What the held-out loss of a phase is measured on."""
+        assert self.heldout is not None
+        clips = self.heldout.clips[phase_index]
+        assert clips is not None
+        return self._plan(heldout.position(self.config, phase_index), clips, self.heldout.catalog, heldout.SEED)
+
+    def _plan(self, position: Position, clips: PhaseClips, catalog: Catalog, seed: int) -> StepPlan:
         return plan_step(
             position,
-            self.clips[position.phase_index],
-            self.catalog,
+            clips,
+            catalog,
             self.schedule,
-            self.config.seed,
+            seed,
             factor=self.factor,
             patch=self.pipeline.transformer.config.patch_size,
             text_tokens=self.pipeline.text.max_tokens,
@@ -279,17 +304,31 @@ class Setup:
     def feed(self, rank: int = 0, world: int = 1) -> Feed:
         """The samples of one of the workers."""
         assert self.catalog is not None
+        return self._feed(self.plan, self.catalog, self.config.seed, self.config.steps, rank, world)
+
+    def heldout_feed(self, rank: int = 0, world: int = 1) -> Feed | None:
+        """The held-out samples of one of the workers, by the index of the phase; each is read when it is asked for."""
+        if self.heldout is None:
+            return None
+        return self._feed(self.heldout_plan, self.heldout.catalog, heldout.SEED, 0, rank, world)
+
+    def _feed(
+        self, plan: Callable[[int], StepPlan], catalog: Catalog, seed: int, steps: int, rank: int, world: int
+    ) -> Feed:
         stored = self.no_caption is not None
-        reader = ClipReader(self.catalog, int(self.config.cache_gib * 2**30), with_text=stored)
-        norm, seed = self.pipeline.latent_norm, self.config.seed
-        given = self.schedule, norm, seed, self.config.steps, rank, world, self.no_caption
-        return Feed(self.plan, reader, self.catalog.name, *given)
+        reader = ClipReader(catalog, int(self.config.cache_gib * 2**30), with_text=stored)
+        norm = self.pipeline.latent_norm
+        return Feed(plan, reader, catalog.name, self.schedule, norm, seed, steps, rank, world, self.no_caption)
 
     def check_workers(self, workers: int) -> None:
         """Raise UserError where the workers form no sequence groups, or are more than samples in a batch, or passes."""
         size = self.config.sequence_parallel
         check_workers(size, workers)
         workers //= size
+        if self.heldout is not None and self.config.validate_on < workers:
+            raise UserError(
+                f"validate_on {self.config.validate_on} samples cannot be shared by {workers} workers: raise it"
+            )
         for phase in self.config.phases:
             if phase.batch is not None and phase.batch < workers:
                 raise UserError(
@@ -317,12 +356,22 @@ class Setup:
 
         The folder of a run that trains an adapter has the adapter alone, and says which model it is for.
         """
-        model = self.config.model
-        if model.tune.lora is not None:
+        tune = self.config.model.tune
+        if tune.lora is not None:
             weights = {name.removeprefix(tuning.TRANSFORMER): value for name, value in averaged.items()}
             names = list(dict.fromkeys(name.partition(".lora_")[0] for name in weights))
-            lora.save_adapter(folder, model.tune.lora, names, weights, self._base)
-            return
+            lora.save_adapter(folder, tune.lora, names, weights, self._base)
+        else:
+            save_text = partial(self._copy_text, folder) if self._copies_text else None
+            save_pipeline(self.averaged_pipeline(averaged), folder, _DTYPES[self.config.save_as], save_text)
+
+    def averaged_pipeline(self, averaged: Mapping[str, Tensor]) -> Pipeline:
+        """The model with these weights, by name, in place of the trained ones; its text encoder and VAE are shared."""
+        model = self.config.model
+        if model.tune.lora is not None:  # what reads an adapter merges it with the model that it is for
+            with tempfile.TemporaryDirectory() as folder:
+                self.write_model(averaged, Path(folder) / MODEL)
+                return load_pipeline(Path(folder) / MODEL, allow_pickle=model.allow_pickle)
         with torch.device("meta"):  # it takes the averaged weights over, and needs none of its own
             transformer = build_transformer(self.pipeline.transformer.config)
         prefix = tuning.TRANSFORMER
@@ -336,9 +385,7 @@ class Setup:
         with torch.no_grad():
             for name in texts.keys() & averaged.keys():
                 texts[name].copy_(averaged[name])
-        averaged_pipeline = dataclasses.replace(self.pipeline, transformer=transformer)
-        save_text = partial(self._copy_text, folder) if self._copies_text else None
-        save_pipeline(averaged_pipeline, folder, _DTYPES[self.config.save_as], save_text)
+        return dataclasses.replace(self.pipeline, transformer=transformer)
 
     def _copy_text(self, old: Path, folder: Path) -> None:
         """Copy the text encoders that the run began with, or those in its ``old`` folder where they are gone."""

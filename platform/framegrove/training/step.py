@@ -60,7 +60,9 @@ class Trainable(nn.Module):
                 for text, sample in zip(texts, samples, strict=True)
             ]
         )
-        velocities = self.transformer(packed)
+        # Not by calling it: ZeRO 3 would trace that module once for every shape in the pack, and workers whose packs
+        # differ in that would sooner or later wait for each other for ever.
+        velocities = self.transformer.forward(packed)
         return sample_losses(velocities, [sample.target.to(device) for sample in samples])
 
     def _texts(self, samples: Sequence[StageSample], device: torch.device) -> list[TextEmbedding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,26 +17,28 @@ from framegrove.training.encode import text_digest
 _log = logging.getLogger(__name__)
 
 
-def stored_text(config: TrainConfig, catalog: Catalog) -> StoredText | None:
+def stored_text(config: TrainConfig, catalogs: Sequence[Catalog]) -> StoredText | None:
     """The stored embeddings of the empty caption, where those of all clips can be trained on; otherwise None.
 
-    They can where the text encoders stay as they are, and have made the embeddings of every clip. Where some clips have
-    embeddings that cannot be used, the reason is logged.
+    They can where the text encoders stay as they are, have made the embeddings of every clip in all ``catalogs``, and
+    are not needed for samples. Where some clips have embeddings that cannot be used, the reason is logged.
     """
     if config.model.trains_text or config.model.start is None:
         return None
-    if not any(shard.text for shard in catalog.shards):
+    if not any(shard.text for catalog in catalogs for shard in catalog.shards):
         return None
     folder = find_model(config.model.source).text
-    if (reason := _unusable(catalog, folder)) is not None:
+    reasons = ["samples are made of prompts"] if config.samples.prompts else []
+    reasons += [reason for catalog in catalogs if (reason := _unusable(catalog, folder)) is not None]
+    if reasons:
         _log.warning(
             "%s: captions are encoded while training, and every worker holds the text encoders; for a run without "
-            "them, prepare all clips with text.model=%s",
-            reason,
+            "them, prepare all clips with text.model=%s, and without samples.prompts",
+            reasons[0],
             folder,
         )
         return None
-    embedder = embedder_of(pq.read_schema(catalog.shards[0].path))
+    embedder = embedder_of(pq.read_schema(catalogs[0].shards[0].path))
     assert embedder is not None
     return embedder.no_caption
 
