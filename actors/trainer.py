@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
-from framegrove.cluster.placement import Role, bundle, fits, has_gpus, placed, require
+from framegrove.cluster.placement import Bundle, Role, bundle, fits, has_gpus, placed, require
 from framegrove.cluster.session import Cluster
 from framegrove.config.base import absolute
 from framegrove.config.train import MODEL, RAY_STATE, SHIPPED, DataConfig, TrainConfig
@@ -41,6 +42,7 @@ from framegrove.training.status import StatusFile
 _log = logging.getLogger(__name__)
 
 _NEVER_S = 1e9
+_LEAVING_S = 30.0  # other jobs may hold what is waited for
 
 
 class TrainingFailed(Exception):
@@ -110,7 +112,7 @@ def fit(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     # How long room is waited for. For some seconds Ray Train still counts on a machine that has died; where fewer
     # workers will do, it should then soon count anew.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30" if least < most else "300")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60" if least < most else "300")
     finished = False
     try:
         while not finished:
@@ -122,6 +124,8 @@ def fit(
                 run_config=run_config,
             )
             finished = bool(trainer.fit().return_value)  # type: ignore[attr-defined]  # of Train V2
+            if not finished:
+                _wait_for_room(worker, most)
     except ray.train.TrainingFailedError as error:
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
             raise error.controller_failure from None
@@ -129,6 +133,18 @@ def fit(
     finally:
         shutil.rmtree(out / RAY_STATE, ignore_errors=True)
     return out / MODEL
+
+
+def _wait_for_room(worker: Bundle, most: int) -> None:
+    """Until workers that have just ended have left their places, so that those to be started find all there is."""
+    deadline = time.monotonic() + _LEAVING_S
+    whole = ray.cluster_resources()
+    wanted = {name: min(whole.get(name, 0.0), most * amount) for name, amount in worker.items()}
+    while time.monotonic() < deadline:
+        free = ray.available_resources()
+        if all(free.get(name, 0.0) >= amount for name, amount in wanted.items()):
+            return
+        time.sleep(0.2)
 
 
 def _gpu_bytes() -> int:

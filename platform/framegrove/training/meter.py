@@ -82,7 +82,8 @@ class Meter:
         self.waited += waited
         for sample in (sample for members in packs for sample in members):
             history = tuple(_shape(clip) for clip in sample.history)
-            layout = self._text_length(sample.prompt), history, _shape(sample.noisy)
+            text = len(sample.text.tokens_LD) if sample.text is not None else self._text_length(sample.prompt)
+            layout = text, history, _shape(sample.noisy)
             self.tokens += self._tokens(*layout)
             self.flops += self._flops(*layout)
 
