@@ -85,6 +85,8 @@ def test_training_by_itself_and_as_a_submitted_job(checkout: Path, cluster: Clus
         (checkout / package / "only_here.txt").write_text(str(time.time()))
     run(block_with("ray job submit"), checkout, cluster)
     assert (checkout / "runs" / "submitted" / "model" / "framegrove.json").is_file()
+    run(block_with("--out runs/adapter"), checkout, cluster)
+    assert (checkout / "runs" / "merged" / "framegrove.json").is_file()
 
 
 def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None:
@@ -112,5 +114,6 @@ def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None
 
 def test_no_block_is_forgotten() -> None:
     """A block that is new in README is run above, or is one of those that cannot be."""
-    tested = [block_with(text) for text in ("--seed 1", "jobs.prepare --clips", "ray job submit", "jobs.serve", "curl")]
+    marks = ("--seed 1", "jobs.prepare --clips", "ray job submit", "--out runs/adapter", "jobs.serve", "curl")
+    tested = [block_with(text) for text in marks]
     assert sorted(block.text for block in RUN) == sorted(block.text for block in tested)
