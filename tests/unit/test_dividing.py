@@ -209,9 +209,10 @@ def test_what_an_engine_holds_is_as_estimated(left: list[dict[Any, Any]], zero: 
     trained_text = sum(p.numel() for p in PIPELINE.text.parameters())
     model = Model(LARGE, 3, 10, trained_text)
     memory = estimate(CONFIG.model_copy(update={"zero": zero}), phase, model, WORKERS)
-    bucket = 2 * model.trained if zero == 3 else 0  # which ZeRO 3 never lets go
+    # ZeRO 3 never lets its bucket go, nor so few weights as these, once gathered: both are among the buffers.
+    buffers = (2 + 2) * model.trained if zero == 3 else 0
     for of_rank in left:
-        assert of_rank["held", zero] == pytest.approx(memory.kept + bucket, rel=0.03)
+        assert of_rank["held", zero] == pytest.approx(memory.kept + buffers, rel=0.03)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -225,6 +226,6 @@ def test_what_an_engine_holds_of_a_frozen_model_is_as_estimated(
     assert model.trained == added < held / 4
     memory = estimate(CONFIG.model_copy(update={"zero": zero}), CONFIG.phases[0], model, WORKERS)
     # As above; and an adapter's matrices, which are too small for ZeRO 3 to divide, are whole on every worker.
-    bucket = 4 * added if zero == 3 else 0
+    buffers = 4 * added + 2 * (held + added) if zero == 3 else 0
     for of_rank in left:
-        assert of_rank["held with an adapter", zero] == pytest.approx(memory.kept + bucket, rel=0.03)
+        assert of_rank["held with an adapter", zero] == pytest.approx(memory.kept + buffers, rel=0.03)
