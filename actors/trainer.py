@@ -36,7 +36,8 @@ from framegrove.files import patiently
 from framegrove.training.engine import DeepSpeedEngine, Parts
 from framegrove.training.loop import Hooks, Point
 from framegrove.training.plan import check_fits, model_of
-from framegrove.training.run import Setup, train_to_the_end
+from framegrove.training.run import train_to_the_end
+from framegrove.training.setup import Setup
 from framegrove.training.status import StatusFile
 
 _log = logging.getLogger(__name__)

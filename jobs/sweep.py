@@ -135,7 +135,7 @@ def _heights(
     if checked.model.start is not None:
         raise UserError(f"{config}: an existing model keeps its pyramid; set model.start=null and give model.vae")
     from actors.trainer import at_absolute_paths
-    from framegrove.training.run import Setup
+    from framegrove.training.setup import Setup
 
     heights = [int(name) for name in names]
     for height in heights:

@@ -22,7 +22,7 @@ from framegrove.data.schema import LatentClip, to_table
 from framegrove.errors import UserError
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.training.curriculum import PhaseClips, Position, StepPlan, plan_step
-from framegrove.training.run import Setup
+from framegrove.training.setup import Setup
 from tests.tiny_training import PHASE, make_config, make_world
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))

@@ -17,17 +17,16 @@ from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import load_pipeline
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.transformers import fresh_transformer
+from framegrove.training import zero_internals
 from framegrove.training.engine import (
     DeepSpeedEngine,
     Parts,
     PlainEngine,
-    _do_without_shared_memory_library,
-    _masters,
-    _set_clip,
 )
 from framegrove.training.fragments import Fragments, write
 from framegrove.training.loop import Hooks
-from framegrove.training.run import Setup, run, train_to_the_end
+from framegrove.training.run import run, train_to_the_end
+from framegrove.training.setup import Setup
 from framegrove.training.step import Trainable
 from tests.public_folder import FLUX, write_public_folder
 from tests.tiny import tiny_pipeline
@@ -175,7 +174,7 @@ def test_what_is_used_of_deepspeed_beyond_its_public_interface(zero: int, precis
     engine = DeepSpeedEngine(trainable(), precision, CPU, zero)  # type: ignore[arg-type]
     assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
     weights = torch.cat([parameter.detach().flatten() for parameter in trainable().parameters()])
-    masters = torch.cat(_masters(engine.adamw))
+    masters = torch.cat(zero_internals.masters(engine.adamw))
     assert masters.dtype is torch.float32
     # In an order, and with zeros at the end of a part, as DeepSpeed likes.
     assert torch.equal(masters[masters != 0].sort().values, weights[weights != 0].sort().values)
@@ -183,29 +182,29 @@ def test_what_is_used_of_deepspeed_beyond_its_public_interface(zero: int, precis
     moved = []
     for clip in (1e-3, 1e-1):  # with so large an eps, Adam's first step is in proportion to the gradient
         fresh = DeepSpeedEngine(trainable(), precision, CPU, zero)  # type: ignore[arg-type]
-        before = torch.cat(_masters(fresh.adamw)).clone()
+        before = torch.cat(zero_internals.masters(fresh.adamw)).clone()
         steps(fresh, 0, 1, phase.model_copy(update={"clip": clip}))
-        moved.append(float((torch.cat(_masters(fresh.adamw)).double() - before.double()).norm()))
+        moved.append(float((torch.cat(zero_internals.masters(fresh.adamw)).double() - before.double()).norm()))
     assert moved[1] > 10 * moved[0]
 
 
 def test_another_deepspeed_is_told_by_what_it_lacks() -> None:
     other = SimpleNamespace(__version__="1.0", ops=SimpleNamespace(__compatible_ops__={}))
     with pytest.raises(RuntimeError, match=r"DeepSpeed 1\.0 no longer lists deepspeed_shm_comm"):
-        _do_without_shared_memory_library(other)
+        zero_internals.do_without_shared_memory_library(other)
     with pytest.raises(RuntimeError, match="no longer keeps its clipping norm in clip_grad"):
-        _set_clip(object(), 1.0)
+        zero_internals.set_clip(object(), 1.0)
     with pytest.raises(RuntimeError, match="has its float32 weights in none of fp32_partitioned_groups_flat"):
-        _masters(object())
+        zero_internals.masters(object())
 
 
 def test_the_masters_come_back_when_gathering_the_averages_fails() -> None:
     engine = DeepSpeedEngine(trainable(), "bf16", CPU, 1)
     steps(engine, 0, 2)
-    masters = [part.clone() for part in _masters(engine.adamw)]
+    masters = [part.clone() for part in zero_internals.masters(engine.adamw)]
     averages = [part.clone() for part in engine.averaged]
     with pytest.raises(MemoryError), engine._averages_as_masters():
         raise MemoryError
-    assert all(map(torch.equal, _masters(engine.adamw), masters))
+    assert all(map(torch.equal, zero_internals.masters(engine.adamw), masters))
     assert all(map(torch.equal, engine.averaged, averages))
     assert not all(map(torch.equal, masters, averages))

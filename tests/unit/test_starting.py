@@ -13,7 +13,8 @@ from framegrove.errors import UserError
 from framegrove.models.pretrained import load_pipeline
 from framegrove.training.export import export
 from framegrove.training.loop import Hooks
-from framegrove.training.run import Setup, run
+from framegrove.training.run import run
+from framegrove.training.setup import Setup
 from framegrove.training.starting import from_newest
 from tests.tiny_training import losses_of, make_config, make_world
 from tests.unit.test_training import Stopped, stop_at

@@ -25,7 +25,8 @@ from framegrove.models.text_public import PublicTextEncoder
 from framegrove.training.encode import embeddings, text_digest
 from framegrove.training.engine import DeepSpeedEngine
 from framegrove.training.export import export
-from framegrove.training.run import Setup, run
+from framegrove.training.run import run
+from framegrove.training.setup import Setup
 from jobs import train
 from tests.public_folder import write_public_folder
 from tests.tiny_training import losses_of, make_config, make_world

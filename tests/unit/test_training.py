@@ -33,7 +33,8 @@ from framegrove.training.export import export
 from framegrove.training.feed import Share
 from framegrove.training.loop import Hooks
 from framegrove.training.resume import HISTORY
-from framegrove.training.run import Setup, run
+from framegrove.training.run import run
+from framegrove.training.setup import Setup
 from framegrove.training.skips import TrainingDiverged
 from jobs import train
 from tests.public_folder import write_public_folder

@@ -25,7 +25,8 @@ from framegrove.training import tuning
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.fragments import Fragments, write
 from framegrove.training.loop import Hooks
-from framegrove.training.run import Setup, run
+from framegrove.training.run import run
+from framegrove.training.setup import Setup
 from tests.public_folder import write_public_folder
 from tests.tiny_training import losses_of, make_config, make_world
 from tests.unit.test_engine import CPU, steps, trainable

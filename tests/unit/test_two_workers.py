@@ -15,7 +15,7 @@ from framegrove.config.train import TrainConfig
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.heldout import measure
 from framegrove.training.loop import Hooks, Point, train
-from framegrove.training.run import Setup
+from framegrove.training.setup import Setup
 from tests.tiny_training import PHASE, make_config, make_world
 
 WORKERS, CPU = 2, torch.device("cpu")

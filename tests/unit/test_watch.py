@@ -26,7 +26,8 @@ from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Hooks
 from framegrove.training.meter import Meter, peak_flops
 from framegrove.training.resume import HISTORY
-from framegrove.training.run import Setup, run
+from framegrove.training.run import run
+from framegrove.training.setup import Setup
 from tests import fakes
 from tests.tiny_training import PHASE, losses_of, make_config, make_world
 

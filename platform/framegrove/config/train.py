@@ -293,6 +293,11 @@ class TrainConfig(Config):
         return (DataConfig(path=self.data),) if isinstance(self.data, str) else self.data
 
     @property
+    def units(self) -> int:
+        """Units of the longest clips of any phase."""
+        return max(phase.units for phase in self.phases)
+
+    @property
     def steps(self) -> int:
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)

@@ -21,7 +21,7 @@ from framegrove.models.text import first_words, split_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_T5_TOKENS = 128  # longer prompts are cut off, as released; CLIP reads up to its tokenizer's limit, 77
+T5_TOKENS = 128  # longer prompts are cut off, as released; CLIP reads up to its tokenizer's limit, 77
 
 
 class PublicTextEncoder(nn.Module):
@@ -91,7 +91,7 @@ class PublicTextEncoder(nn.Module):
             _pooled(model, _ids(tokenizer, mended, longest, model)[0])
             for model, tokenizer in zip(clips, self.tokenizers, strict=False)
         ]
-        ids, mask = _ids(self.tokenizers[-1], distinct, _T5_TOKENS, t5)
+        ids, mask = _ids(self.tokenizers[-1], distinct, T5_TOKENS, t5)
         states = t5(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = zip(distinct, states, mask.bool(), torch.cat(pooled, dim=-1), strict=True)
         encoded = {prompt: TextEmbedding(tokens[valid], vector) for prompt, tokens, valid, vector in rows}
@@ -100,11 +100,11 @@ class PublicTextEncoder(nn.Module):
     @property
     def max_tokens(self) -> int:
         """The most tokens that a prompt can have."""
-        return _T5_TOKENS
+        return T5_TOKENS
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens of text each prompt gives the transformer."""
-        rows = self.tokenizers[-1](list(prompts), truncation=True, max_length=_T5_TOKENS)["input_ids"]
+        rows = self.tokenizers[-1](list(prompts), truncation=True, max_length=T5_TOKENS)["input_ids"]
         return [len(row) for row in rows]
 
     def readable(self, prompt: str) -> str:
@@ -112,11 +112,11 @@ class PublicTextEncoder(nn.Module):
 
         CLIP reads less, but gives one vector for the whole only.
         """
-        return split_prompt(prompt, self.tokenizers[-1], _T5_TOKENS)[0]
+        return split_prompt(prompt, self.tokenizers[-1], T5_TOKENS)[0]
 
     def unread(self, prompt: str) -> str | None:
         """The first words of a prompt that are cut off because T5 reads no further, None if it reads them all."""
-        return first_words(split_prompt(prompt, self.tokenizers[-1], _T5_TOKENS)[1])
+        return first_words(split_prompt(prompt, self.tokenizers[-1], T5_TOKENS)[1])
 
 
 def _names(stem: str, count: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 An engine owns the module, the optimizer and the averaged weights. ``update`` is one optimizer step over any number of
 forward passes; the rest of training is in loop.py. This is the only file that imports DeepSpeed, and it does so only
-when a DeepSpeedEngine is made. What it uses of DeepSpeed beyond the public interface is at the end of the file.
+when a DeepSpeedEngine is made. What it uses of DeepSpeed beyond the public interface is in zero_internals.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ from framegrove.models.trainer_state import update_average
 from framegrove.training.fragments import AVERAGED, MEAN, MOMENTUM, SQUARE, WEIGHTS, Counts, Fragment, Fragments
 from framegrove.training.memory import bucket_elements
 from framegrove.training.step import Trainable
+from framegrove.training.zero_internals import (
+    do_without_shared_memory_library,
+    master_parameters,
+    masters,
+    optimizer_state,
+    pieces,
+    publish_masters,
+    set_clip,
+)
 
 _WRITING = timedelta(hours=2)  # within which the slowest worker writes its part of a checkpoint
 
@@ -237,8 +246,8 @@ class DeepSpeedEngine:
             safe_set_full_fp32_param(parameter, value)
         if parts:
             parts.restore_masters()
-        self.averaged = [part.clone() for part in _masters(self.adamw)]
-        self._pieces = _pieces(self.adamw, self.module)
+        self.averaged = [part.clone() for part in masters(self.adamw)]
+        self._pieces = pieces(self.adamw, self.module)
         self._aside = dist.new_group(backend="gloo", timeout=_WRITING)
 
     def update(
@@ -247,7 +256,7 @@ class DeepSpeedEngine:
         """One optimizer step on a batch of ``batch`` stage-samples, of which ``packs`` are this worker's share."""
         losses = []
         _set_rates(self.adamw, phase, learning_rate_scale)
-        _set_clip(self.adamw, phase.clip)
+        set_clip(self.adamw, phase.clip)
         for index, samples in enumerate(packs):
             self.engine.set_gradient_accumulation_boundary(index + 1 == len(packs))
             each = self.engine(samples)
@@ -259,7 +268,7 @@ class DeepSpeedEngine:
         update = Update(losses, 0.0 if norm is None else float(norm))
         if not update.skipped:
             self.updates += 1
-            update_average(self.averaged, _masters(self.adamw), phase.ema, self.updates)
+            update_average(self.averaged, masters(self.adamw), phase.ema, self.updates)
         return update
 
     @torch.no_grad()
@@ -269,11 +278,11 @@ class DeepSpeedEngine:
         All workers call it together, each with as many passes.
         """
         with self._averages_as_masters():
-            _publish_masters(self.adamw)
+            publish_masters(self.adamw)
             self.engine.eval()
             found = [self.engine(samples) for samples in packs]
             self.engine.train()
-        _publish_masters(self.adamw)
+        publish_masters(self.adamw)
         return found
 
     def most(self, count: int) -> int:
@@ -300,8 +309,8 @@ class DeepSpeedEngine:
 
     def fragments(self) -> list[Fragment]:
         """This worker's part of the state that is saved; writing to the fragments changes it."""
-        kinds = {WEIGHTS: _masters(self.adamw), AVERAGED: self.averaged}
-        moments = [_optimizer_state(self.adamw).get(part, {}) for part in _master_parameters(self.adamw)]
+        kinds = {WEIGHTS: masters(self.adamw), AVERAGED: self.averaged}
+        moments = [optimizer_state(self.adamw).get(part, {}) for part in master_parameters(self.adamw)]
         if all(moments):
             kinds |= {kind: [state[kind] for state in moments] for kind in (MEAN, SQUARE)}
         return [
@@ -312,7 +321,7 @@ class DeepSpeedEngine:
 
     def counts(self) -> Counts:
         """What is saved beside the fragments."""
-        moments = [_optimizer_state(self.adamw).get(part, {}) for part in _master_parameters(self.adamw)]
+        moments = [optimizer_state(self.adamw).get(part, {}) for part in master_parameters(self.adamw)]
         steps = [int(state["step"]) if state else 0 for state in moments]
         return Counts(self.updates, {piece.name: steps[piece.part] for piece in self._pieces if steps[piece.part]})
 
@@ -321,10 +330,10 @@ class DeepSpeedEngine:
         self.updates = counts.updates
         if counts.steps:
             made = max(counts.steps.values())
-            for part in _master_parameters(self.adamw):
-                _optimizer_state(self.adamw)[part] = _fresh_moments(part.detach(), made)
+            for part in master_parameters(self.adamw):
+                optimizer_state(self.adamw)[part] = _fresh_moments(part.detach(), made)
         _read_into(self.fragments(), held)
-        _publish_masters(self.adamw)
+        publish_masters(self.adamw)
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The averaged weights by name, whole, in float32, on the CPU: on worker 0, and nothing on the others.
@@ -352,7 +361,7 @@ class DeepSpeedEngine:
             self._swap_masters_and_averages()
 
     def _swap_masters_and_averages(self) -> None:
-        for master, average in zip(_masters(self.adamw), self.averaged, strict=True):
+        for master, average in zip(masters(self.adamw), self.averaged, strict=True):
             held = master.clone()
             master.copy_(average)
             average.copy_(held)
@@ -398,7 +407,7 @@ def _deepspeed(device: torch.device) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    _do_without_shared_memory_library(deepspeed)
+    do_without_shared_memory_library(deepspeed)
     deepspeed.init_distributed(dist.get_backend(), verbose=False)
     return deepspeed
 
@@ -435,95 +444,3 @@ def _set_rates(optimizer: Any, phase: PhaseConfig, scale: float) -> None:
     rate = scale * phase.learning_rate
     for group in optimizer.param_groups:
         group.update(lr=rate, betas=phase.betas, eps=phase.eps, weight_decay=phase.weight_decay)
-
-
-# What follows relies on DeepSpeed 0.19 beyond its public interface, which offers none of it. Should another version
-# move these things, the functions say so, and test_engine.py fails.
-
-
-def _do_without_shared_memory_library(deepspeed: Any) -> None:
-    """Have gloo do what DeepSpeed's own library for workers on one machine would: that is compiled for a minute first.
-
-    And it cannot be compiled at all where the path has a space in it.
-    """
-    name = "deepspeed_shm_comm"
-    compatible = deepspeed.ops.__compatible_ops__
-    if name not in compatible:
-        raise RuntimeError(f"DeepSpeed {deepspeed.__version__} no longer lists {name} in ops.__compatible_ops__")
-    compatible[name] = False
-
-
-def _set_clip(optimizer: Any, norm: float) -> None:
-    """Set the largest norm of the gradient, which DeepSpeed otherwise takes from its configuration for good."""
-    if not hasattr(optimizer, "clip_grad"):
-        raise RuntimeError(f"DeepSpeed's {type(optimizer).__name__} no longer keeps its clipping norm in clip_grad")
-    optimizer.clip_grad = norm
-
-
-# ZeRO 3; ZeRO 1 in bfloat16; all others.
-_MASTERS = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
-
-
-def _masters(optimizer: Any) -> list[Tensor]:
-    """This worker's parts of the float32 weights, each flat; writing to them changes the weights."""
-    return [part.detach() for part in _master_parameters(optimizer)]
-
-
-def _master_parameters(optimizer: Any) -> list[Tensor]:
-    """The same as the optimizer inside DeepSpeed's knows them."""
-    for name in _MASTERS:
-        if hasattr(optimizer, name):
-            return list(getattr(optimizer, name))
-    raise RuntimeError(
-        f"DeepSpeed's {type(optimizer).__name__} has its float32 weights in none of {', '.join(_MASTERS)}"
-    )
-
-
-def _optimizer_state(optimizer: Any) -> dict[Tensor, dict[str, Tensor]]:
-    """AdamW's state by this worker's parts of the float32 weights."""
-    return optimizer.optimizer.state
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Values ``start`` to ``start + length`` of a part of the masters are a parameter's from ``first`` on."""
-
-    name: str
-    part: int
-    start: int
-    first: int
-    length: int
-
-
-def _pieces(optimizer: Any, module: nn.Module) -> list[_Piece]:
-    """Where this worker's part of every trained parameter lies in its masters, padding left out."""
-    found = []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        whole = getattr(parameter, "ds_numel", None)
-        if whole is not None:  # ZeRO 3 cuts every parameter by itself
-            part, start, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            first = length * dist.get_rank()
-            piece = _Piece(name, part, start, first, min(length, whole - first))
-        elif (
-            mapping := getattr(parameter, "_hp_mapping", None)
-        ) is not None:  # ZeRO 1 and 2 cut what they have strung together
-            address, of = mapping.hp_fragment_address, mapping.lp_fragment_address
-            piece = _Piece(name, mapping.param_group_index, address.start, of.start, address.numel)
-        else:
-            continue
-        if piece.length > 0:
-            found.append(piece)
-    return found
-
-
-def _publish_masters(optimizer: Any) -> None:
-    """Have the weights that forward passes use follow masters that were written to."""
-    if not hasattr(optimizer, "grad_position"):
-        optimizer.update_lp_params()
-        return
-    optimizer.checkpoint_event_prologue()  # sets the small weights free that every worker holds whole
-    for part in range(len(optimizer.fp32_partitioned_groups_flat)):
-        optimizer._reassign_or_swap_out_partitioned_parameters(part)
-    optimizer.checkpoint_event_epilogue()  # and gathers them again

@@ -11,7 +11,7 @@ from framegrove.errors import UserError
 from framegrove.training import checkpoint
 from framegrove.training.fragments import AVERAGED, WEIGHTS, Fragments
 from framegrove.training.resume import at_hand
-from framegrove.training.run import Setup, outline
+from framegrove.training.setup import Setup, outline
 
 _KINDS = {"averaged": AVERAGED, "raw": WEIGHTS}
 

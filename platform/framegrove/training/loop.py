@@ -107,8 +107,7 @@ def train(
     """
     hooks.on_start(first_step)
     skips = Skips(config.most_skipped, skipped, hooks.on_skip)
-    units = max(phase.units for phase in config.phases)
-    tally, meter = LossTally(stages, units), Meter(engine.module)
+    tally, meter = LossTally(stages, config.units), Meter(engine.module)
     gradient_norm = 0.0
     for step in range(first_step, config.steps):
         done = step + 1
@@ -144,7 +143,7 @@ def train(
             means = tally.means(totals)
             hooks.on_point(Point(done, phase.name, means, rate, gradient_norm, seconds, samples, speed, skips.total))
             hooks.on_speed(meter.tokens / speed.seconds, meter.waited)
-            tally = LossTally(stages, units)
+            tally = LossTally(stages, config.units)
             meter.restart()
         session_ends = checkpoint_due and hooks.on_checkpoint(done)
         if phase_ends:

@@ -14,13 +14,13 @@ from framegrove.config.train import SHIPPED, PhaseConfig, TrainConfig
 from framegrove.errors import UserError
 from framegrove.models.pretrained import read_outline
 from framegrove.models.sources import find_model
+from framegrove.models.text_public import T5_TOKENS
 from framegrove.training import tuning
 from framegrove.training.memory import Memory, Model, estimate, estimate_plain, longest_sample, pass_tokens
 
 GB = 10**9
 USABLE = 0.92  # of a GPU's memory; the rest is for CUDA, NCCL, and what the allocator cannot put together again
 
-_T5_TOKENS = 128
 _T5_XXL, _CLIP_L, _CLIP_G, _CLIP_L_PROJECTION = 4_762_310_656, 123_060_480, 694_659_840, 589_824
 
 
@@ -52,7 +52,7 @@ def model_of(config: TrainConfig, *, download: bool = False, encodes: bool = Tru
     key = "flux" if given.flux else "transformer"
     shape = given.shape
     where = f"the shape under model.{key}, because {given.start} is not here"
-    return _model(config, shape, given.recipe, _T5_TOKENS, _public_text_weights(shape), encodes), where
+    return _model(config, shape, given.recipe, T5_TOKENS, _public_text_weights(shape), encodes), where
 
 
 def _model(
@@ -68,8 +68,8 @@ def _text_tokens(folder: Path) -> int:
     """Most tokens of a prompt: those of a small text encoder, or of T5."""
     path = folder / "text_encoder" / "config.json"
     if (folder / "text_encoder_2").is_dir() or not path.is_file():
-        return _T5_TOKENS
-    return int(json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings", _T5_TOKENS))
+        return T5_TOKENS
+    return int(json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings", T5_TOKENS))
 
 
 def _text_weights(folder: Path) -> int:

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +27,8 @@ from framegrove.training.curriculum import Position
 from framegrove.training.loop import Point
 from framegrove.training.resume import HISTORY, AnyEngine, History, asdict_of
 from framegrove.training.samples import SAMPLES, Shown
+from framegrove.training.setup import Setup
 from framegrove.training.trackers import Tracker, open_tracker
-
-if TYPE_CHECKING:
-    from framegrove.training.run import Setup
 
 _log = logging.getLogger(__name__)
 
@@ -109,8 +107,7 @@ class Watch:
         setup = self._setup
         if self._feed is None or setup.heldout is None or setup.heldout.clips[phase_index] is None:
             return {}
-        units = max(phase.units for phase in self.config.phases)
-        return heldout.measure(self._engine, self._feed, phase_index, setup.schedule.stages, units)
+        return heldout.measure(self._engine, self._feed, phase_index, setup.schedule.stages, self.config.units)
 
     def _measure_start(self) -> None:
         """Every phase's held-out loss before anything is trained, to which later ones are compared."""
