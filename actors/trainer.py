@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 
 _NEVER_S = 1e9
 _LEAVING_S = 30.0  # other jobs may hold what is waited for
+_NOTICED_S = 25.0  # Ray Train looks every 20 s for the machines that it can count on
 
 
 class TrainingFailed(Exception):
@@ -94,6 +95,7 @@ def fit(
     waiting = f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
     StatusFile(out).say(f"waiting for {waiting} to start")
     given = {"setup": setup, "out": str(out), "threads": threads, "most": most, "worker": worker}
+    known = set(_machines())
     # Where the number is fixed, Ray Train waits for all of them whenever it has to start them again.
     scaling = ScalingConfig(  # type: ignore[call-arg]  # of Train V2
         num_workers=(least, most) if least < most else most,  # type: ignore[arg-type]  # of Train V2
@@ -114,18 +116,19 @@ def fit(
     # How long room is waited for. For some seconds Ray Train still counts on a machine that has died; where fewer
     # workers will do, it should then soon count anew.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60" if least < most else "300")
-    finished = False
+    joined: list[str] | None = []
     try:
-        while not finished:
+        while joined is not None:
             shutil.rmtree(out / RAY_STATE, ignore_errors=True)  # an earlier session's; it would be restored
             trainer = ray.train.torch.TorchTrainer(
                 work,  # type: ignore[arg-type]  # of Train V2
-                train_loop_config=given,
+                train_loop_config={**given, "known": known},
                 scaling_config=scaling,
                 run_config=run_config,
             )
-            finished = bool(trainer.fit().return_value)  # type: ignore[attr-defined]  # of Train V2
-            if not finished:
+            joined = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
+            if joined:
+                known.update(joined)
                 _wait_for_room(worker, most)
     except ray.train.TrainingFailedError as error:
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
@@ -181,10 +184,35 @@ def _at_absolute_path(given: DataConfig) -> DataConfig:
     return given.model_copy(update={"path": str(Path(given.path).absolute())})
 
 
-def work(given: dict[str, Any]) -> bool:
-    """What every worker does, from the newest checkpoint on; whether the run is over, and not only this session of it.
+class Newcomers:
+    """The machines that have joined since the workers were placed, and have room for one more of them.
 
-    Raises UserError for what `fit` could not foresee.
+    ``known`` are those that Ray Train has had the chance to use already, by their ids; ``worker`` is what one takes.
+    """
+
+    def __init__(self, known: Collection[str], worker: Bundle) -> None:
+        self._known = set(known)
+        self._worker = worker
+        self._since: dict[str, float] = {}
+
+    def ready(self, machines: Mapping[str, Mapping[str, float]], now: float) -> list[str]:
+        """Those of ``machines`` that have been there long enough, at ``now`` in seconds, for Ray Train to count on.
+
+        Workers that end for a machine sooner would be started again without it.
+        """
+        self._since = {
+            name: self._since.get(name, now)
+            for name, room in machines.items()
+            if name not in self._known and fits([self._worker], [dict(room)])
+        }
+        return [name for name, since in self._since.items() if now - since >= _NOTICED_S]
+
+
+def work(given: dict[str, Any]) -> list[str] | None:
+    """What every worker does, from the newest checkpoint on.
+
+    Returns the machines that the run stopped for, to take them in, or None where it is over. Raises UserError for what
+    `fit` could not foresee.
     """
     logs.set_up()
     torch.set_num_threads(given["threads"])
@@ -203,9 +231,10 @@ def work(given: dict[str, Any]) -> bool:
     say("building DeepSpeed's engine")
     engine = DeepSpeedEngine(trainable, config.precision, device, config.zero, config.sequence_parallel, parts)
     say("reading the first clips")
-    machines = _machines() if engine.rank == 0 else {}
+    homes = engine.gathered([ray.get_runtime_context().get_node_id()])
+    newcomers = Newcomers({*given["known"], *homes}, given["worker"])
+    joined: list[str] = []
     latest_losses: dict[str, float] = {}
-    done = 0
 
     def on_step(steps: int, loss: float) -> None:
         if status:
@@ -215,23 +244,16 @@ def work(given: dict[str, Any]) -> bool:
         latest_losses.update(point.losses)
 
     def on_checkpoint(step: int) -> bool:
-        nonlocal done
-        done = step
         ray.train.report({"step": step, **latest_losses})
-        new = [room for name, room in (_machines() if machines else {}).items() if name not in machines]
-        more = step < setup.config.steps and engine.world < given["most"] and fits([given["worker"]], new)
-        return bool(engine.most(int(more)))
-
-    def on_start(first_step: int) -> None:
-        nonlocal done
-        done = first_step
+        if engine.rank == 0 and step < setup.config.steps and engine.world < given["most"]:
+            joined[:] = newcomers.ready(_machines(), time.monotonic())
+        return bool(engine.most(len(joined)))
 
     metrics = Metrics()
-    hooks = Hooks(on_start, on_step, on_point, on_checkpoint, on_speed=metrics.training)
+    hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=on_checkpoint, on_speed=metrics.training)
     train_to_the_end(setup, engine, out, hooks)
-    finished = done >= setup.config.steps
-    say("finished" if finished else "taking in a machine that has joined")
-    return finished
+    say("taking in a machine that has joined" if joined else "finished")
+    return joined or None
 
 
 def _machines() -> dict[str, dict[str, float]]:

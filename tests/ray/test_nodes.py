@@ -33,27 +33,27 @@ config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text())
 machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = machines.add_node(num_cpus=1)
 
-def wait_for(step):
-    while not list((out / "checkpoints").glob(f"step-{step:07d}")):
+def wait_for(told):
+    while not (history := out / "history.jsonl").exists() or told not in history.read_text():
+        assert training.is_alive()
         time.sleep(0.1)
 
-ended = []
-
 def train():
-    ended.append(fit(config, out, Cluster(machines.address, None, own=False), workers=(1, 2)))
+    fit(config, out, Cluster(machines.address, None, own=False), workers=(1, 2))
 
 ray.init(address=machines.address, log_to_driver=False)
 training = threading.Thread(target=train, daemon=True)  # machines can be added by the main thread alone
 training.start()
-wait_for(20)
-os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-while "with the deepspeed engine (ZeRO 1, 1 worker)" not in (out / "history.jsonl").read_text():
+while not (out / "checkpoints/step-0000020").exists():
+    assert training.is_alive()
     time.sleep(0.1)
+os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+wait_for("workers 2 became 1")
 machines.add_node(num_cpus=1)
-training.join()
-assert ended
+wait_for("workers 1 became 2")
 ray.shutdown()
 machines.shutdown()
+os._exit(0)  # the run has long to go
 """
 
 
@@ -62,10 +62,11 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
 ) -> None:
     world, out, file = make_world(tmp_path), tmp_path / "out", tmp_path / "config.json"
     phases = [phase.model_dump(mode="json") for phase in make_config(world).phases]
-    phases[2] |= {"steps": 900, "decay": 0.0}  # so many that a machine can join while they are made
+    phases[2] |= {"steps": 100_000, "decay": 0.0}  # so many that a machine can join while they are made
     config = make_config(world, zero=1, phases=phases, checkpoint_every=20, precision="fp32")
     file.write_text(config.model_dump_json())
-    env = {**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60", "RAY_health_check_period_ms": "500"}
+    waits = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+    env = {**os.environ, **waits, "RAY_health_check_period_ms": "500"}
     env.pop("RAY_ADDRESS", None)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(file), str(out)],
@@ -83,7 +84,6 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
         for event in events
     ]
     assert workers == [2, [2, 1], [1, 2]]
-    assert [step for step, _ in losses_of(out)][-1] == config.steps
     whole = tmp_path / "whole"
     run(
         config.model_copy(update={"phases": (*config.phases[:2], config.phases[2].model_copy(update={"steps": 92}))}),
@@ -92,4 +92,3 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
     for (step, ours), (same, theirs) in zip(losses_of(out), losses_of(whole), strict=False):
         assert step == same
         assert ours == pytest.approx(theirs, rel=1e-3), "any number of workers draws the same samples"
-    assert (out / "model" / "framegrove.json").exists()
