@@ -36,7 +36,7 @@ from framegrove.files import patiently
 from framegrove.training.engine import DeepSpeedEngine, Parts
 from framegrove.training.loop import Hooks, Point
 from framegrove.training.plan import check_fits, model_of
-from framegrove.training.run import train_to_the_end
+from framegrove.training.run import alone, train_to_the_end
 from framegrove.training.setup import Setup
 from framegrove.training.status import StatusFile
 
@@ -91,15 +91,21 @@ def fit(
         of_one = ray.remote(_gpu_bytes).options(**placed(Role.TRAIN, num_gpus=gpu)).remote()
         model, _ = model_of(config, download=True, encodes=setup.encodes)
         check_fits(config, model, least, ray.get(of_one))
-    out.mkdir(parents=True, exist_ok=True)
-    waiting = f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
-    StatusFile(out).say(f"waiting for {waiting} to start")
-    given = {"setup": setup, "out": str(out), "threads": threads, "most": most, "worker": worker}
-    known = set(_machines())
+    with alone(out):
+        waiting = f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
+        StatusFile(out).say(f"waiting for {waiting} to start")
+        given = {"setup": setup, "out": str(out), "threads": threads, "most": most, "worker": worker}
+        _in_sessions(given, (least, most), failures, callbacks)
+    return out / MODEL
+
+
+def _in_sessions(given: Mapping[str, Any], workers: tuple[int, int], failures: int, callbacks: Sequence[Any]) -> None:
+    """Have ``work`` done, in a further session whenever one has ended to take in a machine. Raises as `fit` says."""
+    (least, most), worker, out = workers, given["worker"], Path(given["out"])
     # Where the number is fixed, Ray Train waits for all of them whenever it has to start them again.
     scaling = ScalingConfig(  # type: ignore[call-arg]  # of Train V2
         num_workers=(least, most) if least < most else most,  # type: ignore[arg-type]  # of Train V2
-        use_gpu=bool(gpu),
+        use_gpu="GPU" in worker,
         resources_per_worker=worker,
         elastic_resize_monitor_interval_s=_NEVER_S,  # the workers end by themselves, at a checkpoint, to become more
     )
@@ -116,6 +122,7 @@ def fit(
     # How long room is waited for. For some seconds Ray Train still counts on a machine that has died; where fewer
     # workers will do, it should then soon count anew.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60" if least < most else "300")
+    known = set(_machines())
     joined: list[str] | None = []
     try:
         while joined is not None:
@@ -136,7 +143,6 @@ def fit(
         raise TrainingFailed(_reason(error)) from error
     finally:
         shutil.rmtree(out / RAY_STATE, ignore_errors=True)
-    return out / MODEL
 
 
 def _wait_for_room(worker: Bundle, most: int) -> None:

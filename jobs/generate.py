@@ -24,6 +24,7 @@ from framegrove.errors import UserError
 from framegrove.files import write_json
 from framegrove.search import policies
 from framegrove.search.policies import PolicyEntry
+from framegrove.types import DEFAULT_POLICY
 from jobs.console import (
     Display,
     DtypeOption,
@@ -83,7 +84,7 @@ def main(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
-    policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = "tof",
+    policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = DEFAULT_POLICY,
     budget: Annotated[
         str | None, typer.Option(help="What the search may cost, in samples without a search; 4x if absent.")
     ] = None,

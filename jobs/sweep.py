@@ -3,7 +3,7 @@
     python -m jobs.sweep --what budget --out runs/sweep-budget
     python -m jobs.sweep --what stages --data runs/digits-clips --out runs/sweep-stages
 
-budget: Tree-of-Frames on 1x, 2x, 4x and 8x of a sample's FLOPs. stages: new models of 1, 2 and 3 pyramid stages, each
+budget: a search on 1x, 2x, 4x and 8x of a sample's FLOPs. stages: new models of 1, 2 and 3 pyramid stages, each
 trained a little and sampled without a search. --model and what goes with it is for budgets, --config, --data and --set
 for stages. Every trial makes videos for the same held-out prompts and has them read by the oracle. Leaves sweep.json
 and the Pareto picture sweep.png in --out, and prints the table.
@@ -22,6 +22,7 @@ import typer
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
+from framegrove.types import DEFAULT_POLICY
 from jobs.console import (
     Display,
     DtypeOption,
@@ -78,7 +79,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for sweep.json, sweep.png and the trials.")],
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that each trial makes a video for.")] = 8,
     budgets: Annotated[str, typer.Option(help="Comma-separated search budgets.")] = "1x,2x,4x,8x",
-    policy: Annotated[str, typer.Option(help=f"How to search above 1x. {policy_help()}; or module:ENTRY.")] = "tof",
+    policy: Annotated[
+        str, typer.Option(help=f"How to search above 1x. {policy_help()}; or module:ENTRY.")
+    ] = DEFAULT_POLICY,
     stages: Annotated[str, typer.Option(help="Comma-separated numbers of pyramid stages.")] = "1,2,3",
     model: ModelOption = None,
     variant: VariantOption = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from framegrove.errors import UserError
 
@@ -49,6 +50,23 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(partial)
         raise
+
+
+def locked(path: Path, taken: str) -> IO[str]:
+    """A file at ``path`` that no other process can have locked while this one is open; it holds nothing.
+
+    The lock goes with the process that has it. Storage that knows no locks gives none, with a warning. Raises UserError
+    with the sentence ``taken`` where another process has it, OSError where there can be no file.
+    """
+    file = path.open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(taken) from None
+    except OSError as error:
+        _log.warning("%s cannot be locked (%s): see that no two processes use its folder", path, error.strerror)
+    return file
 
 
 Returned = TypeVar("Returned")

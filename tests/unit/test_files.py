@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from framegrove.files import contents, fingerprint, replacing
+from framegrove.errors import UserError
+from framegrove.files import contents, fingerprint, locked, replacing
 
 
 def test_a_file_or_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -69,3 +72,21 @@ def test_a_copy_of_a_small_folder_is_the_same_and_its_notes_do_not_count(tmp_pat
     assert fingerprint(copy, "bfloat16") != before
     (copy / "weights").write_bytes(b"124")
     assert fingerprint(copy, "float32") != before
+
+
+def test_a_lock_is_had_by_one_at_a_time_and_goes_with_its_file(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", "it is taken"), pytest.raises(UserError, match="it is taken"):
+        locked(tmp_path / "lock", "it is taken")
+    with locked(tmp_path / "lock", "it is taken"):
+        pass
+
+
+def test_storage_without_locks_gives_none_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", "it is taken"), locked(tmp_path / "lock", "it is taken"):
+        assert "cannot be locked" in caplog.text

@@ -266,7 +266,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     grey_film(tmp_path / "a.mp4", 9)
     with collecting(tmp_path / "clips", {}, "v"):
         result = prepared(["a.mp4,a"], tmp_path / "clips", "--sizes", "64x64")
-    assert "another process is preparing clips in" in result.stderr
+    assert "another process prepares clips in" in result.stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     result = prepared(["a.mp4,a"], tmp_path / "other", "--sizes", "64x64")

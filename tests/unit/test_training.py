@@ -33,7 +33,7 @@ from framegrove.training.export import export
 from framegrove.training.feed import Share
 from framegrove.training.loop import Hooks
 from framegrove.training.resume import HISTORY
-from framegrove.training.run import run
+from framegrove.training.run import alone, run
 from framegrove.training.setup import Setup
 from framegrove.training.skips import TrainingDiverged
 from jobs import train
@@ -294,6 +294,13 @@ def test_a_run_does_not_become_another_one(world: Path, whole: Path, tmp_path: P
     other = make_world(tmp_path / "other", widths=(8, 4, 4, 4))
     with pytest.raises(UserError, match="is of latents of another VAE"):
         run(make_config(other), tmp_path / "copy")
+
+
+def test_two_processes_cannot_train_in_one_folder(world: Path, tmp_path: Path) -> None:
+    config = make_config(world)
+    with alone(tmp_path), pytest.raises(UserError, match=f"another process trains in {tmp_path}: wait for it"):
+        run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_the_weights_of_any_checkpoint_become_a_model_folder(world: Path, whole: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from framegrove.config.base import Config, validating
 from framegrove.errors import UserError
+from framegrove.types import DEFAULT_POLICY
 
 Fusion = Literal["log-p", "ranks", "z-scores"]
 PathScore = Literal["sum", "last", "min"]
@@ -32,7 +33,7 @@ def parse_budget(text: str) -> float:
 class SearchConfig(Config):
     """How a video is searched for. ``options`` are the policies' own, by policy: see their files in search/policies."""
 
-    policy: str = Field(default="tof", description="name of a policy, or module:ENTRY")
+    policy: str = Field(default=DEFAULT_POLICY, description="name of a policy, or module:ENTRY")
     budget: str = Field(
         default="4x",
         description="times the FLOPs of one unsearched sample with its decoding, for all that a search does: sampling, "

@@ -8,7 +8,6 @@ out/.prepare/                 options, journal and open shard: what a run needs 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from framegrove.curation.journal import ClipLine, EntryLine, Journal
 from framegrove.data.schema import REJECTS, Embedder, LatentClip
 from framegrove.data.shards import SHARD_BYTES, ShardWriter, open_ids, stored_ids
 from framegrove.errors import UserError
-from framegrove.files import difference, identity, replacing, write_json
+from framegrove.files import difference, identity, locked, replacing, write_json
 
 WORK = ".prepare"
 _REJECTS = pa.schema(
@@ -233,13 +232,7 @@ def _alone(out: Path) -> Iterator[None]:
     if out.exists() and not (out / WORK).is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists and was not made by this command: give another --out, or remove it")
     (out / WORK).mkdir(parents=True, exist_ok=True)
-    with (out / WORK / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process is preparing clips in {out}: wait for it, or give another --out"
-            ) from None
+    with locked(out / WORK / "lock", f"another process prepares clips in {out}: wait for it, or give another --out"):
         yield
 
 

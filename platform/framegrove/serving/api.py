@@ -12,6 +12,7 @@ from framegrove.config.base import describe, validating
 from framegrove.config.request import check_prompt, parse_size
 from framegrove.config.search import parse_budget
 from framegrove.errors import UserError
+from framegrove.types import DEFAULT_POLICY
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -66,7 +67,7 @@ class Search(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    policy: str = Field(default="tof", description="the search policy, one of those that the endpoint offers")
+    policy: str = Field(default=DEFAULT_POLICY, description="the search policy, one of those that the endpoint offers")
     budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_budgeted))] | None = Field(
         default=None,
         description='the compute, in multiples of the FLOPs of one unsearched sample, such as "4x"; the endpoint\'s '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from framegrove.errors import UserError
-from framegrove.files import replacing
+from framegrove.files import locked, replacing
 from framegrove.serving.api import Status
 from framegrove.types import GenerationRequest, GenerationResult
 
@@ -79,15 +78,11 @@ class VideoStore:
         self._folder = folder
         try:
             (folder / "videos").mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("w")
+            self._lock = locked(folder / "lock", f"another endpoint uses {folder}: stop it, or choose another --folder")
         except OSError as error:
             raise UserError(f"videos cannot be kept in {folder} ({error.strerror}): choose another --folder") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._engine = _open(folder / "videos.sqlite")
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(f"another endpoint uses {folder}: stop it, or choose another --folder") from None
         except UserError:
             self._lock.close()
             raise

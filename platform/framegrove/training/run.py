@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from framegrove.config.train import CHECKPOINTS, MODEL, PhaseConfig, TrainConfig
 from framegrove.errors import UserError
-from framegrove.files import patiently
+from framegrove.files import locked, patiently
 from framegrove.training.checkpoint import HELD_OUT, About
 from framegrove.training.curriculum import Position
 from framegrove.training.curve import Curve
@@ -42,7 +43,16 @@ def run(config: TrainConfig, out: Path, hooks: Hooks = Hooks()) -> Path:  # noqa
         check_fits(config, model, None, torch.cuda.get_device_properties(device).total_memory)
     with_muon = any(phase.matrix_learning_rate for phase in config.phases)
     engine = PlainEngine(setup.trainable(), config.precision, device, with_muon)
-    return train_to_the_end(setup, engine, out, hooks)
+    with alone(out):
+        return train_to_the_end(setup, engine, out, hooks)
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Have a run's folder to oneself. Raises UserError where another process trains in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", f"another process trains in {out}: wait for it, stop it, or give another --out"):
+        yield
 
 
 def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -> Path:

@@ -55,6 +55,7 @@ from framegrove.search.tree import (
 )
 from framegrove.types import Assessment, Path, SampleWork
 
+_GOOD_ENOUGH = 0.7  # of a whole video: one that is better is not worth what it costs
 _UNLIKELY = 0.03  # what is needed with less probability is not worth listing
 
 
@@ -62,7 +63,7 @@ class DfsOptions(Config):
     """Options of depth-first search."""
 
     accept: float = Field(
-        default=0.5, gt=0, lt=1, description="probability of being right, by the panel, from which a branch goes on"
+        default=0.85, gt=0, lt=1, description="probability of being right, by the panel, from which a branch goes on"
     )
     grow: int = Field(default=2, ge=1, description="children that are grown together once the first was not accepted")
     most: int = Field(default=3, ge=1, description="children of a branch, after which it is closed")
@@ -113,7 +114,10 @@ def _lineage(branch: _Branch | None) -> Iterator[_Branch]:
 
 
 class DepthFirst:
-    """Depth-first search with at most ``allowed`` FLOPs; accepts whole videos from ``until`` on, None: as any other."""
+    """Depth-first search with at most ``allowed`` FLOPs.
+
+    Accepts whole videos from a probability of ``until`` on, None: of 0.7, or of what any other branch needs if less.
+    """
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class DepthFirst:
         self.assessments = {self._assessment(end) for end in ends}
         self._prices = prices
         self._scoring = scoring
-        self._until = until
+        self._until = min(_GOOD_ENOUGH, self._options.accept) if until is None else until
         self._left = allowed
         self._root = _Branch(layout.prefix)
         self._branches: list[_Branch] = []  # that may yet lead to the winner, in the order in which they were grown
@@ -216,7 +220,7 @@ class DepthFirst:
 
     def _is_accepted(self, branch: _Branch) -> bool:
         whole = len(branch.path) == self.layout.units
-        threshold = self._until if whole and self._until is not None else self._options.accept
+        threshold = self._until if whole else self._options.accept
         return branch.log_p >= math.log(threshold)
 
     def _most(self, branch: _Branch) -> int:
