@@ -4,9 +4,10 @@
     python -m jobs.sweep --what stages --data runs/digits-clips --out runs/sweep-stages
 
 budget: a search on 1x, 2x, 4x and 8x of a sample's FLOPs. stages: new models of 1, 2 and 3 pyramid stages, each
-trained a little and sampled without a search. --model and what goes with it is for budgets, --config, --data and --set
-for stages. Every trial makes videos for the same held-out prompts and has them read by the oracle. Leaves sweep.json
-and the Pareto picture sweep.png in --out, and prints the table.
+trained for the FLOPs of --config's run and sampled without a search. --model and what goes with it is for budgets,
+--config, --data and --set for stages. Every trial makes videos for the same held-out prompts and has them read by the
+oracle. Leaves sweep.json and the Pareto picture sweep.png in --out, and prints the table; of stages also learning.png,
+how right each model's samples are after how much training, and samples.png, the samples themselves.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from jobs.console import (
     one_line_errors,
     policy_help,
 )
+from jobs.stages import comparable, draw, marks, name_of
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
     from framegrove.config.model import ModelSource
-    from framegrove.config.train import TrainConfig
     from framegrove.config.verifier import PanelConfig
 
 app = application()
@@ -111,6 +112,9 @@ def main(
         with connect() as cluster:
             found = _tuned(what.value, space, trial, out, _studio(generators, panel, cluster), display)
         _finish(what, found, prompts, out, display)
+        if what is What.STAGES:
+            drawn = draw({stages: marks(_folder(out, stages)) for stages in space}, out)
+            display.say("\n".join(map(str, drawn)))
 
 
 def _budgets(text: str, policy: str, source: ModelSource, prompts: int) -> tuple[list[Any], dict[str, Any]]:
@@ -138,29 +142,13 @@ def _heights(
     if checked.model.start is not None:
         raise UserError(f"{config}: an existing model keeps its pyramid; set model.start=null and give model.vae")
     from actors.trainer import at_absolute_paths
-    from framegrove.training.setup import Setup
+    from framegrove.digits import world
 
     heights = [int(name) for name in names]
-    for height in heights:
-        Setup.of(of_height(checked, height))
-    given = at_absolute_paths(checked).model_dump(mode="json")
-    return heights, {"config": given, "prompts": prompts, "out": str(out)}
-
-
-def of_height(config: TrainConfig, stages: int) -> TrainConfig:
-    """The same run for a pyramid of ``stages`` stages, which share the same total of denoising steps evenly."""
-    from framegrove.config.train import TrainConfig
-
-    data = config.model_dump(mode="json")
-    recipe = data["model"]["recipe"]
-    recipe["pyramid"] = {**recipe["pyramid"], "stages": stages, "boundaries": None}
-    for kind in ("first", "others"):
-        steps = recipe["steps"][kind]
-        share, rest = divmod(max(sum(steps), stages), stages)
-        recipe["steps"][kind] = [share + (stage < rest) for stage in range(stages)]
-    for phase in data["phases"]:
-        phase["objective"]["stage_weights"] = None
-    return TrainConfig.model_validate(data)
+    asked = [world.caption(objects) for objects in world.prompts(prompts, SEED)]
+    runs = comparable(at_absolute_paths(checked), heights, asked)
+    given = {height: run.model_dump(mode="json") for height, run in runs.items()}
+    return heights, {"runs": given, "prompts": prompts, "out": str(out)}
 
 
 def _studio(generators: int, panel: PanelConfig, cluster: Cluster) -> Any:
@@ -225,14 +213,19 @@ def try_stages(config: dict[str, Any], given: dict[str, Any], studio: Any) -> No
     from framegrove.training import curve
 
     stages = config["stages"]
-    run = of_height(TrainConfig.model_validate(given["config"]), stages)
-    out = Path(given["out"]) / f"stages-{stages}"
+    run = TrainConfig.model_validate(given["runs"][stages])
+    out = _folder(Path(given["out"]), stages)
     with connect() as cluster:
         model = fit(run, out, cluster, callbacks=[TuneReportCallback()])
     last = curve.read(out / curve.LINES)[-1]
-    name = f"{stages} stage{'s' if stages > 1 else ''}"
-    measured = ray.get(studio.measure.remote(name, ModelSource(name=str(model)), 1.0, given["prompts"]))
+    source = ModelSource(name=str(model))
+    measured = ray.get(studio.measure.remote(name_of(stages), source, 1.0, given["prompts"]))
     tune.report({**measured, "training_seconds": last["seconds"], "loss": last["losses"]["loss"]})
+
+
+def _folder(out: Path, stages: int) -> Path:
+    """Where the run of so many stages is."""
+    return out / f"stages-{stages}"
 
 
 class Studio:

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from framegrove.cluster.session import Cluster
-from jobs import sweep
+from jobs import stages, sweep
 from tests.tiny import save_tiny
 from tests.tiny_training import PHASE, make_config, make_world
 
@@ -18,7 +18,7 @@ from tests.tiny_training import PHASE, make_config, make_world
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = make_world(tmp_path_factory.mktemp("world"))
-    given = make_config(world, phases=[PHASE | {"name": "only", "units": 2, "steps": 4}])
+    given = make_config(world, phases=[PHASE | {"name": "only", "units": 2, "steps": 12}])
     held = given.model_dump(mode="json")
     held["model"]["recipe"] |= {"units": 1, "steps": {"first": [1, 1, 1], "others": [1, 1, 1]}}
     path = world / "sweep.yaml"
@@ -36,6 +36,10 @@ def test_stages_are_trained_and_compared(cluster: Cluster, config: Path, tmp_pat
     assert one["loss"] > 0 < two["loss"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "stages-2" / "model" / "framegrove.json").exists()
+    ends = [stages.marks(tmp_path / f"stages-{height}")[-1] for height in (1, 2)]
+    assert ends[0].flops == pytest.approx(ends[1].flops, rel=0.2), "as nearly equal as whole steps can be"
+    for name in ("learning.png", "samples.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_budgets_are_tried_with_the_model_that_is_named(cluster: Cluster, tmp_path: Path) -> None:
