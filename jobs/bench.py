@@ -33,6 +33,7 @@ class Bench(enum.StrEnum):
     JUMP = "jump"
     TRANSFORMER = "transformer"
     PACKING = "packing"
+    MIXTURE = "mixture"
     PREFIXES = "prefixes"
     SAMPLING = "sampling"
     VAE = "vae"
@@ -73,6 +74,7 @@ def main(
         )
         from jobs.asking import asking
         from jobs.endurance import endurance
+        from jobs.mixture import mixture
         from jobs.overlap import overlap
         from jobs.packs import packs
 
@@ -82,6 +84,7 @@ def main(
             Bench.JUMP: benches.jump,
             Bench.TRANSFORMER: benches.transformer,
             Bench.PACKING: packs,
+            Bench.MIXTURE: mixture,
             Bench.PREFIXES: benches.prefixes,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,

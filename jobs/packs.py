@@ -57,6 +57,23 @@ def packs(device: torch.device, repeats: int) -> list[Finding]:
     return findings
 
 
+def plans(name: str, steps: int, *, samples: int, shrunk: int, text_tokens: int) -> list[StepPlan]:
+    """The first steps of a phase, of so many samples each, of heights and widths ``shrunk`` times smaller."""
+    from framegrove.training.curriculum import PhaseClips, Position
+
+    number, published = next(
+        (number, phase) for number, phase in enumerate(load(TrainConfig, _CONFIG).phases) if phase.name == name
+    )
+    assert published.pack_tokens is not None
+    fewer = {"batch": samples, "batch_tokens": None, "pack_tokens": published.pack_tokens // shrunk**2}
+    phase, catalog = published.model_copy(update=fewer), _catalog(published)
+    clips = PhaseClips.of(phase, catalog, (None,), "the catalog")
+    return [
+        _plan(Position(number, phase, step), clips, catalog, factor=shrunk * _FACTOR, text_tokens=text_tokens)
+        for step in range(steps)
+    ]
+
+
 def _loads(plan: StepPlan, shares: Sequence[Sequence[Sequence[int]]]) -> list[int]:
     return [sum(plan.tokens[i] for members in share for i in members) for share in shares]
 
@@ -65,12 +82,19 @@ def _balance(loads: Sequence[int]) -> float:
     return fmean(loads) / max(loads)
 
 
-def _plan(position: Position, clips: PhaseClips, catalog: Catalog, seed: int = 0) -> StepPlan:
+def _plan(
+    position: Position,
+    clips: PhaseClips,
+    catalog: Catalog,
+    seed: int = 0,
+    factor: int = _FACTOR,
+    text_tokens: int = _TEXT,
+) -> StepPlan:
     from framegrove.flow.schedule import PyramidSchedule
     from framegrove.training.curriculum import plan_step
 
     schedule = PyramidSchedule()
-    return plan_step(position, clips, catalog, schedule, seed, factor=_FACTOR, patch=_PATCH, text_tokens=_TEXT)
+    return plan_step(position, clips, catalog, schedule, seed, factor=factor, patch=_PATCH, text_tokens=text_tokens)
 
 
 def _each_alone(plan: StepPlan, workers: int, clips: PhaseClips, catalog: Catalog) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from framegrove.evaluation import bench_sharing, bench_vae, benches
+from jobs import mixture, packs
 from jobs.bench import app
 
 CPU = torch.device("cpu")
@@ -24,7 +25,17 @@ def test_the_dense_mask_lets_through_what_packed_attention_does(stage: int, monk
     model = benches._model(CPU)
     packed = model.pack(benches._guided(stage, (5, 9), CPU))
     with torch.no_grad():
-        ours, plain = model(packed), model(replace(packed, attention=benches._dense(packed, CPU)))
+        ours, plain = model(packed), model(replace(packed, attention=benches.dense(packed, CPU)))
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_padded_step_predicts_what_the_packed_passes_do() -> None:
+    plan = packs.plans("low-resolution-5s", 1, samples=5, shrunk=2, text_tokens=32)[0]
+    model = mixture._model(CPU)
+    with torch.no_grad():
+        ours = model(model.pack([mixture._sample(plan, i, 32, CPU) for i in range(5)]))
+        plain = model(mixture.padded(model, plan, CPU))
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 

@@ -123,8 +123,8 @@ def transformer(device: torch.device, repeats: int) -> list[Finding]:
     findings = []
     for stage in range(_STAGES):
         packed = model.pack(_guided(stage, (_TEXT, _TEXT), device))
-        dense = replace(packed, attention=_dense(packed, device))
-        ours, plain = in_turns([partial(model, packed), partial(model, dense)], repeats, device)
+        masked = replace(packed, attention=dense(packed, device))
+        ours, plain = in_turns([partial(model, packed), partial(model, masked)], repeats, device)
         tokens = len(packed.attention.tokens.joint) // 2
         what = f"MM-DiT forward, stage {stage}, batch 2, {tokens:,} tokens each (plain: dense mask)"
         findings.append(Finding.timed(what, ours, plain, "<= plain", ours.median <= plain.median))
@@ -196,7 +196,8 @@ class _Dense:
         return F.scaled_dot_product_attention(query_NHLD, key_NHLD, value_NHLD, attn_mask=self.mask_N1LL)
 
 
-def _dense(packed: Packed, device: torch.device) -> AttentionPlan:
+def dense(packed: Packed, device: torch.device, hidden: Sequence[range] = ()) -> AttentionPlan:
+    """Who attends to whom in ``packed``, as a dense mask; ``hidden`` are columns of each sequence that nobody sees."""
     tokens = packed.attention.tokens
     count, length = len(tokens.lengths), int(tokens.lengths.max())
     mask = torch.eye(length, dtype=torch.bool).repeat(count, 1, 1)
@@ -205,6 +206,9 @@ def _dense(packed: Packed, device: torch.device) -> AttentionPlan:
         own = sequence == number
         columns, times = column[own], time_index[own]
         mask[number, columns[:, None], columns[None]] = times[None] <= times[:, None]
+    for number, unseen in enumerate(hidden):  # but by themselves: a row that sees nothing has no softmax
+        mask[number, :, unseen.start : unseen.stop] = False
+        mask[number].fill_diagonal_(fill_value=True)
     place = torch.empty(len(sequence), dtype=torch.long)
     place[torch.from_numpy(tokens.joint)] = sequence * length + column
     taken = torch.zeros(count * length, dtype=torch.bool).index_fill_(0, place, True)
