@@ -34,6 +34,7 @@ class Bench(enum.StrEnum):
     TRANSFORMER = "transformer"
     PACKING = "packing"
     MIXTURE = "mixture"
+    OVERHEAD = "overhead"
     PREFIXES = "prefixes"
     SAMPLING = "sampling"
     VAE = "vae"
@@ -75,6 +76,7 @@ def main(
         from jobs.asking import asking
         from jobs.endurance import endurance
         from jobs.mixture import mixture
+        from jobs.overhead import overhead
         from jobs.overlap import overlap
         from jobs.packs import packs
 
@@ -85,6 +87,7 @@ def main(
             Bench.TRANSFORMER: benches.transformer,
             Bench.PACKING: packs,
             Bench.MIXTURE: mixture,
+            Bench.OVERHEAD: overhead,
             Bench.PREFIXES: benches.prefixes,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,

@@ -78,7 +78,9 @@ def requested(count: int) -> list[GenerationRequest]:
     from framegrove.digits import world
 
     return [
-        GenerationRequest(world.caption(objects), seed=SEED + index, units=2, height=64, width=64, budget=2.0)
+        GenerationRequest(
+            world.caption(objects), seed=SEED + index, units=2, height=64, width=64, policy="tof", budget=2.0
+        )
         for index, objects in enumerate(world.prompts(count, SEED, digits=1))
     ]
 

@@ -27,7 +27,9 @@ from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(900)
 
-REQUEST = GenerationRequest("a red 3 moves left and right", seed=11, units=4, height=64, width=64, budget=3.0)
+REQUEST = GenerationRequest(
+    "a red 3 moves left and right", seed=11, units=4, height=64, width=64, budget=3.0, policy="tof"
+)
 
 
 @pytest.fixture(scope="module")

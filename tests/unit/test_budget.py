@@ -72,14 +72,14 @@ def test_what_is_asked_for_is_taken_or_refused() -> None:
     with pytest.raises(BudgetError, match="5 videos and their judgement cost 5x and the budget is 4x"):
         allot_linear(4, DRAFTED, FREE, roots=5)
     with pytest.raises(BudgetError, match="draft_stages is 3 and the pyramid has 3 stages"):
-        make_policy(SearchConfig(options={"tof": {"draft_stages": 3}}), 4, 3, FREE)
+        make_policy(SearchConfig(policy="tof", options={"tof": {"draft_stages": 3}}), 4, 3, FREE)
     with pytest.raises(BudgetError, match="nothing is left to search for"):
-        make_policy(SearchConfig(), 1, 3, FREE, given=1)
+        make_policy(SearchConfig(policy="tof"), 1, 3, FREE, given=1)
 
 
 def test_pyramids_of_one_stage_given_frames_and_single_images_have_their_trees() -> None:
     for units, stages, first, drafts in ((4, 1, 0, False), (4, 3, 1, False), (1, 3, 0, True)):
-        policy, allotment = make_policy(SearchConfig(budget="4x"), units, stages, FREE, given=first)
+        policy, allotment = make_policy(SearchConfig(policy="tof", budget="4x"), units, stages, FREE, given=first)
         assert isinstance(policy, TreeOfFrames)
         assert (policy.layout.draft_stage is not None) is drafts
         assert policy.shape.roots > 1

@@ -20,7 +20,7 @@ from framegrove.search.tree import Layout, PanelWork, Policy
 from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 from tests.fakes import FREE, FakeGenerator, FakeVerifier, Handle, World, run_virtual
 
-TOF = SearchConfig(budget="4x", path_score="last", options={"tof": {"roots_per_work": 3}})
+TOF = SearchConfig(policy="tof", budget="4x", path_score="last", options={"tof": {"roots_per_work": 3}})
 
 
 class Stage:

@@ -20,7 +20,7 @@ from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FREE, FakeGenerator, FakeVerifier, MemoryStore, World, run_virtual
 
-CONFIG = SearchConfig(budget="4x")
+CONFIG = SearchConfig(policy="tof", budget="4x")
 IDENTITY: dict[str, Any] = {"prompt": "a red 3", "seed": 1, "search": CONFIG.model_dump(mode="json")}
 DRAFT = Sampled(SampleWork(((0,), (1,)), 0, 1), Cost(20, 10**15 + 1, 1.5), ("first", "second"))
 SCORE = Scored(

@@ -31,7 +31,9 @@ from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Sc
 from framegrove.verification.callables import CallableVerifier
 from tests.tiny import save_tiny
 
-REQUEST = GenerationRequest("a red 3 moves left and right", seed=11, units=3, height=64, width=64, budget=4.0)
+REQUEST = GenerationRequest(
+    "a red 3 moves left and right", seed=11, units=3, height=64, width=64, budget=4.0, policy="tof"
+)
 SPEEDS = Speeds(generator=1e7)
 
 

@@ -25,7 +25,7 @@ from framegrove.search.workers import GENERATORS, Pool
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 from tests.fakes import FREE, FakeGenerator, FakeVerifier, Handle, MemoryStore, World, run_virtual
 
-CONFIG = SearchConfig(budget="4x", options={"tof": {"roots_per_work": 3}}, attempts=30)
+CONFIG = SearchConfig(policy="tof", budget="4x", options={"tof": {"roots_per_work": 3}}, attempts=30)
 
 
 def search(world: World, config: SearchConfig = CONFIG, generators: int = 2, **options: Any) -> SearchResult:

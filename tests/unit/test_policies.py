@@ -235,4 +235,4 @@ def test_unknown_options_are_refused_with_the_policys_own() -> None:
     with pytest.raises(ConfigError, match=r"options.linear: unknown key 'widths', allowed are roots"):
         make_policy(SearchConfig(policy="linear", options={"linear": {"widths": [1]}}), 3, 3, FREE)
     with pytest.raises(ConfigError, match="every width must be at least 1"):
-        make_policy(SearchConfig(options={"tof": {"widths": [0]}}), 3, 3, FREE)
+        make_policy(SearchConfig(policy="tof", options={"tof": {"widths": [0]}}), 3, 3, FREE)

@@ -16,7 +16,7 @@ from framegrove.search.tree import Judgement, Scores
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
 from jobs.generate import report_line
 
-REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64)
+REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64, policy="tof")
 ANSWERS = (("Is there a red 3?", 0.75), ("Does it move?", 0.8))
 PANEL: Scores = (("alignment", 0.6), ("motion", 0.8))
 LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
