@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PROMPT, "--budget", "lots"], "a budget is a number of unsearched samples"),
         ([*PROMPT, "--budget", "0.5x"], "the smallest is 1x"),
         ([*PROMPT, "--image", "nowhere.png"], "the image nowhere.png cannot be read"),
-        ([*PROMPT, "--set", "options.tof.width=[2]"], "unknown key 'width', did you mean 'widths'?"),
+        ([*PROMPT, "--policy", "tof", "--set", "options.tof.width=[2]"], "unknown key 'width', did you mean 'widths'?"),
         ([*PROMPT, "--model", "nowhere"], "no model folder at nowhere"),
     ],
 )

@@ -20,7 +20,7 @@ from jobs import live_tree
 from jobs.console import Display
 from tests.fakes import FREE
 
-REQUEST = GenerationRequest("a [bold]red[/bold] 3", seed=5, units=4, height=64, width=64)
+REQUEST = GenerationRequest("a [bold]red[/bold] 3", seed=5, units=4, height=64, width=64, policy="tof")
 OUTLOOK = Outlook(Price(sampling=1.5, wasted=0.25, decoding=0.5, judging=0.125), known=0.8, at_most=2.1)
 NOTHING = CostBreakdown(Cost(), Cost(), Cost())
 

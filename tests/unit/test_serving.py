@@ -30,7 +30,7 @@ from tests.tiny import digits_recipe
 
 DIGITS = {"stages": 3, "patch": 2, "factor": 8}
 PROMPT = "a red 3 moves left and right"
-POLICIES = {"tof": "prunes a tree", "linear": "keeps the best of several", "single": "takes the first sample"}
+POLICIES = {"dfs": "goes back", "linear": "keeps the best of several", "single": "takes the first sample"}
 
 
 class NoRoomNow(UserError):
@@ -142,7 +142,7 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         first, second = [(await running.post(prompt=PROMPT)).json() for _ in range(2)]
         assert (first["seconds"], first["size"], first["model"]) == ("3.125", "64x64", "digits")
-        assert first["search"] == {"policy": "tof", "budget": "4x", "until": None, "seconds": None}
+        assert first["search"] == {"policy": "dfs", "budget": "4x", "until": None, "seconds": None}
         assert first["seed"] != second["seed"]
         await running.until(second["id"], "completed")
         assert running.runner.asked[0].units == 4
@@ -167,9 +167,9 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({"prompt": PROMPT, "seconds": 60}, 400, "at most 7.125"),
         ({"prompt": PROMPT, "seed": -1}, 400, "seed must be at least 0, not -1"),
         (
-            {"prompt": PROMPT, "search": {"policy": "dfs"}},
+            {"prompt": PROMPT, "search": {"policy": "tof"}},
             400,
-            "search.policy 'dfs' is unknown: choose one of tof, linear, single",
+            "search.policy 'tof' is unknown: choose one of dfs, linear, single",
         ),
         ({"prompt": PROMPT, "search": {"budget": "lots"}}, 400, "a budget is a number"),
         ({"prompt": PROMPT, "search": {"budget": "1000x"}}, 400, "more than the 64x allowed"),
@@ -275,7 +275,7 @@ def test_the_document_names_the_policies(tmp_path: Path) -> None:
         assert request["required"] == ["prompt"]
         policy = schemas[request["properties"]["search"]["$ref"].rpartition("/")[2]]["properties"]["policy"]
         assert policy["enum"] == list(POLICIES)
-        assert "tof: prunes a tree" in policy["description"]
+        assert "dfs: goes back" in policy["description"]
 
     serving(tmp_path, scene)
 
