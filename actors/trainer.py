@@ -95,13 +95,13 @@ def fit(
         waiting = f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
         StatusFile(out).say(f"waiting for {waiting} to start")
         given = {"setup": setup, "out": str(out), "threads": threads, "most": most, "worker": worker}
-        _in_sessions(given, (least, most), failures, callbacks)
+        _in_sessions(given, least, failures, callbacks)
     return out / MODEL
 
 
-def _in_sessions(given: Mapping[str, Any], workers: tuple[int, int], failures: int, callbacks: Sequence[Any]) -> None:
+def _in_sessions(given: Mapping[str, Any], least: int, failures: int, callbacks: Sequence[Any]) -> None:
     """Have ``work`` done, in a further session whenever one has ended to take in a machine. Raises as `fit` says."""
-    (least, most), worker, out = workers, given["worker"], Path(given["out"])
+    most, worker, out = given["most"], given["worker"], Path(given["out"])
     # Where the number is fixed, Ray Train waits for all of them whenever it has to start them again.
     scaling = ScalingConfig(  # type: ignore[call-arg]  # of Train V2
         num_workers=(least, most) if least < most else most,  # type: ignore[arg-type]  # of Train V2

@@ -1,6 +1,6 @@
 """Measure speed and memory side by side with plain implementations, in one run on this machine.
 
-    python -m jobs.bench                                  # everything, half an hour on two CPU threads
+    python -m jobs.bench                                  # everything; some of it takes many minutes
     python -m jobs.bench --only jump,transformer --out runs/bench
 
 Machines differ and are noisy, so what counts is the ratio of two implementations that took turns. Times are CPU time

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobs.packs import plans
+from jobs.packs import plans_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def mixture(device: torch.device, repeats: int) -> list[Finding]:
     """Forward and backward of some samples, in passes as a worker makes them, and padded to the longest of them."""
     from framegrove.evaluation.benches import Finding, in_turns
 
-    plan = plans(_PHASE, 1, samples=_SAMPLES, shrunk=2, text_tokens=_TEXT)[0]
+    plan = plans_of(_PHASE, 1, samples=_SAMPLES, shrunk=2, text_tokens=_TEXT)[0]
     model = _model(device)
     ours = [model.pack([_sample(plan, i, _TEXT, device) for i in members]) for members in plan.share_out(1)[0]]
     plain = [padded(model, plan, device)]

@@ -57,7 +57,7 @@ def packs(device: torch.device, repeats: int) -> list[Finding]:
     return findings
 
 
-def plans(name: str, steps: int, *, samples: int, shrunk: int, text_tokens: int) -> list[StepPlan]:
+def plans_of(name: str, steps: int, *, samples: int, shrunk: int, text_tokens: int) -> list[StepPlan]:
     """The first steps of a phase, of so many samples each, of heights and widths ``shrunk`` times smaller."""
     from framegrove.training.curriculum import PhaseClips, Position
 

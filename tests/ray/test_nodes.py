@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from framegrove.config.train import CHECKPOINTS
+from framegrove.training.checkpoint import newest
 from framegrove.training.resume import HISTORY
 from framegrove.training.run import run
 from tests.tiny_training import losses_of, make_config, make_world
@@ -84,6 +86,13 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
         for event in events
     ]
     assert workers == [2, [2, 1], [1, 2]]
+    reached = newest(out / CHECKPOINTS)
+    assert reached is not None
+    left = reached.about.step - sum(phase.steps for phase in config.phases[:2]) + 5
+    fewer = (*config.phases[:2], config.phases[2].model_copy(update={"steps": left}))
+    config = config.model_copy(update={"phases": fewer})
+    run(config, out)
+    assert [step for step, _ in losses_of(out)][-1] == config.steps
     whole = tmp_path / "whole"
     run(
         config.model_copy(update={"phases": (*config.phases[:2], config.phases[2].model_copy(update={"steps": 92}))}),
@@ -92,3 +101,4 @@ def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_t
     for (step, ours), (same, theirs) in zip(losses_of(out), losses_of(whole), strict=False):
         assert step == same
         assert ours == pytest.approx(theirs, rel=1e-3), "any number of workers draws the same samples"
+    assert (out / "model" / "framegrove.json").exists()

@@ -31,7 +31,7 @@ def test_the_dense_mask_lets_through_what_packed_attention_does(stage: int, monk
 
 
 def test_a_padded_step_predicts_what_the_packed_passes_do() -> None:
-    plan = packs.plans("low-resolution-5s", 1, samples=5, shrunk=2, text_tokens=32)[0]
+    plan = packs.plans_of("low-resolution-5s", 1, samples=5, shrunk=2, text_tokens=32)[0]
     model = mixture._model(CPU)
     with torch.no_grad():
         ours = model(model.pack([mixture._sample(plan, i, 32, CPU) for i in range(5)]))
