@@ -35,6 +35,7 @@ class Bench(enum.StrEnum):
     PACKING = "packing"
     MIXTURE = "mixture"
     OVERHEAD = "overhead"
+    FAULTS = "faults"
     PREFIXES = "prefixes"
     SAMPLING = "sampling"
     VAE = "vae"
@@ -75,6 +76,7 @@ def main(
         )
         from jobs.asking import asking
         from jobs.endurance import endurance
+        from jobs.faults import faults
         from jobs.mixture import mixture
         from jobs.overhead import overhead
         from jobs.overlap import overlap
@@ -88,6 +90,7 @@ def main(
             Bench.PACKING: packs,
             Bench.MIXTURE: mixture,
             Bench.OVERHEAD: overhead,
+            Bench.FAULTS: faults,
             Bench.PREFIXES: benches.prefixes,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,

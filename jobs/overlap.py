@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from framegrove.config.search import SearchConfig
 from framegrove.search.conductor import Conductor
 from framegrove.search.policies import make_policy
 from framegrove.search.prices import Prices
-from framegrove.search.protocols import PanelMember
+from framegrove.search.protocols import PanelMember, WorkCancelled
 from framegrove.search.result import SearchResult
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 UNITS = 8
 WORKERS = 2  # generators, and as many verifiers
 SECONDS = 0.5  # to sample a branch's unit, or to judge it
+STEPS = 30  # of denoising in a unit, between which a generator can stop: three stages of ten
 BUDGET = "12x"
 CONFIG = SearchConfig(policy="beam", budget=BUDGET, speculate="thrift")
 
@@ -67,19 +69,41 @@ def overlap(device: torch.device, repeats: int) -> list[Finding]:
 
 
 class Sleeper:
-    """An actor that takes its time."""
+    """An actor that takes its time. As a generator does, it stops at the next of its steps when it is asked to."""
+
+    def __init__(self) -> None:
+        self._stopped: set[int] = set()
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
 
+    async def take_steps(self, number: int, seconds: float) -> bool:
+        """Wait for so many seconds in ``STEPS`` steps. False if ``stop`` was called before the last."""
+        for _ in range(STEPS):
+            if number in self._stopped:
+                return False
+            await asyncio.sleep(seconds / STEPS)
+        return True
+
+    async def stop(self, number: int) -> None:
+        """Let the work of this number end with its present step."""
+        self._stopped.add(number)
+
 
 class _Client:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._numbers = itertools.count()
+        self._running: dict[SampleWork, int] = {}
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
-        await self._actor.sleep.remote(SECONDS * len(work.paths))
+        number = self._running[work] = next(self._numbers)
+        try:
+            if not await self._actor.take_steps.remote(number, SECONDS * len(work.paths)):
+                raise WorkCancelled
+        finally:
+            del self._running[work]
         return Sampled(work, Cost(1, len(work.paths)), work.paths)
 
     async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
@@ -88,7 +112,8 @@ class _Client:
         return Scored(work, (("right", digest[0] / 255),), Cost(0, 1))
 
     def cancel(self, work: SampleWork) -> None:
-        """Too late, always."""
+        if work in self._running:
+            self._actor.stop.remote(self._running[work])
 
     async def recover(self) -> None:
         """Never needed: nobody kills them."""
