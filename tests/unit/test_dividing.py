@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import gc
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from framegrove.config.model import TransformerConfig
@@ -28,6 +24,7 @@ from framegrove.training.step import Trainable
 from tests.public_folder import FLUX
 from tests.tiny import tiny_pipeline
 from tests.tiny_training import PHASE
+from tests.workers import together
 
 ADAPTER = TuneConfig(lora=LoraConfig(rank=8))
 WORKERS, CPU = 2, torch.device("cpu")
@@ -116,11 +113,6 @@ def load_in_parts(folder: Path, precision: Literal["bf16", "fp32"]) -> tuple[Dee
 
 def work(rank: int, folder: Path) -> None:
     """One of the workers: leaves what it found."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS)}
-    patience = datetime.timedelta(minutes=5)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORKERS, timeout=patience
-    )
     found: dict[Any, Any] = {}
     for kind, zero, recompute in SHARED:
         module = trainable(transformer_of(kind))
@@ -135,11 +127,11 @@ def work(rank: int, folder: Path) -> None:
         curve(DeepSpeedEngine(trainable(load_transformer(folder / "large")), "bf16", CPU, 3)),
     )
     found["fresh"] = fresh_weights()
+    gc.freeze()  # what is there by now need not be looked through again and again
     for zero in (1, 2, 3):
         found["held", zero] = held_by_an_engine(zero, TuneConfig())
         found["held with an adapter", zero] = held_by_an_engine(zero, ADAPTER)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def fresh_weights() -> dict[str, Tensor]:
@@ -171,7 +163,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What both workers have left."""
     folder = tmp_path_factory.mktemp("workers")
     save_transformer(fresh_transformer(LARGE, 3), folder / "large")
-    torch.multiprocessing.spawn(work, (folder,), WORKERS)
+    together(work, (folder,), WORKERS)()
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,6 +20,7 @@ from framegrove.models.sequence_parallel import SequenceGroup
 from framegrove.models.sizes import PURE_FP32, activation_bytes
 from framegrove.models.transformers import Transformer, build_transformer
 from tests.unit.test_sizes import FLUX, MMDIT, most_kept
+from tests.workers import together
 
 TEXT, POOLED, CHANNELS = 10, 6, 4
 CONFIGS: dict[str, AnyTransformerConfig] = {
@@ -89,10 +87,6 @@ def cases() -> list[tuple[str, bool, str]]:
 
 def work(rank: int, workers: int, folder: Path) -> None:
     """One of the workers: leaves its losses, and its part of the gradients, which add up over the group."""
-    patience = datetime.timedelta(minutes=5)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers, timeout=patience
-    )
     group = SequenceGroup.of_neighbours(workers)
     found: dict[Any, Any] = {}
     for case in cases():
@@ -105,12 +99,11 @@ def work(rank: int, workers: int, folder: Path) -> None:
         transformer.sequence_group = group
         found[kind] = most_kept(transformer)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_loss_and_gradients_are_those_of_one_worker(workers: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (workers, tmp_path), workers)
+    together(work, (workers, tmp_path), workers)()
     left = [torch.load(tmp_path / f"{rank}.pt") for rank in range(workers)]
     for kind, recompute, batch in cases():
         transformer = model_of(kind, recompute=False)

@@ -6,21 +6,17 @@ any cuts will do is test_fragments.py's.
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.fragments import Counts, File, Fragments, write
 from tests.unit.test_engine import CONFIG, CPU, samples_of, trainable
+from tests.workers import together
 
 BATCH = 4
 # The state goes through all of these, in this order: by number of workers, ZeRO stages and precisions.
@@ -72,16 +68,12 @@ def restored(engine: Any, folder: Path) -> Any:
     return engine
 
 
-def work(rank: int, world: int, engines: tuple[tuple[Any, Any], ...], folder: Path, expected: Any) -> None:
+def work(rank: int, engines: tuple[tuple[Any, Any], ...], folder: Path, expected: Any) -> None:
     """As one of some workers: load the newest state into every engine in turn, save it again, make a step."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    patience = datetime.timedelta(seconds=120)
-    store = folder.parent / f"store of {world}"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
     for zero, precision in engines:
         before = sorted(folder.iterdir())[-1]
         engine = restored(DeepSpeedEngine(trainable(), precision, CPU, zero), before)
-        again = folder / f"{len(list(folder.iterdir()))} by ZeRO {zero} {precision} of {world}"
+        again = folder / f"{len(list(folder.iterdir()))} by ZeRO {zero} {precision} of {engine.world}"
         engine.most(0)
         save(engine, again)
         if rank == 0:
@@ -90,11 +82,9 @@ def work(rank: int, world: int, engines: tuple[tuple[Any, Any], ...], folder: Pa
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours), again.name
         assert step(engine, 2) == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 0.05), again.name
-    dist.destroy_process_group()
 
 
 def test_a_state_passes_through_all_engines(tmp_path: Path) -> None:
-    multiprocessing.set_forkserver_preload(["deepspeed", __name__])  # so that not every worker has to import them
     plain = PlainEngine(trainable(), "fp32", CPU)
     for number in range(2):
         step(plain, number)
@@ -103,8 +93,7 @@ def test_a_state_passes_through_all_engines(tmp_path: Path) -> None:
     save(plain, states / "0 by the plain engine")
     expected = step(plain, 2)
     for world, engines in JOURNEY:
-        given = (world, engines, states, expected)
-        torch.multiprocessing.start_processes(work, given, world, start_method="forkserver")
+        together(work, (engines, states, expected), world)()
     for state in states.iterdir():
         assert step(restored(PlainEngine(trainable(), "fp32", CPU), state), 2) == expected, state.name  # to the bit
     assert len(list(states.iterdir())) == 1 + sum(len(engines) for _, engines in JOURNEY)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from framegrove.config.train import TrainConfig
 from framegrove.training.engine import DeepSpeedEngine, PlainEngine
@@ -17,6 +13,7 @@ from framegrove.training.heldout import measure
 from framegrove.training.loop import Hooks, Point, train
 from framegrove.training.setup import Setup
 from tests.tiny_training import PHASE, make_config, make_world
+from tests.workers import together
 
 WORKERS, CPU = 2, torch.device("cpu")
 # The gradients are above the clip, and the eps is not nothing beside them: so the steps of Adam depend on their scale.
@@ -25,11 +22,6 @@ ONLY = PHASE | {"name": "only", "units": 3, "steps": 6, "batch": 7, "clip": 0.1,
 
 def work(rank: int, folder: Path, config: TrainConfig) -> None:
     """One of the workers: trains, and leaves its curve and the averaged weights."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS)}
-    patience = datetime.timedelta(seconds=60)  # for a worker that makes another number of passes than the other one
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORKERS, timeout=patience
-    )
     setup = Setup.of(config)
     engine = DeepSpeedEngine(setup.trainable(), config.precision, CPU, config.zero)
     points: list[Point] = []
@@ -44,7 +36,6 @@ def work(rank: int, folder: Path, config: TrainConfig) -> None:
     curve = [(point.losses["loss"], point.gradient_norm) for point in points]
     left = {"curve": curve, "held_out": held_out, "weights": engine.averaged_weights()}
     torch.save(left, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("zero", [2, 3])
@@ -55,7 +46,7 @@ def test_two_workers_step_like_one_process(zero: int, tmp_path: Path) -> None:
     """
     phases, world = [ONLY | {"pack_tokens": 100}], make_world(tmp_path, heldout=6)
     config = make_config(world, phases=phases, precision="fp32", zero=zero, log_every=1, validate_on=11)
-    workers = torch.multiprocessing.spawn(work, (tmp_path, config), WORKERS, join=False, daemon=True)
+    wait = together(work, (tmp_path, config), WORKERS)
     setup, phase = Setup.of(config), config.phases[0]
     engine = PlainEngine(setup.trainable(), config.precision, CPU)
     averaged = [weight.detach().clone() for weight in engine.parameters]
@@ -74,8 +65,7 @@ def test_two_workers_step_like_one_process(zero: int, tmp_path: Path) -> None:
         ]
     assert len(passes) > 1
     assert min(norm for _, norm in curve) > phase.clip
-    while not workers.join(timeout=60):  # what a worker raises is raised here
-        pass
+    wait()
     left = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
     for of_rank in left:
         for ours, theirs in zip(curve, of_rank["curve"], strict=True):
