@@ -124,6 +124,9 @@ def main(
     clips: Annotated[int, typer.Option(min=1, help="Digits: number of clips.")] = 6000,
     pairs: Annotated[float, typer.Option(min=0, max=1, help="Digits: share of clips that show two.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Digits: seed of the clips.")] = 0,
+    heldout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Digits: share of clips of held-out scans, on which loss is measured.")
+    ] = 0.0,
     log_level: LogLevelOption = None,
 ) -> None:
     """Encode clips with the VAE and write them as parquet shards.
@@ -140,7 +143,7 @@ def main(
             if config is not None or set_:
                 raise UserError("--config and --set are for footage: give --videos, or leave them out to draw digits")
             make_folder(out.parent)
-            _digits(display, vae_folder, allow_pickle, out, clips, seed, units or 4, pairs)
+            _digits(display, vae_folder, allow_pickle, out, clips, seed, units or 4, pairs, heldout)
             return
         from jobs.preparing import Order, prepare
 
@@ -179,7 +182,15 @@ def _settings(
 
 
 def _digits(
-    display: Display, vae: Path, allow_pickle: bool, out: Path, clips: int, seed: int, units: int, pairs: float
+    display: Display,
+    vae: Path,
+    allow_pickle: bool,
+    out: Path,
+    clips: int,
+    seed: int,
+    units: int,
+    pairs: float,
+    heldout: float,
 ) -> None:
     import torch
 
@@ -190,7 +201,7 @@ def _digits(
     torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
     model = read_vae(vae, allow_pickle=allow_pickle)
     display.begin(f"encoding {clips} clips")
-    drawn = digits_clips(model, clips, seed=seed, units=units, pairs=pairs)
+    drawn = digits_clips(model, clips, seed=seed, units=units, pairs=pairs, heldout=heldout)
     paths = write_clips(drawn, vae_digest(model), out, lambda done: display.show(done / clips, f"{done} of {clips}"))
     display.say(f"{clips} clips in {len(paths)} shards: {out}")
 

@@ -34,6 +34,18 @@ def test_clips_of_frames_are_encoded(tmp_path: Path) -> None:
     assert [clip.id for clip in again] == [clip.id for clip in clips[:3]]
     assert {(clip.latents.shape, clip.height, clip.width, clip.fps) for clip in clips} == {((16, 2, 8, 8), 64, 64, 8.0)}
     assert sum(" and a " in clip.caption for clip in clips) == 8
+    assert {clip.split for clip in clips} == {"train"}
+
+
+def test_a_share_of_the_digits_is_held_out(tmp_path: Path) -> None:
+    vae, _ = load_vae(make_world(tmp_path / "world") / "vae")
+    whole = list(digits_clips(vae, 5, units=1))
+    clips = list(digits_clips(vae, 5, units=1, heldout=0.4))
+    assert [clip.split for clip in clips] == ["train", "train", "train", "heldout", "heldout"]
+    assert [clip.id for clip in clips[:3]] == [clip.id for clip in whole[:3]]
+    for held, trained in zip(clips[3:], whole[3:], strict=True):
+        assert held.id != trained.id
+        assert not np.array_equal(held.latents, trained.latents)
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

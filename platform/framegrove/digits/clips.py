@@ -23,15 +23,27 @@ _BATCH = 8  # clips encoded together
 
 
 def digits_clips(
-    vae: CausalVideoVae, count: int, *, seed: int = 0, units: int = 4, pairs: float = 0.5
+    vae: CausalVideoVae, count: int, *, seed: int = 0, units: int = 4, pairs: float = 0.5, heldout: float = 0.0
 ) -> Iterator[LatentClip]:
-    """``count`` clips of ``units`` units, encoded; a share of ``pairs`` shows two digits, the others show one."""
+    """``count`` clips of ``units`` units, encoded; a share of ``pairs`` shows two digits, the others show one.
+
+    The last ones, a share of ``heldout``, are of the held-out split: of scans that no other clip shows.
+    """
+    trained = count - round(heldout * count)
+
+    def split_of(index: int) -> world.Split:
+        return "train" if index < trained else "heldout"
+
+    def drawn_at(index: int) -> world.Clip:
+        return world.clip(seed, index, split=split_of(index), digits=2 if _is_pair(index, pairs) else 1, units=units)
+
     for first in range(0, count, _BATCH):
         indices = range(first, min(first + _BATCH, count))
-        drawn = [world.clip(seed, index, digits=2 if _is_pair(index, pairs) else 1, units=units) for index in indices]
+        drawn = [drawn_at(index) for index in indices]
         latents_BCTHW = _encoded(vae, from_uint8(torch.from_numpy(np.stack([clip.frames for clip in drawn]))))
         for index, clip, latents in zip(indices, drawn, latents_BCTHW.half().numpy(), strict=True):
-            source = f"digits-{seed}-{index}"
+            split = split_of(index)
+            source = f"digits-{seed}-{index}" if split == "train" else f"digits-{seed}-{split}-{index}"
             yield LatentClip(
                 id=clip_id(source, 0.0, f"{units} {pairs}"),
                 caption=clip.caption,
@@ -41,6 +53,7 @@ def digits_clips(
                 latents=latents,
                 source=source,
                 caption_source="digits",
+                split=split,
             )
 
 
