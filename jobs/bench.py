@@ -34,6 +34,7 @@ class Bench(enum.StrEnum):
     TRANSFORMER = "transformer"
     PACKING = "packing"
     MIXTURE = "mixture"
+    FOOTAGE = "footage"
     OVERHEAD = "overhead"
     FAULTS = "faults"
     PREFIXES = "prefixes"
@@ -77,6 +78,7 @@ def main(
         from jobs.asking import asking
         from jobs.endurance import endurance
         from jobs.faults import faults
+        from jobs.footage import footage
         from jobs.mixture import mixture
         from jobs.overhead import overhead
         from jobs.overlap import overlap
@@ -89,6 +91,7 @@ def main(
             Bench.TRANSFORMER: benches.transformer,
             Bench.PACKING: packs,
             Bench.MIXTURE: mixture,
+            Bench.FOOTAGE: footage,
             Bench.OVERHEAD: overhead,
             Bench.FAULTS: faults,
             Bench.PREFIXES: benches.prefixes,

@@ -101,6 +101,6 @@ def test_an_unknown_bench_is_named() -> None:
     result = CliRunner().invoke(app, ["--only", "jump,speed"])
     assert result.exit_code == 1
     assert (
-        "unknown bench 'speed' in --only: allowed are jump, transformer, packing, mixture, overhead, faults, prefixes"
+        "unknown bench 'speed' in --only: allowed are jump, transformer, packing, mixture, footage, overhead, faults,"
         in result.stderr
     )
