@@ -1,7 +1,8 @@
 """The main job from end to end on the embedded digits world; ``make demo`` runs it.
 
 It submits a short three-phase training run that continues from the shipped weights, then generates a video from what
-came out, by Tree-of-Frames and judged by the verifier, and holds it against a single sample of the same seed. Leaves:
+came out, by a depth-first search and judged by the verifier, and holds it against a single sample of the same seed. The
+default seed is one at which that goes wrong. Leaves:
 
     runs/demo/video.mp4                          the search's winner
     runs/demo/tree.png, tree.html, slide.png     its tree, as a picture, as a page to explore, as a slide
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
+from framegrove.types import DEFAULT_POLICY
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 CONFIG = Path("jobs/configs/digits_demo.yaml")
 PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
+SEED = 9  # a single sample of it goes wrong, as a third of them do
 CLIPS = 600
 _JOBS_PATIENCE = 90.0  # seconds: the job itself says what it waits for
 _STOP_LIMIT = 5.0  # seconds for a cluster to take the order to stop a job
@@ -53,7 +56,9 @@ _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+[A-Z]+ |Running entrypoint for job 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
     prompt: Annotated[str, typer.Option(help="What the video should show.")] = PROMPT,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another video.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Another seed, another video. A single sample of the default one goes wrong.")
+    ] = SEED,
     budget: Annotated[str, typer.Option(help="What the search may cost, in samples without a search.")] = "4x",
     log_level: LogLevelOption = None,
 ) -> None:
@@ -188,7 +193,7 @@ def _search(
             display.begin("starting generators and verifier")
             await runner.start()
             display.begin("searching")
-            searched = await runner.search(request("tof", budget), lambda p: display.show(p.done, p.note))
+            searched = await runner.search(request(DEFAULT_POLICY, budget), lambda p: display.show(p.done, p.note))
             display.begin("sampling once without a search")
             single = await runner.search(request("single", 1.0), lambda p: display.show(p.done, p.note))
             panels = [await runner.judge(record) for record in (searched, single)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,8 @@ CONFIG = SearchConfig(policy="beam", budget=BUDGET, speculate="thrift")
 def overlap(device: torch.device, repeats: int) -> list[Finding]:
     """A beam search's makespan beside its critical path and beside taking turns; the arguments are not heeded.
 
-    The critical path is the least that the works of the search can take, each kind shared evenly by its workers.
+    The critical path is the least that the works of the search can take: the samples shared evenly by the generators,
+    and after the last of them the judgements of what it brought, by as many verifiers as there are.
     """
     import ray
 
@@ -50,8 +52,8 @@ def overlap(device: torch.device, repeats: int) -> list[Finding]:
         outcome = asyncio.run(_searched(actors))
         in_turns = asyncio.run(_in_turns(actors, outcome))
     samples = sum(len(work.paths) for work in outcome.certain if isinstance(work, SampleWork))
-    scores = sum(isinstance(work, ScoreWork) for work in outcome.certain)
-    least = SECONDS * max(samples, scores) / WORKERS
+    last = min(len(work.paths) for work in outcome.certain if isinstance(work, SampleWork) and work.depth == UNITS - 1)
+    least = SECONDS * (samples / WORKERS + math.ceil(last / WORKERS))
     return [
         Finding(
             "a beam search on sleeping actors, beside its critical path",

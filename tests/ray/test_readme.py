@@ -109,6 +109,7 @@ def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None
             assert (checkout / "video.mp4").stat().st_size > 1000
         finally:
             serving.send_signal(signal.SIGINT)
+            serving.communicate()  # it still has something to say
     assert serving.returncode == 130
 
 

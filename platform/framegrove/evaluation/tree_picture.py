@@ -37,6 +37,7 @@ _INCH = 0.62  # a thumbnail's height
 _MARGIN = 0.3  # inches around the picture
 _ABOVE = (0.2, 0.15, 0.15, 0.4, 0.4)  # inches above header, videos, tree, price and timeline
 _LEFT = (_MARGIN, _MARGIN, _MARGIN, 1.15, 1.15)  # the last two have labels on their left
+_WIDE = 1.5  # a tree's width over its height from which it is below everything else on a slide
 _STRIP = 12  # frames of a video beside another video
 
 
@@ -76,11 +77,19 @@ def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -
     _draw_title(area(margin, 0.3, width - 2 * margin, 0.7), record, 0.7, 18, 10)
     videos = _videos(record, single)
     _draw_videos(area(margin, 1.25, half, _strip_height(record, videos, half)), videos)
-    _draw_fates(area(margin, 3.2, half, 1.0), record, ncols=1)
-    _draw_price(area(margin + 0.8, 5.1, half - 0.8, 0.8), record, narrow=True)
-    left = margin + half + 0.5
-    tree = area(left, 1.15, width - left - margin, height - 1.15 - margin)
-    _draw_tree(tree, lay_out(record, words=False), record.request.units, words=False)
+    cards, left = lay_out(record, words=False), margin + half + 0.5
+    columns, rows = _extent(cards)
+    if columns < _WIDE * rows:  # beside everything else, else below it
+        price = area(margin + 0.8, 5.1, half - 0.8, 0.8)
+        tree = area(left, 1.15, width - left - margin, height - 1.15 - margin)
+        fates, lines = area(margin, 3.2, half, 1.0), 1
+    else:
+        price = area(left + 0.8, 1.7, width - left - margin - 0.8, 0.8)
+        tree = area(margin, 3.2, width - 2 * margin, 3.2)
+        fates, lines = area(margin, 6.6, width - 2 * margin, 0.2), 4
+    _draw_price(price, record, narrow=True)
+    _draw_tree(tree, cards, record.request.units, words=False)
+    _draw_fates(fates, record, ncols=lines)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
 
@@ -180,8 +189,8 @@ def _draw_tree(axes: Axes, cards: Mapping[Path, Card], units: int, words: bool =
     for depth in range(units):
         column = [card for path, card in cards.items() if len(path) == depth + 1]
         if column:
-            size = 9.5 if words else 8
-            axes.text(column[0].x, -0.25, f"unit {depth}", fontsize=size, fontweight="bold", color=INK)
+            size, label = (9.5, f"unit {depth}") if words else (8, "unit\n0" if depth == 0 else str(depth))
+            axes.text(column[0].x, -0.25, label, fontsize=size, fontweight="bold", color=INK)
     for path, card in cards.items():
         if path[:-1] in cards:
             _draw_edge(axes, cards[path[:-1]], card)
