@@ -106,12 +106,14 @@ def main(
             Bench.ENDURANCE: endurance,
         }
         findings: list[Finding] = []
-        for bench in chosen:
-            display.begin(f"measuring {bench}")
-            findings += measure[bench](device, repeats)
-        _print(findings, f"{device.type}, {threads} threads, torch {torch.__version__}", display)
-        if out is not None:
-            _write(findings, out / "bench.json", display)
+        try:
+            for bench in chosen:
+                display.begin(f"measuring {bench}")
+                findings += measure[bench](device, repeats)
+        finally:  # what has been measured is not lost with what fails after it
+            _print(findings, f"{device.type}, {threads} threads, torch {torch.__version__}", display)
+            if out is not None:
+                _write(findings, out / "bench.json", display)
 
 
 def _chosen(only: str) -> list[Bench]:

@@ -150,12 +150,24 @@ class Machines:
         import psutil
 
         raylets = [node.all_processes["raylet"][0].process.pid for node in self._cluster.list_all_nodes()]
-        below = [child for pid in raylets if psutil.pid_exists(pid) for child in psutil.Process(pid).children()]
-        return [child for child in below if child.name().startswith("ray::RayTrainW")]
+        found = []
+        for pid in raylets:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [each for each in psutil.Process(pid).children() if _trains(each)]
+        return found
 
     def close(self) -> None:
         """End them all."""
         self._cluster.shutdown()
+
+
+def _trains(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.name().startswith("ray::RayTrainW")
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager
