@@ -145,16 +145,16 @@ def test_packed_searches_find_what_each_finds_alone(house: House) -> None:
         finally:
             await runner.close()
 
-    for alone, packed in zip(*(house.loop.run(searched(pack)) for pack in (1, 3)), strict=True):
+    found = {pack: house.loop.run(searched(pack)) for pack in (1, 3)}
+    for alone, packed in zip(found[1], found[3], strict=True):
         assert packed.outcome.winner == alone.outcome.winner
         assert packed.outcome.certain == alone.outcome.certain
         costs = [record.outcome.sampling.certain for record in (packed, alone)]
         assert costs[0].all_flops == costs[1].all_flops
         assert np.abs(packed.frames.astype(int) - alone.frames).max() <= 2
-        together = [span for span in packed.outcome.spans if isinstance(span.work, SampleWork)]
-        assert any(
-            one.start < other.end and other.start < one.end for one, other in itertools.combinations(together, 2)
-        )
+    works = [[span for span in record.outcome.spans if isinstance(span.work, SampleWork)] for record in found[3]]
+    pairs = itertools.chain(*(itertools.combinations(spans, 2) for spans in works))
+    assert any(one.start < other.end and other.start < one.end for one, other in pairs), "works were packed"
 
 
 def test_dropped_branches_of_large_videos_keep_small_frames(
