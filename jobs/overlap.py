@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 UNITS = 8
 WORKERS = 2  # generators, and as many verifiers
+SEARCHES = 3
 SECONDS = 0.5  # to sample a branch's unit, or to judge it
 STEPS = 30  # of denoising in a unit, between which a generator can stop: three stages of ten
 BUDGET = "12x"
@@ -39,7 +40,8 @@ def overlap(device: torch.device, repeats: int) -> list[Finding]:
     """A beam search's makespan beside its critical path and beside taking turns; the arguments are not heeded.
 
     The critical path is the least that the works of the search can take: the samples shared evenly by the generators,
-    and after the last of them the judgements of what it brought, by as many verifiers as there are.
+    and after the last of them the judgements of what it brought, by as many verifiers as there are. What is bet on, and
+    so how long it takes, depends on timing: it is the median of some searches.
     """
     import ray
 
@@ -49,25 +51,32 @@ def overlap(device: torch.device, repeats: int) -> list[Finding]:
     with connect():
         actors: list[Any] = [ray.remote(num_cpus=0)(Sleeper).remote() for _ in range(2 * WORKERS)]
         asyncio.run(_slept(actors, 0.0))  # until they are up
-        outcome = asyncio.run(_searched(actors))
-        in_turns = asyncio.run(_in_turns(actors, outcome))
-    samples = sum(len(work.paths) for work in outcome.certain if isinstance(work, SampleWork))
-    last = min(len(work.paths) for work in outcome.certain if isinstance(work, SampleWork) and work.depth == UNITS - 1)
-    least = SECONDS * (samples / WORKERS + math.ceil(last / WORKERS))
+        outcomes = sorted((asyncio.run(_searched(actors)) for _ in range(SEARCHES)), key=lambda each: each.seconds)
+        in_turns = asyncio.run(_in_turns(actors, outcomes[0]))
+    ours, span = outcomes[SEARCHES // 2].seconds, (outcomes[0].seconds, outcomes[-1].seconds)
+    least = _critical_path(outcomes[0])
     return [
         Finding(
             "a beam search on sleeping actors, beside its critical path",
-            *(outcome.seconds, "s", least),
+            *(ours, "s", least),
             aim="at most 1.15",
-            met=outcome.seconds <= 1.15 * least,
+            met=ours <= 1.15 * least,
+            ours_range=span,
         ),
         Finding(
             "the same, beside generating a round and then judging it",
-            *(outcome.seconds, "s", in_turns),
+            *(ours, "s", in_turns),
             aim="at most 1/1.6",
-            met=in_turns >= 1.6 * outcome.seconds,
+            met=in_turns >= 1.6 * ours,
+            ours_range=span,
         ),
     ]
+
+
+def _critical_path(outcome: SearchResult) -> float:
+    works = [work for work in outcome.certain if isinstance(work, SampleWork)]
+    last = min(len(work.paths) for work in works if work.depth == UNITS - 1)
+    return SECONDS * (sum(len(work.paths) for work in works) / WORKERS + math.ceil(last / WORKERS))
 
 
 class Sleeper:
@@ -82,10 +91,11 @@ class Sleeper:
 
     async def take_steps(self, number: int, seconds: float) -> bool:
         """Wait for so many seconds in ``STEPS`` steps. False if ``stop`` was called before the last."""
-        for _ in range(STEPS):
+        began = time.monotonic()
+        for step in range(1, STEPS + 1):
             if number in self._stopped:
                 return False
-            await asyncio.sleep(seconds / STEPS)
+            await asyncio.sleep(began + step * seconds / STEPS - time.monotonic())  # naps of their own would add up
         return True
 
     async def stop(self, number: int) -> None:
