@@ -172,8 +172,11 @@ def _trains(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def _machines() -> Iterator[Machines]:
-    kept = {name: os.environ.get(name) for name in (*_WAITS, "RAY_ADDRESS")}
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    kept = {name: os.environ.get(name) for name in (*_WAITS, "RAY_ADDRESS", "RAY_AUTH_MODE")}
     os.environ.update(_WAITS)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as jobs.train does: both must
     machines = Machines()
     os.environ["RAY_ADDRESS"] = machines.address
     try:
