@@ -86,7 +86,7 @@ class Run:
 
     def wait_for(self, step: int) -> None:
         """Until the checkpoint after so many steps is there."""
-        self._wait(lambda: (self.out / "checkpoints" / f"step-{step:07}").exists())
+        self.wait_until(lambda: self._goes_on() and (self.out / "checkpoints" / f"step-{step:07}").exists())
 
     def wait_for_restart(self) -> None:
         """Until workers have been started anew and load the model."""
@@ -95,10 +95,10 @@ class Run:
         statuses = StatusReader(self.out)
 
         def loads() -> bool:
-            news = statuses.news()
+            news = statuses.news() if self._goes_on() else None
             return news is not None and news.doing == "loading the model"
 
-        self._wait(loads)
+        self.wait_until(loads)
 
     def wait(self) -> int:
         """Until the command has ended; its exit status."""
@@ -116,12 +116,18 @@ class Run:
 
         return len((self.out / HISTORY).read_text(encoding="utf-8").splitlines())
 
-    def _wait(self, until: Callable[[], bool]) -> None:
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Look again and again. Raises UserError, with what the run has said last, when that takes too long."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not until():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"the run in {self.out} is over, or stands still, before its fault: {self._said()}")
+        while not done():
+            if time.monotonic() > deadline:
+                raise UserError(f"the run in {self.out} stands still: {self._said()}")
             time.sleep(0.05)
+
+    def _goes_on(self) -> bool:
+        if self.process.poll() is not None:
+            raise UserError(f"the run in {self.out} was over before its fault: {self._said()}")
+        return True
 
     def _said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
@@ -224,7 +230,7 @@ def _newest_checkpoint_cut_short(run: Run, machines: Machines) -> None:
     run.wait_for(3 * _EVERY)
     run.process.kill()
     run.process.wait()
-    _until(lambda: not machines.workers())  # they could write another one
+    run.wait_until(lambda: not machines.workers())  # they could write another one
     newest = max((run.out / "checkpoints").glob("step-*"))
     largest = max(newest.iterdir(), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
@@ -286,11 +292,6 @@ FAULTS = (
 def _finish(run: Run) -> None:
     if run.wait() != 0:
         raise UserError(f"the run did not come to its end: see {run.log}")
-
-
-def _until(done: Callable[[], bool]) -> None:
-    while not done():
-        time.sleep(0.1)
 
 
 def _undisturbed(run: Run) -> Run:
