@@ -96,6 +96,8 @@ def outcomes(
         compute=ActorPoolStrategy(size=encoders(footage)),
         num_cpus=1,
         num_gpus=gpu,
+        # As by default, but said: Ray Data would have the encoders decode, too, if both steps were asked for alike.
+        max_restarts=-1,
         **given,
     )
     try:

@@ -8,6 +8,7 @@ are as many, and which samples a step has, and their noise, does not depend on w
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -114,7 +115,8 @@ class Run:
         """How often the run was begun or gone on with."""
         from framegrove.training.resume import HISTORY
 
-        return len((self.out / HISTORY).read_text(encoding="utf-8").splitlines())
+        events = map(json.loads, (self.out / HISTORY).read_text(encoding="utf-8").splitlines())
+        return sum(event["event"] in {"started", "resumed"} for event in events)
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Look again and again. Raises UserError, with what the run has said last, when that takes too long."""

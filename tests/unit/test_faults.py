@@ -16,7 +16,8 @@ def a_run(out: Path, losses: dict[int, float]) -> Run:
     out.mkdir()
     lines = [{"step": step, "losses": {"loss": loss, "stage0": 1.0}} for step, loss in losses.items()]
     (out / curve.LINES).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    (out / HISTORY).write_text("{}\n{}\n")
+    events = ("started", "set aside", "resumed")
+    (out / HISTORY).write_text("".join(f"{json.dumps({'event': event})}\n" for event in events))
     return Run(out / "config.yaml", out, "plain")
 
 
