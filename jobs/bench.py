@@ -111,8 +111,9 @@ def main(
                 display.begin(f"measuring {bench}")
                 findings += measure[bench](device, repeats)
         finally:  # what has been measured is not lost with what fails after it
-            _print(findings, f"{device.type}, {threads} threads, torch {torch.__version__}", display)
-            if out is not None:
+            if findings:
+                _print(findings, f"{device.type}, {threads} threads, torch {torch.__version__}", display)
+            if findings and out is not None:
                 _write(findings, out / "bench.json", display)
 
 

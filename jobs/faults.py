@@ -42,8 +42,10 @@ _WAITS = {
 
 def faults(device: torch.device, repeats: int) -> list[Finding]:
     """How far the loss curve is from an undisturbed run's after each fault; the arguments are not heeded."""
+    from jobs.overhead import Size, prepared
+
     with tempfile.TemporaryDirectory() as folder, _machines() as machines:
-        config = _prepared(Path(folder))
+        config = prepared(Path(folder), Size("tiny", layers=1, heads=1, batch=8, steps=_STEPS))
         whole = {engine: _undisturbed(Run(config, Path(folder) / f"whole-{engine}", engine)) for engine in _ENGINES}
         findings = []
         for number, fault in enumerate(FAULTS):
@@ -67,9 +69,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self.kill()
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -80,10 +80,21 @@ class Run:
     def start(self) -> None:
         """Begin the run, or go on with it."""
         given = ["--config", str(self.config), "--out", str(self.out), "--engine", self.engine]
+        given += ["--set", f"checkpoint_every={_EVERY}"]
         given += ["--workers", "2"] if self.engine == "deepspeed" else []
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "jobs.train", *given]
             self._process = subprocess.Popen(command, cwd=_ROOT, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """Kill -9 the command, which is the driver."""
+        self.process.kill()
+        self.process.wait()
+
+    def finish(self) -> None:
+        """Wait for the end. Raises UserError, with what the run has said last, where it is a failure."""
+        if self.wait() != 0:
+            raise UserError(f"the run in {self.out} did not come to its end: {self._said()}")
 
     def wait_for(self, step: int) -> None:
         """Until the checkpoint after so many steps is there."""
@@ -200,22 +211,21 @@ def _machines() -> Iterator[Machines]:
 def _worker_killed(run: Run, machines: Machines) -> None:
     run.wait_for(2 * _EVERY)
     machines.workers()[-1].kill()
-    _finish(run)
+    run.finish()
 
 
 def _driver_killed(run: Run, machines: Machines) -> None:
     run.wait_for(2 * _EVERY)
-    run.process.kill()
-    run.process.wait()
+    run.kill()
     run.start()
-    _finish(run)
+    run.finish()
 
 
 def _machine_killed(run: Run, machines: Machines) -> None:
     run.wait_for(2 * _EVERY)
     machines.kill()
     machines.replace()
-    _finish(run)
+    run.finish()
 
 
 def _machine_killed_again(run: Run, machines: Machines) -> None:
@@ -225,19 +235,18 @@ def _machine_killed_again(run: Run, machines: Machines) -> None:
     run.wait_for_restart()
     machines.kill()
     machines.replace()
-    _finish(run)
+    run.finish()
 
 
 def _newest_checkpoint_cut_short(run: Run, machines: Machines) -> None:
     run.wait_for(3 * _EVERY)
-    run.process.kill()
-    run.process.wait()
+    run.kill()
     run.wait_until(lambda: not machines.workers())  # they could write another one
     newest = max((run.out / "checkpoints").glob("step-*"))
     largest = max(newest.iterdir(), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     run.start()
-    _finish(run)
+    run.finish()
 
 
 def _storage_gone(run: Run, machines: Machines) -> None:
@@ -246,7 +255,7 @@ def _storage_gone(run: Run, machines: Machines) -> None:
     run.out.rename(away)
     time.sleep(_AWAY_S)
     away.rename(run.out)
-    _finish(run)
+    run.finish()
 
 
 def _disk_full(run: Run, machines: Machines) -> None:
@@ -256,7 +265,7 @@ def _disk_full(run: Run, machines: Machines) -> None:
     if run.wait() == 0:
         raise UserError("the run with a full disk ended well, though it could not write a checkpoint")
     run.start()
-    _finish(run)
+    run.finish()
 
 
 def _worker_stands_still(run: Run, machines: Machines) -> None:
@@ -265,7 +274,7 @@ def _worker_stands_still(run: Run, machines: Machines) -> None:
     worker.suspend()
     time.sleep(_STILL_S)
     worker.resume()
-    _finish(run)
+    run.finish()
 
 
 @dataclass(frozen=True)
@@ -291,26 +300,10 @@ FAULTS = (
 )
 
 
-def _finish(run: Run) -> None:
-    if run.wait() != 0:
-        raise UserError(f"the run did not come to its end: see {run.log}")
-
-
 def _undisturbed(run: Run) -> Run:
     with run:
-        _finish(run)
+        run.finish()
     return run
-
-
-def _prepared(folder: Path) -> Path:
-    import yaml
-
-    from jobs.overhead import Size, prepared
-
-    path = prepared(folder, Size("tiny", layers=1, heads=1, batch=8, steps=_STEPS))
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) | {"checkpoint_every": _EVERY}
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return path
 
 
 def _compared(fault: Fault, run: Run, whole: Run) -> Finding:

@@ -103,14 +103,16 @@ class Sleeper:
         self._stopped.add(number)
 
 
+_numbers = itertools.count()  # of works, of all searches: an actor remembers which ones were stopped
+
+
 class _Client:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._numbers = itertools.count()
         self._running: dict[SampleWork, int] = {}
 
     async def sample(self, work: SampleWork, parents: Mapping[Path, Any]) -> Sampled:
-        number = self._running[work] = next(self._numbers)
+        number = self._running[work] = next(_numbers)
         try:
             if not await self._actor.take_steps.remote(number, SECONDS * len(work.paths)):
                 raise WorkCancelled
