@@ -47,6 +47,7 @@ class Bench(enum.StrEnum):
     OVERLAP = "overlap"
     ASKING = "asking"
     ENDURANCE = "endurance"
+    MEMORY = "memory"
 
 
 @app.command()
@@ -79,6 +80,7 @@ def main(
         from jobs.endurance import endurance
         from jobs.faults import faults
         from jobs.footage import footage
+        from jobs.memory import memory
         from jobs.mixture import mixture
         from jobs.overhead import overhead
         from jobs.overlap import overlap
@@ -104,6 +106,7 @@ def main(
             Bench.OVERLAP: overlap,
             Bench.ASKING: asking,
             Bench.ENDURANCE: endurance,
+            Bench.MEMORY: memory,
         }
         findings: list[Finding] = []
         try:

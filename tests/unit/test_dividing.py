@@ -127,11 +127,15 @@ def work(rank: int, folder: Path) -> None:
         curve(DeepSpeedEngine(trainable(load_transformer(folder / "large")), "bf16", CPU, 3)),
     )
     found["fresh"] = fresh_weights()
-    gc.freeze()  # what is there by now need not be looked through again and again
-    for zero in (1, 2, 3):
-        found["held", zero] = held_by_an_engine(zero, TuneConfig())
-        found["held with an adapter", zero] = held_by_an_engine(zero, ADAPTER)
     torch.save(found, folder / f"{rank}.pt")
+
+
+def weigh(rank: int, folder: Path) -> None:
+    """One of the workers: leaves what engines hold. Engines that were there before would be counted now and then."""
+    gc.freeze()  # what is there by now need not be looked through again and again
+    kinds = {"held": TuneConfig(), "held with an adapter": ADAPTER}
+    found = {(kind, zero): held_by_an_engine(zero, tune) for zero in (1, 2, 3) for kind, tune in kinds.items()}
+    torch.save(found, folder / f"{rank}.held.pt")
 
 
 def fresh_weights() -> dict[str, Tensor]:
@@ -163,8 +167,13 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What both workers have left."""
     folder = tmp_path_factory.mktemp("workers")
     save_transformer(fresh_transformer(LARGE, 3), folder / "large")
-    together(work, (folder,), WORKERS)()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
+    for part in (work, weigh):
+        together(part, (folder,), WORKERS)()
+    names = ("{}.pt", "{}.held.pt")
+    return [
+        {key: value for name in names for key, value in torch.load(folder / name.format(rank)).items()}
+        for rank in range(WORKERS)
+    ]
 
 
 @pytest.mark.parametrize(("kind", "zero"), [case[:2] for case in SHARED])

@@ -118,6 +118,34 @@ def test_linear_asks_once_and_takes_the_best() -> None:
     assert set(best.dropped) == {(0, 0), (2, 0)}
 
 
+def test_linear_lets_go_of_a_video_as_soon_as_there_is_a_better_one() -> None:
+    policy, plan = Linear(Layout(2, 3), roots=3), Plan(grows_once=True)
+    plan.add(policy.start())
+    ended = [
+        plan.add(policy.judged(PanelWork((root, 0), Assessment.FINAL), (("only", score),)))
+        for root, score in ((0, 0.5), (1, 0.9), (2, 0.1))
+    ]
+    assert ended == [[], [(0,)], [(2,)]]
+    assert list(plan.dropped) == [(0, 0), (2, 0)]
+
+
+def test_a_branch_whose_children_are_all_dropped_has_ended() -> None:
+    shape = TreeShape(roots=3, children=(2,), widths=(2,))
+    policy, plan = TreeOfFrames(Layout(2, 1), shape), Plan(grows_once=True)
+    plan.add(policy.start())
+    values: dict[Path, float] = {(0,): 0.9, (1,): 0.8, (2,): 0.1}
+    for work, scores in scored(Assessment.IMAGE, values).items():
+        plan.add(policy.judged(work, scores))
+    assert set(plan.dropped) == {(2,)}
+    values = {(1, 0): 0.1, (1, 1): 0.2, (0, 0): 0.3, (0, 1): 0.9}
+    ended = [plan.add(policy.judged(work, scores)) for work, scores in scored(Assessment.FINAL, values).items()]
+    assert [(1,)] in ended
+    assert plan.ended == {(1,)}
+    assert plan.is_dead((1,))
+    assert not plan.is_dropped((1,))
+    assert plan.winner == (0, 1)
+
+
 def test_single_asks_nobody() -> None:
     policy, allotment = make_policy(SearchConfig(policy="none", budget="4x"), 3, 3, FREE)
     plan = replayed(policy, {})
@@ -178,13 +206,15 @@ def test_decisions_only_add_and_the_order_of_scores_does_not_matter(
     assert first.winner == second.winner
     assert set(first.certain) == set(second.certain)
     assert first.dropped == second.dropped
+    assert first.ended == second.ended
+    check_ends(make()[0], first)
     assert set(first.judgements) == set(second.judgements)
     assert first.at_most == second.at_most == len(first.certain)
 
 
 def play(policy: Policy, world: World, order: random.Random) -> Plan:
     """Score one certain work after the other, in random order; every decision must add to the ones before."""
-    plan = Plan()
+    plan = Plan(policy.layout.prefix, policy.grows_once)
     plan.add(policy.start())
     told: set[PanelWork] = set()
     while open_ := [work for work in plan.certain if isinstance(work, PanelWork) and work not in told]:
@@ -203,8 +233,17 @@ def check_adds(decision: Decision, plan: Plan) -> None:
     assert not set(decision.works) & plan.certain.keys()
     assert len(set(decision.works)) == len(decision.works)
     assert not {path for path, _ in decision.dropped} & plan.dropped.keys()
+    assert not any(plan.is_dead(work.paths[0][:-1]) for work in decision.works if isinstance(work, SampleWork))
     assert not set(decision.judgements) & set(plan.judgements)
     assert plan.winner is None or decision.winner in (None, plan.winner)
+
+
+def check_ends(policy: Policy, plan: Plan) -> None:
+    """Whatever did not win is let go, where a policy lets go of anything by itself."""
+    sampled = {path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths}
+    losers = {path for path in sampled if plan.winner is not None and plan.winner[: len(path)] != path}
+    assert not policy.grows_once or all(map(plan.is_dead, losers))
+    assert not plan.ended & plan.dropped.keys()
 
 
 def check_speculation(policy: Policy, plan: Plan) -> None:

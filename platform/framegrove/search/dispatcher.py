@@ -98,7 +98,7 @@ class Dispatcher:
         self._speculate = speculate
         self._tries = attempts
         # What is known.
-        self.plan = Plan()
+        self.plan = Plan(layout.prefix, policy.grows_once)
         self.done: dict[Work, Result] = {}
         self._held = Holdings()
         self.given_up: dict[Path, str] = {}  # branches, and why
@@ -295,7 +295,7 @@ class Dispatcher:
         sampling = [attempt.work for attempt in self.attempts.sampling]
         going_on = [work for work in sampling if isinstance(work, SampleWork) and not self._is_hopeless(work)]
         taken = known_children(self.plan, self._whole_branches(), self.given_up)
-        dead = {*self.plan.dropped, *self.given_up}
+        dead = {*self.plan.dropped, *self.plan.ended, *self.given_up}
         rest = dict(rest_of(best or self.layout.prefix, self.layout, going_on, dead, taken))
         winner = next(reversed(rest)) if rest else best
         assert winner is not None
@@ -314,7 +314,7 @@ class Dispatcher:
 
     def _most_promising(self, most_units: float = math.inf) -> Path | None:
         failing = (path[:-1] for path in self.given_up)  # there is no time to find out whose fault it was
-        dead = {*self.plan.dropped, *self.given_up, *failing}
+        dead = {*self.plan.dropped, *self.plan.ended, *self.given_up, *failing}
         return most_promising(self.layout, self._whole_branches(), dead, self.panels, self._log_p, most_units)
 
     def _whole_branches(self) -> set[Path]:
@@ -401,10 +401,10 @@ class Dispatcher:
             return True
         if latent.stage < self._policy.layout.last_stage:  # a draft is of no use once it has been refined
             refined = Latent(latent.path, self._policy.layout.last_stage) in self.handles
-            return not (refined or self.plan.winner or self.plan.is_dropped(latent.path))
+            return not (refined or self.plan.winner or self.plan.is_dead(latent.path))
         if self.plan.winner is not None:
             return self.plan.winner[: len(latent.path)] == latent.path
-        return not self.plan.is_dropped(latent.path)
+        return not self.plan.is_dead(latent.path)
 
     def _undo(self, latent: Latent) -> None:
         """The work that made it counts as not done, and its cost is wasted."""
@@ -449,7 +449,7 @@ class Dispatcher:
         self._sampled_ahead |= not self.certain(result.work)
         for latent, handle in zip(self._policy.layout.outputs(result.work), handles, strict=True):
             self._put(latent, handle, Maker(result.work, worker))
-            if self.plan.is_dropped(latent.path):
+            if self.plan.is_dead(latent.path):
                 self._let_go([latent])
 
     def _put(self, latent: Latent, handle: Any, maker: Maker | None = None) -> None:
@@ -473,14 +473,14 @@ class Dispatcher:
         decisions = [decision]
         while decisions:
             decision = decisions.pop(0)  # in the order in which they were taken
-            self.plan.add(decision)
+            ended = self.plan.add(decision)
             for planned in decision.works:
                 for work in self._panel.works(planned):
                     self._becomes_certain(work)
                 if isinstance(planned, PanelWork) and planned in self.panels and not self.hurried:  # scored ahead
                     decisions.append(self._policy.judged(planned, self.panels[planned]))
-            for path, _ in decision.dropped:
-                self._drop(path)
+            if decision.dropped:
+                self._drop([path for path, _ in decision.dropped], ended)
         self._check_winner()
 
     def _becomes_certain(self, work: Work) -> None:
@@ -548,10 +548,13 @@ class Dispatcher:
             if prefix in self.given_up:
                 raise SearchFailed(self.given_up[prefix])
 
-    def _drop(self, path: Path) -> None:
-        """A branch leads no further: what hangs on it is released, and speculation on it is given up."""
+    def _drop(self, dropped: Iterable[Path], ended: Iterable[Path]) -> None:
+        """Branches lead no further: what hangs on them is released, and speculation on them is given up."""
         self.attempts.lost(self._is_lost)
-        self._let_go(self._held.below(path))
+        for path in dropped:
+            self._let_go(self._held.below(path))
+        for path in ended:
+            self._let_go(self._held.of(path))
 
     def _let_go(self, latents: Iterable[Latent]) -> None:
         """Release what dropped branches are made of, as soon as no certain work, such as a late judgement, needs it."""
@@ -566,7 +569,7 @@ class Dispatcher:
         """Whether the work will never be certain: a branch that it builds on, or the branch itself, is dropped."""
         if self.certain(work):
             return False
-        return self.finished or any(self.plan.is_dropped(path) for path in paths_of(work))
+        return self.finished or any(self.plan.is_dead(path) for path in paths_of(work))
 
     # ---- what it cost
 

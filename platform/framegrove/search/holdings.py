@@ -58,10 +58,14 @@ class Holdings:
         """Those whose newest units are there, sampled up to and including ``stage``."""
         return {latent.path for latent in self.handles if latent.stage == stage}
 
+    def of(self, path: Path) -> tuple[Latent, ...]:
+        """What is there of a branch's newest unit."""
+        return tuple(self._of_branch.get(path, ()))
+
     def below(self, path: Path) -> Iterator[Latent]:
         """What is there of a branch and of all that grew from it."""
         branches = [path]
         while branches:
             branch = branches.pop()
             branches += self._children.get(branch, ())
-            yield from tuple(self._of_branch.get(branch, ()))
+            yield from self.of(branch)

@@ -8,7 +8,8 @@ dispatcher's business.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -182,6 +183,14 @@ class Policy(Protocol):
         """Everything that it may ask the panel for."""
         ...
 
+    @property
+    def grows_once(self) -> bool:
+        """Whether all children that a branch ever has become certain together, so that it ends when they are dropped.
+
+        The branch that the search starts from is excepted.
+        """
+        ...
+
     def start(self) -> Decision:
         """What is certain before anything is scored. Called once, first."""
         ...
@@ -197,22 +206,51 @@ class Policy(Protocol):
 
 @dataclass
 class Plan:
-    """All decisions of a policy so far, added up."""
+    """All decisions of a policy so far, added up.
 
+    ``root`` is the branch that the search starts from, which always leads on. ``ended`` are branches that were not
+    dropped themselves, and of which all children were, or have ended, where the policy ``grows_once``.
+    """
+
+    root: Path = ()
+    grows_once: bool = False
     at_most: int = 0
     certain: dict[PlannedWork, None] = field(default_factory=dict)  # a set that keeps its order
     dropped: dict[Path, Assessment] = field(default_factory=dict)
     judgements: list[Judgement] = field(default_factory=list)
     winner: Path | None = None
+    ended: set[Path] = field(default_factory=set)
+    _living: dict[Path, set[Path]] = field(
+        default_factory=lambda: defaultdict(set)
+    )  # children neither dropped nor ended
 
-    def add(self, decision: Decision) -> None:
-        """Add one more decision."""
+    def add(self, decision: Decision) -> list[Path]:
+        """Add one more decision. Returns the branches that have ended by it."""
         self.at_most = decision.at_most
         self.certain |= dict.fromkeys(decision.works)
         self.dropped |= dict(decision.dropped)
         self.judgements += decision.judgements
         self.winner = decision.winner or self.winner
+        for work in decision.works:
+            if isinstance(work, SampleWork):
+                self._living[work.paths[0][:-1]].update(work.paths)
+        return [path for dropped, _ in decision.dropped for path in self._ended_with(dropped)]
+
+    def _ended_with(self, path: Path) -> Iterator[Path]:
+        """The branches that led to this one alone, which has been dropped."""
+        while self.grows_once and len(path) > len(self.root):
+            parent = path[:-1]
+            self._living[parent].discard(path)
+            if self._living[parent] or len(parent) <= len(self.root):
+                return
+            self.ended.add(parent)
+            yield parent
+            path = parent
 
     def is_dropped(self, path: Path) -> bool:
         """Whether the branch or one that it grew from was dropped."""
         return any(prefix in self.dropped for prefix in prefixes(path))
+
+    def is_dead(self, path: Path) -> bool:
+        """Whether nothing more will come of the branch: it or one that it grew from was dropped, or it has ended."""
+        return path in self.ended or self.is_dropped(path)

@@ -24,6 +24,8 @@ class ByRounds:
     likely ones are speculated on. POTENTIAL scores of previews are in no path score.
     """
 
+    grows_once = True
+
     def __init__(self, layout: Layout, rounds: Sequence[Round], roots: int, scoring: Scoring, cut: Cut) -> None:
         self.layout = layout
         self.rounds = tuple(rounds)

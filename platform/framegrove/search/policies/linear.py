@@ -39,6 +39,7 @@ class Linear:
     """
 
     assessments = (Assessment.FINAL,)
+    grows_once = True
 
     def __init__(
         self,
@@ -52,6 +53,9 @@ class Linear:
         self._stop = stop
         self._scoring = scoring
         self._scores: dict[int, Scores] = {}
+        ends = tuple(self._path(root, layout.units) for root in range(roots))
+        self._all = ScoreCohort(ends, Assessment.FINAL, scoring, {}, width=1, path_score="last")
+        self._beaten: set[Path] = set()
         self._begun = 1 if stop is not None else roots
 
     def start(self) -> Decision:
@@ -60,15 +64,20 @@ class Linear:
         return Decision(self._most(self.roots), works)
 
     def judged(self, work: PanelWork, scores: Scores) -> Decision:
-        """Nothing follows from a score before the last one is in, unless it is good enough to stop at."""
-        root = work.path[self.layout.given]
-        self._scores[root] = scores
-        if self._stop is None:
-            return self._decided() if len(self._scores) == self.roots else Decision(self._most(self.roots))
-        if math.exp(self._scoring.log_p(Assessment.FINAL, scores)) >= self._stop or self._begun == self.roots:
+        """Drop what is worse than another video; the best wins once the last score is in, or one is good enough."""
+        self._scores[work.path[self.layout.given]] = scores
+        beaten = self._all.add(work.path, scores).dropped
+        if len(self._scores) == self.roots or self._is_good_enough(scores):
             return self._decided()
-        self._begun += 1
-        return Decision(self._most(self.roots), self._video(self._begun - 1))
+        self._beaten.update(beaten)
+        more: tuple[PlannedWork, ...] = ()
+        if self._stop is not None:
+            more = self._video(self._begun)
+            self._begun += 1
+        return Decision(self._most(self.roots), more, tuple((path, Assessment.FINAL) for path in beaten))
+
+    def _is_good_enough(self, scores: Scores) -> bool:
+        return self._stop is not None and math.exp(self._scoring.log_p(Assessment.FINAL, scores)) >= self._stop
 
     def speculative(self) -> Iterable[Bet]:
         """The next videos, should those under way not be good enough; each is as likely to be as not to be."""
@@ -85,7 +94,7 @@ class Linear:
         best = cohort.standings()
         return Decision(
             self._most(self._begun),
-            dropped=tuple((place.path, Assessment.FINAL) for place in best[1:]),
+            dropped=tuple((place.path, Assessment.FINAL) for place in best[1:] if place.path not in self._beaten),
             judgements=tuple(Judgement(place.path, Assessment.FINAL, place.own, place.total) for place in best),
             winner=best[0].path,
         )

@@ -15,6 +15,7 @@ class Single:
     """Samples branch (0, 0, ..) to the end and asks no verifier."""
 
     assessments = ()
+    grows_once = True
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout

@@ -115,6 +115,8 @@ class Tree:
     ones are speculated on.
     """
 
+    grows_once = True
+
     def __init__(
         self,
         layout: Layout,
