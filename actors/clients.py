@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.generator import Context, Made
 from framegrove.cluster.errors import ActorLost, CrashLoop
@@ -24,14 +24,11 @@ from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
-from framegrove.media.pictures import reduced
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
 Answer = TypeVar("Answer")
 _DEFAULTS = SearchConfig()
-_SMALL = 192  # px: as large as the frames of a dropped branch may stay
-_scaled: Any = ray.remote(num_cpus=0, max_retries=0)(reduced)
 _numbers = itertools.count(1)  # names works to actors, which serve many searches
 
 
@@ -39,7 +36,8 @@ _numbers = itertools.count(1)  # names works to actors, which serve many searche
 class UnitRef:
     """A branch's newest unit in the object store: references to its latent, frames and decoder state (Unit).
 
-    ``state`` is None where it is not kept; a generator can compute it again. States are by far the largest of these
+    ``small`` are the frames that are kept of a branch that is dropped, None where its frames are no larger. ``state``
+    is None where it is not kept; a generator can compute it again. States are by far the largest of these
     (2 GB at 384p), so each is released as soon as the branch's children have been sampled, except for that of a
     ``given`` unit, from which many works start. Of a branch that is dropped, only what pictures of the tree need is
     kept: a search of thousands of branches must fit in memory.
@@ -49,21 +47,22 @@ class UnitRef:
     latent: Any
     frames: Any
     state: Any
+    small: Any = None
     given: bool = False
-    small: bool = False
+    reduced: bool = False
 
     def let_go(self) -> None:
         """Release the decoder's state."""
         if not self.given:
             self.state = None
 
-    def drop(self, side: int) -> None:
-        """Release all but the frames, and have those scaled down where their longer ``side``, px, is large."""
-        if self.given or self.small:
+    def drop(self) -> None:
+        """Release all but the frames, and of those all but the small ones."""
+        if self.given:
             return
         self.state = self.latent = None
-        if side > _SMALL:
-            self.frames, self.small = _scaled.remote(self.frames, _SMALL), True
+        if self.small is not None:
+            self.frames, self.small, self.reduced = self.small, None, True
 
 
 class KeptStates:
@@ -129,7 +128,7 @@ class RemoteGenerator:
         refs: list[Any] = []
 
         def submit(actor: Any) -> Any:
-            refs[:] = actor.sample.options(num_returns=1 + 3 * len(work.paths)).remote(
+            refs[:] = actor.sample.options(num_returns=1 + 4 * len(work.paths)).remote(
                 number,
                 work,
                 self._context,
@@ -151,8 +150,11 @@ class RemoteGenerator:
         cost = spent(self._costs, work, made)
         if not made.whole:
             raise WorkCancelled(cost)
-        parts = zip(refs[1::3], refs[2::3], refs[3::3], strict=True)
-        units = tuple(UnitRef(work.last_stage, latent, frames, state) for latent, frames, state in parts)
+        large = self._context.are_frames_large
+        units = tuple(
+            UnitRef(work.last_stage, latent, frames, state, small if large else None)
+            for latent, frames, state, small in zip(refs[1::4], refs[2::4], refs[3::4], refs[4::4], strict=True)
+        )
         if before:
             before.let_go()
         if made.state_bytes:
@@ -262,7 +264,7 @@ class ObjectStore:
         """What the branches look like, except for those that are lost."""
         frames = await frames_of(units)
         return {
-            path: Shown(pixels, draft=units[path].stage < last_stage, small=units[path].small)
+            path: Shown(pixels, draft=units[path].stage < last_stage, small=units[path].reduced)
             for path, pixels in frames.items()
         }
 
@@ -270,9 +272,9 @@ class ObjectStore:
         """The branches whose newest frames are gone."""
         return await lost_of(units)
 
-    def drop(self, unit: UnitRef, side: int) -> None:
+    def drop(self, unit: UnitRef) -> None:
         """Release what only those would need who sample on top of it, and large frames."""
-        unit.drop(side)
+        unit.drop()
 
     def again(self, record: SearchRecord, path: Path) -> UnitRef:
         """A handle for what a record shows of a branch, whatever has become of the search's own."""
@@ -295,7 +297,7 @@ async def _value(ref: Any) -> Any:
     """What a reference stands for, None if it is lost."""
     try:
         return await ref
-    except (ObjectLostError, RayTaskError, WorkerCrashedError):  # the latter two: while it was scaled down
+    except ObjectLostError:
         return None
 
 

@@ -24,7 +24,7 @@ from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
-from framegrove.media.pictures import read_picture
+from framegrove.media.pictures import read_picture, reduced
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_units
@@ -33,10 +33,15 @@ from framegrove.types import SampleWork
 Frames = npt.NDArray[np.uint8]
 State = list[Tensor]
 
+SMALL = 192  # px: large enough to see what a branch was like
+
 
 @dataclass(frozen=True)
 class Context:
-    """What a generator must know of a request: the same for all its branches. Sides in pixels."""
+    """What a generator must know of a request: the same for all its branches. Sides in pixels.
+
+    Of a branch that is dropped frames are kept whose longer side is at most ``small``.
+    """
 
     prompt: str
     negative: str
@@ -45,6 +50,12 @@ class Context:
     width: int
     units: int
     from_image: bool = False  # unit 0 is given
+    small: int = SMALL
+
+    @property
+    def are_frames_large(self) -> bool:
+        """Whether frames are scaled down for that."""
+        return max(self.height, self.width) > self.small
 
 
 @dataclass(frozen=True)
@@ -146,13 +157,17 @@ class Generator:
 
         Of ``latents``, the first ``history`` are the finished units before, oldest first, and the others what each path
         continues from (none: noise); ``state`` is the decoder's after that history, None where it must be made again.
-        Laid out flat for Ray, which moves each result only to where it is asked for: 1 + 3 x paths values, Made and
-        then the three of each path's Unit, all None when the work was cancelled.
+        Laid out flat for Ray, which moves each result only to where it is asked for: 1 + 4 x paths values, Made and
+        then the three of each path's Unit and its small frames, all None when the work was cancelled; so are the small
+        frames of a video that is small itself.
         """
         done = self._packer.ask(Job(number, work, context, latents[:history], latents[history:], state))
         if not done.made.whole:
-            return (done.made, *[None] * (3 * len(work.paths)))
-        return (done.made, *[part for unit in done.units for part in unit])
+            return (done.made, *[None] * (4 * len(work.paths)))
+        parts: list[Any] = []
+        for unit in done.units:
+            parts += (*unit, reduced(unit.frames, context.small) if context.are_frames_large else None)
+        return (done.made, *parts)
 
     def sample_together(self, jobs: Sequence[Job]) -> list[Done]:
         """Do some works in as few forward passes as they allow, of whichever searches they are.

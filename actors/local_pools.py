@@ -86,7 +86,7 @@ class LocalUnits:
         """None."""
         return ()
 
-    def drop(self, unit: LocalUnit, side: int) -> None:
+    def drop(self, unit: LocalUnit) -> None:
         """Nothing: all of it is on the disk."""
 
     def again(self, record: SearchRecord, path: Path) -> LocalUnit:

@@ -71,8 +71,8 @@ class Units(Protocol):
         """The branches whose newest units are lost."""
         ...
 
-    def drop(self, unit: Any, side: int) -> None:
-        """Nothing more will be made of this unit, whose frames' longer side is ``side`` px: release what can be."""
+    def drop(self, unit: Any) -> None:
+        """Nothing more will be made of this unit: release what can be."""
         ...
 
     def again(self, record: SearchRecord, path: Path) -> Any:

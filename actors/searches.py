@@ -229,7 +229,7 @@ class SearchRunner:
                     journal=journal,
                     on_progress=tell,
                     lost=self._generators.units.lost,
-                    release=functools.partial(self._generators.units.drop, side=max(request.height, request.width)),
+                    release=self._generators.units.drop,
                     observer=self._observer,
                     sampled=sampled,
                     shared=self._shared,

@@ -13,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from actors.clients import UnitRef
+from actors.generator import SMALL
 from framegrove.files import replacing
 from framegrove.flow.sampler import StageLatent
+from framegrove.media.pictures import reduced
 from framegrove.search.protocols import WorkFailed
 
 
@@ -43,8 +45,15 @@ class UnitStore:
             tensors = await asyncio.to_thread(load_file, file)
         except (OSError, SafetensorError):
             return None
-        stage = _stage_of(name)
-        return UnitRef(stage, ray.put(StageLatent(stage, tensors["x"])), ray.put(tensors["frames"].numpy()), None)
+        stage, frames = _stage_of(name), tensors["frames"].numpy()
+        small = await asyncio.to_thread(reduced, frames, SMALL)
+        return UnitRef(
+            stage,
+            ray.put(StageLatent(stage, tensors["x"])),
+            ray.put(frames),
+            None,
+            ray.put(small) if small is not frames else None,
+        )
 
 
 def _write(tensors: dict[str, torch.Tensor], file: File) -> None:

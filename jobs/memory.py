@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.clients import KeptStates, RemoteGenerator, RemoteVerifier, UnitRef
+from actors.clients import KeptStates, ObjectStore, RemoteGenerator, RemoteVerifier
 from actors.generator import Context, Made
 from actors.model_files import ModelFiles
 from framegrove.cluster.supervise import ActorGroup
@@ -26,6 +27,7 @@ from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.evaluation.bench_conductor import BRANCHES, STAGES, UNITS, budget_for, simulated_flops
 from framegrove.flow.cost import SamplingCosts
+from framegrove.media.pictures import reduced
 from framegrove.search.conductor import Conductor
 from framegrove.search.policies import make_policy
 from framegrove.search.prices import Prices
@@ -54,7 +56,13 @@ def memory(device: torch.device, repeats: int) -> list[Finding]:
 
     from framegrove.evaluation.benches import Finding
 
-    ray.init(num_cpus=2 * WORKERS, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        num_cpus=2 * WORKERS,
+        object_store_memory=STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     try:
         made, branches, grown = asyncio.run(_measured())
     finally:
@@ -92,11 +100,8 @@ async def _searched(generators: ActorGroup, verifiers: ActorGroup) -> SearchResu
     clients = {f"generator {n}": RemoteGenerator(generators, n, context, costs, states, config) for n in range(WORKERS)}
     judges = {f"verifier {n}": RemoteVerifier(verifiers, n, "", config) for n in range(WORKERS)}
 
-    def drop(unit: UnitRef) -> None:
-        unit.drop(max(_FRAMES[1:3]))
-
     panel = {"verifier": PanelMember(judges, at_a_time=1)}
-    return await Conductor(policy, clients, panel, config, release=drop).run()
+    return await Conductor(policy, clients, panel, config, release=ObjectStore().drop).run()
 
 
 class _Generator:
@@ -119,7 +124,7 @@ class _Generator:
         parts: list[Any] = []
         for _ in work.paths:
             frames = np.frombuffer(self._random.bytes(int(np.prod(_FRAMES))), np.uint8).reshape(_FRAMES)
-            parts += [self._floats(*_LATENT), frames, self._floats(*_STATE)]
+            parts += [self._floats(*_LATENT), frames, self._floats(*_STATE), reduced(frames, context.small)]
         self._made += sum(part.nbytes for part in parts)
         return (Made(1, now, time.time(), state_bytes=state_bytes), *parts)
 

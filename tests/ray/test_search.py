@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from actors.generator import Generator
-from actors.pools import Ask, Opened, PyramidPool, VerifierPool
+from actors.pools import Ask, Opened, PyramidPool, VerifierPool, context_of
 from actors.searches import SearchRunner, search_runner
 from framegrove.cluster.errors import NoRoom
 from framegrove.cluster.session import Cluster
@@ -160,7 +160,9 @@ def test_packed_searches_find_what_each_finds_alone(house: House) -> None:
 def test_dropped_branches_of_large_videos_keep_small_frames(
     house: House, undisturbed: SearchRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.clients._SMALL", 32)  # as if 64 pixels were many
+    monkeypatch.setattr(
+        "actors.pools.context_of", lambda *of: dataclasses.replace(context_of(*of), small=32)
+    )  # 64 px are many
     record = house.search()
     assert video(record) == video(undisturbed)
     dropped = {node.path for node in record.outcome.nodes if node.fate is Fate.DROPPED}

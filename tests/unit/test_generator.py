@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,27 @@ def grow(generator: Generator, path: tuple[int, ...]) -> list[Any]:
 
 
 def test_units_of_one_and_eight_frames(generator: Generator) -> None:
-    made, latent, frames, state = generator.sample(1, whole((0,)), CONTEXT, 0, None)
+    made, latent, frames, state, _ = generator.sample(1, whole((0,)), CONTEXT, 0, None)
     assert (made.steps, made.whole) == (6, True)
     assert made.ended >= made.started
     assert frames.shape == (1, 64, 64, 3)
     second = generator.sample(2, whole((0, 1), (0, 0)), CONTEXT, 1, state, latent)
-    assert len(second) == 7
-    assert second[2].shape == second[5].shape == (8, 64, 64, 3)
-    assert not np.array_equal(second[2], second[5])
+    assert len(second) == 9
+    assert second[2].shape == second[6].shape == (8, 64, 64, 3)
+    assert not np.array_equal(second[2], second[6])
+
+
+def test_large_frames_come_with_small_ones(generator: Generator) -> None:
+    small = generator.sample(1, whole((0,)), replace(CONTEXT, small=32), 0, None)[4]
+    assert small.shape == (1, 32, 32, 3)
+    assert generator.sample(1, whole((0,)), CONTEXT, 0, None)[4] is None
 
 
 def test_streamed_frames_are_those_of_the_whole_decode(generator: Generator) -> None:
     path = (0, 1, 0)
     latents, frames, state = [], [], None
     for depth in range(3):
-        _, latent, shown, state = generator.sample(0, whole(path[: depth + 1]), CONTEXT, depth, state, *latents)
+        _, latent, shown, state, _ = generator.sample(0, whole(path[: depth + 1]), CONTEXT, depth, state, *latents)
         latents.append(latent)
         frames.append(shown)
     pipeline = tiny_pipeline()
@@ -94,8 +101,8 @@ def test_any_generator_makes_the_same_branch(generator: Generator, model: Path) 
 
 
 def test_a_lost_decoder_state_is_made_again(generator: Generator) -> None:
-    _, first, _, state = generator.sample(0, whole((0,)), CONTEXT, 0, None)
-    _, second, _, after = generator.sample(0, whole((0, 1)), CONTEXT, 1, state, first)
+    _, first, _, state, _ = generator.sample(0, whole((0,)), CONTEXT, 0, None)
+    _, second, _, after, _ = generator.sample(0, whole((0, 1)), CONTEXT, 1, state, first)
     with_state = generator.sample(0, whole((0, 1, 0)), CONTEXT, 2, after, first, second)
     without = generator.sample(0, whole((0, 1, 0)), CONTEXT, 2, None, first, second)
     assert np.array_equal(with_state[2], without[2])
@@ -113,10 +120,10 @@ def test_prompts_are_read(generator: Generator) -> None:
 
 
 def test_a_draft_and_its_refinement_are_the_whole_unit(generator: Generator) -> None:
-    made, draft, preview, state = generator.sample(3, SampleWork(((4,),), 0, 1), CONTEXT, 0, None)
+    made, draft, preview, state, _ = generator.sample(3, SampleWork(((4,),), 0, 1), CONTEXT, 0, None)
     assert (made.steps, draft.stage, state) == (4 + 3, 1, None)  # two stages of two steps, and a preview's three
     assert preview.shape == (1, 64, 64, 3)
-    _, refined, frames, after = generator.sample(4, SampleWork(((4,),), 2, 2), CONTEXT, 0, None, draft)
+    _, refined, frames, after, _ = generator.sample(4, SampleWork(((4,),), 2, 2), CONTEXT, 0, None, draft)
     assert torch.equal(refined.x, generator.sample(5, whole((4,)), CONTEXT, 0, None)[1].x)
     assert frames.shape == (1, 64, 64, 3)
     assert after is not None
@@ -134,8 +141,8 @@ def test_seed_and_prompt_matter(generator: Generator) -> None:
 def test_works_of_several_searches_are_done_together(generator: Generator) -> None:
     """Of other prompts, depths and stages; each as it is alone, but for its rounding."""
     other = Context("a blue 9 moves up and down", "", 8, 64, 64, 4)
-    _, first, _, state = generator.sample(0, whole((0,)), CONTEXT, 0, None)
-    _, second, _, _ = generator.sample(0, whole((0, 1)), CONTEXT, 1, state, first)
+    _, first, _, state, _ = generator.sample(0, whole((0,)), CONTEXT, 0, None)
+    _, second, *_ = generator.sample(0, whole((0, 1)), CONTEXT, 1, state, first)
     jobs = [
         Job(1, whole((0, 1, 0), (0, 1, 2)), CONTEXT, (first, second), (), None),
         Job(2, whole((3,)), other, (), (), None),
@@ -169,7 +176,7 @@ def test_cancelled_before_it_comes_up(generator: Generator) -> None:
     generator.cancel(11)
     made, *units = generator.sample(11, whole((0,), (1,)), CONTEXT, 0, None)
     assert (made.whole, made.steps) == (False, 0)
-    assert units == [None] * 6
+    assert units == [None] * 8
     assert generator.sample(12, whole((0,)), CONTEXT, 0, None)[0].whole
 
 
@@ -201,7 +208,7 @@ def test_a_given_image_is_unit_0(generator: Generator) -> None:
     unit = generator.given(CONTEXT, encoded.getvalue())
     assert unit.latent.x.shape == (16, 1, 8, 8)
     assert unit.frames.shape == (1, 64, 64, 3)
-    made, _, frames, _ = generator.sample(1, whole((0, 3)), CONTEXT, 1, unit.state, unit.latent)
+    made, _, frames, *_ = generator.sample(1, whole((0, 3)), CONTEXT, 1, unit.state, unit.latent)
     assert made.whole
     assert frames.shape == (8, 64, 64, 3)
     with pytest.raises(MediaError, match="the image is not a picture"):
@@ -227,9 +234,9 @@ def test_a_public_model_is_searched_with_its_released_prompts(kind: str, variant
     assert min(read.tokens, read.negative_tokens) > 1
     assert (read.readable, read.unread) == (request.prompt, None)
     (plain,) = generate(load_source(source), [request.prompt], [3], units=2, size=(64, 64))
-    _, first, frames, state = generator.sample(0, whole((0,)), context, 0, None)
+    _, first, frames, state, _ = generator.sample(0, whole((0,)), context, 0, None)
     assert np.array_equal(frames, plain.frames[:1])
-    _, _, frames, _ = generator.sample(0, whole((0, 0)), context, 1, state, first)
+    _, _, frames, *_ = generator.sample(0, whole((0, 0)), context, 1, state, first)
     assert np.array_equal(frames, plain.frames[1:])
     other = ModelFiles.read(ModelSource(name=str(folder), variant="768p"))
     assert (other.recipe.height, files.recipe.height) == (768, 384 if variant == "384p" else 1024)

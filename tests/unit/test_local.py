@@ -132,7 +132,7 @@ def test_a_branch_is_what_a_generator_makes_of_it(recorded: tuple[Path, SearchRe
     latents, state, frames = [], None, []
     for depth in range(REQUEST.units):
         work = SampleWork((record.outcome.winner[: depth + 1],), 0, 2)
-        _, latent, shown, state = generator.sample(0, work, context, depth, state, *latents)
+        _, latent, shown, state, _ = generator.sample(0, work, context, depth, state, *latents)
         latents.append(latent)
         frames.append(shown)
     difference = np.abs(record.frames.astype(int) - np.concatenate(frames))
