@@ -35,6 +35,7 @@ from framegrove.training.encode import EncoderFiles
 _BLOCK_BYTES = 8 * 2**20  # a larger clip is a block of its own
 _MOST_BLOCKS = 2000  # that the entries are distributed over
 _DESCRIBED_TOGETHER = 8  # clips
+_FILES_A_PROCESS = 200  # that a process decodes before it is replaced
 _ADVICE = "Failed to apply UDF transform"  # what Ray Data appends to an error's message
 _COLUMN = "pickled"
 
@@ -72,14 +73,20 @@ def outcomes(
     decoders = config.decoders or (os.cpu_count() if cluster.own else None)
     stream: Any = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
     given: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "udf_modifying_row_count": True}
-    stream = stream.map_batches(_decode, fn_kwargs={"footage": footage}, num_cpus=1, concurrency=decoders, **given)
+    stream = stream.map_batches(
+        _decode,
+        fn_kwargs={"footage": footage},
+        num_cpus=1,
+        concurrency=decoders,
+        # What codecs leak goes with the process. And Ray Data would have the encoders decode, too, if both steps were
+        # asked for alike.
+        max_calls=_FILES_A_PROCESS,
+        **given,
+    )
     if config.duplicates is not None:
         stage = {"bits": config.duplicates.bits, "kept": kept}
         one = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
-        # Lost with its memory, it must not come back without: the job fails, and the next run goes on.
-        stream = stream.map_batches(
-            Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, max_restarts=0, **given
-        )
+        stream = stream.map_batches(Comparing, fn_constructor_kwargs=stage, compute=one, num_cpus=0.1, **given)
     if config.captions is not None and config.captions.model is not None:
         stream = stream.map_batches(
             Describing,
@@ -96,8 +103,6 @@ def outcomes(
         compute=ActorPoolStrategy(size=encoders(footage)),
         num_cpus=1,
         num_gpus=gpu,
-        # As by default, but said: Ray Data would have the encoders decode, too, if both steps were asked for alike.
-        max_restarts=-1,
         **given,
     )
     try:
@@ -117,9 +122,14 @@ def _decode(batch: pa.Table, footage: Footage) -> Iterator[pa.Table]:
 
 
 class Comparing:
-    """The one actor that compares clips with all before them."""
+    """The one actor that compares clips with all before them.
+
+    Lost with its memory, it must not come back without: the job fails, and the next run goes on.
+    """
 
     def __init__(self, bits: int, kept: dict[int, bytes]) -> None:
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            raise RuntimeError("the actor that compares clips has died: run the command again, and it goes on")
         self._stage = DuplicateStage(bits, kept)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:

@@ -17,6 +17,8 @@ from framegrove.cluster.session import Cluster
 from framegrove.data.schema import LatentClip, from_table, shard_paths
 from framegrove.media.writing import encode_mp4
 from tests.films import panned, scenery
+from tests.public_folder import CLIP_L, T5, write_public_folder
+from tests.tiny import save_tiny_verifier
 from tests.tiny_training import make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +101,34 @@ def test_a_driver_that_was_killed_is_gone_on_with(command: list[str], cluster: C
     assert f"; {24 - done} clips encoded in" in said
     assert len(clips_in(tmp_path / "clips")) == 24
     assert "; 0 clips encoded in" in run(command, tmp_path / "clips", cluster)
+
+
+def test_captions_and_their_embeddings_are_made_on_the_way(
+    command: list[str], cluster: Cluster, tmp_path: Path
+) -> None:
+    films, vae = (Path(command[command.index(option) + 1]) for option in ("--videos", "--vae"))
+    (tmp_path / "films").mkdir()
+    for name in ("0.mp4", "1.mp4", "2.mp4"):
+        (tmp_path / "films" / name).write_bytes((films / name).read_bytes())
+    (tmp_path / "films" / "1.txt").write_text("a scene of mine")
+    verifier = save_tiny_verifier(tmp_path / "verifier")
+    released = write_public_folder(tmp_path / "released", "miniflux")
+    (tmp_path / "curate.yaml").write_text(
+        "{sizes: [[64, 128]], units: 2, fps: 12, "
+        f"captions: {{model: {verifier}, prompt: where is the red 3, frames: 4, max_tokens: 8}}, "
+        f"text: {{model: {released}}}}}"
+    )
+    given = ["--videos", str(tmp_path / "films"), "--config", str(tmp_path / "curate.yaml"), "--vae", str(vae)]
+    run([*command[:3], *given], tmp_path / "clips", cluster)
+    clips = clips_in(tmp_path / "clips").values()
+    assert len(clips) == 3
+    assert [clip.caption for clip in clips].count("a scene of mine") == 1
+    assert all(clip.caption for clip in clips)
+    embedded = {clip.caption: clip.text for clip in clips}
+    for caption, text in embedded.items():
+        assert text is not None, caption
+        assert text.tokens.shape == (len(caption) + 2, T5)  # its T5 reads letters
+        assert text.pooled.shape == (CLIP_L,)
 
 
 def test_a_mistake_that_a_task_finds_is_one_sentence(command: list[str], cluster: Cluster, tmp_path: Path) -> None:
