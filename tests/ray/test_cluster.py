@@ -18,6 +18,7 @@ import ray
 
 from actors.clients import RemoteVerifier, UnitRef, ask, lost_of, recovered
 from framegrove.cluster.errors import ActorLost, CrashLoop, NoCluster, NoRoom
+from framegrove.cluster.local import local_cluster
 from framegrove.cluster.placement import Role, bundle, fits, grows, placed, require
 from framegrove.cluster.session import Cluster, connect
 from framegrove.cluster.supervise import ActorGroup, Limit
@@ -246,6 +247,28 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
     assert first.startswith("no Ray cluster answers at 127.0.0.1:1")
     assert "takes submitted jobs only" in second
     assert issubclass(NoCluster, UserError)
+
+
+def test_a_cluster_without_tokens_is_told_where_this_machine_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # that of the cluster which this process starts
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    probe = (
+        "from framegrove.cluster.session import connect\n"
+        "from framegrove.cluster.errors import NoCluster\n"
+        "try:\n"
+        "    with connect(): pass\n"
+        "except NoCluster as error: print(error)\n"
+    )
+    with local_cluster(1) as address:
+        environment = {**os.environ, "RAY_ADDRESS": address, "HOME": str(tmp_path)}
+        del environment["RAY_AUTH_MODE"]
+        done = subprocess.run(
+            [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+    assert "takes no tokens" in done.stdout
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])

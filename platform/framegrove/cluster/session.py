@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,9 @@ import framegrove
 from framegrove.cluster import home
 from framegrove.cluster.errors import NoCluster
 from framegrove.cluster.local import local_cluster
+
+_AUTH_MODE = "RAY_AUTH_MODE"
+_PATIENCE = 5.0  # seconds for the dashboard to answer
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,25 @@ def _join(address: str, runtime_env: dict[str, Any] | None) -> Cluster:
         raise _no_answer(address, " ".join(str(error).split()) or type(error).__name__) from error
     if handler is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of the job's
-    return _described(found)
+    cluster = _described(found)
+    if os.environ.get(_AUTH_MODE) == "token" and _takes_no_tokens(cluster):
+        ray.shutdown()
+        raise NoCluster(
+            f"the Ray cluster at {address} takes no tokens, and this machine has one, with which no actor would ever "
+            f"start: set {_AUTH_MODE}=disabled, or start the cluster again, which then finds the token"
+        )
+    return cluster
+
+
+def _takes_no_tokens(cluster: Cluster) -> bool:
+    """Whether the cluster says so; one without a dashboard is taken at its word by Ray."""
+    if cluster.dashboard_url is None:
+        return False
+    try:
+        with urllib.request.urlopen(f"{cluster.dashboard_url}/api/authentication_mode", timeout=_PATIENCE) as answer:
+            return json.load(answer).get("authentication_mode") == "disabled"
+    except (OSError, ValueError):
+        return False
 
 
 def _no_answer(address: str, reason: str) -> NoCluster:
