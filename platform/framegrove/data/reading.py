@@ -6,10 +6,8 @@ hundreds, want to fit into the cache; of clips of many MB, a row group holds a f
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import accumulate
 
 import numpy as np
@@ -18,11 +16,7 @@ import pyarrow.parquet as pq
 
 from framegrove.data.ingest import Catalog, Shard, damaged
 from framegrove.data.schema import SCHEMA, TEXT_COLUMNS, LatentClip, from_table
-
-log = logging.getLogger(__name__)
-
-_PATIENCE = 300.0  # s for which storage may be gone
-_FIRST_PAUSE = 1.0  # s until it is tried again, doubled every time
+from framegrove.files import patiently
 
 
 class ClipReader:
@@ -31,24 +25,16 @@ class ClipReader:
     Stored embeddings of captions are read only ``with_text``.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        cache: int,
-        pause: Callable[[float], None] = time.sleep,
-        *,
-        with_text: bool = False,
-    ) -> None:
+    def __init__(self, catalog: Catalog, cache: int, *, with_text: bool = False) -> None:
         self._catalog = catalog
         self._most = cache
-        self._pause = pause
         self._columns = [name for name in SCHEMA.names if with_text or name not in TEXT_COLUMNS]
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()  # by shard and row group, oldest use first
         self._bytes = 0
         self._ends = [np.array(list(accumulate(shard.groups))) for shard in catalog.shards]
 
     def read(self, rows: Iterable[int]) -> list[LatentClip]:
-        """The clips in these rows of the catalog. Raises DataError for a damaged shard."""
+        """The clips in these rows of the catalog. Raises DataError for a damaged shard, StorageFailed for one gone."""
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         count = 0
         for place, row in enumerate(rows):
@@ -75,24 +61,23 @@ class ClipReader:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        table = self._patiently(self._catalog.shards[shard], group)
+        table = self._read(self._catalog.shards[shard], group)
         self._groups[key] = table
         self._bytes += table.nbytes
         while self._bytes > self._most and len(self._groups) > 1:
             self._bytes -= self._groups.popitem(last=False)[1].nbytes
         return table
 
-    def _patiently(self, shard: Shard, group: int) -> pa.Table:
+    def _read(self, shard: Shard, group: int) -> pa.Table:
         """A row group; storage that is gone for a while is waited for, a file that is damaged is not."""
-        pause, waited = _FIRST_PAUSE, 0.0
-        while True:
+
+        def read() -> pa.Table:
             try:
                 with pq.ParquetFile(shard.path) as file:
                     return file.read_row_group(group, columns=self._columns)
             except (pa.ArrowException, OSError) as error:
-                of_the_system = isinstance(error, OSError) and error.errno is not None
-                if not of_the_system or waited >= _PATIENCE:
-                    raise damaged(shard.path, error) from None
-                log.warning("%s cannot be read (%s), trying again in %.0f s", shard.path, error, pause)
-                self._pause(pause)
-                waited, pause = waited + pause, pause * 2
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                raise damaged(shard.path, error) from None
+
+        return patiently(f"reading {shard.path}", read)
