@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -203,22 +203,23 @@ class Setup:
 
     def feed(self, rank: int = 0, world: int = 1) -> Feed:
         """The samples of one of the workers."""
-        assert self.catalog is not None
-        return self._feed(self.plan, self.catalog, self.config.seed, self.config.steps, rank, world)
+        config, catalog = self.config, self.catalog
+        assert catalog is not None
+        reader = self._reader(catalog, int(config.cache_gib * 2**30))
+        given = self.schedule, self.pipeline.latent_norm, config.seed, config.steps, rank, world, self.no_caption
+        return Feed(self.plan, reader, catalog.name, *given)
 
     def heldout_feed(self, rank: int = 0, world: int = 1) -> Feed | None:
         """The held-out samples of one of the workers, by the index of the phase; each is read when it is asked for."""
         if self.heldout is None:
             return None
-        return self._feed(self.heldout_plan, self.heldout.catalog, heldout.SEED, 0, rank, world)
+        catalog = self.heldout.catalog
+        reader = self._reader(catalog, 0)  # all that is wanted of it is asked for at once
+        given = self.schedule, self.pipeline.latent_norm, heldout.SEED, 0, rank, world, self.no_caption
+        return Feed(self.heldout_plan, reader, catalog.name, *given)
 
-    def _feed(
-        self, plan: Callable[[int], StepPlan], catalog: Catalog, seed: int, steps: int, rank: int, world: int
-    ) -> Feed:
-        stored = self.no_caption is not None
-        reader = ClipReader(catalog, int(self.config.cache_gib * 2**30), with_text=stored)
-        norm = self.pipeline.latent_norm
-        return Feed(plan, reader, catalog.name, self.schedule, norm, seed, steps, rank, world, self.no_caption)
+    def _reader(self, catalog: Catalog, cache: int) -> ClipReader:
+        return ClipReader(catalog, cache, with_text=self.no_caption is not None)
 
     def check_workers(self, workers: int) -> None:
         """Raise UserError where the workers form no sequence groups, or are more than samples in a batch, or passes."""
