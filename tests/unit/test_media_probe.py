@@ -113,11 +113,8 @@ def test_bare_streams_are_refused(kind: str, tmp_path: Path) -> None:
         bare.mux(stream.encode(None))
     data = (tmp_path / f"a.{kind}").read_bytes()
     (tmp_path / "a.mp4").write_bytes(data)  # a name is no container
-    if kind == "mjpeg":  # pictures one after another: the first of them is read as what it looks like
-        assert probe(tmp_path / "a.mp4").kind == "image"
-        return
     for read in (probe, lambda path: read_clip(path, 24, 1, [(64, 64)])):
-        with pytest.raises(MediaError, match=r"a\.mp4 .*bare h264 stream, without time stamps"):
+        with pytest.raises(MediaError, match=rf"a\.mp4 .*bare {kind} stream, without time stamps"):
             read(tmp_path / "a.mp4")
 
 

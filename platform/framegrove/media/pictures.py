@@ -23,6 +23,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "PPM", "JPEG200
 _SHOWN_FORMATS = "PNG, JPEG, WebP, GIF, AVIF, TIFF or BMP"
 _ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # what else holds several pictures does not show them one after the other
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_LOOKED_AT = 2**25  # bytes of a file in which JPEG pictures would follow each other
 _DEFAULT_DURATION = 100  # ms of a frame that gives none, as browsers have it
 # Damaged files make Pillow's readers raise almost anything.
 _DAMAGE = (
@@ -66,6 +67,8 @@ def pictures_of(file: IO[bytes], name: str) -> Iterator[tuple[float, Image.Image
     Image.init()  # with formats named, Pillow looks only among the readers that are loaded
     try:
         with Image.open(file, formats=_FORMATS) as opened:
+            if opened.format == "JPEG" and _is_a_stream(file):
+                raise _not_a_picture(file, name)
             count = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED else 1
             milliseconds = 0.0
             for number in range(count):
@@ -124,6 +127,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if isinstance(invisible, int):  # the one value that stands for "nothing here"
         grey.putalpha(Image.fromarray(np.where(values == invisible, 0, 255).astype(np.uint8)))
     return grey
+
+
+def _is_a_stream(file: IO[bytes]) -> bool:
+    """Whether JPEG pictures follow each other: a video without a container. A thumbnail makes one such seam at most."""
+    place = file.tell()
+    file.seek(0)
+    seams = file.read(_LOOKED_AT).count(b"\xff\xd9\xff\xd8")
+    file.seek(place)
+    return seams > 1
 
 
 def _not_a_picture(file: IO[bytes], name: str) -> MediaError:
