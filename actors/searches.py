@@ -24,8 +24,10 @@ from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
+from framegrove.evaluation.artefacts import artefacts
+from framegrove.evaluation.live import LiveSearch
 from framegrove.evaluation.outlook import Lookout
-from framegrove.evaluation.report import SearchRecord, report_json
+from framegrove.evaluation.report import Frames, SearchRecord, report_json
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
@@ -36,7 +38,8 @@ from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusa
 from framegrove.search.result import SearchResult
 from framegrove.search.sharing import SharedWorkers
 from framegrove.search.tree import Layout, Policy, columns
-from framegrove.types import Assessment, GenerationRequest, GenerationResult, Progress, ScoreWork, prefixes
+from framegrove.serving.live import OnLive
+from framegrove.types import Assessment, GenerationRequest, GenerationResult, Path, Progress, ScoreWork, prefixes
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +132,18 @@ class SearchRunner:
         await self.crew.close()
 
     async def run(
-        self, request: GenerationRequest, on_progress: OnProgress = lambda progress: None
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress = lambda progress: None,
+        on_live: OnLive = lambda live: None,
     ) -> GenerationResult:
-        """Make the video that is asked for. Raises as ``search`` does."""
-        record = await self.search(request, on_progress)
+        """Make the video that is asked for, with everything that is shown beside it. Raises as ``search`` does.
+
+        ``on_live`` gets what there is to watch as soon as the search begins, and again where it begins anew.
+        """
+        record = await self.search(request, on_progress, watch=lambda lookout: on_live(LiveSearch(lookout)))
         video = await asyncio.to_thread(encode_mp4, record.frames, record.fps)
-        return GenerationResult(video, report_json(record))
+        return GenerationResult(video, report_json(record), await asyncio.to_thread(artefacts, record))
 
     async def search(
         self,
@@ -236,7 +245,8 @@ class SearchRunner:
                     pack=self._generators.pack,
                     log_p=self._fused_by(judges).log_p,
                 )
-                watch(Lookout(conductor.snapshot, opened.single, prices))
+                frames = functools.partial(self._frames, conductor, policy.layout.last_stage)
+                watch(Lookout(conductor.snapshot, opened.single, prices, frames))
                 try:
                     return policy.layout, replace(await conductor.run(), left_out=left_out)
                 except VerifierUnusable as error:
@@ -246,6 +256,12 @@ class SearchRunner:
                     left_out[error.verifier] = str(error)
                     del judges[error.verifier]
                     sampled = conductor.sampled
+
+    async def _frames(self, conductor: Conductor, last_stage: int, path: Path) -> Frames | None:
+        """The frames of a branch's newest unit in a running search, None where there are none."""
+        handle = conductor.newest(path)
+        shown = await self._generators.units.shown({path: handle}, last_stage) if handle is not None else {}
+        return shown[path].frames if path in shown else None
 
     async def _planned(
         self, request: GenerationRequest, config: SearchConfig, opened: Opened, judges: Mapping[str, VerifierPool]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from framegrove.evaluation.report import Price, price_of
+from framegrove.evaluation.report import Frames, Price, price_of
 from framegrove.search.prices import Prices
 from framegrove.search.result import CostBreakdown
 from framegrove.search.snapshot import Snapshot
 from framegrove.search.tree import PanelWork
 from framegrove.search.workers import GENERATORS
-from framegrove.types import Cost, SampleWork, ScoreWork
+from framegrove.types import Cost, Path, SampleWork, ScoreWork
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Lookout:
-    """A running search for whoever watches it: ``look`` takes a snapshot, on the search's own event loop."""
+    """A running search for whoever watches it, on the search's own event loop.
+
+    ``look`` takes a snapshot; ``frames`` has the newest unit of a branch, uint8 (T, H, W, 3), or None.
+    """
 
     look: Callable[[], Snapshot]
     single: Cost
     prices: Prices
+    frames: Callable[[Path], Awaitable[Frames | None]]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         """What the search has cost, and will."""

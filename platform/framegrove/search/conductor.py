@@ -34,7 +34,7 @@ from framegrove.search.protocols import (
 from framegrove.search.result import Ending, SearchResult, nodes_of
 from framegrove.search.sharing import SharedWorkers
 from framegrove.search.snapshot import Snapshot, snapshot_of
-from framegrove.search.tree import Policy, Result
+from framegrove.search.tree import Latent, Policy, Result
 from framegrove.search.workers import GENERATORS, Pool, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, prefixes
 
@@ -188,6 +188,13 @@ class Conductor:
         """What the search looks like now. Costs nothing unless it is called, on the event loop that ``run`` is on."""
         verifiers = {name: tuple(member.clients) for name, member in self._panel.items()}
         return snapshot_of(self._state, {GENERATORS: tuple(self._generators), **verifiers}, self._now())
+
+    def newest(self, path: Path) -> Any | None:
+        """The handle of a branch's newest unit, at the highest stage there is; None while there is none."""
+        stages = range(self._state.layout.last_stage, -1, -1)
+        return next(
+            (self._state.handles[latent] for s in stages if (latent := Latent(path, s)) in self._state.handles), None
+        )
 
     def _carry_out(self, command: Command) -> None:
         match command:

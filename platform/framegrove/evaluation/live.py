@@ -1,0 +1,73 @@
+"""A running search as JSON values, for the page that draws it while it grows (serving.live.Live)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from framegrove.evaluation.outlook import Lookout, Outlook
+from framegrove.lineage import branch_name
+from framegrove.media.stills import strip
+from framegrove.search.snapshot import BranchNow, Snapshot
+from framegrove.serving.live import LiveTree
+from framegrove.types import Path
+
+_PREVIEW_SIDE = 128  # px
+
+
+class LiveSearch:
+    """What there is to see of a search that goes on; see serving.live.Live."""
+
+    def __init__(self, lookout: Lookout) -> None:
+        self._lookout = lookout
+
+    def look(self) -> LiveTree:
+        """The tree as it stands."""
+        snapshot = self._lookout.look()
+        summary = _summary(snapshot, self._lookout.outlook(snapshot))
+        return LiveTree({branch_id(each.path): _branch(each) for each in snapshot.branches}, summary)
+
+    async def preview(self, branch: str) -> bytes | None:
+        """A strip of four frames of the branch's newest unit."""
+        frames = await self._lookout.frames(path_of(branch))
+        return None if frames is None else await asyncio.to_thread(strip, frames, _PREVIEW_SIDE)
+
+
+def branch_id(path: Path) -> str:
+    """A branch for URLs: "2-0-1"."""
+    return "-".join(map(str, path))
+
+
+def path_of(branch: str) -> Path:
+    """The branch of an id. Raises ValueError for what is none."""
+    return tuple(int(step) for step in branch.split("-"))
+
+
+def _branch(branch: BranchNow) -> dict[str, Any]:
+    return {
+        "name": branch_name(branch.path),
+        "parent": branch_id(branch.path[:-1]) or None,
+        "unit": len(branch.path) - 1,
+        "standing": str(branch.standing),
+        "speculative": branch.speculative,
+        "scores": {str(asked): dict(scores) for asked, scores in branch.scores},
+        "workers": sorted(attempt.worker for attempt in branch.attempts),
+    }
+
+
+def _summary(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
+    running = Counter(attempt.worker for attempt in snapshot.running)
+    price = {name: round(value, 3) for name, value in {**asdict(outlook.spent), "total": outlook.spent.total}.items()}
+    return {
+        "spent": price,
+        "to_go": round(outlook.known, 3),
+        "at_most": round(outlook.at_most, 3),
+        "works": {"certain": snapshot.certain, "undone": len(snapshot.undone), "at_most": snapshot.at_most},
+        "pools": {
+            name: {"workers": {worker: running[worker] for worker in pool.workers}, "waiting": pool.waiting}
+            for name, pool in snapshot.pools.items()
+        },
+        "winner": branch_id(snapshot.winner) if snapshot.winner else None,
+    }

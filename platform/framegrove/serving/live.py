@@ -1,0 +1,121 @@
+"""Running searches for those who watch them: what a tree looks like now, and a log of what has changed in it.
+
+A viewer gets *events*, each with a number that grows by one. A branch's event has all that is known of it, so that a
+viewer keeps the latest of each branch and needs no other; one that has missed some asks for those after the last number
+that it knows. Whatever a viewer does, it costs the search one look a moment, however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Facts = Mapping[str, Any]
+"""JSON values by name."""
+
+
+@dataclass(frozen=True)
+class LiveTree:
+    """A search at one moment, as JSON values: its branches by id, and a summary of costs, workers and the winner."""
+
+    branches: Mapping[str, Facts]
+    summary: Facts
+
+
+class Live(Protocol):
+    """A running search. On the event loop on which it runs."""
+
+    def look(self) -> LiveTree:
+        """What it looks like now."""
+        ...
+
+    async def preview(self, branch: str) -> bytes | None:
+        """A WebP strip of a branch's newest unit; None while there is none, or where it is lost."""
+        ...
+
+
+OnLive = Callable[[Live], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that has happened to a video: ``kind`` is one of those that `KINDS` explains."""
+
+    number: int
+    kind: str
+    data: Facts
+
+
+KINDS = {
+    "status": "the video's status has changed; the data is the video",
+    "started": "a search begins, or begins again: forget all branches",
+    "branch": "all that is known of a branch",
+    "summary": "costs so far and to go, who works, the winner once it is known",
+    "progress": "the video's progress in per cent",
+}
+_LAST = {"completed", "failed", "cancelled"}
+
+
+class EventLog:
+    """The events of one video. ``name`` tells this log from one of an earlier process, whose numbers mean nothing here.
+
+    Of each branch only the latest event is kept, and so of each other kind: the log is as large as the tree, however
+    long the search lasts.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._events: dict[tuple[str, str], Event] = {}  # in the order of their numbers
+        self._number = 0
+        self._more = asyncio.Event()
+        self.ended = False
+
+    def add(self, kind: str, data: Facts, about: str = "") -> None:
+        """Something has happened; ``about`` says to which branch."""
+        self._number += 1
+        self._events.pop((kind, about), None)
+        self._events[kind, about] = Event(self._number, kind, data)
+        self.ended |= kind == "status" and data.get("status") in _LAST
+        self._more.set()
+        self._more = asyncio.Event()
+
+    def begin(self) -> None:
+        """A search begins: what was known of branches is void."""
+        for key in [key for key in self._events if key[0] in ("branch", "summary", "started")]:
+            del self._events[key]
+        self.add("started", {})
+
+    async def after(self, number: int) -> AsyncIterator[Event]:
+        """All events after this one, as they come, to the last."""
+        while True:
+            more = self._more
+            news = [event for event in self._events.values() if event.number > number]
+            for event in news:
+                number = event.number
+                yield event
+            if self.ended and number == self._number:
+                return
+            await more.wait()
+
+
+@dataclass
+class Watch:
+    """Turns looks at a search into events: those branches that have changed since the last look."""
+
+    live: Live
+    log: EventLog
+    _known: dict[str, Facts] = field(default_factory=dict)
+    _summary: Facts = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Log what is new."""
+        tree = self.live.look()
+        for name, facts in tree.branches.items():
+            if self._known.get(name) != facts:
+                self._known[name] = facts
+                self.log.add("branch", {"id": name, **facts}, about=name)
+        if tree.summary != self._summary:
+            self._summary = tree.summary
+            self.log.add("summary", tree.summary)
