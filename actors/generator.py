@@ -23,12 +23,12 @@ from actors.packing import Packer
 from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
-from framegrove.flow.sampler import CancelledSampling, StageLatent, UnitTask
+from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask
 from framegrove.media.pictures import read_picture, reduced
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_units
-from framegrove.types import SampleWork
+from framegrove.types import SampleWork, Sampling
 
 Frames = npt.NDArray[np.uint8]
 State = list[Tensor]
@@ -50,6 +50,7 @@ class Context:
     width: int
     units: int
     from_image: bool = False  # unit 0 is given
+    sampling: Sampling = Sampling()  # noqa: RUF009 - it is frozen
     small: int = SMALL
 
     @property
@@ -123,7 +124,7 @@ class Generator:
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._pipeline = load_source(model or ModelSource()).to(device)
-        self._sampler = sampler_of(self._pipeline)
+        self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
         self._cancellations = _Cancellations()
         self._packer: Packer[Job, Done] = Packer(self.sample_together, pack)
@@ -172,21 +173,24 @@ class Generator:
     def sample_together(self, jobs: Sequence[Job]) -> list[Done]:
         """Do some works in as few forward passes as they allow, of whichever searches they are.
 
-        Works that go through the same stages in equally many steps share their passes, which changes their rounding.
+        Works that go through the same stages in the same steps share their passes, which changes their rounding.
         A work that was cancelled stops unless it shares its passes with one that was not.
         """
         torch.set_num_threads(self._threads)  # a setting of the thread, and an actor may run each call in another one
-        packs: dict[tuple[int, ...], list[int]] = {}
+        packs: dict[tuple[Any, ...], list[int]] = {}
         for place, job in enumerate(jobs):
-            packs.setdefault((job.work.first_stage, job.work.last_stage, min(job.work.depth, 1)), []).append(place)
+            work, asked = job.work, job.context.sampling
+            alike = work.first_stage, work.last_stage, min(work.depth, 1), asked.steps, asked.guidance
+            packs.setdefault(alike, []).append(place)
         done: dict[int, Done] = {}
         for places in packs.values():
             done.update(zip(places, self._packed([jobs[place] for place in places]), strict=True))
         return [done[place] for place in range(len(jobs))]
 
     def _packed(self, jobs: Sequence[Job]) -> list[Done]:
-        """Do works that go through the same stages in equally many steps."""
+        """Do works that go through the same stages in the same steps."""
         started, steps = time.time(), 0
+        sampler = self._sampler(jobs[0].context.sampling)
         tasks = [task for job in jobs for task in self._tasks(job)]
         stages = range(jobs[0].work.first_stage, jobs[0].work.last_stage + 1)
 
@@ -198,10 +202,10 @@ class Generator:
             steps += 1
 
         try:
-            sampled = finished = self._sampler.sample(tasks, stages, cancelled, count)
+            sampled = finished = sampler.sample(tasks, stages, cancelled, count)
             if stages[-1] < self._last_stage:
                 drafts = [replace(task, start=latent) for task, latent in zip(tasks, sampled, strict=True)]
-                finished = self._sampler.preview(drafts, cancelled, count)
+                finished = sampler.preview(drafts, cancelled, count)
         except CancelledSampling:
             return [Done(Made(steps, started, time.time(), whole=False), ()) for _ in jobs]
         finally:
@@ -247,6 +251,14 @@ class Generator:
             for path, start in zip(job.work.paths, continued, strict=True)
         ]
 
+    def _sampler(self, sampling: Sampling) -> Sampler:
+        """A sampler for requests that want the same."""
+        key = sampling.steps, sampling.guidance
+        if key not in self._samplers:
+            recipe = self._pipeline.recipe.sampled(sampling)
+            self._samplers[key] = sampler_of(replace(self._pipeline, recipe=recipe))
+        return self._samplers[key]
+
     def _encoded(self, *prompts: str) -> list[TextEmbedding]:
         """Text embeddings, encoded in one batch as an unsearched sample does, so that the bits agree."""
         if prompts not in self._texts:
@@ -269,7 +281,7 @@ class Generator:
 
         ``last`` says which of them have no children, whatever becomes of them.
         """
-        norm, device = self._pipeline.latent_norm, self._sampler.device
+        norm, device = self._pipeline.latent_norm, next(self._pipeline.transformer.parameters()).device
         raw = [norm.denormalise(part.x.to(device), unit)[None] for part, unit in zip(finished, depths, strict=True)]
         decoded = decode_units(self._pipeline.vae, raw, before)
         units = []

@@ -144,6 +144,7 @@ class LocalPyramidPool(PyramidPool):
             "seed": request.seed,
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
+            **request.sampling.asked,
         }
         return self._cache.ground(facts)
 

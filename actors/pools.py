@@ -21,7 +21,7 @@ from actors.model_files import ModelFiles
 from actors.verifier import verifier_class
 from framegrove.cluster.placement import Role, placed
 from framegrove.cluster.supervise import ActorGroup
-from framegrove.config.model import ModelSource
+from framegrove.config.model import ModelSource, Recipe
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
 from framegrove.evaluation.report import SearchRecord, Shown
@@ -234,10 +234,11 @@ def opened(
     clients: Sequence[Callable[[SamplingCosts], GeneratorClient]],
 ) -> Opened:
     """A request to a pyramidal model, priced; ``clients`` make what samples for it."""
-    costs = _costs(files, files.check(request), read.tokens, read.negative_tokens)
+    recipe = files.recipe.sampled(request.sampling)
+    costs = _costs(files, recipe, files.check(request), read.tokens, read.negative_tokens)
     return Opened(
-        stages=files.recipe.pyramid.stages,
-        fps=files.recipe.fps,
+        stages=recipe.pyramid.stages,
+        fps=recipe.fps,
         cost=costs.table,
         nfe=costs.nfe_table,
         single=costs.unsearched(request.units, len(given)),
@@ -249,19 +250,23 @@ def opened(
 
 
 @functools.lru_cache
-def _costs(files: ModelFiles, size: tuple[int, int], tokens: int, negative_tokens: int) -> SamplingCosts:
+def _costs(
+    files: ModelFiles, recipe: Recipe, size: tuple[int, int], tokens: int, negative_tokens: int
+) -> SamplingCosts:
     """Shared by requests that cost the same: what was counted for one need not be counted for the next."""
-    return SamplingCosts(files.transformer, files.recipe, size, tokens, negative_tokens, decode_flops(files.vae, size))
+    return SamplingCosts(files.transformer, recipe, size, tokens, negative_tokens, decode_flops(files.vae, size))
 
 
 def context_of(files: ModelFiles, request: GenerationRequest) -> Context:
     """What a generator is told of a request. Verifiers judge by the prompt without the model's suffix."""
+    recipe = files.recipe.sampled(request.sampling)
     return Context(
-        prompt=request.prompt + files.recipe.prompt_suffix,
-        negative=files.recipe.negative_prompt,
+        prompt=request.prompt + recipe.prompt_suffix,
+        negative=recipe.negative_prompt,
         seed=request.seed,
         height=request.height,
         width=request.width,
         units=request.units,
         from_image=request.image is not None,
+        sampling=request.sampling,
     )

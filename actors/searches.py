@@ -326,6 +326,7 @@ class SearchRunner:
             "units": request.units,
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
+            **request.sampling.asked,
             **await self.identity(config),
         }
 

@@ -121,6 +121,23 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a request wants its model sampled, where it is not as the model's recipe says (None).
+
+    ``steps`` are taken at every stage of every unit, ``guidance`` is the scale of all units.
+    """
+
+    negative: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What differs from the recipe, as JSON values."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """A video that somebody wants: ``units`` of it, ``height`` x ``width`` pixels, searched for by ``policy``.
 
@@ -139,6 +156,7 @@ class GenerationRequest:
     image: bytes | None = None
     until: float | None = None
     within: float | None = None
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True)

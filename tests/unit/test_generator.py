@@ -23,7 +23,7 @@ from framegrove.flow.generation import generate, to_pixels
 from framegrove.flow.sampler import StageLatent
 from framegrove.media.frames import MediaError
 from framegrove.models.pretrained import load_source
-from framegrove.types import GenerationRequest, SampleWork
+from framegrove.types import GenerationRequest, SampleWork, Sampling
 from tests.public_folder import write_public_folder
 from tests.tiny import save_tiny, tiny_pipeline
 
@@ -70,6 +70,17 @@ def test_large_frames_come_with_small_ones(generator: Generator) -> None:
     small = generator.sample(1, whole((0,)), replace(CONTEXT, small=32), 0, None)[4]
     assert small.shape == (1, 32, 32, 3)
     assert generator.sample(1, whole((0,)), CONTEXT, 0, None)[4] is None
+
+
+def test_a_request_may_be_sampled_in_its_own_way(generator: Generator) -> None:
+    own = replace(CONTEXT, sampling=Sampling(steps=1, guidance=1.0))
+    jobs = [Job(n, whole((0,)), context, (), (), None) for n, context in enumerate((CONTEXT, own, CONTEXT))]
+    usual, hurried, again = generator.sample_together(jobs)
+    assert (usual.made.steps, hurried.made.steps) == (6, 3)
+    assert torch.equal(usual.units[0].latent.x, again.units[0].latent.x)
+    assert not torch.equal(usual.units[0].latent.x, hurried.units[0].latent.x)
+    (alone,) = generator.sample_together([jobs[1]])
+    assert torch.equal(alone.units[0].latent.x, hurried.units[0].latent.x)
 
 
 def test_streamed_frames_are_those_of_the_whole_decode(generator: Generator) -> None:

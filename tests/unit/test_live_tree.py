@@ -128,6 +128,10 @@ def test_lines_are_cut_off_and_not_broken() -> None:
     assert max(map(len, lines)) <= 40
 
 
+async def nothing(path: Path) -> None:
+    """No frames are shown in a terminal."""
+
+
 class Search:
     """Something to look at, which counts how often it was looked at."""
 
@@ -139,7 +143,7 @@ class Search:
         return snapshot()
 
     async def run(self, begin: Callable[[Lookout], None], seconds: float) -> None:
-        begin(Lookout(self.look, Cost(flops=1000), FREE))
+        begin(Lookout(self.look, Cost(flops=1000), FREE, nothing))
         await asyncio.sleep(seconds)
 
 

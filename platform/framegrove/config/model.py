@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config
 from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
+from framegrove.types import Sampling
 
 # Keys of public config.json files that choose an implementation and change no number.
 _IMPLEMENTATION_KEYS = ("use_flash_attn", "use_gradient_checkpointing", "gradient_checkpointing_ratio", "use_t5_mask")
@@ -206,6 +207,18 @@ class Recipe(Config):
     known_prompts: str = Field(
         default="", description="regular expression of the prompts it was trained on, in any case; empty: any prompt"
     )
+
+    def sampled(self, sampling: Sampling) -> Recipe:
+        """The recipe with what a request wants otherwise."""
+        changed: dict[str, Any] = {}
+        if sampling.negative is not None:
+            changed["negative_prompt"] = sampling.negative
+        if sampling.steps is not None:
+            every = (sampling.steps,) * self.pyramid.stages
+            changed["steps"] = StepsConfig(first=every, others=every, preview=min(self.steps.preview, sampling.steps))
+        if sampling.guidance is not None:
+            changed["guidance"] = GuidanceConfig(first=sampling.guidance, others=sampling.guidance)
+        return self.model_copy(update=changed)
 
     def outside(self, prompt: str) -> str | None:
         """A sentence for the user where this model was not trained on prompts like ``prompt``; else None."""
