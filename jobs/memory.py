@@ -19,14 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.clients import KeptStates, ObjectStore, RemoteGenerator, RemoteVerifier
-from actors.generator import Context, Made
-from actors.model_files import ModelFiles
-from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
-from framegrove.evaluation.bench_conductor import BRANCHES, STAGES, UNITS, budget_for, simulated_flops
-from framegrove.flow.cost import SamplingCosts
 from framegrove.media.pictures import reduced
 from framegrove.search.conductor import Conductor
 from framegrove.search.policies import make_policy
@@ -38,6 +32,8 @@ from framegrove.types import Cost, SampleWork, Scored, ScoreWork
 if TYPE_CHECKING:
     import torch
 
+    from actors.generator import Context
+    from framegrove.cluster.supervise import ActorGroup
     from framegrove.evaluation.benches import Finding
 
 POLICY = "tof"  # of all policies the one that keeps most
@@ -86,11 +82,19 @@ async def _measured() -> tuple[int, int, int]:
 def _group(worker: type[Any]) -> ActorGroup:
     import ray
 
+    from framegrove.cluster.supervise import ActorGroup
+
     actor: Any = ray.remote(num_cpus=0)(worker)
     return ActorGroup(lambda _: actor.remote(), WORKERS)
 
 
 async def _searched(generators: ActorGroup, verifiers: ActorGroup) -> SearchResult:
+    from actors.clients import KeptStates, ObjectStore, RemoteGenerator, RemoteVerifier
+    from actors.generator import Context
+    from actors.model_files import ModelFiles
+    from framegrove.evaluation.bench_conductor import BRANCHES, STAGES, UNITS, budget_for, simulated_flops
+    from framegrove.flow.cost import SamplingCosts
+
     config = SearchConfig(policy=POLICY, budget=budget_for(POLICY, BRANCHES))
     policy, _ = make_policy(config, UNITS, STAGES, Prices(simulated_flops))
     context = Context("", "", 0, *_FRAMES[1:3], UNITS)
@@ -119,6 +123,8 @@ class _Generator:
         return self._made
 
     def sample(self, number: int, work: SampleWork, context: Context, history: int, *inputs: Any) -> tuple[Any, ...]:
+        from actors.generator import Made
+
         now = time.time()
         state_bytes = 4 * _STATE[0]
         parts: list[Any] = []
