@@ -142,7 +142,7 @@ class SearchRunner:
         ``on_live`` gets what there is to watch as soon as the search begins, and again where it begins anew.
         """
         record = await self.search(request, on_progress, watch=lambda lookout: on_live(LiveSearch(lookout)))
-        video = await asyncio.to_thread(encode_mp4, record.frames, record.fps)
+        video = await asyncio.to_thread(encode_mp4, record.frames[: request.frames], request.fps or record.fps)
         return GenerationResult(video, report_json(record), await asyncio.to_thread(artefacts, record))
 
     async def search(
@@ -164,6 +164,10 @@ class SearchRunner:
             wanted["until"] = request.until
         if request.within is not None:
             wanted["seconds"] = request.within
+        if request.options:
+            wanted["options"] = {**wanted["options"], request.policy: request.options}
+        if request.speculate is not None:
+            wanted["speculate"] = request.speculate
         config = validated(SearchConfig, wanted, "the request")
         if self._generators.pack > 1:  # no generator idles while another search has something to do
             config = config.model_copy(update={"speculate": "off"})

@@ -144,6 +144,9 @@ class GenerationRequest:
     ``budget`` counts multiples of the FLOPs of one unsearched sample with its decoding. A policy that can stop
     does so at a video that is right with probability ``until``, None: as it likes best. Shortly before ``within``
     seconds are up, the most promising branch is finished. ``image`` is an encoded first frame (PNG or JPEG).
+
+    The file has the first ``frames`` of it (None: all), ``fps`` a second (None: the model's). ``options`` are those of
+    the policy, ``speculate`` says how much is done ahead (None: as the endpoint or the command line says).
     """
 
     prompt: str
@@ -157,6 +160,10 @@ class GenerationRequest:
     until: float | None = None
     within: float | None = None
     sampling: Sampling = Sampling()
+    frames: int | None = None
+    fps: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    speculate: str | None = None
 
 
 @dataclass(frozen=True)

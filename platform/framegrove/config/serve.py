@@ -36,6 +36,12 @@ class ServeConfig(Config):
         description="search budget of a request that names none, such as 4x",
     )
     most_budget: str = Field(default="64x", description="largest search budget that a request may name")
+    most_work: float = Field(
+        default=64,
+        gt=0,
+        description="largest product of a request's budget, length and size, in samples of the model's own size and "
+        "length",
+    )
     most_units: int = Field(default=16, ge=1, description="longest video that a request may ask for, in units")
 
     @property

@@ -14,9 +14,18 @@ from framegrove.config.search import parse_budget
 from framegrove.errors import UserError
 from framegrove.types import DEFAULT_POLICY
 
-Status = Literal["queued", "in_progress", "completed", "failed"]
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+Variant = Literal["video", "thumbnail", "spritesheet", "tree"]
 
 LARGEST_SEED = 2**63 - 1  # the largest integer that SQLite stores
+LARGEST_DRAWN = 2**53 - 1  # the largest integer that JavaScript holds exactly
+POLL_AFTER_MS = 1000  # how soon it is worth asking again for a video that is being made
+VARIANTS: dict[Variant, str] = {
+    "video": "video.mp4",
+    "thumbnail": "thumbnail.webp",
+    "spritesheet": "spritesheet.webp",
+    "tree": "tree.png",
+}
 MOST_IMAGE_BYTES = 8 * 2**20
 
 
@@ -41,6 +50,16 @@ class ApiError(UserError):
 def _sized(text: str) -> str:
     height, width = parse_size(text)
     return f"{width}x{height}"
+
+
+def _negative(text: str) -> str:
+    return check_prompt(text) if text.strip() else ""
+
+
+def _few(values: dict[str, str]) -> dict[str, str]:
+    if len(values) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in values.items()):
+        raise ValueError("metadata has up to 16 keys of up to 64 characters, and values of up to 512")
+    return values
 
 
 def _budgeted(text: str) -> str:
@@ -86,6 +105,12 @@ class Search(BaseModel):
         description="the longest to search, in seconds from when the search begins: shortly before they are up, the "
         "most promising branch is finished; no limit if absent",
     )
+    speculation: Literal["latency", "thrift", "off"] | None = Field(
+        default=None, description="how much is done ahead on workers that would idle; the endpoint's own if absent"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description='options of the policy, such as {"accept": 0.9}; GET /v1/models lists them'
+    )
 
 
 class ImageReference(BaseModel):
@@ -116,31 +141,89 @@ class ImageReference(BaseModel):
 class VideoRequest(BaseModel):
     """The body of POST /v1/videos."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"prompt": "a red 3 moves left and right", "seconds": "3", "search": {"budget": "4x"}}]
+        },
+    )
 
     prompt: Annotated[str, AfterValidator(validating(check_prompt))] = Field(description="what the video shows")
+    negative_prompt: Annotated[str, AfterValidator(validating(_negative))] | None = Field(
+        default=None, description="what guidance leads away from; the model's own if absent, none if empty"
+    )
     model: str | None = Field(default=None, description="the name of the served model, if given")
     seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_seconds))] | None = Field(
-        default=None, description='how long the video lasts at least, in seconds, such as "3"; the model\'s if absent'
+        default=None, description='how long the video lasts, in seconds, such as "3"; the model\'s if absent'
+    )
+    num_frames: int | None = Field(default=None, ge=1, le=100_000, description="how many frames it has, instead")
+    fps: Annotated[float, Field(gt=0, le=240)] | None = Field(
+        default=None,
+        description="frames a second at which it plays; the model's if absent. Another rate plays the same frames "
+        "faster or slower",
     )
     size: Annotated[str, AfterValidator(validating(_sized))] | None = Field(
         default=None, description='WIDTHxHEIGHT in pixels, such as "64x64"; the model\'s if absent'
     )
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = Field(
-        default=None, description="the same request with the same seed gives the same video; drawn at random if absent"
+    width: int | None = Field(default=None, ge=1, le=99_999, description="in pixels; with height, instead of size")
+    height: int | None = Field(default=None, ge=1, le=99_999, description="in pixels; with width, instead of size")
+    size_policy: Literal["exact", "nearest"] = Field(
+        default="exact", description="whether a size that the model cannot make is refused, or the nearest is taken"
+    )
+    seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] | None = Field(
+        default=None,
+        description="the same request with the same seed gives the same video; drawn at random if absent or -1",
+    )
+    num_inference_steps: int | None = Field(
+        default=None, ge=1, le=1000, description="denoising steps at each stage of each unit; the model's if absent"
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=100, description="how strongly the prompt leads; the model's if absent"
+    )
+    n: Literal[1] = Field(default=1, description="how many videos: one a request")
+    user: str | None = Field(default=None, max_length=256, description="whom the caller asks for; kept, and not used")
+    metadata: Annotated[dict[str, str], AfterValidator(_few)] = Field(
+        default={}, description="up to 16 values of the caller's own, kept with the video"
     )
     search: Search = Search()
-    input_reference: ImageReference | None = None
+    input_reference: ImageReference | None = Field(default=None, description="the first frame")
+
+
+class RemixRequest(BaseModel):
+    """The body of POST /v1/videos/{id}/remix: the same video for another prompt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, AfterValidator(validating(check_prompt))] = Field(description="what the video shows instead")
+
+
+class PolicyOffer(BaseModel):
+    """A search policy: what it does, and a description of each of its options."""
+
+    description: str
+    options: dict[str, str]
 
 
 class Model(BaseModel):
-    """A model on offer. ``knows`` says which prompts it was trained on; empty where any prompt is worth trying."""
+    """A model on offer. ``knows`` says which prompts it was trained on; empty where any prompt is worth trying.
+
+    A request that names neither size nor length gets ``size`` and ``seconds``. ``flops`` are those of one such video
+    without a search, decoding included: 1x.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "framegrove"
     knows: str = ""
+    size: str = ""
+    fps: float = 0
+    seconds: float = 0
+    most_seconds: float = 0
+    budget: str = ""
+    most_budget: str = ""
+    flops: float = 0
+    policies: dict[str, PolicyOffer] = {}
 
 
 class ModelList(BaseModel):
@@ -168,11 +251,49 @@ class Video(BaseModel):
     progress: int = Field(ge=0, le=100)
     created_at: int
     completed_at: int | None = None
+    expires_at: int | None = None
     seconds: str
     size: str
     seed: int
     search: Search
+    user: str | None = None
+    metadata: dict[str, str] = {}
+    remixed_from_video_id: str | None = None
+    queue_position: int | None = Field(default=None, description="how many wait before it, while it is queued")
     error: VideoError | None = None
+
+
+class VideoList(BaseModel):
+    """GET /v1/videos: a page of videos. For the next one, ask ``after`` the last id while ``has_more``."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class DeletedVideo(BaseModel):
+    """DELETE /v1/videos/{id}."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class ErrorBody(BaseModel):
+    """What every refusal looks like: one sentence, the field that is to blame, and a fixed word to act on."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Refusal(BaseModel):
+    """The body of every answer with a status of 400 or more."""
+
+    error: ErrorBody
 
 
 def parse_request(body: Any) -> VideoRequest:

@@ -1,91 +1,51 @@
-"""The video service: queues requests durably, makes the videos in order of arrival, and reports their progress."""
+"""The video service: what the endpoint's routes ask for, on top of a durable store and a maker of videos."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import hashlib
+import json
 import logging
-import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 from framegrove import logs
-from framegrove.config.model import Recipe
-from framegrove.config.request import frames_of, parse_size, units_for
-from framegrove.config.search import parse_budget
+from framegrove.config.request import frames_of
 from framegrove.config.serve import ServeConfig
-from framegrove.errors import UserError
-from framegrove.serving.api import LARGEST_SEED, ApiError, Model, ModelList, Search, Video, VideoError, VideoRequest
-from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoRecord, VideoStore
-from framegrove.types import GenerationRequest, GenerationResult, Progress
+from framegrove.serving.api import (
+    POLL_AFTER_MS,
+    VARIANTS,
+    ApiError,
+    DeletedVideo,
+    Model,
+    ModelList,
+    RemixRequest,
+    Search,
+    Variant,
+    Video,
+    VideoError,
+    VideoList,
+    VideoRequest,
+)
+from framegrove.serving.live import Event
+from framegrove.serving.making import Maker, Runner, line
+from framegrove.serving.offers import Offer, PolicyOffer, ServedModel
+from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
+from framegrove.serving.store import STORE_ERRORS, FileGone, KeyReused, QueueFull, VideoStore
+from framegrove.types import GenerationRequest
 
 log = logging.getLogger(__name__)
 
-PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between attempts; the last one is repeated
-ATTEMPTS = 3  # runs of one video that end with passing errors; then the video fails
-
-# Another name for a policy, as earlier versions of the API called it.
-_OTHER_NAMES = {"none": "single"}
-
-Answer = TypeVar("Answer")
-
-
-class Runner(Protocol):
-    """Makes videos.
-
-    ``start`` brings up what searches need, with the verifiers only if ``judging``, and returns at once where
-    everything is up. It is awaited before every run, and may be awaited again after ``close``. Several runs may go on
-    at the same time; ``close`` is called when none does. What ``start`` raises is not the request's fault; a UserError
-    from ``run`` is the request's mistake, unless it is one of the service's passing errors.
-    """
-
-    async def start(self, *, judging: bool = True) -> None: ...
-
-    async def run(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult: ...
-
-    async def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What the service offers.
-
-    ``recipe`` says how the model is sampled, ``check`` raises UserError for a request that the model cannot fulfil.
-    ``policies`` are the search policies on offer, names and one-sentence descriptions; ``judged`` says whether a policy
-    asks verifiers.
-    """
-
-    name: str
-    recipe: Recipe
-    check: Callable[[GenerationRequest], object]
-    policies: Mapping[str, str]
-    judged: Callable[[str], bool]
-
 
 class VideoService:
-    """Accepts requests, keeps them durably, and makes the videos in the order in which they came, some at a time.
+    """Accepts requests, keeps them durably, and makes the videos, some at a time.
 
-    A video that was in progress when the process ended is made again, from the same seed and hence the same.
-
-    An error can be the passing state of the machines, the request's mistake, or anything else:
-
-    - Errors of the types in ``passing``, which say that the cluster is out of reach, has no room now, or has lost an
-      actor, are logged and retried. Bringing the cluster up is retried for as long as it takes, and the videos wait;
-      a run is retried ``ATTEMPTS`` times in all, since the video itself may be what brings actors down.
-    - Errors of the store while the disk fails (``STORE_ERRORS``) are logged and retried for as long as it takes.
-    - A UserError from a run fails the video with the code "invalid_request" and the error's sentence.
-    - Anything else is a defect, or a failure for good. It is logged with its traceback and fails the video with the
-      code "server_error"; the sentence names the video's id and no details. The next video gets new actors.
-
-    Where even that is impossible, because failures cannot be recorded or the actors cannot be closed, the service
-    stops and ``check_health`` raises.
-
-    ``on_queue`` is called with the number of waiting videos whenever it may have changed.
+    Callers are told apart by ``owner``, the name of their key: each sees its own videos only. ``on_queue`` is called
+    with the number of waiting videos whenever it may have changed. Errors of types in ``passing`` are retried, see
+    making.py. Every method that takes an id raises ApiError (404) for an unknown one.
     """
 
     def __init__(
@@ -99,308 +59,320 @@ class VideoService:
         on_queue: Callable[[int], None] = lambda waiting: None,
     ) -> None:
         self._store = store
-        self._runner = runner
-        self._model = model
+        self._offer = Offer(model, limits)
         self._limits = limits
-        self._passing = passing
         self._on_queue = on_queue
         self._counting = asyncio.Lock()
-        self._progress: dict[str, Progress] = {}  # of videos in progress
-        self._making: set[str] = set()  # ids of videos for which the runner is needed
-        self._suspect = False  # whether nobody knows in what state its actors are
-        self._next = asyncio.Event()  # there may be a video to begin, or room for one
-        self._worker: asyncio.Task[None] | None = None
+        self._maker = Maker(
+            store,
+            runner,
+            at_a_time=limits.at_a_time,
+            judged=model.judged,
+            passing=passing,
+            on_change=self._changed,
+        )
 
     @property
-    def policies(self) -> Mapping[str, str]:
-        """The search policies on offer: names and one-sentence descriptions."""
-        return self._model.policies
+    def poll_after_ms(self) -> int:
+        """How soon it is worth asking again for a video that is not finished, in milliseconds."""
+        return POLL_AFTER_MS
+
+    @property
+    def policies(self) -> Mapping[str, PolicyOffer]:
+        """The search policies on offer."""
+        return self._offer.model.policies
 
     async def start(self) -> None:
         """Begin to make videos, first those that an earlier process left unfinished."""
-        stranded = await asyncio.to_thread(self._store.recover)
-        if stranded:
-            log.warning("%d videos were in progress when the last process ended and are made again", stranded)
-        await self._report_queue()
-        self._next.set()
-        self._worker = asyncio.create_task(self._work())
+        await self._maker.start()
+        await self._count()
 
     async def close(self) -> None:
         """Stop. What is unfinished stays in the store."""
-        async with contextlib.AsyncExitStack() as ending:  # every step is taken, even if another one raises
+        async with contextlib.AsyncExitStack() as ending:
             ending.callback(self._store.close)
-            ending.push_async_callback(self._runner.close)
-            worker, self._worker = self._worker, None
-            if worker is not None:
-                worker.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await worker
+            ending.push_async_callback(self._maker.close)
 
     def check_health(self) -> None:
         """Raise RuntimeError if the service has stopped for good, so that only a new process can go on."""
-        if self._worker is not None and self._worker.done():
-            cause = None if self._worker.cancelled() else self._worker.exception()
-            raise RuntimeError("the service has stopped making videos") from cause
+        self._maker.check()
 
-    async def submit(self, asked: VideoRequest, image: bytes | None = None) -> Video:
-        """Accept a request. Raises ApiError for what the model or this endpoint does not offer, or a full queue."""
-        record = self._accepted(asked, image)
-        with logs.about(request=record.id):
-            try:
-                await asyncio.to_thread(self._store.add, record, self._limits.waiting)
-            except QueueFull:
-                sentence = f"{self._limits.waiting} videos are waiting already: try again later"
-                raise ApiError(429, sentence, code="queue_full") from None
-            request = record.request
-            log.info(
-                "accepted: %d units of %dx%d pixels, policy %s, budget %gx",
-                *(request.units, request.width, request.height, request.policy, request.budget),
-            )
-        self._next.set()
-        await self._report_queue()
-        return self._described(record)
+    async def check_ready(self) -> None:
+        """Raise ApiError (503) while no video could be made or kept."""
+        try:
+            self._maker.check()
+            await asyncio.to_thread(self._store.queued)
+        except (RuntimeError, *STORE_ERRORS) as error:
+            raise ApiError(503, f"no videos can be made now: {line(error)}", code="not_ready") from None
 
     def models(self) -> ModelList:
         """What the endpoint offers: one model."""
-        return ModelList(data=[Model(id=self._model.name, knows=self._model.recipe.knows)])
+        return ModelList(data=[self._offer.described()])
 
-    async def find(self, video_id: str) -> Video:
-        """The video's current state. Raises ApiError for an unknown id."""
-        return self._described(await self._record(video_id))
+    def model(self, name: str) -> Model:
+        """The model of this name. Raises ApiError."""
+        if name != self._offer.model.name:
+            sentence = f"there is no model {name[:60]!r} here, it is called {self._offer.model.name}"
+            raise ApiError(404, sentence, code="not_found")
+        return self._offer.described()
 
-    async def content(self, video_id: str) -> Path:
-        """The file of a completed video. Raises ApiError for any other."""
-        record = await self._record(video_id)
+    async def submit(
+        self, asked: VideoRequest, image: bytes | None = None, *, owner: str = "", key: str | None = None
+    ) -> Video:
+        """Accept a request; one that comes again with the same idempotency ``key`` is answered with the same video.
+
+        Raises ApiError for what the model or this endpoint does not offer, or a full queue.
+        """
+        request = self._offer.accepted(asked, image)
+        drawn = asked.seed in (None, -1)
+        asks = {**asked.model_dump(mode="json"), "image": hashlib.sha256(image or b"").hexdigest()}
+        return await self._add(
+            VideoRecord(
+                id=_new_id(),
+                request=request,
+                model=self._offer.model.name,
+                seconds=asked.seconds or self._seconds(request),
+                status="queued",
+                created_at=time.time(),
+                owner=owner,
+                user=asked.user,
+                metadata=asked.metadata,
+                price=self._offer.price(request),
+                idempotency=(key, _digest(asks | {"drawn": drawn})) if key is not None else None,
+            )
+        )
+
+    async def remix(self, video_id: str, asked: RemixRequest, *, owner: str = "", key: str | None = None) -> Video:
+        """Ask for an earlier video with another prompt, from the same seed. Raises ApiError."""
+        earlier = await self._record(video_id, owner)
+        request = self._offer.remixed(earlier.request, asked.prompt)
+        asks = {"remix": video_id, "prompt": asked.prompt}
+        return await self._add(
+            VideoRecord(
+                id=_new_id(),
+                request=request,
+                model=self._offer.model.name,
+                seconds=earlier.seconds,
+                status="queued",
+                created_at=time.time(),
+                owner=owner,
+                user=earlier.user,
+                metadata=earlier.metadata,
+                remixed_from=video_id,
+                price=self._offer.price(request),
+                idempotency=(key, _digest(asks)) if key is not None else None,
+            )
+        )
+
+    async def find(self, video_id: str, owner: str = "") -> Video:
+        """The video's current state."""
+        record = await self._record(video_id, owner)
+        position = await asyncio.to_thread(self._position, record) if record.status == "queued" else None
+        return self._described(record, position)
+
+    async def page(
+        self, owner: str = "", after: str | None = None, limit: int = 20, order: str = "desc", status: str | None = None
+    ) -> VideoList:
+        """Videos, newest or oldest first, from the one after ``after``. Raises ApiError where that is unknown."""
+        try:
+            records, more = await asyncio.to_thread(self._store.page, owner, after, limit, order, status)
+        except KeyError:
+            raise ApiError(400, f"there is no video {after!r} to go on after", param="after", code="not_found") from None
+        videos = [self._described(record) for record in records]
+        return VideoList(
+            data=videos,
+            first_id=videos[0].id if videos else None,
+            last_id=videos[-1].id if videos else None,
+            has_more=more,
+        )
+
+    async def cancel(self, video_id: str, owner: str = "") -> Video:
+        """Give a video up; what is sampled for it ends within a denoising step. Raises ApiError if it is finished."""
+        record = await self._record(video_id, owner)
+        if not await self._maker.cancel(video_id):
+            record = await self._record(video_id, owner)
+            raise ApiError(409, f"the video {video_id} cannot be cancelled any more, it is {record.status}")
+        return await self.find(video_id, owner)
+
+    async def delete(self, video_id: str, owner: str = "") -> DeletedVideo:
+        """Remove a video and its files; one that waits or is being made is cancelled first."""
+        await self._record(video_id, owner)
+        await self._maker.cancel(video_id)
+        await asyncio.to_thread(self._store.delete, video_id)
+        return DeletedVideo(id=video_id)
+
+    async def file(self, video_id: str, name: str, owner: str = "") -> StoredFile:
+        """What is known of a file of a completed video. Raises ApiError for any other video, and for no such file."""
+        record = await self._record(video_id, owner)
         if record.status == "failed":
             raise ApiError(409, f"the video {video_id} failed, there is nothing to download: {record.error}")
+        if record.status == "cancelled":
+            raise ApiError(409, f"the video {video_id} was cancelled, there is nothing to download")
         if record.status != "completed":
             raise ApiError(409, f"the video {video_id} is not finished, its status is {record.status}: ask again later")
-        return self._store.path_of(video_id)
+        found = next((file for file in record.files if file.name == name), None)
+        if found is None:
+            raise ApiError(404, f"the video {video_id} has no {name}, it was made before there was one")
+        return found
 
-    async def _record(self, video_id: str) -> VideoRecord:
-        record = await asyncio.to_thread(self._store.get, video_id)
+    async def contents(self, video_id: str, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """A part of a file that ``file`` has found, from byte ``start`` to before ``end``. Raises ApiError if gone."""
+        try:
+            opened = await asyncio.to_thread(self._store.open_file, video_id, name, start, end)
+        except (FileGone, KeyError):  # the latter: it was deleted meanwhile
+            raise ApiError(
+                410, f"the file of {video_id} is gone from the endpoint's storage: ask for it again", code="file_missing"
+            ) from None
+        return _pieces(opened.chunks)
+
+    async def report(self, video_id: str, owner: str = "") -> Mapping[str, Any]:
+        """What report.json says of a completed video."""
+        await self.file(video_id, VARIANTS["video"], owner)
+        record = await self._record(video_id, owner)
+        return record.report or {}
+
+    async def tree(self, video_id: str, owner: str = "") -> Mapping[str, Any]:
+        """The tree of a search: as it stands, or as it has ended."""
+        record = await self._record(video_id, owner)
+        live = self._maker.live(video_id)
+        if live is not None:
+            tree = live.look()
+            return {"branches": tree.branches, "summary": tree.summary, "winner": tree.summary.get("winner")}
+        if record.status in ("queued", "in_progress"):
+            return {"branches": {}, "winner": None}
+        await self.file(video_id, "tree.json", owner)
+        whole = b"".join([piece async for piece in await self.contents(video_id, "tree.json")])
+        found: dict[str, Any] = json.loads(whole)
+        return found
+
+    async def preview(self, video_id: str, branch: str, owner: str = "") -> bytes:
+        """A strip of a branch's newest unit while its search goes on. Raises ApiError."""
+        await self._record(video_id, owner)
+        live = self._maker.live(video_id)
+        try:
+            strip = await live.preview(branch) if live is not None else None
+        except ValueError:
+            strip = None
+        if strip is None:
+            raise ApiError(404, f"there is no preview of branch {branch[:60]!r} now", code="not_found")
+        return strip
+
+    async def events(self, video_id: str, owner: str = "", last: str | None = None) -> AsyncIterator[tuple[str, Event]]:
+        """What happens to a video, with an id for each event, from the one after the id ``last``, to its end."""
+        record = await self._record(video_id, owner)
+        log_ = self._maker.events(video_id)
+        if record.status in FINISHED and not log_.ended:  # by an earlier process: there is nothing to tell but that
+            log_.add("status", self._described(record).model_dump(mode="json"))
+        name, _, number = (last or "").partition("-")
+        after = int(number) if name == log_.name and number.isdecimal() else 0
+        async for event in log_.after(after):
+            yield f"{log_.name}-{event.number}", event
+
+    async def _add(self, record: VideoRecord) -> Video:
+        with logs.about(request=record.id):
+            try:
+                kept = await asyncio.to_thread(self._store.add, record, self._limits.waiting)
+            except QueueFull:
+                sentence = f"{self._limits.waiting} videos are waiting already: try again later"
+                raise ApiError(429, sentence, code="queue_full") from None
+            except KeyReused:
+                raise ApiError(
+                    409,
+                    "this Idempotency-Key came with another request before: use a new key for a new request",
+                    code="idempotency_key_reused",
+                ) from None
+            if kept.id == record.id:
+                request = record.request
+                log.info(
+                    "accepted: %d units of %dx%d pixels, policy %s, budget %gx",
+                    *(request.units, request.width, request.height, request.policy, request.budget),
+                )
+        if kept.id == record.id:
+            self._maker.wake()
+            await self._changed(record.id)
+        return self._described(kept)
+
+    async def _record(self, video_id: str, owner: str) -> VideoRecord:
+        record = await asyncio.to_thread(self._store.get, video_id, owner)
         if record is None:
             raise ApiError(404, f"there is no video {video_id[:60]!r}", code="not_found")
         return record
 
-    def _accepted(self, asked: VideoRequest, image: bytes | None) -> VideoRecord:
-        """The record of a request, defaults filled in. Raises ApiError."""
-        name, recipe = self._model.name, self._model.recipe
-        if asked.model not in (None, name):
-            raise ApiError(404, f"there is no model {asked.model[:60]!r} here, it is called {name}", param="model")
-        if image is None and asked.input_reference is not None:
-            image = asked.input_reference.image()
-        height, width = parse_size(asked.size) if asked.size else (recipe.height, recipe.width)
-        units = self._units(asked.seconds)
-        request = GenerationRequest(
-            prompt=asked.prompt,
-            seed=secrets.randbelow(LARGEST_SEED) if asked.seed is None else asked.seed,
-            units=units,
-            height=height,
-            width=width,
-            policy=self._policy(asked.search.policy),
-            budget=self._budget(asked.search.budget),
-            image=image,
-            until=asked.search.until,
-            within=asked.search.seconds,
-        )
-        try:
-            self._model.check(request)
-        except UserError as error:
-            raise ApiError(400, str(error)) from None
-        return VideoRecord(
-            id=f"video_{uuid.uuid4().hex}",
-            request=request,
-            model=name,
-            seconds=asked.seconds or f"{frames_of(units) / recipe.fps:g}",
-            status="queued",
-            created_at=time.time(),
-        )
+    def _position(self, record: VideoRecord) -> int:
+        """How many videos have waited for longer."""
+        return sum(each.created_at < record.created_at for each in self._store.queued())
 
-    def _policy(self, asked: str) -> str:
-        offered = self._model.policies
-        name = asked if asked in offered else _OTHER_NAMES.get(asked, asked)
-        if name not in offered:
-            sentence = f"search.policy {asked[:60]!r} is unknown: choose one of {', '.join(offered)}"
-            raise ApiError(400, sentence, param="search.policy")
-        return name
+    def _seconds(self, request: GenerationRequest) -> str:
+        frames = request.frames or frames_of(request.units)
+        return f"{frames / (request.fps or self._offer.model.recipe.fps):g}"
 
-    def _budget(self, asked: str | None) -> float:
-        budget = parse_budget(asked or self._limits.budget)
-        if budget > parse_budget(self._limits.most_budget):
-            sentence = f"a budget of {budget:g}x is more than the {self._limits.most_budget} allowed"
-            raise ApiError(400, sentence, param="search.budget")
-        return budget
-
-    def _units(self, seconds: str | None) -> int:
-        if seconds is None:
-            return self._model.recipe.units
-        try:
-            return units_for(float(seconds), self._model.recipe.fps, self._limits.most_units)
-        except UserError as error:
-            raise ApiError(400, str(error), param="seconds") from None
-
-    def _described(self, record: VideoRecord) -> Video:
+    def _described(self, record: VideoRecord, position: int | None = None) -> Video:
         """The record as the API shows it."""
-        live = self._progress.get(record.id)
-        done = 100 if record.status == "completed" else min(99, int(live.done * 100)) if live else 0
+        request = record.request
+        done = 100 if record.status == "completed" else min(99, int(self._maker.progress(record.id) * 100))
         return Video(
             id=record.id,
             model=record.model,
-            prompt=record.request.prompt,
+            prompt=request.prompt,
             status=record.status,
             progress=done,
             created_at=int(record.created_at),
             completed_at=int(record.completed_at) if record.status == "completed" and record.completed_at else None,
+            expires_at=int(record.expires_at) if record.expires_at else None,
             seconds=record.seconds,
-            size=f"{record.request.width}x{record.request.height}",
-            seed=record.request.seed,
+            size=f"{request.width}x{request.height}",
+            seed=request.seed,
             search=Search(
-                policy=record.request.policy,
-                budget=f"{record.request.budget:g}x",
-                until=record.request.until,
-                seconds=record.request.within,
+                policy=request.policy,
+                budget=f"{request.budget:g}x",
+                until=request.until,
+                seconds=request.within,
+                speculation=request.speculate,  # type: ignore[arg-type]  # checked when it was asked for
+                options=request.options,
             ),
+            user=record.user,
+            metadata=dict(record.metadata),
+            remixed_from_video_id=record.remixed_from,
+            queue_position=position,
             error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
         )
 
-    async def _work(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._warm_up())
-                while True:
-                    await self._next.wait()
-                    self._next.clear()
-                    while self._has_room and (record := await _stored(self._store.first)) is not None:
-                        self._making.add(record.id)
-                        with logs.about(request=record.id):
-                            await self._begin(record, group)
-        except Exception:
-            log.critical("the service stops making videos", exc_info=True)
-            raise
+    async def _changed(self, video_id: str) -> None:
+        """A video's status has changed: viewers are told, and the queue is counted."""
+        with contextlib.suppress(*STORE_ERRORS):
+            record = await asyncio.to_thread(self._store.get, video_id)
+            if record is not None:
+                self._maker.events(video_id).add("status", self._described(record).model_dump(mode="json"))
+        await self._count()
 
-    @property
-    def _has_room(self) -> bool:
-        return len(self._making) < self._limits.at_a_time and not self._suspect
-
-    async def _warm_up(self) -> None:
-        """Bring up what searches need before anybody asks: it takes a while."""
-        try:
-            await self._runner.start()
-        except self._passing as error:
-            log.warning("the cluster could not be made ready (%s); the first video tries again", _line(error))
-        except Exception:
-            log.exception("the cluster could not be made ready; the first video tries again")
-
-    async def _begin(self, record: VideoRecord, group: asyncio.TaskGroup) -> None:
-        """Begin to make a video once the cluster is ready for it. One after the other, hence in order of arrival."""
-        begun = False
-        async with self._failing(record):
-            await self._bring_up(record)
-            await _stored(self._store.begin, record.id)
-            await self._report_queue()
-            begun = True
-        if begun:
-            group.create_task(self._make(record))
-        else:
-            await self._ended(record)
-
-    async def _make(self, record: VideoRecord) -> None:
-        """Make a video, or fail it."""
-        began = time.monotonic()
-        async with self._failing(record):
-            result = await self._run(record)
-            await _stored(self._store.complete, record.id, result)
-            log.info("completed after %.1f s", time.monotonic() - began)
-        await self._ended(record)
-
-    @contextlib.asynccontextmanager
-    async def _failing(self, record: VideoRecord) -> AsyncIterator[None]:
-        """What is raised inside fails the video."""
-        began = time.monotonic()
-        try:
-            yield
-        except ApiError as refusal:
-            log.info("failed after %.1f s, as an invalid request", time.monotonic() - began)
-            log.debug("invalid request: %s", refusal)  # the sentence may quote the prompt
-            await _stored(self._store.fail, record.id, "invalid_request", str(refusal))
-        except Exception:
-            log.exception("failed after %.1f s", time.monotonic() - began)
-            self._suspect = True
-            await _stored(self._store.fail, record.id, "server_error", _internal_error(record.id))
-
-    async def _ended(self, record: VideoRecord) -> None:
-        """A video is finished or has failed: there is room for another one. The last one closes suspect actors."""
-        self._progress.pop(record.id, None)
-        self._making.discard(record.id)
-        if self._suspect and not self._making:
-            await self._runner.close()
-            self._suspect = False
-        self._next.set()
-        await self._report_queue()
-
-    async def _bring_up(self, record: VideoRecord) -> None:
-        """Return once the cluster is ready for this video."""
-        judging = self._model.judged(record.request.policy)
-        await _insist("the video waits", lambda: self._runner.start(judging=judging), self._passing)
-
-    async def _run(self, record: VideoRecord) -> GenerationResult:
-        """Run the request, again after passing errors. Raises ApiError for the request's mistake."""
-
-        def on_progress(progress: Progress) -> None:
-            self._progress[record.id] = progress
-
-        attempt = 1
-        while True:
-            try:
-                return await self._run_once(record.request, on_progress)
-            except self._passing as error:
-                if attempt == ATTEMPTS:
-                    raise
-                pause = PAUSES[attempt - 1]
-                log.warning("attempt %d failed (%s); trying again in %g s", attempt, _line(error), pause)
-                await asyncio.sleep(pause)
-            attempt += 1
-            await self._bring_up(record)
-
-    async def _run_once(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult:
-        try:
-            return await self._runner.run(request, on_progress)
-        except self._passing:
-            raise
-        except UserError as error:
-            raise ApiError(400, str(error)) from error
-
-    async def _report_queue(self) -> None:
+    async def _count(self) -> None:
         async with self._counting:  # so that no count overtakes a later one
             try:
-                waiting = await asyncio.to_thread(self._store.waiting)
+                waiting = len(await asyncio.to_thread(self._store.queued))
             except STORE_ERRORS as error:
-                log.warning("the waiting videos could not be counted (%s)", _line(error))
+                log.warning("the waiting videos could not be counted (%s)", line(error))
             else:
                 self._on_queue(waiting)
 
 
-async def _stored(method: Callable[..., Answer], *given: Any) -> Answer:
-    """Call a method of the store, again and again while the disk fails."""
-    return await _insist("the store cannot be used", lambda: asyncio.to_thread(method, *given), STORE_ERRORS)
+async def _pieces(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (piece := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield piece
 
 
-async def _insist(what: str, attempt: Callable[[], Awaitable[Answer]], passing: tuple[type[Exception], ...]) -> Answer:
-    """Attempt it until no ``passing`` error comes, at longer and longer intervals; the log says why."""
-    pauses = itertools.chain(PAUSES, itertools.repeat(PAUSES[-1]))
-    while True:
-        try:
-            return await attempt()
-        except passing as error:
-            pause = next(pauses)
-            log.warning("%s (%s); trying again in %g s", what, _line(error), pause)
-            await asyncio.sleep(pause)
+def content_name(variant: str) -> str:
+    """The file of a variant. Raises ApiError for an unknown one."""
+    if variant not in VARIANTS:
+        raise ApiError(
+            400, f"there is no variant {variant[:40]!r}: choose one of {', '.join(VARIANTS)}", param="variant"
+        )
+    known: Variant = variant  # type: ignore[assignment]
+    return VARIANTS[known]
 
 
-def _internal_error(video_id: str) -> str:
-    return f"the video could not be made because of an internal error: the endpoint's log has the details of {video_id}"
+def _new_id() -> str:
+    return f"video_{uuid.uuid4().hex}"
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _digest(asks: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asks, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,174 @@
+"""What the endpoint offers, and how a request in the API's terms becomes one to the generator."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from framegrove.config.model import Recipe
+from framegrove.config.request import FRAMES_PER_UNIT, frames_of, parse_size
+from framegrove.config.search import parse_budget
+from framegrove.config.serve import ServeConfig
+from framegrove.errors import UserError
+from framegrove.serving.api import LARGEST_DRAWN, ApiError, Model, PolicyOffer, VideoRequest
+from framegrove.types import GenerationRequest, Sampling
+
+# Another name for a policy, as earlier versions of the API called it.
+_OTHER_NAMES = {"none": "single"}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the service offers.
+
+    ``recipe`` says how the model is sampled, ``check`` raises UserError for a request that the model or its policy
+    cannot fulfil. ``policies`` are the search policies on offer; ``judged`` says whether one asks verifiers. Widths and
+    heights are multiples of ``side`` pixels. ``flops`` are those of one sample of what a request asks for, without a
+    search, decoding included.
+    """
+
+    name: str
+    recipe: Recipe
+    check: Callable[[GenerationRequest], object]
+    policies: Mapping[str, PolicyOffer]
+    judged: Callable[[str], bool]
+    side: int
+    flops: Callable[[GenerationRequest], float]
+
+    @property
+    def native(self) -> GenerationRequest:
+        """What a request that names neither size nor length asks for."""
+        recipe = self.recipe
+        return GenerationRequest("", 0, recipe.units, recipe.height, recipe.width)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model within the limits of an endpoint."""
+
+    model: ServedModel
+    limits: ServeConfig
+
+    def described(self) -> Model:
+        """As GET /v1/models shows it."""
+        recipe, limits, native = self.model.recipe, self.limits, self.model.native
+        return Model(
+            id=self.model.name,
+            knows=recipe.knows,
+            size=f"{native.width}x{native.height}",
+            fps=recipe.fps,
+            seconds=frames_of(native.units) / recipe.fps,
+            most_seconds=frames_of(limits.most_units) / recipe.fps,
+            budget=limits.budget,
+            most_budget=limits.most_budget,
+            flops=self.model.flops(native),
+            policies=dict(self.model.policies),
+        )
+
+    def accepted(self, asked: VideoRequest, image: bytes | None) -> GenerationRequest:
+        """The request with all defaults filled in. Raises ApiError for what is not offered."""
+        name = self.model.name
+        if asked.model not in (None, name):
+            raise ApiError(404, f"there is no model {asked.model[:60]!r} here, it is called {name}", param="model")
+        if image is None and asked.input_reference is not None:
+            image = asked.input_reference.image()
+        height, width = self._size(asked)
+        units, frames = self._length(asked)
+        request = GenerationRequest(
+            prompt=asked.prompt,
+            seed=secrets.randbelow(LARGEST_DRAWN) if asked.seed in (None, -1) else asked.seed,
+            units=units,
+            height=height,
+            width=width,
+            policy=self._policy(asked.search.policy),
+            budget=self._budget(asked.search.budget),
+            image=image,
+            until=asked.search.until,
+            within=asked.search.seconds,
+            sampling=Sampling(asked.negative_prompt, asked.num_inference_steps, asked.guidance_scale),
+            frames=frames,
+            fps=asked.fps,
+            options=asked.search.options,
+            speculate=asked.search.speculation,
+        )
+        self._check(request)
+        return request
+
+    def remixed(self, request: GenerationRequest, prompt: str) -> GenerationRequest:
+        """The same request, seed included, for another prompt. Raises ApiError for one that the model cannot read."""
+        remix = replace(request, prompt=prompt)
+        self._check(remix)
+        return remix
+
+    def price(self, request: GenerationRequest) -> float:
+        """How much work a request is at most, in samples of the model's own size and length without a search."""
+        return request.budget * self.model.flops(request) / self.model.flops(self.model.native)
+
+    def _check(self, request: GenerationRequest) -> None:
+        try:
+            self.model.check(request)
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
+        price, most = self.price(request), self.limits.most_work
+        if price > most:
+            raise ApiError(
+                400,
+                f"this is {price:,.0f} times the work of a sample of {self.model.native.width}x"
+                f"{self.model.native.height} pixels and {self.model.native.units} units, and at most {most:g} are "
+                "allowed: lower search.budget, seconds or size",
+                code="too_much_work",
+            )
+
+    def _size(self, asked: VideoRequest) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if (asked.width is None) != (asked.height is None):
+            raise ApiError(400, "width and height belong together: give both, or size", param="width")
+        recipe = self.model.recipe
+        if asked.width is not None and asked.height is not None:
+            if asked.size is not None and parse_size(asked.size) != (asked.height, asked.width):
+                raise ApiError(400, f"size is {asked.size} and width x height is another: give one", param="size")
+            height, width = asked.height, asked.width
+        else:
+            height, width = parse_size(asked.size) if asked.size else (recipe.height, recipe.width)
+        if asked.size_policy == "exact":
+            return height, width
+        side = self.model.side
+        return max(side, round(height / side) * side), max(side, round(width / side) * side)
+
+    def _length(self, asked: VideoRequest) -> tuple[int, int | None]:
+        """Units of a video, and how many of its frames are wanted; None: all."""
+        recipe, most = self.model.recipe, self.limits.most_units
+        if asked.seconds is None and asked.num_frames is None:
+            return recipe.units, None
+        if asked.seconds is not None and asked.num_frames is not None:
+            raise ApiError(400, "seconds and num_frames both say how long the video is: give one", param="num_frames")
+        fps = asked.fps or recipe.fps
+        frames = asked.num_frames or max(1, round(float(asked.seconds or 0) * fps))
+        units = 1 + math.ceil((frames - 1) / FRAMES_PER_UNIT)
+        if units > most:
+            longest = frames_of(most)
+            field = "seconds" if asked.seconds is not None else "num_frames"
+            raise ApiError(
+                400,
+                f"a video of {frames:,} frames cannot be made: ask for at most {longest}, which last "
+                f"{longest / fps:g} seconds",
+                param=field,
+            )
+        return units, frames
+
+    def _policy(self, asked: str) -> str:
+        offered = self.model.policies
+        name = asked if asked in offered else _OTHER_NAMES.get(asked, asked)
+        if name not in offered:
+            sentence = f"search.policy {asked[:60]!r} is unknown: choose one of {', '.join(offered)}"
+            raise ApiError(400, sentence, param="search.policy")
+        return name
+
+    def _budget(self, asked: str | None) -> float:
+        budget = parse_budget(asked or self.limits.budget)
+        if budget > parse_budget(self.limits.most_budget):
+            sentence = f"a budget of {budget:g}x is more than the {self.limits.most_budget} allowed"
+            raise ApiError(400, sentence, param="search.budget")
+        return budget

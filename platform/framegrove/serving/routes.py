@@ -1,0 +1,258 @@
+"""The HTTP routes of the API: from requests to the service, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from framegrove.serving.api import (
+    ApiError,
+    DeletedVideo,
+    Model,
+    ModelList,
+    Refusal,
+    RemixRequest,
+    Status,
+    Video,
+    VideoList,
+    parse_request,
+)
+from framegrove.serving.openapi import VIDEO_REQUEST_BODY
+from framegrove.serving.records import StoredFile
+from framegrove.serving.service import VideoService, content_name
+
+Read = Callable[[Request], Awaitable[tuple[Any, bytes | None]]]
+"""Reads a body: its fields, and the picture in it."""
+
+_KINDS = {"mp4": "video/mp4", "webp": "image/webp", "png": "image/png", "html": "text/html", "json": "application/json"}
+_PAGES = {"Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
+          "style-src 'unsafe-inline'; img-src data:"}  # fmt: skip
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="the same request with the same key is accepted once, and answered with the same video again"),
+]
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the document: the statuses with which a route refuses, all with the same body."""
+    return {status: {"model": Refusal} for status in (*statuses, 500)}
+
+
+def routes_of(service: VideoService, read: Read) -> APIRouter:
+    """All routes of the API."""
+    router = APIRouter()
+    for add in (_asking, _managing, _watching, _models, _health):
+        add(router, service, read)
+    return router
+
+
+def _asking(router: APIRouter, service: VideoService, read: Read) -> None:
+    @router.post(
+        "/v1/videos",
+        openapi_extra={"requestBody": VIDEO_REQUEST_BODY},
+        responses=refusals(400, 404, 408, 409, 413, 415, 429),
+    )
+    async def create(request: Request, idempotency_key: IdempotencyKey = None) -> Video:
+        """Ask for a video: it is queued, and the answer names its id."""
+        body, image = await read(request)
+        return await service.submit(parse_request(body), image, owner=_owner(request), key=_key(idempotency_key))
+
+    @router.post(
+        "/v1/videos/sync",
+        openapi_extra={"requestBody": VIDEO_REQUEST_BODY},
+        response_class=Response,
+        responses={
+            **refusals(400, 404, 408, 409, 413, 415, 429),
+            200: {"content": {"video/mp4": {}}, "description": "the mp4 file; X-Video-Id names the video"},
+        },
+    )
+    async def create_and_wait(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+        """Ask for a video and wait for its file. Who stops waiting can still ask for it by its id."""
+        body, image = await read(request)
+        owner = _owner(request)
+        video = await service.submit(parse_request(body), image, owner=owner, key=_key(idempotency_key))
+        async for _ in service.events(video.id, owner):
+            pass
+        answer = await _file(service, request, video.id, content_name("video"), owner)
+        answer.headers["X-Video-Id"] = video.id
+        return answer
+
+    @router.post("/v1/videos/{video_id}/remix", responses=refusals(400, 404, 408, 409, 413, 415, 429))
+    async def remix(
+        video_id: str, body: RemixRequest, request: Request, idempotency_key: IdempotencyKey = None
+    ) -> Video:
+        """Ask for an earlier video with another prompt, from the same seed."""
+        return await service.remix(video_id, body, owner=_owner(request), key=_key(idempotency_key))
+
+
+def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
+    @router.get("/v1/videos", responses=refusals(400))
+    async def page(
+        request: Request,
+        after: Annotated[str | None, Query(max_length=64, description="the id to go on after")] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        status: Status | None = None,
+    ) -> VideoList:
+        """Videos, the newest first unless ``order`` is asc."""
+        return await service.page(_owner(request), after, limit, order, status)
+
+    @router.get("/v1/videos/{video_id}", responses=refusals(404))
+    async def retrieve(video_id: str, request: Request, response: Response) -> Video:
+        """The status and progress of a video. The header openai-poll-after-ms says how soon to ask again."""
+        video = await service.find(video_id, _owner(request))
+        if video.status in ("queued", "in_progress"):
+            response.headers["openai-poll-after-ms"] = str(service.poll_after_ms)
+        return video
+
+    @router.delete("/v1/videos/{video_id}", responses=refusals(404))
+    async def delete(video_id: str, request: Request) -> DeletedVideo:
+        """Remove a video and its files; one that waits or is being made is given up."""
+        return await service.delete(video_id, _owner(request))
+
+    @router.post("/v1/videos/{video_id}/cancel", responses=refusals(404, 409))
+    async def cancel(video_id: str, request: Request) -> Video:
+        """Give a video up. What is being sampled for it ends within a denoising step."""
+        return await service.cancel(video_id, _owner(request))
+
+    @router.api_route(
+        "/v1/videos/{video_id}/content",
+        methods=["GET", "HEAD"],
+        response_class=Response,
+        responses={
+            **refusals(400, 404, 409, 410, 416),
+            200: {"content": {kind: {} for kind in ("video/mp4", "image/webp", "image/png")}, "description": "the file"},
+            206: {"description": "the part of the file that the header Range asks for"},
+            304: {"description": "the file is the one whose ETag was given in If-None-Match"},
+        },
+    )
+    async def content(video_id: str, request: Request, variant: str = "video") -> Response:
+        """A file of a completed video: video, thumbnail, spritesheet or tree. Takes Range and If-None-Match."""
+        return await _file(service, request, video_id, content_name(variant), _owner(request))
+
+
+def _watching(router: APIRouter, service: VideoService, read: Read) -> None:
+    @router.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse, responses=refusals(404))
+    async def events(
+        video_id: str, request: Request, last_event_id: Annotated[str | None, Header()] = None
+    ) -> AsyncIterator[ServerSentEvent]:
+        """What happens to a video, as server-sent events: status, started, branch, summary, progress.
+
+        A branch's event holds all that is known of it, so that the latest of each branch is the tree. The stream ends
+        once the video is finished; Last-Event-ID goes on after an event.
+        """
+        async for name, event in service.events(video_id, _owner(request), last_event_id):
+            yield ServerSentEvent(id=name, event=event.kind, data=event.data)
+
+    @router.get("/v1/videos/{video_id}/tree", response_class=JSONResponse, responses=refusals(404, 409, 410))
+    async def tree(video_id: str, request: Request) -> JSONResponse:
+        """The tree of a search, as it stands or as it has ended: branches by id, with their scores."""
+        return JSONResponse(await service.tree(video_id, _owner(request)))
+
+    @router.get("/v1/videos/{video_id}/tree.html", response_class=Response, responses=refusals(404, 409, 410))
+    async def tree_page(video_id: str, request: Request) -> Response:
+        """The finished tree as a page of its own."""
+        return await _file(service, request, video_id, "tree.html", _owner(request), _PAGES)
+
+    @router.get("/v1/videos/{video_id}/report", response_class=JSONResponse, responses=refusals(404, 409, 410))
+    async def report(video_id: str, request: Request) -> JSONResponse:
+        """The report of a completed video: costs, scores, every branch, who worked when."""
+        return JSONResponse(await service.report(video_id, _owner(request)))
+
+    @router.get(
+        "/v1/videos/{video_id}/branches/{branch}/preview",
+        response_class=Response,
+        responses={**refusals(404), 200: {"content": {"image/webp": {}}, "description": "four frames side by side"}},
+    )
+    async def preview(video_id: str, branch: str, request: Request) -> Response:
+        """What a branch's newest unit looks like, while its search goes on."""
+        strip = await service.preview(video_id, branch, _owner(request))
+        return Response(strip, media_type="image/webp", headers={"Cache-Control": "private, no-store"})
+
+
+def _models(router: APIRouter, service: VideoService, read: Read) -> None:
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        """The model on offer: sizes, lengths, search policies with their options, and the price of a sample."""
+        return service.models()
+
+    @router.get("/v1/models/{name}", responses=refusals(404))
+    async def model(name: str) -> Model:
+        """The same of one model."""
+        return service.model(name)
+
+
+def _health(router: APIRouter, service: VideoService, read: Read) -> None:
+    @router.get("/healthz")
+    async def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses=refusals(503))
+    async def ready() -> dict[str, str]:
+        """Whether videos can be made and kept."""
+        await service.check_ready()
+        return {"status": "ok"}
+
+
+def _owner(request: Request) -> str:
+    """The name of the key that a request came with, empty where the endpoint has no keys."""
+    return str(request.scope.get("state", {}).get("owner", ""))
+
+
+def _key(given: str | None) -> str | None:
+    if given is not None and not _KEY.fullmatch(given):
+        raise ApiError(400, "Idempotency-Key has 1 to 255 visible ASCII characters", param="Idempotency-Key")
+    return given
+
+
+async def _file(
+    service: VideoService,
+    request: Request,
+    video_id: str,
+    name: str,
+    owner: str,
+    more: dict[str, str] | None = None,
+) -> Response:
+    """A file, or the part of it that is asked for, or that it has not changed."""
+    file = await service.file(video_id, name, owner)
+    suffix = name.rpartition(".")[2]
+    etag = f'"{file.etag}"'
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=0, must-revalidate"}
+    headers |= {"Content-Disposition": f'inline; filename="{video_id}.{suffix}"', **(more or {})}
+    if etag in request.headers.get("if-none-match", "").replace("W/", "").split(", "):
+        return Response(status_code=304, headers=headers)
+    start, end = _range(request.headers.get("range") if request.method == "GET" else None, file)
+    status = 200
+    if (start, end) != (0, file.size):
+        status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{file.size}"
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=200, headers=headers, media_type=_KINDS[suffix])
+    contents = await service.contents(video_id, name, start, end)
+    return StreamingResponse(contents, status, headers, _KINDS[suffix])
+
+
+def _range(asked: str | None, file: StoredFile) -> tuple[int, int]:
+    """The first byte and the one after the last of a Range header; of several ranges, or one in other units, all.
+
+    Raises ApiError (416) for a part that the file does not have.
+    """
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", asked or "")
+    if match is None or match.group() == "bytes=-":
+        return 0, file.size
+    first, last = match.groups()
+    if first:
+        start, end = int(first), min(int(last) + 1, file.size) if last else file.size
+    else:
+        start, end = max(0, file.size - int(last)), file.size
+    if start >= end:
+        raise ApiError(416, f"the file has {file.size:,} bytes: ask for a range within them")
+    return start, end
