@@ -10,9 +10,10 @@ from typing import Any
 from framegrove.evaluation.outlook import Lookout, Outlook
 from framegrove.lineage import branch_name
 from framegrove.media.stills import strip
+from framegrove.search.result import Span
 from framegrove.search.snapshot import BranchNow, Snapshot
 from framegrove.serving.live import LiveTree
-from framegrove.types import Path
+from framegrove.types import Path, SampleWork, paths_of
 
 _PREVIEW_SIDE = 128  # px
 
@@ -22,12 +23,15 @@ class LiveSearch:
 
     def __init__(self, lookout: Lookout) -> None:
         self._lookout = lookout
+        self._works: list[dict[str, Any]] = []
 
     def look(self) -> LiveTree:
         """The tree as it stands."""
         snapshot = self._lookout.look()
         summary = _summary(snapshot, self._lookout.outlook(snapshot))
-        return LiveTree({branch_id(each.path): _branch(each) for each in snapshot.branches}, summary)
+        branches = {branch_id(each.path): _branch(each) for each in snapshot.branches}
+        self._works += map(_work, snapshot.spans[len(self._works) :])
+        return LiveTree(branches, summary, self._works)
 
     async def preview(self, branch: str) -> bytes | None:
         """A strip of four frames of the branch's newest unit."""
@@ -54,6 +58,17 @@ def _branch(branch: BranchNow) -> dict[str, Any]:
         "speculative": branch.speculative,
         "scores": {str(asked): dict(scores) for asked, scores in branch.scores},
         "workers": sorted(attempt.worker for attempt in branch.attempts),
+    }
+
+
+def _work(span: Span) -> dict[str, Any]:
+    return {
+        "who": span.worker,
+        "what": "sample" if isinstance(span.work, SampleWork) else "score",
+        "branches": [branch_name(path) for path in paths_of(span.work)],
+        "from": round(span.start, 3),
+        "to": round(span.end, 3),
+        "ending": str(span.ending),
     }
 
 

@@ -8,7 +8,7 @@ that it knows. Whatever a viewer does, it costs the search one look a moment, ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,10 +18,11 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LiveTree:
-    """A search at one moment, as JSON values: its branches by id, and a summary of costs, workers and the winner."""
+    """A search at one moment, as JSON values: its branches by id, a summary, and all works that have ended so far."""
 
     branches: Mapping[str, Facts]
     summary: Facts
+    works: Sequence[Facts] = ()
 
 
 class Live(Protocol):
@@ -53,6 +54,7 @@ KINDS = {
     "started": "a search begins, or begins again: forget all branches",
     "branch": "all that is known of a branch",
     "summary": "costs so far and to go, who works, the winner once it is known",
+    "works": "works that have ended since the last such event: who did what, from when to when",
     "progress": "the video's progress in per cent",
 }
 _LAST = {"completed", "failed", "cancelled"}
@@ -61,8 +63,8 @@ _LAST = {"completed", "failed", "cancelled"}
 class EventLog:
     """The events of one video. ``name`` tells this log from one of an earlier process, whose numbers mean nothing here.
 
-    Of each branch only the latest event is kept, and so of each other kind: the log is as large as the tree, however
-    long the search lasts.
+    Of each branch only the latest event is kept, and so of each other kind except works: the log is as large as the
+    tree, however long the search lasts.
     """
 
     def __init__(self, name: str) -> None:
@@ -83,7 +85,7 @@ class EventLog:
 
     def begin(self) -> None:
         """A search begins: what was known of branches is void."""
-        for key in [key for key in self._events if key[0] in ("branch", "summary", "started")]:
+        for key in [key for key in self._events if key[0] in ("branch", "summary", "started", "works")]:
             del self._events[key]
         self.add("started", {})
 
@@ -108,6 +110,7 @@ class Watch:
     log: EventLog
     _known: dict[str, Facts] = field(default_factory=dict)
     _summary: Facts = field(default_factory=dict)
+    _works: int = 0  # that were told
 
     def look(self) -> None:
         """Log what is new."""
@@ -116,6 +119,9 @@ class Watch:
             if self._known.get(name) != facts:
                 self._known[name] = facts
                 self.log.add("branch", {"id": name, **facts}, about=name)
+        if news := tree.works[self._works :]:
+            self.log.add("works", {"works": list(news)}, about=str(self._works))
+            self._works = len(tree.works)
         if tree.summary != self._summary:
             self._summary = tree.summary
             self.log.add("summary", tree.summary)

@@ -128,7 +128,10 @@ def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
         response_class=Response,
         responses={
             **refusals(400, 404, 409, 410, 416),
-            200: {"content": {kind: {} for kind in ("video/mp4", "image/webp", "image/png")}, "description": "the file"},
+            200: {
+                "content": {kind: {} for kind in ("video/mp4", "image/webp", "image/png")},
+                "description": "the file",
+            },
             206: {"description": "the part of the file that the header Range asks for"},
             304: {"description": "the file is the one whose ETag was given in If-None-Match"},
         },

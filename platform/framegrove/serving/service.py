@@ -177,7 +177,9 @@ class VideoService:
         try:
             records, more = await asyncio.to_thread(self._store.page, owner, after, limit, order, status)
         except KeyError:
-            raise ApiError(400, f"there is no video {after!r} to go on after", param="after", code="not_found") from None
+            raise ApiError(
+                400, f"there is no video {after!r} to go on after", param="after", code="not_found"
+            ) from None
         videos = [self._described(record) for record in records]
         return VideoList(
             data=videos,
@@ -221,7 +223,9 @@ class VideoService:
             opened = await asyncio.to_thread(self._store.open_file, video_id, name, start, end)
         except (FileGone, KeyError):  # the latter: it was deleted meanwhile
             raise ApiError(
-                410, f"the file of {video_id} is gone from the endpoint's storage: ask for it again", code="file_missing"
+                410,
+                f"the file of {video_id} is gone from the endpoint's storage: ask for it again",
+                code="file_missing",
             ) from None
         return _pieces(opened.chunks)
 
