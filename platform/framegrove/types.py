@@ -151,7 +151,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A finished generation: an mp4 file's bytes, and what report.json says about it."""
+    """A finished generation: an mp4 file's bytes, what report.json says about it, and other files by name."""
 
     video: bytes
     report: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from framegrove.config.search import parse_budget
 from framegrove.errors import UserError
 from framegrove.types import DEFAULT_POLICY
 
-Status = Literal["queued", "in_progress", "completed", "failed"]
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 
 LARGEST_SEED = 2**63 - 1  # the largest integer that SQLite stores
 MOST_IMAGE_BYTES = 8 * 2**20

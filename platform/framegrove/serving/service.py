@@ -21,7 +21,8 @@ from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
 from framegrove.serving.api import LARGEST_SEED, ApiError, Model, ModelList, Search, Video, VideoError, VideoRequest
-from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoRecord, VideoStore
+from framegrove.serving.records import VideoRecord
+from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult, Progress
 
 log = logging.getLogger(__name__)
