@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import CursorResult, Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import Session
@@ -176,6 +176,11 @@ def open_postgres(given: str) -> Database:
         database.close()
         raise
     return database
+
+
+def changed(session: Session, statement: Any) -> bool:
+    """Execute an update or a deletion. Returns whether it has met a row."""
+    return bool(cast(CursorResult, session.execute(statement)).rowcount)
 
 
 def _postgres_url(given: str) -> URL:

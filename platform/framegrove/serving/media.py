@@ -26,7 +26,7 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
 class MediaStore:
     """Named files by video id. Any thread may call it; OSError is whatever storage fails with.
 
-    Local folders and files are for their owner alone.
+    Local files can be read by the user who runs the process alone.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -34,8 +34,8 @@ class MediaStore:
         self._name = str(location)
         self._local = None if "://" in self._name else Path(location)
         try:
-            if self._local is not None:
-                _make_folder(self._local)
+            if self._local is not None and not self._local.exists():
+                self._local.mkdir(mode=0o700, parents=True)
             # Other programs may write to the same bucket: a listing that is remembered may be wrong.
             self._filesystem, root = url_to_fs(self._name, use_listings_cache=False)
             self._root = root.rstrip("/")
@@ -52,7 +52,7 @@ class MediaStore:
         """
         if self._local is not None:
             with replacing(self._local / video_id) as partial:
-                _make_folder(partial)
+                partial.mkdir(mode=0o700)
                 for name, data in files.items():
                     (partial / name).write_bytes(data)
                     (partial / name).chmod(0o600)
@@ -81,17 +81,13 @@ class MediaStore:
             yield piece
 
     def remove(self, video_id: str) -> None:
-        """Remove all files of a video, if there are any."""
-        with _as_os_errors(), suppress(FileNotFoundError):
-            self._filesystem.rm(self._path(video_id), recursive=True)
+        """Remove all files of a video, if there are any, finished or not."""
+        unfinished = () if self._local is None else (f".{video_id}.partial", f".{video_id}.old")  # see files.replacing
+        for name in (video_id, *unfinished):
+            with _as_os_errors(), suppress(FileNotFoundError):
+                self._filesystem.rm(self._path(name), recursive=True)
         if self._local is not None:
             sync(self._local)
-
-    def remove_unfinished(self) -> None:
-        """Remove what a process that was killed left half-written in a local folder."""
-        if self._local is not None:
-            for unfinished in self._local.glob(".*"):
-                self._filesystem.rm(str(unfinished), recursive=True)
 
     def path_of(self, video_id: str, name: str) -> Path:
         """Where a file is in the local folder."""
@@ -105,11 +101,6 @@ class MediaStore:
 
     def _path(self, *names: str) -> str:
         return posixpath.join(self._root, *names)
-
-
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
 
 
 @contextmanager

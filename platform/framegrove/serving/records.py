@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import BigInteger
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import BigInteger, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from framegrove.serving.api import Status
 from framegrove.types import GenerationRequest
@@ -98,7 +98,7 @@ class Row(Base):
     number: Mapped[int] = mapped_column(primary_key=True)  # the order of arrival
     id: Mapped[str] = mapped_column(unique=True)
     request: Mapped[str]
-    image: Mapped[bytes | None]
+    image: Mapped[bytes | None] = mapped_column(deferred=True)  # large, and seldom needed
     model: Mapped[str]
     seconds: Mapped[str]
     status: Mapped[str] = mapped_column(index=True)
@@ -117,7 +117,7 @@ class Row(Base):
     price: Mapped[float]
     idempotency_key: Mapped[str | None]
     idempotency_digest: Mapped[str | None]
-    files: Mapped[str | None]  # None in a completed video: it is from before versions, see store._adopt
+    files: Mapped[str | None]  # None in a completed video: it is from before versions, see filing.py
     size: Mapped[int] = mapped_column(BigInteger)  # of all files, in bytes
 
 
@@ -131,6 +131,11 @@ class LooseFiles(Base):
     __tablename__ = "loose_files"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+
+
+def find(session: Session, video_id: str) -> Row | None:
+    """The row of a video, if there is one."""
+    return session.scalar(select(Row).where(Row.id == video_id))
 
 
 def row_of(record: VideoRecord) -> Row:

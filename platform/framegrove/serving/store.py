@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Row as SqlRow
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import OperationalError, TimeoutError
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from framegrove.errors import UserError
 from framegrove.files import locked
 from framegrove.serving.api import Status
 from framegrove.serving.backup import back_up
-from framegrove.serving.database import open_postgres, open_sqlite
+from framegrove.serving.database import changed, open_postgres, open_sqlite
+from framegrove.serving.expiry import Finished, choose_expired
+from framegrove.serving.filing import VIDEO, Filing
 from framegrove.serving.media import MediaStore
 from framegrove.serving.records import (
     DAMAGED,
     FILE_MISSING,
     FINISHED,
     Damaged,
-    LooseFiles,
     QueuedVideo,
     Row,
-    StoredFile,
     Usage,
     VideoRecord,
-    as_json,
+    find,
     record_of,
     row_of,
     what_is_left,
@@ -41,9 +38,6 @@ from framegrove.serving.records import (
 from framegrove.types import GenerationResult
 
 log = logging.getLogger(__name__)
-
-VIDEO = "video.mp4"
-REPORT = "report.json"
 
 # What any method of a store may raise when the disk is full, slow or out of reach, and what may pass. A damaged file is
 # none of these, nor is a broken constraint: both stay as they are however often they are tried again.
@@ -81,9 +75,9 @@ class VideoStore:
     no longer there, becomes a failed one, so that it stands in nobody's way.
 
     Records are in a SQLite file in ``folder``, or in Postgres where ``database`` is a URL. Files are in a folder
-    inside ``folder``, or where ``storage`` says: another folder, or any URL that fsspec can write to. All three belong
-    to one process at a time. Raises UserError when one of them cannot be used or another process uses it,
-    STORE_ERRORS (from any method) when the disk fails.
+    inside ``folder``, or where ``storage`` says: another folder, or any URL that fsspec can write to. The folder and
+    the database belong to one process at a time. Raises UserError when a place cannot be used or another process uses
+    it, STORE_ERRORS (from any method) when the disk fails.
     """
 
     def __init__(self, folder: Path, *, database: str = "", storage: str = "") -> None:
@@ -100,8 +94,7 @@ class VideoStore:
         except UserError:
             self._lock.close()
             raise
-        self._writing: set[str] = set()  # ids of videos whose files are being written
-        self._files_turn = threading.Lock()  # held to begin or end writing a video's files, and while some are removed
+        self._filing = Filing(self._database, self._media)
 
     def close(self) -> None:
         """Release the folder and the database for other processes."""
@@ -114,15 +107,15 @@ class VideoStore:
         What was in progress is queued again: returns how many videos that were. Files that belong to no completed video
         are removed, and queued videos that cannot be read are failed.
         """
-        self._media.remove_unfinished()
-        self._adopt()
+        for lost in self._filing.adopt(self._folder / "videos"):
+            self._lose(lost)
         with self._database.writes() as session:
             stranded = session.scalars(select(Row).where(Row.status == "in_progress")).all()
             for row in stranded:
                 row.status, row.started_at = "queued", None
         for video_id in self._ids(Row.status == "queued"):
             self.get(video_id)
-        self._sweep()
+        self._filing.sweep()
         return len(stranded)
 
     # From a request to its video
@@ -148,7 +141,7 @@ class VideoStore:
     def begin(self, video_id: str) -> bool:
         """Mark a queued video as in progress. Returns whether it now is: it may have been cancelled or deleted."""
         with self._database.writes() as session:
-            row = _find(session, video_id)
+            row = find(session, video_id)
             if row is not None and row.status == "queued":
                 row.status, row.started_at = "in_progress", time.time()
             return row is not None and row.status == "in_progress"
@@ -159,20 +152,7 @@ class VideoStore:
         It is not where the video is no longer in progress, but cancelled, say, or deleted; then no file of it stays.
         May be called again after an error.
         """
-        with self._files_turn:
-            self._writing.add(video_id)
-        try:
-            if not self._announce(video_id):
-                return self._is(video_id, "completed")
-            report = {REPORT: json.dumps(result.report, indent=2).encode()}
-            files = self._media.write(video_id, {**report, **result.files, VIDEO: result.video})
-            completed = self._settle(video_id, result, files, expires_at)
-        finally:
-            with self._files_turn:
-                self._writing.discard(video_id)
-        if not completed:
-            self._clear([video_id])
-        return completed
+        return self._filing.complete(video_id, result, expires_at)
 
     def fail(self, video_id: str, code: str, message: str) -> bool:
         """Mark an unfinished video as failed, with an error code and a sentence for whoever asked for it.
@@ -190,21 +170,21 @@ class VideoStore:
 
         May be called again after an error; what then still remains is removed when the next process recovers.
         """
-        return bool(self._drop([video_id]))
+        return bool(self._filing.drop([video_id]))
 
     def expire(self, now: float, most_age: float | None = None, most_bytes: int | None = None) -> list[str]:
         """Delete finished videos, and return their ids.
 
-        These are the ones that finished more than ``most_age`` seconds before ``now`` or whose own ``expires_at`` has
-        come, and then those that finished first, until all files together are no larger than ``most_bytes``.
+        Which ones, ``choose_expired`` says. Files that belong to no video, which an error has left, are removed too.
         """
         columns = select(Row.id, Row.size, Row.completed_at, Row.expires_at)
         with self._database.reads() as session:
-            finished = session.execute(columns.where(Row.status.in_(FINISHED)).order_by(Row.completed_at, Row.number))
-            doomed = _doomed(finished, now, most_age, most_bytes)
-        self._drop(doomed)
-        self._sweep()
-        return doomed
+            rows = session.execute(columns.where(Row.status.in_(FINISHED)).order_by(Row.completed_at, Row.number))
+            finished = [Finished(video_id, size, at or 0.0, expires_at) for video_id, size, at, expires_at in rows]
+        expired = choose_expired(finished, now, most_age, most_bytes)
+        self._filing.drop(expired)
+        self._filing.sweep()
+        return expired
 
     # What there is
 
@@ -214,7 +194,7 @@ class VideoStore:
         A row that cannot be read is marked as failed, with the code "damaged".
         """
         with self._database.reads() as session:
-            row = _find(session, video_id)
+            row = find(session, video_id)
             if row is None or (owner is not None and row.owner != owner):
                 return None
             try:
@@ -226,7 +206,7 @@ class VideoStore:
             sentence = "the record of this video is damaged and cannot be read: ask for the video again"
             self._condemn(video_id, DAMAGED, sentence)
         with self._database.reads() as session:
-            row = _find(session, video_id)
+            row = find(session, video_id)
             return what_is_left(row) if row is not None else None
 
     def page(
@@ -241,7 +221,7 @@ class VideoStore:
 
         The records come without first frames, which are large. Raises KeyError where the owner has no video ``after``.
         """
-        chosen = _of(select(Row).options(defer(Row.image, raiseload=True)), owner)
+        chosen = _of(select(Row), owner)
         if status is not None:
             chosen = chosen.where(Row.status == status)
         with self._database.reads() as session:
@@ -319,7 +299,7 @@ class VideoStore:
     def _finish(self, video_id: str, status: Status, **values: Any) -> bool:
         with self._database.writes() as session:
             unfinished = update(Row).where(Row.id == video_id, Row.status.in_(_UNFINISHED))
-            return _changed(session, unfinished.values(status=status, completed_at=time.time(), **values))
+            return changed(session, unfinished.values(status=status, completed_at=time.time(), **values))
 
     def _lose(self, video_id: str) -> None:
         log.error("the mp4 of %s is gone from the storage: the video is marked as failed", video_id)
@@ -330,116 +310,14 @@ class VideoStore:
     def _condemn(self, video_id: str, code: str, sentence: str) -> None:
         """Mark a video as failed whatever it was, since it cannot be used any more."""
         with self._database.writes() as session:
-            row = _find(session, video_id)
+            row = find(session, video_id)
             if row is not None:
                 row.status, row.error_code, row.error = "failed", code, sentence
                 row.completed_at = row.completed_at or time.time()
 
-    def _is(self, video_id: str, status: Status) -> bool:
-        return bool(self._ids(Row.id == video_id, Row.status == status))
-
     def _ids(self, *conditions: Any) -> Sequence[str]:
         with self._database.reads() as session:
             return session.scalars(select(Row.id).where(*conditions).order_by(Row.number)).all()
-
-    # Files are written and removed so that a crash at any moment leaves no file that nobody knows of: an id stands in
-    # the table of loose files from before its first file is written until its record says completed, and from when
-    # its record goes until its last file is gone.
-
-    def _announce(self, video_id: str) -> bool:
-        """Note that files will be written. Returns whether the video is in progress."""
-        with self._database.writes() as session:
-            row = _find(session, video_id)
-            if row is None or row.status != "in_progress":
-                return False
-            session.merge(LooseFiles(id=video_id))
-            return True
-
-    def _settle(
-        self, video_id: str, result: GenerationResult, files: tuple[StoredFile, ...], expires_at: float | None
-    ) -> bool:
-        """Say in the record that the files are there. Returns whether the video was still in progress."""
-        with self._database.writes() as session:
-            row = _find(session, video_id)
-            if row is None or row.status != "in_progress":
-                session.merge(LooseFiles(id=video_id))
-                return False
-            row.status, row.completed_at = "completed", time.time()
-            row.report, row.files, row.size = (
-                json.dumps(result.report),
-                as_json(files),
-                sum(each.size for each in files),
-            )
-            if expires_at is not None:
-                row.expires_at = expires_at
-            session.execute(delete(LooseFiles).where(LooseFiles.id == video_id))
-            return True
-
-    def _drop(self, ids: Iterable[str]) -> list[str]:
-        """Remove videos and their files. Returns the ids of those that there were."""
-        dropped = []
-        with self._database.writes() as session:
-            for video_id in ids:
-                gone = _changed(session, delete(Row).where(Row.id == video_id))
-                if gone or session.get(LooseFiles, video_id) is not None:  # the last attempt removed the row alone
-                    session.merge(LooseFiles(id=video_id))
-                    dropped.append(video_id)
-        self._clear(dropped)
-        return dropped
-
-    def _sweep(self) -> None:
-        with self._database.reads() as session:
-            loose = session.scalars(select(LooseFiles.id)).all()
-        self._clear(loose)
-
-    def _clear(self, ids: Iterable[str]) -> None:
-        """Remove the loose files of videos, except of those whose files are being written: these are seen to then."""
-        for video_id in ids:
-            with self._files_turn:
-                if video_id in self._writing:
-                    continue
-                with self._database.reads() as session:
-                    if session.get(LooseFiles, video_id) is None:
-                        continue  # the video has been completed meanwhile
-                self._media.remove(video_id)
-                with self._database.writes() as session:
-                    session.execute(delete(LooseFiles).where(LooseFiles.id == video_id))
-
-    def _adopt(self) -> None:
-        """Take over the videos of versions that kept each of them as ``videos/ID.mp4``. May be interrupted."""
-        for old in (self._folder / "videos").glob("*.mp4"):
-            if self._ids(Row.id == old.stem, Row.status == "completed", Row.files.is_(None)):
-                files = self._media.write(old.stem, {VIDEO: old.read_bytes()})
-                values = {"files": as_json(files), "size": sum(file.size for file in files)}
-                with self._database.writes() as session:
-                    session.execute(update(Row).where(Row.id == old.stem).values(values))
-            old.unlink()
-        for video_id in self._ids(Row.status == "completed", Row.files.is_(None)):
-            self._lose(video_id)
-
-
-def _doomed(finished: Iterable[SqlRow[Any]], now: float, most_age: float | None, most_bytes: int | None) -> list[str]:
-    """The ids of those videos that expire, of all finished ones in the order in which they finished."""
-    doomed: list[str] = []
-    others: list[tuple[str, int]] = []
-    for video_id, size, completed_at, expires_at in finished:
-        aged = most_age is not None and completed_at < now - most_age
-        expired = expires_at is not None and expires_at <= now
-        if aged or expired:
-            doomed.append(video_id)
-        elif size:  # to delete a video without files makes no room
-            others.append((video_id, size))
-    excess = 0 if most_bytes is None else sum(size for _, size in others) - most_bytes
-    for video_id, size in others:
-        if excess <= 0:
-            break
-        doomed.append(video_id)
-        excess -= size
-    return doomed
-
-
-def _find(session: Session, video_id: str) -> Row | None:
-    return session.scalar(select(Row).where(Row.id == video_id))
 
 
 def _earlier(session: Session, record: VideoRecord) -> Row | None:
@@ -455,11 +333,6 @@ def _of(query: Select[Any], owner: str | None) -> Select[Any]:
 
 def _waiting(session: Session, owner: str | None = None) -> int:
     return session.scalar(_of(select(func.count()).where(Row.status == "queued"), owner)) or 0
-
-
-def _changed(session: Session, statement: Any) -> bool:
-    """Whether an update or a deletion has met a row."""
-    return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
 
 def _storable(text: str) -> str:
