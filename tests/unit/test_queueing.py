@@ -5,14 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framegrove.serving.queueing import HALVED_EVERY, Waiting, next_of
+from framegrove.serving.queueing import HALVED_EVERY, next_of
+from framegrove.serving.records import QueuedVideo
 
 
-def waiting(id: str, owner: str = "", price: float = 1.0, created_at: float = 0.0, number: int = 0) -> Waiting:
-    return Waiting(id, owner, price, created_at, number)
+def waiting(id: str, owner: str = "", price: float = 1.0, created_at: float = 0.0, number: int = 0) -> QueuedVideo:
+    return QueuedVideo(id, owner, price, created_at, number)
 
 
-def chosen(*each: Waiting, busy: dict[str, float] | None = None, now: float = 0.0) -> str | None:
+def chosen(*each: QueuedVideo, busy: dict[str, float] | None = None, now: float = 0.0) -> str | None:
     found = next_of(each, busy or {}, {}, now)
     return found.id if found else None
 

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from framegrove.config.request import check_prompt, frames_of, parse_size, units_for
 from framegrove.errors import UserError
-from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoRecord, VideoStore
+from framegrove.serving.records import VideoRecord
+from framegrove.serving.store import STORE_ERRORS, QueueFull, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult
 
 
 def record(number: int, image: bytes | None = None) -> VideoRecord:
     request = GenerationRequest("a red 3", seed=2**62 + number, units=4, height=64, width=64, image=image)
     return VideoRecord(f"video_{number}", request, "digits", "3", "queued", created_at=time.time())
+
+
+@contextmanager
+def opened(folder: Path, **places: str) -> Iterator[VideoStore]:
+    """A store as an endpoint has it: what the last process left is in order."""
+    store = VideoStore(folder, **places)
+    try:
+        store.recover()
+        yield store
+    finally:
+        store.close()
+
+
+def held(folder: Path) -> dict[str, dict[str, bytes]]:
+    """What stands in the local folder of files: by video, then by name."""
+    folders = [path for path in (folder / "videos").iterdir() if path.is_dir()]
+    return {each.name: {path.name: path.read_bytes() for path in each.iterdir()} for each in folders}
 
 
 def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
@@ -49,6 +69,7 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
 def test_a_half_written_video_never_has_its_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = VideoStore(tmp_path)
     store.add(record(0), most=1)
+    store.begin("video_0")
 
     def full(self: Path, data: bytes) -> int:
         with self.open("wb") as file:
@@ -59,17 +80,20 @@ def test_a_half_written_video_never_has_its_final_name(tmp_path: Path, monkeypat
         patched.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space"):
             store.complete("video_0", GenerationResult(b"mp4", {}))
-    assert list((tmp_path / "videos").iterdir()) == []
-    store.complete("video_0", GenerationResult(b"mp4", {}))
-    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["video_0.mp4"]
+    assert held(tmp_path) == {}
+    assert store.complete("video_0", GenerationResult(b"mp4", {}))
+    assert list(held(tmp_path)) == ["video_0"]
     store.close()
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    VideoStore(tmp_path).close()
-    (tmp_path / "videos" / ".video_0.mp4.partial").write_bytes(b"mp")
-    VideoStore(tmp_path).close()
-    assert list((tmp_path / "videos").iterdir()) == []
+    with opened(tmp_path):
+        pass
+    (tmp_path / "videos" / ".video_0.mp4.partial").write_bytes(b"mp")  # as earlier versions wrote
+    (tmp_path / "videos" / ".video_1.partial").mkdir()
+    (tmp_path / "videos" / ".video_1.partial" / "video.mp4").write_bytes(b"mp")
+    with opened(tmp_path):
+        assert [path.name for path in (tmp_path / "videos").iterdir()] == ["storage.txt"]
 
 
 def test_a_full_queue_keeps_nothing_even_if_many_come_at_once(tmp_path: Path) -> None:

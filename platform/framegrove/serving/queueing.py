@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from framegrove.serving.records import QueuedVideo
 
 HALVED_EVERY = 300.0  # seconds of waiting after which a video counts as half as long
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A video that waits. ``owner`` is whose it is, ``price`` how much work it is, ``number`` the order of arrival."""
-
-    id: str
-    owner: str
-    price: float
-    created_at: float
-    number: int
-
-
 def next_of(
-    waiting: Iterable[Waiting], busy: Mapping[str, float], begun: Mapping[str, float], now: float
-) -> Waiting | None:
+    waiting: Iterable[QueuedVideo], busy: Mapping[str, float], begun: Mapping[str, float], now: float
+) -> QueuedVideo | None:
     """The video to begin, None if none waits.
 
     1. It is the turn of the owner with the least work under way (``busy``, prices by owner), of equals of the one whose
@@ -33,7 +23,7 @@ def next_of(
     been halved five times and counts as 2, so that it is made first.
     """
 
-    def order(each: Waiting) -> tuple[float, float, float, int]:
+    def order(each: QueuedVideo) -> tuple[float, float, float, int]:
         counts = each.price * 0.5 ** (max(0.0, now - each.created_at) / HALVED_EVERY)
         return busy.get(each.owner, 0.0), begun.get(each.owner, 0.0), counts, each.number
 
