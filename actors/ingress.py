@@ -22,6 +22,17 @@ from framegrove.serving.web import build_app
 # What a cluster recovers from. An actor that keeps dying is given up as a CrashLoop, which is not among these.
 PASSING = (NoCluster, NoRoom, ActorLost, RayActorError, ObjectLostError)
 
+# Requests that the replica serves besides those whose bodies it reads. Ray Serve's proxy passes a request on as soon as
+# its headers are there, and the replica holds it until it is answered: it must have room for questions about videos
+# while all places for bodies are taken, and to turn away whoever finds no place.
+#
+# Slow headers do not come this far. They stay in the proxy's uvicorn, which has no deadline for them, nor does Ray give
+# it one: keep_alive_timeout_s counts from an answer, request_timeout_s from the end of the headers. Such a connection
+# costs the proxy a socket, and the replica nothing. That is why the endpoint listens on this machine alone by default;
+# one that is open to strangers belongs behind a proxy that has this deadline (client_header_timeout in nginx, timeout
+# http-request in HAProxy) and a limit of connections for each client.
+OTHERS = 256
+
 
 class Ingress:
     """The only replica of the endpoint: the folder of videos belongs to it.
@@ -43,6 +54,7 @@ class Ingress:
         runner = search_runner(
             config.model, config.verifier, generators=config.generators, pack=config.pack, metrics=self._metrics
         )
+        self._config = config
         self._service = VideoService(
             VideoStore(config.folder),
             runner,
@@ -53,7 +65,7 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._service)
+        return build_app(self._service, self._config)
 
     async def check_health(self) -> None:
         """Called by Ray Serve at intervals: it replaces a replica that raises here."""
@@ -67,4 +79,5 @@ def application(config: ServeConfig) -> serve.Application:
     """
     here = {NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}
     options = {"num_cpus": 0, "label_selector": here}  # a head node may offer no CPUs, as that of cluster.yaml
-    return serve.deployment(max_ongoing_requests=256, ray_actor_options=options)(serve.ingress()(Ingress)).bind(config)
+    deployment = serve.deployment(max_ongoing_requests=config.reading + OTHERS, ray_actor_options=options)
+    return deployment(serve.ingress()(Ingress)).bind(config)

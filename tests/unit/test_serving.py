@@ -78,11 +78,11 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     )
     queue: list[int] = []
     videos = VideoService(store, runner, model, limits, passing=(NoRoomNow,), on_queue=queue.append)
-    app = build_app(videos)
+    app = build_app(videos, limits)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         yield Endpoint(client, runner, store, videos, queue)
 
@@ -158,7 +158,7 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({"prompt": "x" * 20_000}, 400, "20,000 characters"),
         ({"prompt": 3}, 400, "prompt must be text, not 3"),
         ({"prompt": PROMPT, "length": 3}, 400, "unknown field 'length', allowed are prompt, model"),
-        ({"prompt": PROMPT, "\ud800": 3}, 400, "must be a valid string"),
+        ({"prompt": PROMPT, "\ud800": 3}, 400, "its name holds half a character"),
         ({"prompt": PROMPT, "search": {"width": 2}}, 400, "unknown field 'search.width', allowed are policy, budget"),
         ({"prompt": PROMPT, "size": "64"}, 400, "not of the form WIDTHxHEIGHT"),
         ({"prompt": PROMPT, "size": "70x64"}, 400, "multiples of 64"),

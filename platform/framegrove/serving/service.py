@@ -188,8 +188,6 @@ class VideoService:
         name, recipe = self._model.name, self._model.recipe
         if asked.model not in (None, name):
             raise ApiError(404, f"there is no model {asked.model[:60]!r} here, it is called {name}", param="model")
-        if image is None and asked.input_reference is not None:
-            image = asked.input_reference.image()
         height, width = parse_size(asked.size) if asked.size else (recipe.height, recipe.width)
         units = self._units(asked.seconds)
         request = GenerationRequest(
