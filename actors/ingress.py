@@ -9,18 +9,67 @@ from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from actors.model_files import ModelFiles
+from actors.pools import costs_of
 from actors.searches import search_runner
 from framegrove import logs
 from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
 from framegrove.cluster.metrics import Metrics
+from framegrove.config.base import validated
+from framegrove.config.search import SearchConfig
 from framegrove.config.serve import ServeConfig
+from framegrove.evaluation import tree_page
 from framegrove.search import policies
-from framegrove.serving.service import ServedModel, VideoService
+from framegrove.serving.api import PolicyOffer
+from framegrove.serving.offers import ServedModel
+from framegrove.serving.service import VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
+from framegrove.types import GenerationRequest
 
 # What a cluster recovers from. An actor that keeps dying is given up as a CrashLoop, which is not among these.
 PASSING = (NoCluster, NoRoom, ActorLost, RayActorError, ObjectLostError)
+
+# Requests that the replica serves besides those whose bodies it reads. Ray Serve's proxy passes a request on as soon as
+# its headers are there, and the replica holds it until it is answered: it must have room for questions about videos
+# while all places for bodies are taken, and to turn away whoever finds no place.
+#
+# Slow headers do not come this far. They stay in the proxy's uvicorn, which has no deadline for them, nor does Ray give
+# it one: keep_alive_timeout_s counts from an answer, request_timeout_s from the end of the headers. Such a connection
+# costs the proxy a socket, and the replica nothing. That is why the endpoint listens on this machine alone by default;
+# one that is open to strangers belongs behind a proxy that has this deadline (client_header_timeout in nginx, timeout
+# http-request in HAProxy) and a limit of connections for each client.
+OTHERS = 256
+
+
+_TOKENS = 64  # of a prompt, where a video is priced before its prompt is read
+
+
+def served(files: ModelFiles) -> ServedModel:
+    """What an endpoint offers that serves this model."""
+    vae, patch, stages = files.vae, files.transformer.patch_size, files.recipe.pyramid.stages
+
+    def check(request: GenerationRequest) -> None:
+        files.check(request)
+        wanted = {"policy": request.policy, "options": {request.policy: request.options}}
+        policies.options_of(validated(SearchConfig, wanted, "the request"), policies.find(request.policy))
+
+    def flops(request: GenerationRequest) -> float:
+        costs = costs_of(files, files.recipe.sampled(request.sampling), files.check(request), _TOKENS, _TOKENS)
+        return float(costs.unsearched(request.units, int(request.image is not None)).all_flops)
+
+    def offer(name: str, summary: str) -> PolicyOffer:
+        fields = policies.find(name).options.model_fields
+        return PolicyOffer(description=summary, options={key: field.description or "" for key, field in fields.items()})
+
+    return ServedModel(
+        files.name,
+        files.recipe,
+        check=check,
+        policies={name: offer(name, summary) for name, summary in policies.summaries().items()},
+        judged=lambda policy: policies.find(policy).judged,
+        side=vae.spatial_factor * patch * 2 ** (stages - 1),
+        flops=flops,
+    )
 
 
 class Ingress:
@@ -32,17 +81,12 @@ class Ingress:
     def __init__(self, config: ServeConfig) -> None:
         logs.set_up()
         files = ModelFiles.read(config.model)
-        model = ServedModel(
-            files.name,
-            files.recipe,
-            check=files.check,
-            policies=policies.summaries(),
-            judged=lambda policy: policies.find(policy).judged,
-        )
+        model = served(files)
         self._metrics = Metrics()
         runner = search_runner(
             config.model, config.verifier, generators=config.generators, pack=config.pack, metrics=self._metrics
         )
+        self._config = config
         self._service = VideoService(
             VideoStore(config.folder),
             runner,
@@ -53,7 +97,7 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._service)
+        return build_app(self._service, self._config, scripts=[tree_page.script_hash()])
 
     async def check_health(self) -> None:
         """Called by Ray Serve at intervals: it replaces a replica that raises here."""
@@ -67,4 +111,5 @@ def application(config: ServeConfig) -> serve.Application:
     """
     here = {NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}
     options = {"num_cpus": 0, "label_selector": here}  # a head node may offer no CPUs, as that of cluster.yaml
-    return serve.deployment(max_ongoing_requests=256, ray_actor_options=options)(serve.ingress()(Ingress)).bind(config)
+    deployment = serve.deployment(max_ongoing_requests=config.reading + OTHERS, ray_actor_options=options)
+    return deployment(serve.ingress()(Ingress)).bind(config)

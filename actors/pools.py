@@ -235,7 +235,7 @@ def opened(
 ) -> Opened:
     """A request to a pyramidal model, priced; ``clients`` make what samples for it."""
     recipe = files.recipe.sampled(request.sampling)
-    costs = _costs(files, recipe, files.check(request), read.tokens, read.negative_tokens)
+    costs = costs_of(files, recipe, files.check(request), read.tokens, read.negative_tokens)
     return Opened(
         stages=recipe.pyramid.stages,
         fps=recipe.fps,
@@ -250,7 +250,7 @@ def opened(
 
 
 @functools.lru_cache
-def _costs(
+def costs_of(
     files: ModelFiles, recipe: Recipe, size: tuple[int, int], tokens: int, negative_tokens: int
 ) -> SamplingCosts:
     """Shared by requests that cost the same: what was counted for one need not be counted for the next."""

@@ -47,7 +47,10 @@ _SET = (
     "done ahead. waiting: how many more may wait, others are refused (default 32). budget: compute for a request that "
     "names none, in multiples of one unsearched sample's FLOPs, decoding included (default 4x). most_budget: the "
     "largest budget that a request may name (default 64x). most_units: the longest video, in units: 1 frame, then 8 "
-    "frames per further unit (default 16). verifier.KEY: any key of a verifier's YAML file."
+    "frames per further unit (default 16). body_seconds: how long a request's body may take to arrive (default 30). "
+    "reading: how many requests with bodies are read at a time (default 32). origins: web sites whose pages may use "
+    "the endpoint, as in [https://example.org]. hosts: further names under which an endpoint on a loopback address is "
+    "reached, as in [example.org]. verifier.KEY: any key of a verifier's YAML file."
 )
 
 

@@ -24,6 +24,7 @@ from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.search.tree import PanelWork, Plan, Policy, Scores
+from framegrove.serving.live import LiveTree, OnLive
 from framegrove.types import (
     Assessment,
     Cost,
@@ -262,6 +263,21 @@ class MemoryStore:
         return self.latents.get(name)
 
 
+class FakeLive:
+    """A search of which there is what a test puts in."""
+
+    def __init__(self) -> None:
+        self.branches: dict[str, dict[str, Any]] = {}
+        self.summary: dict[str, Any] = {}
+        self.previews: dict[str, bytes] = {}
+
+    def look(self) -> LiveTree:
+        return LiveTree({name: dict(facts) for name, facts in self.branches.items()}, dict(self.summary))
+
+    async def preview(self, branch: str) -> bytes | None:
+        return self.previews.get(branch)
+
+
 class FakeRunner:
     """Makes "videos" that tell what was asked for; ``gate`` holds it before the end, ``failure`` is how it ends.
 
@@ -275,6 +291,7 @@ class FakeRunner:
         self.gate = asyncio.Event()
         self.gate.set()
         self.gates: dict[int, asyncio.Event] = {}
+        self.live = FakeLive()
         self.failures: dict[int, Exception] = {}
         self.running = 0
         self.asked: list[GenerationRequest] = []
@@ -286,8 +303,11 @@ class FakeRunner:
         if self.no_start is not None:
             raise self.no_start
 
-    async def run(self, request: GenerationRequest, on_progress: Callable[[Progress], None]) -> GenerationResult:
+    async def run(
+        self, request: GenerationRequest, on_progress: Callable[[Progress], None], on_live: OnLive
+    ) -> GenerationResult:
         self.asked.append(request)
+        on_live(self.live)
         for step in range(1, 5):
             on_progress(Progress(step / 5, f"step {step} of 5"))
             await asyncio.sleep(0)
@@ -299,7 +319,8 @@ class FakeRunner:
         failure = self.failures.get(request.seed, self.failure)
         if failure is not None:
             raise failure
-        return GenerationResult(f"{request.prompt} from {request.seed}".encode(), {"seed": request.seed})
+        files = {"thumbnail.webp": b"a small picture", "tree.json": b'{"branches": {}, "winner": "0"}'}
+        return GenerationResult(f"{request.prompt} from {request.seed}".encode(), {"seed": request.seed}, files)
 
     async def close(self) -> None:
         assert not self.running, "nothing is taken from those who still use it"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
@@ -43,6 +44,41 @@ class ServeConfig(Config):
         "length",
     )
     most_units: int = Field(default=16, ge=1, description="longest video that a request may ask for, in units")
+
+    body_seconds: float = Field(
+        default=30, gt=0, description="how long a request's body may take to arrive, in seconds"
+    )
+    reading: int = Field(
+        default=32, ge=1, description="how many requests with bodies are read at a time; more are told to try again"
+    )
+    origins: tuple[str, ...] = Field(
+        default=(),
+        description="web sites, such as https://example.org, whose pages may use the endpoint from a browser, besides "
+        "those that it serves itself",
+    )
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="further names, such as example.org, under which an endpoint on a loopback address is reached, by "
+        "way of a proxy for example",
+    )
+
+    @field_validator("origins")
+    @classmethod
+    def _origins_are_sites(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in given:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(
+                    f"the origin {origin!r} is not of the form https://example.org, without a path or stars"
+                )
+        return given
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts_are_names(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for host in given:
+            if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host):
+                raise ValueError(f"the host {host!r} is not a name such as example.org, without a scheme or a port")
+        return given
 
     @property
     def at_a_time(self) -> int:

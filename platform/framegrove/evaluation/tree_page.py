@@ -6,6 +6,8 @@ reaches the page as text, never as markup (page/*.js), and cannot end the elemen
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -43,10 +45,20 @@ def page(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> str
         "TITLE": html.escape(f"{record.request.prompt} · search tree"),
         "STYLE": (_FOLDER / "tree.css").read_text(encoding="utf-8"),
         "DATA": _embedded(data_of(record, cards=cards, limit=limit)),
-        "SCRIPT": "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS),
+        "SCRIPT": _script(),
     }
     template = (_FOLDER / "tree.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], template)  # in one pass: data holds no marks
+
+
+def script_hash() -> str:
+    """The page's script, as a Content-Security-Policy names it: whoever shows the page inside another allows this."""
+    text = f"\n{_script()}\n"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _script() -> str:
+    return "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
 
 
 def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> dict[str, Any]:

@@ -58,15 +58,22 @@ def check_picture(encoded: bytes, name: str = "the image") -> None:
     next(pictures_of(io.BytesIO(encoded), name))
 
 
-def pictures_of(file: IO[bytes], name: str) -> Iterator[tuple[float, Image.Image]]:
+def pictures_of(
+    file: IO[bytes], name: str, *, formats: tuple[str, ...] = _FORMATS, most_pixels: int | None = None
+) -> Iterator[tuple[float, Image.Image]]:
     """The pictures of a file in RGB, each with the second at which it is shown: one, or the frames of an animation.
+
+    Only ``formats`` are looked for, by what the file begins with. More than ``most_pixels`` (None: some 180 million)
+    are refused by the file's header, before anything is decoded.
 
     Raises NotAPicture for a file that is none, and MediaError for one that is damaged, too large or of a kind that
     cannot be shown.
     """
     Image.init()  # with formats named, Pillow looks only among the readers that are loaded
     try:
-        with Image.open(file, formats=_FORMATS) as opened:
+        with Image.open(file, formats=formats) as opened:
+            if most_pixels is not None and opened.width * opened.height > most_pixels:
+                raise _too_many_pixels(most_pixels, name)
             if opened.format == "JPEG" and _is_a_stream(file):
                 raise _not_a_picture(file, name)
             count = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED else 1
@@ -78,8 +85,7 @@ def pictures_of(file: IO[bytes], name: str) -> Iterator[tuple[float, Image.Image
     except UnidentifiedImageError:
         raise _not_a_picture(file, name) from None
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise MediaError(f"{name} has more than {limit:,} pixels: make the picture smaller") from None
+        raise _too_many_pixels(most_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0), name) from None
     except _DAMAGE as error:
         raise MediaError(f"{name} cannot be read as a picture ({one_line(error)}): it is damaged") from None
 
@@ -127,6 +133,10 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if isinstance(invisible, int):  # the one value that stands for "nothing here"
         grey.putalpha(Image.fromarray(np.where(values == invisible, 0, 255).astype(np.uint8)))
     return grey
+
+
+def _too_many_pixels(most: int, name: str) -> MediaError:
+    return MediaError(f"{name} has more than {most:,} pixels: make the picture smaller")
 
 
 def _is_a_stream(file: IO[bytes]) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -27,6 +26,7 @@ VARIANTS: dict[Variant, str] = {
     "tree": "tree.png",
 }
 MOST_IMAGE_BYTES = 8 * 2**20
+_DATA_URLS = ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
 
 
 class ApiError(UserError):
@@ -68,7 +68,9 @@ def _budgeted(text: str) -> str:
 
 def _as_text(given: Any) -> Any:
     """A number as a string where the API has strings: ``"seconds": 3`` means ``"seconds": "3"``."""
-    return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)  # the format g turns an integer into a float first, which not all of them fit into
+    return f"{given:g}" if isinstance(given, float) else given
 
 
 def _seconds(text: str) -> str:
@@ -96,12 +98,14 @@ class Search(BaseModel):
         default=None,
         gt=0,
         le=1,
+        allow_inf_nan=False,
         description="the probability of being right, by the verifiers, at which a policy that can stop does so; the "
         "policy's own if absent",
     )
     seconds: float | None = Field(
         default=None,
         gt=0,
+        allow_inf_nan=False,
         description="the longest to search, in seconds from when the search begins: shortly before they are up, the "
         "most promising branch is finished; no limit if absent",
     )
@@ -113,29 +117,45 @@ class Search(BaseModel):
     )
 
 
+def _as_reference(given: Any) -> Any:
+    """What was given, unless it refers to an image in a way that only other services understand."""
+    if isinstance(given, str):
+        raise ValueError('input_reference must be a section such as {"image_url": "data:image/png;base64,..."}')
+    if isinstance(given, dict) and "file_id" in given:
+        raise ValueError("input_reference.file_id means nothing here, where no files are kept: send the image itself")
+    return given
+
+
 class ImageReference(BaseModel):
     """The video's first frame."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image_url: str = Field(description="a data URL that holds a PNG or JPEG in base64; other addresses are not fetched")
+    image_url: str = Field(
+        description="a data URL that holds a PNG, JPEG or WebP in base64; other addresses are not fetched"
+    )
 
     def image(self) -> bytes:
         """The image file's bytes. Raises ApiError if this is no such data URL, or the image is too large."""
         head, comma, data = self.image_url.partition(",")
-        if not comma or head not in ("data:image/png;base64", "data:image/jpeg;base64"):
+        if not comma or head.lower() not in _DATA_URLS:
             raise ApiError(
                 400,
-                "input_reference.image_url must be a data URL that begins with data:image/png;base64, or "
-                "data:image/jpeg;base64,: other addresses are not fetched",
+                f"input_reference.image_url must be a data URL that begins with {', or '.join(_DATA_URLS)},: other "
+                "addresses are not fetched",
                 param="input_reference",
             )
         if len(data) > MOST_IMAGE_BYTES * 4 // 3:
             raise ApiError(413, f"the image is larger than {MOST_IMAGE_BYTES // 2**20} MiB", param="input_reference")
         try:
             return base64.b64decode(data, validate=True)
-        except binascii.Error:
-            raise ApiError(400, "input_reference.image_url is not valid base64", param="input_reference") from None
+        except ValueError:  # binascii.Error is one, and so is what characters beyond ASCII lead to
+            raise ApiError(
+                400,
+                "input_reference.image_url is not valid base64: use the letters A-Z, a-z, 0-9, + and /, with = at the "
+                "end, and no white space",
+                param="input_reference",
+            ) from None
 
 
 class VideoRequest(BaseModel):
@@ -186,7 +206,9 @@ class VideoRequest(BaseModel):
         default={}, description="up to 16 values of the caller's own, kept with the video"
     )
     search: Search = Search()
-    input_reference: ImageReference | None = Field(default=None, description="the first frame")
+    input_reference: Annotated[ImageReference, BeforeValidator(_as_reference)] | None = Field(
+        default=None, description="the first frame"
+    )
 
 
 class RemixRequest(BaseModel):
@@ -281,27 +303,15 @@ class DeletedVideo(BaseModel):
     deleted: Literal[True] = True
 
 
-class ErrorBody(BaseModel):
-    """What every refusal looks like: one sentence, the field that is to blame, and a fixed word to act on."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
+Body = TypeVar("Body", bound=BaseModel)
 
 
-class Refusal(BaseModel):
-    """The body of every answer with a status of 400 or more."""
-
-    error: ErrorBody
-
-
-def parse_request(body: Any) -> VideoRequest:
-    """The request in a decoded JSON body. Raises ApiError, in one sentence that names the field."""
+def parse(kind: type[Body], body: Any) -> Body:
+    """A request in a decoded JSON body. Raises ApiError, in one sentence that names the field."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object with at least a prompt")
     try:
-        return VideoRequest.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ApiError(400, describe(error, VideoRequest, noun="field"), param=field) from None
+        raise ApiError(400, describe(error, kind, noun="field"), param=field) from None

@@ -49,8 +49,8 @@ class Runner(Protocol):
     ``start`` brings up what searches need, with the verifiers only if ``judging``, and returns at once where
     everything is up. It is awaited before every run, and may be awaited again after ``close``. Several runs may go on
     at the same time; ``close`` is called when none does. What ``start`` raises is not the request's fault; a UserError
-    from ``run`` is the request's mistake, unless it is one of the passing errors. A run that is cancelled gives its work
-    up within a denoising step. ``on_live`` gets what there is to watch whenever a search begins.
+    from ``run`` is the request's mistake, unless it is one of the passing errors. A run that is cancelled gives its
+    work up within a denoising step. ``on_live`` gets what there is to watch whenever a search begins.
     """
 
     async def start(self, *, judging: bool = True) -> None: ...
@@ -65,8 +65,8 @@ class Runner(Protocol):
 class Maker:
     """Makes at most ``at_a_time`` videos of a ``store`` at a time.
 
-    ``judged`` says whether a policy asks verifiers; ``on_change`` is awaited whenever a video's status has changed, with
-    its id. Where errors cannot even be recorded, or the actors cannot be closed, it stops, and ``check`` raises.
+    ``judged`` says whether a policy asks verifiers; ``on_change`` is awaited whenever a video's status has changed,
+    with its id. Where errors cannot even be recorded, or the actors cannot be closed, it stops, and ``check`` raises.
     """
 
     def __init__(

@@ -72,8 +72,6 @@ class Offer:
         name = self.model.name
         if asked.model not in (None, name):
             raise ApiError(404, f"there is no model {asked.model[:60]!r} here, it is called {name}", param="model")
-        if image is None and asked.input_reference is not None:
-            image = asked.input_reference.image()
         height, width = self._size(asked)
         units, frames = self._length(asked)
         request = GenerationRequest(

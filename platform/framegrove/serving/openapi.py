@@ -3,28 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from framegrove.serving.api import VideoRequest
+from framegrove.serving.api import PolicyOffer, RemixRequest, VideoRequest
 
 _SCHEMA = "#/components/schemas/{model}"
+
+_FORM = "VideoForm"
+
+
+class ErrorDetails(BaseModel):
+    """What was wrong: a sentence, the kind of error, and, where there are such, the field and a word for programs."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a request that is refused, or that failed."""
+
+    error: ErrorDetails
+
+
+ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is refused."},
+    "5XX": {"model": ErrorAnswer, "description": "The endpoint failed, or (503) has no room at this moment."},
+}
+
+VIDEO_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 VIDEO_REQUEST_BODY: dict[str, Any] = {
     "description": "JSON, or a multipart form with the same fields, which can carry the image as a file in "
     "input_reference; a nested field is then written as search[policy].",
     "required": True,
-    "content": {"application/json": {"schema": {"$ref": _SCHEMA.format(model=VideoRequest.__name__)}}},
+    "content": {
+        "application/json": {"schema": {"$ref": _SCHEMA.format(model=VideoRequest.__name__)}},
+        "multipart/form-data": {"schema": {"$ref": _SCHEMA.format(model=_FORM)}},
+    },
 }
 
 
-def document_requests(app: FastAPI, policies: Mapping[str, str]) -> None:
+REMIX_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": _SCHEMA.format(model=RemixRequest.__name__)}}},
+}
+
+
+def document_requests(app: FastAPI, policies: Mapping[str, PolicyOffer]) -> None:
     """Add the schema of requests to the application's document, with the ``policies`` (names and descriptions)."""
-    _, given = models_json_schema([(VideoRequest, "validation")], ref_template=_SCHEMA)
+    _, given = models_json_schema([(VideoRequest, "validation"), (RemixRequest, "validation")], ref_template=_SCHEMA)
     schemas = given["$defs"]
     policy = schemas["Search"]["properties"]["policy"]
     policy["enum"] = list(policies)
-    policy["description"] += ". " + "; ".join(f"{name}: {text}" for name, text in policies.items())
+    policy["description"] += ". " + "; ".join(f"{name}: {offer.description}" for name, offer in policies.items())
+    schemas[_FORM] = _form(schemas)
     app.openapi()["components"]["schemas"].update(schemas)  # FastAPI keeps the document that it makes
+
+
+def _form(schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a request as a form: nested fields are flat, and the image is a file."""
+    request, search = schemas[VideoRequest.__name__], schemas["Search"]
+    fields = {name: field for name, field in request["properties"].items() if name not in ("search", "input_reference")}
+    fields |= {f"search[{name}]": field for name, field in search["properties"].items()}
+    fields["input_reference"] = {
+        "type": "string",
+        "format": "binary",
+        "description": "the video's first frame, a PNG, JPEG or WebP file",
+    }
+    return {**request, "title": _FORM, "description": "The body of POST /v1/videos as a form.", "properties": fields}

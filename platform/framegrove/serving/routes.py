@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -15,19 +15,16 @@ from framegrove.serving.api import (
     DeletedVideo,
     Model,
     ModelList,
-    Refusal,
     RemixRequest,
     Status,
     Video,
     VideoList,
-    parse_request,
 )
-from framegrove.serving.openapi import VIDEO_REQUEST_BODY
+from framegrove.serving.openapi import REMIX_BODY, VIDEO_REQUEST_BODY
+from framegrove.serving.pictures import PictureReader
+from framegrove.serving.reading import read_json, read_request
 from framegrove.serving.records import StoredFile
 from framegrove.serving.service import VideoService, content_name
-
-Read = Callable[[Request], Awaitable[tuple[Any, bytes | None]]]
-"""Reads a body: its fields, and the picture in it."""
 
 _KINDS = {"mp4": "video/mp4", "webp": "image/webp", "png": "image/png", "html": "text/html", "json": "application/json"}
 _PAGES = {"Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
@@ -40,60 +37,52 @@ IdempotencyKey = Annotated[
 ]
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the document: the statuses with which a route refuses, all with the same body."""
-    return {status: {"model": Refusal} for status in (*statuses, 500)}
-
-
-def routes_of(service: VideoService, read: Read) -> APIRouter:
+def routes_of(service: VideoService, pictures: PictureReader) -> APIRouter:
     """All routes of the API."""
     router = APIRouter()
     for add in (_asking, _managing, _watching, _models, _health):
-        add(router, service, read)
+        add(router, service, pictures)
     return router
 
 
-def _asking(router: APIRouter, service: VideoService, read: Read) -> None:
+def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
     @router.post(
         "/v1/videos",
         openapi_extra={"requestBody": VIDEO_REQUEST_BODY},
-        responses=refusals(400, 404, 408, 409, 413, 415, 429),
     )
     async def create(request: Request, idempotency_key: IdempotencyKey = None) -> Video:
         """Ask for a video: it is queued, and the answer names its id."""
-        body, image = await read(request)
-        return await service.submit(parse_request(body), image, owner=_owner(request), key=_key(idempotency_key))
+        asked, image = await read_request(request, pictures)
+        return await service.submit(asked, image, owner=_owner(request), key=_key(idempotency_key))
 
     @router.post(
         "/v1/videos/sync",
         openapi_extra={"requestBody": VIDEO_REQUEST_BODY},
         response_class=Response,
         responses={
-            **refusals(400, 404, 408, 409, 413, 415, 429),
             200: {"content": {"video/mp4": {}}, "description": "the mp4 file; X-Video-Id names the video"},
         },
     )
     async def create_and_wait(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
         """Ask for a video and wait for its file. Who stops waiting can still ask for it by its id."""
-        body, image = await read(request)
+        asked, image = await read_request(request, pictures)
         owner = _owner(request)
-        video = await service.submit(parse_request(body), image, owner=owner, key=_key(idempotency_key))
+        video = await service.submit(asked, image, owner=owner, key=_key(idempotency_key))
         async for _ in service.events(video.id, owner):
             pass
         answer = await _file(service, request, video.id, content_name("video"), owner)
         answer.headers["X-Video-Id"] = video.id
         return answer
 
-    @router.post("/v1/videos/{video_id}/remix", responses=refusals(400, 404, 408, 409, 413, 415, 429))
-    async def remix(
-        video_id: str, body: RemixRequest, request: Request, idempotency_key: IdempotencyKey = None
-    ) -> Video:
+    @router.post("/v1/videos/{video_id}/remix", openapi_extra={"requestBody": REMIX_BODY})
+    async def remix(video_id: str, request: Request, idempotency_key: IdempotencyKey = None) -> Video:
         """Ask for an earlier video with another prompt, from the same seed."""
-        return await service.remix(video_id, body, owner=_owner(request), key=_key(idempotency_key))
+        asked = await read_json(request, RemixRequest)
+        return await service.remix(video_id, asked, owner=_owner(request), key=_key(idempotency_key))
 
 
-def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
-    @router.get("/v1/videos", responses=refusals(400))
+def _managing(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+    @router.get("/v1/videos")
     async def page(
         request: Request,
         after: Annotated[str | None, Query(max_length=64, description="the id to go on after")] = None,
@@ -104,7 +93,7 @@ def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
         """Videos, the newest first unless ``order`` is asc."""
         return await service.page(_owner(request), after, limit, order, status)
 
-    @router.get("/v1/videos/{video_id}", responses=refusals(404))
+    @router.get("/v1/videos/{video_id}")
     async def retrieve(video_id: str, request: Request, response: Response) -> Video:
         """The status and progress of a video. The header openai-poll-after-ms says how soon to ask again."""
         video = await service.find(video_id, _owner(request))
@@ -112,12 +101,12 @@ def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
             response.headers["openai-poll-after-ms"] = str(service.poll_after_ms)
         return video
 
-    @router.delete("/v1/videos/{video_id}", responses=refusals(404))
+    @router.delete("/v1/videos/{video_id}")
     async def delete(video_id: str, request: Request) -> DeletedVideo:
         """Remove a video and its files; one that waits or is being made is given up."""
         return await service.delete(video_id, _owner(request))
 
-    @router.post("/v1/videos/{video_id}/cancel", responses=refusals(404, 409))
+    @router.post("/v1/videos/{video_id}/cancel")
     async def cancel(video_id: str, request: Request) -> Video:
         """Give a video up. What is being sampled for it ends within a denoising step."""
         return await service.cancel(video_id, _owner(request))
@@ -127,7 +116,6 @@ def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
         methods=["GET", "HEAD"],
         response_class=Response,
         responses={
-            **refusals(400, 404, 409, 410, 416),
             200: {
                 "content": {kind: {} for kind in ("video/mp4", "image/webp", "image/png")},
                 "description": "the file",
@@ -141,8 +129,8 @@ def _managing(router: APIRouter, service: VideoService, read: Read) -> None:
         return await _file(service, request, video_id, content_name(variant), _owner(request))
 
 
-def _watching(router: APIRouter, service: VideoService, read: Read) -> None:
-    @router.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse, responses=refusals(404))
+def _watching(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+    @router.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse)
     async def events(
         video_id: str, request: Request, last_event_id: Annotated[str | None, Header()] = None
     ) -> AsyncIterator[ServerSentEvent]:
@@ -154,17 +142,17 @@ def _watching(router: APIRouter, service: VideoService, read: Read) -> None:
         async for name, event in service.events(video_id, _owner(request), last_event_id):
             yield ServerSentEvent(id=name, event=event.kind, data=event.data)
 
-    @router.get("/v1/videos/{video_id}/tree", response_class=JSONResponse, responses=refusals(404, 409, 410))
+    @router.get("/v1/videos/{video_id}/tree", response_class=JSONResponse)
     async def tree(video_id: str, request: Request) -> JSONResponse:
         """The tree of a search, as it stands or as it has ended: branches by id, with their scores."""
         return JSONResponse(await service.tree(video_id, _owner(request)))
 
-    @router.get("/v1/videos/{video_id}/tree.html", response_class=Response, responses=refusals(404, 409, 410))
+    @router.get("/v1/videos/{video_id}/tree.html", response_class=Response)
     async def tree_page(video_id: str, request: Request) -> Response:
         """The finished tree as a page of its own."""
         return await _file(service, request, video_id, "tree.html", _owner(request), _PAGES)
 
-    @router.get("/v1/videos/{video_id}/report", response_class=JSONResponse, responses=refusals(404, 409, 410))
+    @router.get("/v1/videos/{video_id}/report", response_class=JSONResponse)
     async def report(video_id: str, request: Request) -> JSONResponse:
         """The report of a completed video: costs, scores, every branch, who worked when."""
         return JSONResponse(await service.report(video_id, _owner(request)))
@@ -172,7 +160,7 @@ def _watching(router: APIRouter, service: VideoService, read: Read) -> None:
     @router.get(
         "/v1/videos/{video_id}/branches/{branch}/preview",
         response_class=Response,
-        responses={**refusals(404), 200: {"content": {"image/webp": {}}, "description": "four frames side by side"}},
+        responses={200: {"content": {"image/webp": {}}, "description": "four frames side by side"}},
     )
     async def preview(video_id: str, branch: str, request: Request) -> Response:
         """What a branch's newest unit looks like, while its search goes on."""
@@ -180,25 +168,25 @@ def _watching(router: APIRouter, service: VideoService, read: Read) -> None:
         return Response(strip, media_type="image/webp", headers={"Cache-Control": "private, no-store"})
 
 
-def _models(router: APIRouter, service: VideoService, read: Read) -> None:
+def _models(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
     @router.get("/v1/models")
     async def models() -> ModelList:
         """The model on offer: sizes, lengths, search policies with their options, and the price of a sample."""
         return service.models()
 
-    @router.get("/v1/models/{name}", responses=refusals(404))
+    @router.get("/v1/models/{name}")
     async def model(name: str) -> Model:
         """The same of one model."""
         return service.model(name)
 
 
-def _health(router: APIRouter, service: VideoService, read: Read) -> None:
+def _health(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
     @router.get("/healthz")
     async def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @router.get("/readyz", responses=refusals(503))
+    @router.get("/readyz")
     async def ready() -> dict[str, str]:
         """Whether videos can be made and kept."""
         await service.check_ready()

@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from framegrove import logs
 from framegrove.config.request import frames_of
@@ -22,9 +22,10 @@ from framegrove.serving.api import (
     DeletedVideo,
     Model,
     ModelList,
+    PolicyOffer,
     RemixRequest,
     Search,
-    Variant,
+    Status,
     Video,
     VideoError,
     VideoList,
@@ -32,7 +33,7 @@ from framegrove.serving.api import (
 )
 from framegrove.serving.live import Event
 from framegrove.serving.making import Maker, Runner, line
-from framegrove.serving.offers import Offer, PolicyOffer, ServedModel
+from framegrove.serving.offers import Offer, ServedModel
 from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
 from framegrove.serving.store import STORE_ERRORS, FileGone, KeyReused, QueueFull, VideoStore
 from framegrove.types import GenerationRequest
@@ -171,7 +172,12 @@ class VideoService:
         return self._described(record, position)
 
     async def page(
-        self, owner: str = "", after: str | None = None, limit: int = 20, order: str = "desc", status: str | None = None
+        self,
+        owner: str = "",
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+        status: Status | None = None,
     ) -> VideoList:
         """Videos, newest or oldest first, from the one after ``after``. Raises ApiError where that is unknown."""
         try:
@@ -331,7 +337,7 @@ class VideoService:
                 budget=f"{request.budget:g}x",
                 until=request.until,
                 seconds=request.within,
-                speculation=request.speculate,  # type: ignore[arg-type]  # checked when it was asked for
+                speculation=request.speculate,
                 options=request.options,
             ),
             user=record.user,
@@ -370,8 +376,7 @@ def content_name(variant: str) -> str:
         raise ApiError(
             400, f"there is no variant {variant[:40]!r}: choose one of {', '.join(VARIANTS)}", param="variant"
         )
-    known: Variant = variant  # type: ignore[assignment]
-    return VARIANTS[known]
+    return VARIANTS[variant]
 
 
 def _new_id() -> str:
