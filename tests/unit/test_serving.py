@@ -14,7 +14,7 @@ import pytest
 
 from framegrove import logs
 from framegrove.errors import UserError
-from framegrove.serving import service
+from framegrove.serving import making, service
 from framegrove.serving.api import MOST_IMAGE_BYTES
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import MOST_BODY_BYTES
@@ -47,7 +47,15 @@ def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
         assert video["id"].startswith("video_")
         assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
         assert (video["seconds"], video["size"], video["seed"]) == ("3", "64x64", 7)
-        assert video["search"] == {"policy": "linear", "budget": "2x", "until": None, "seconds": 90.0}
+        search = {
+            "policy": "linear",
+            "budget": "2x",
+            "until": None,
+            "seconds": 90.0,
+            "speculation": None,
+            "options": {},
+        }
+        assert video["search"] == search
 
         await running.until(video["id"], "in_progress", progress=80)
         early = await running.client.get(f"/v1/videos/{video['id']}/content")
@@ -70,7 +78,8 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         first, second = [(await running.post(prompt=PROMPT)).json() for _ in range(2)]
         assert (first["seconds"], first["size"], first["model"]) == ("3.125", "64x64", "digits")
-        assert first["search"] == {"policy": "dfs", "budget": "4x", "until": None, "seconds": None}
+        assert first["seed"] < 2**53, "JavaScript reads it exactly"
+        assert (first["search"]["policy"], first["search"]["budget"]) == ("dfs", "4x")
         assert first["seed"] != second["seed"]
         await running.until(second["id"], "completed")
         assert running.runner.asked[0].units == 4
@@ -85,15 +94,15 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ({"prompt": "  "}, 400, "the prompt is empty"),
         ({"prompt": "x" * 20_000}, 400, "20,000 characters"),
         ({"prompt": 3}, 400, "prompt must be text, not 3"),
-        ({"prompt": PROMPT, "length": 3}, 400, "unknown field 'length', allowed are prompt, model"),
+        ({"prompt": PROMPT, "length": 3}, 400, "unknown field 'length', allowed are prompt, negative_prompt, model"),
         ({"prompt": PROMPT, "\ud800": 3}, 400, "its name holds half a character"),
         ({"prompt": PROMPT, "search": {"width": 2}}, 400, "unknown field 'search.width', allowed are policy, budget"),
         ({"prompt": PROMPT, "size": "64"}, 400, "not of the form WIDTHxHEIGHT"),
         ({"prompt": PROMPT, "size": "70x64"}, 400, "multiples of 64"),
         ({"prompt": PROMPT, "seconds": "forever"}, 400, "not a number of seconds"),
         ({"prompt": PROMPT, "seconds": "nan"}, 400, "more than 0 and less than 1,000,000 seconds, not nan"),
-        ({"prompt": PROMPT, "seconds": 60}, 400, "at most 7.125"),
-        ({"prompt": PROMPT, "seed": -1}, 400, "seed must be at least 0, not -1"),
+        ({"prompt": PROMPT, "seconds": 60}, 400, "at most 57, which last 7.125 seconds"),
+        ({"prompt": PROMPT, "seed": -2}, 400, "seed must be at least -1, not -2"),
         (
             {"prompt": PROMPT, "search": {"policy": "tof"}},
             400,
@@ -404,11 +413,14 @@ def test_log_records_carry_the_videos_id_and_no_prompt(tmp_path: Path, caplog: p
 
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.INFO, logger="framegrove")  # another test may have set up logging
-    service.log.addFilter(note)
+    told = (service.log, making.log)
+    for log in told:
+        log.addFilter(note)
     try:
         serving(tmp_path, scene)
     finally:
-        service.log.removeFilter(note)
+        for log in told:
+            log.removeFilter(note)
     assert PROMPT not in caplog.text
 
 
@@ -431,7 +443,7 @@ def test_a_new_process_finishes_what_the_last_one_left(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(making, "PAUSES", (0.01, 0.02))
 
 
 async def noted(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:
@@ -465,7 +477,7 @@ def test_a_run_that_loses_its_actors_is_repeated_a_few_times(tmp_path: Path, cap
         running.runner.failure = NoRoomNow("an actor was lost")
         lost = await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
         assert lost["error"]["code"] == "server_error"
-        assert len(running.runner.asked) == service.ATTEMPTS
+        assert len(running.runner.asked) == making.ATTEMPTS
         assert "attempt 2 failed (an actor was lost); trying again in 0.02 s" in caplog.text
 
         running.runner.gate.clear()
@@ -523,7 +535,7 @@ def test_a_service_that_cannot_go_on_fails_its_health_check_and_releases_the_fol
         running.runner.failure, running.runner.no_close = RuntimeError("a device is gone"), OSError("an actor stays")
         await running.until((await running.post(prompt=PROMPT)).json()["id"], "failed")
         for _ in range(500):
-            if running.service._worker is not None and running.service._worker.done():
+            if running.service._maker._worker is not None and running.service._maker._worker.done():
                 break
             await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="the service has stopped making videos"):

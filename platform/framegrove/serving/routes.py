@@ -111,9 +111,9 @@ def _managing(router: APIRouter, service: VideoService, pictures: PictureReader)
         """Give a video up. What is being sampled for it ends within a denoising step."""
         return await service.cancel(video_id, _owner(request))
 
-    @router.api_route(
+    @router.head("/v1/videos/{video_id}/content", include_in_schema=False)
+    @router.get(
         "/v1/videos/{video_id}/content",
-        methods=["GET", "HEAD"],
         response_class=Response,
         responses={
             200: {
