@@ -41,7 +41,7 @@ class ServedModel:
     def native(self) -> GenerationRequest:
         """What a request that names neither size nor length asks for."""
         recipe = self.recipe
-        return GenerationRequest("", 0, recipe.units, recipe.height, recipe.width)
+        return GenerationRequest("anything", 0, recipe.units, recipe.height, recipe.width)
 
 
 @dataclass(frozen=True)
