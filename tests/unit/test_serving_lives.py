@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -76,6 +77,8 @@ class Lives(RuleBasedStateMachine):
                 connection.execute("DROP SCHEMA public CASCADE")
                 connection.execute("CREATE SCHEMA public")
         self.store = VideoStore(self.folder, database=self.database, storage=self.place)
+        self.filesystem, root = url_to_fs(self.place or str(self.folder / "videos"), use_listings_cache=False)
+        self.root = root.rstrip("/")
         self.model: dict[str, Life] = {}
         self.loose: set[str] = set()  # ids under which a failed attempt may have left files
         self.numbers = itertools.count()
@@ -86,8 +89,13 @@ class Lives(RuleBasedStateMachine):
             self.store.close()
             shutil.rmtree(self.folder)
 
-    @rule(target=videos, owner=st.sampled_from("ab"), idempotency=st.none() | st.tuples(*[st.sampled_from("xy")] * 2))
-    def add(self, owner: str, idempotency: tuple[str, str] | None) -> Any:
+    @rule(
+        target=videos,
+        owner=st.sampled_from("ab"),
+        idempotency=st.none() | st.tuples(*[st.sampled_from("xy")] * 2),
+        then=st.sampled_from(["wait", "begin", "begin", "complete"]),
+    )
+    def add(self, owner: str, idempotency: tuple[str, str] | None, then: str) -> Any:
         video_id = f"video_{next(self.numbers)}"
         request = GenerationRequest("a red 3", seed=1, units=4, height=64, width=64)
         record = VideoRecord(
@@ -109,6 +117,10 @@ class Lives(RuleBasedStateMachine):
         else:
             assert self.store.add(record, MOST_WAITING) == record
             self.model[video_id] = Life(owner, idempotency)
+            if then != "wait":
+                self.begin(video_id)
+            if then == "complete":
+                self.complete(video_id, b"mp4")
             return video_id
         return multiple()
 
@@ -129,31 +141,26 @@ class Lives(RuleBasedStateMachine):
             self.loose.discard(video_id)
         assert done == bool(life and life.status == "completed")
 
-    @rule(video_id=videos, doing=st.sampled_from(["cancel", "fail", "delete", "expire"]))
-    def complete_while_something_else_happens(self, video_id: str, doing: str) -> None:
+    @precondition(lambda self: self.having("in_progress"))
+    @rule(number=st.integers(0, 9), doing=st.sampled_from(["cancel", "fail", "delete"]))
+    def complete_while_it_ends_otherwise(self, number: int, doing: str) -> None:
         """The other call comes when the files are written, and the record does not yet say so."""
-        life = self.model.get(video_id)
-        if life is None or life.status != "in_progress":
-            return
-        calls: dict[str, Callable[[], None]] = {
-            "cancel": lambda: self.cancel(video_id),
-            "fail": lambda: self.fail(video_id),
-            "delete": lambda: self.delete(video_id),
-            "expire": lambda: self.expire(0, False),
-        }
-        if doing == "expire":
-            with self.after_writing(calls[doing]):
-                self.complete(video_id, b"mp4")
-        else:
-            with self.after_writing(calls[doing]):
-                assert not self.store.complete(video_id, GenerationResult(b"mp4", {}))
-            self.loose.discard(video_id)
+        video_id = self.one_of("in_progress", number)
+        self.loose.discard(video_id)
+        with self.after_writing(lambda: getattr(self, doing)(video_id)):
+            assert not self.store.complete(video_id, GenerationResult(b"mp4", {}))
 
-    @rule(video_id=videos)
-    def complete_while_the_disk_is_full(self, video_id: str) -> None:
-        life = self.model.get(video_id)
-        if life is None or life.status != "in_progress":
-            return
+    @precondition(lambda self: self.having("in_progress"))
+    @rule(number=st.integers(0, 9))
+    def complete_while_others_expire(self, number: int) -> None:
+        video_id = self.one_of("in_progress", number)
+        with self.after_writing(lambda: self.expire(0, False)):
+            self.complete(video_id, b"mp4")
+
+    @precondition(lambda self: self.having("in_progress"))
+    @rule(number=st.integers(0, 9))
+    def complete_while_the_disk_is_full(self, number: int) -> None:
+        video_id = self.one_of("in_progress", number)
 
         def full() -> None:
             raise OSError(28, "No space left on device")
@@ -162,11 +169,10 @@ class Lives(RuleBasedStateMachine):
             self.store.complete(video_id, GenerationResult(b"mp4", {}))
         self.loose.add(video_id)
 
-    @rule(video_id=videos)
-    def die_while_completing(self, video_id: str) -> None:
-        life = self.model.get(video_id)
-        if life is None or life.status != "in_progress":
-            return
+    @precondition(lambda self: self.having("in_progress"))
+    @rule(number=st.integers(0, 9))
+    def die_while_completing(self, number: int) -> None:
+        video_id = self.one_of("in_progress", number)
 
         def die() -> None:
             raise Killed
@@ -189,15 +195,14 @@ class Lives(RuleBasedStateMachine):
         self.loose.discard(video_id)
         assert self.store.delete(video_id) == known
 
-    @rule(video_id=videos)
-    def lose_the_mp4(self, video_id: str) -> None:
-        life = self.model.get(video_id)
-        if life is None or life.status != "completed":
-            return
+    @precondition(lambda self: self.having("completed"))
+    @rule(number=st.integers(0, 9))
+    def lose_the_mp4(self, number: int) -> None:
+        video_id = self.one_of("completed", number)
         self.remove_from_storage(video_id, "video.mp4")
         with pytest.raises(FileGone):
             self.store.open_file(video_id)
-        life.status = "failed"
+        self.model[video_id].status = "failed"
 
     @rule()
     def restart(self) -> None:
@@ -253,6 +258,10 @@ class Lives(RuleBasedStateMachine):
     def having(self, *statuses: str) -> list[str]:
         return [each for each, life in self.model.items() if life.status in statuses]
 
+    def one_of(self, status: str, number: int) -> str:
+        ids = self.having(status)
+        return ids[number % len(ids)]
+
     def finish(self, video_id: str, status: str) -> bool:
         life = self.model.get(video_id)
         if life is None or life.status not in ("queued", "in_progress"):
@@ -275,17 +284,11 @@ class Lives(RuleBasedStateMachine):
             yield
 
     def stored_ids(self) -> set[str]:
-        filesystem, root = self.opened_storage()
-        names = {str(path)[len(root) :].strip("/") for path in filesystem.find(root)}
+        names = {str(path)[len(self.root) :].strip("/") for path in self.filesystem.find(self.root)}
         return {name.partition("/")[0] for name in names} - {"storage.txt"}
 
     def remove_from_storage(self, video_id: str, name: str) -> None:
-        filesystem, root = self.opened_storage()
-        filesystem.rm(f"{root}/{video_id}/{name}")
-
-    def opened_storage(self) -> tuple[Any, str]:
-        filesystem, root = url_to_fs(self.place or str(self.folder / "videos"), use_listings_cache=False)
-        return filesystem, root.rstrip("/")
+        self.filesystem.rm(f"{self.root}/{video_id}/{name}")
 
 
 def lead(examples: int, steps: int, **places: str) -> None:
@@ -294,18 +297,18 @@ def lead(examples: int, steps: int, **places: str) -> None:
 
 
 def test_lives_over_sqlite() -> None:
-    lead(50, 25)
+    lead(30, 20)
 
 
 def test_lives_over_postgres() -> None:
     with postgres_server() as server:
-        lead(12, 25, database=server.url)
+        lead(8, 20, database=server.url)
 
 
 def test_lives_with_files_in_memory() -> None:
-    lead(15, 25, storage="memory://lives")
+    lead(10, 20, storage="memory://lives")
 
 
 def test_lives_with_files_on_s3() -> None:
     with s3_bucket():
-        lead(6, 15, storage="s3://lab/lives")
+        lead(4, 12, storage="s3://lab/lives")
