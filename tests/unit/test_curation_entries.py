@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fsspec.config import conf
 
 from framegrove.config.curate import CurateConfig
 from framegrove.curation import remote
@@ -23,6 +22,7 @@ from framegrove.curation.footage import Finished, Footage, Known
 from framegrove.curation.remote import Unreachable
 from framegrove.data.ingest import DataError
 from tests.films import grey_film
+from tests.storage import s3_bucket
 
 
 def make_folder(folder: Path) -> Path:
@@ -140,22 +140,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server on this machine, with an empty bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
-    monkeypatch.setitem(conf, "s3", {"endpoint_url": f"http://{host}:{port}", "skip_instance_cache": True})
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="lab")
-    yield f"http://{host}:{port}"
-    server.stop()
+def bucket() -> Iterator[str]:
+    """The address of an S3 server on this machine, with an empty bucket."""
+    with s3_bucket() as address:
+        yield address
 
 
 def upload(endpoint: str, folder: Path, prefix: str) -> None:

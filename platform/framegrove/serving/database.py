@@ -180,7 +180,7 @@ def open_postgres(given: str) -> Database:
 
 def changed(session: Session, statement: Any) -> bool:
     """Execute an update or a deletion. Returns whether it has met a row."""
-    return bool(cast(CursorResult, session.execute(statement)).rowcount)
+    return bool(cast(CursorResult[Any], session.execute(statement)).rowcount)
 
 
 def _postgres_url(given: str) -> URL:

@@ -77,7 +77,7 @@ class MediaStore:
         path = self._path(video_id, name)
         for offset in range(start, end, _PIECE):
             with _as_os_errors():
-                piece = self._filesystem.cat_file(path, offset, min(offset + _PIECE, end))
+                piece = self._filesystem.cat_file(path, start=offset, end=min(offset + _PIECE, end))
             yield piece
 
     def remove(self, video_id: str) -> None:
