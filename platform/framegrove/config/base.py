@@ -117,7 +117,6 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be text",
-    "string_unicode": "must be text without halves of characters (lone surrogates)",
     "finite_number": "must be a finite number",
     "list_type": "must be a list, as in [1, 2]",
     "tuple_type": "must be a list, as in [1, 2]",
