@@ -93,7 +93,7 @@ POISON: list[tuple[bytes, str, str]] = [
     (asking(input_reference={"image_url": "data:image/png,AAAA"}), "input_reference", "must be a data URL"),
     *(
         (asking(input_reference={"image_url": f"data:image/png;base64,{data}"}), "input_reference", "not valid base64")
-        for data in ("AA-_", "AA\nAA", "A", "AAAA====AAAA", "ÄÄÄÄ", "AA==AA==", "\x00AAA")
+        for data in ("AA-_", "AA\nAA", "A", "AAAA====AAAA", "ÄÄÄÄ", "AA==AA==", "\x01AAA")
     ),
     (asking(input_reference={"image_url": "data:image/png;base64,"}), "input_reference", "is not a picture"),
 ]

@@ -117,7 +117,10 @@ def _put_once(fields: dict[str, Any], name: str, value: Any, shown: str) -> None
 
 
 def _flaw(value: Any) -> str:
-    """What no text can hold but JSON can write, if the value does: "\\ud800" and "\\u0000". Objects were looked at before."""
+    """What the value holds that no text can, empty for nothing: JSON can write "\\ud800" and "\\u0000".
+
+    Objects inside it were looked at before, since they end before what holds them.
+    """
     if isinstance(value, list):
         return next(filter(None, map(_flaw, value)), "")
     if not isinstance(value, str):
