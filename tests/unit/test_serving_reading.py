@@ -8,6 +8,7 @@ import io
 import json
 import struct
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -105,6 +106,33 @@ def test_poison_is_refused_by_the_fields_name(tmp_path: Path, body: bytes, param
         answer = await running.client.post("/v1/videos", content=body, headers=JSON)
         refused(answer, 400, sentence, param or None)
         assert running.store.first() is None
+
+    serving(tmp_path, scene)
+
+
+HUGE = 15 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b'{"prompt": "a", "' + b"promptseed" * (HUGE // 10) + b'": 1}', "no name has more than 100 characters"),
+        (b'{"prompt": ' + b"[" * 900 + b'"' + b"1" * HUGE + b'"' + b"]" * 900 + b"}", "prompt must be text, not"),
+        (b'{"prompt": "' + b"\\u00e9" * (HUGE // 6) + b'"}', "shorten it to 2,000"),
+        (b'{"prompt": "a", "seed": 1.' + b"9" * HUGE + b"}", "seed must be"),
+        (b'{"prompt": "a", "seed": ' + b"9" * HUGE + b"}", "whole number of fewer digits"),
+        (b'{"prompt": "a", "search": {"budget": "1000.' + b"1" * HUGE + b'"}}', "more than the 64x allowed"),
+        (b" " * HUGE, "not valid JSON"),
+    ],
+    ids=["name", "nested", "escapes", "fraction", "integer", "budget", "blanks"],
+)
+def test_a_large_body_does_not_hold_others_up_for_long(tmp_path: Path, body: bytes, sentence: str) -> None:
+    """Bodies are read in the event loop: what takes long there, all clients wait for."""
+
+    async def scene(running: Endpoint) -> None:
+        began = time.process_time()
+        refused(await running.client.post("/v1/videos", content=body, headers=JSON), 400, sentence)
+        assert time.process_time() - began < 1.5
 
     serving(tmp_path, scene)
 

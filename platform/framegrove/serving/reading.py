@@ -13,6 +13,7 @@ from framegrove.serving.forms import Part, decoded, parse_form
 from framegrove.serving.pictures import FIELD, PictureReader
 
 MOST_FIELD_BYTES = 64 * 2**10
+_LONGEST_NAME = 100
 _MOST_URL_BYTES = MOST_IMAGE_BYTES * 4 // 3 + 100  # an image in base64, with a data URL's head
 _LONGEST_CONTENT_TYPE = 500
 # Brackets and commas in a JSON body: a request needs a few dozen. So many also bound how deep it is nested, and how
@@ -108,6 +109,9 @@ def _put(fields: dict[str, Any], name: str, value: str) -> None:
 
 
 def _put_once(fields: dict[str, Any], name: str, value: Any, shown: str) -> None:
+    if len(name) > _LONGEST_NAME:  # also because it takes long to look for the nearest known name
+        sentence = f"the field {shown[:60]!r}... is unknown: no name has more than {_LONGEST_NAME} characters"
+        raise ApiError(400, sentence, param=shown[:60])
     flaw = _flaw(name) or _flaw(value)
     if flaw:
         raise ApiError(400, f"the field {shown[:60]!r} holds {flaw}, which is no text: remove it", param=shown[:60])
