@@ -119,7 +119,7 @@ HUGE = 15 * 2**20
         (b'{"prompt": "a", "' + b"promptseed" * (HUGE // 10) + b'": 1}', "no name has more than 100 characters"),
         (b'{"prompt": ' + b"[" * 900 + b'"' + b"1" * HUGE + b'"' + b"]" * 900 + b"}", "prompt must be text, not"),
         (b'{"prompt": "' + b"\\u00e9" * (HUGE // 6) + b'"}', "shorten it to 2,000"),
-        (b'{"prompt": "a", "seed": 1.' + b"9" * HUGE + b"}", "seed must be"),
+        (b'{"prompt": "a", "seed": 1.' + b"1" * HUGE + b"}", "seed must be"),
         (b'{"prompt": "a", "seed": ' + b"9" * HUGE + b"}", "whole number of fewer digits"),
         (b'{"prompt": "a", "search": {"budget": "1000.' + b"1" * HUGE + b'"}}', "more than the 64x allowed"),
         (b" " * HUGE, "not valid JSON"),
