@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         verifier=load_panel(str(save_tiny_verifier(folder / "verifier"))),
         generators=1,
         folder=folder / "videos",
+        body_seconds=10,
     )
     serve.start(http_options={"host": config.host, "port": config.port})
     serve.run(application(config))
@@ -101,3 +103,22 @@ def test_bad_requests_are_told_in_a_sentence(client: openai.OpenAI) -> None:
         client.videos.create(prompt=PROMPT, size="100x64")  # type: ignore[arg-type]
     with pytest.raises(openai.NotFoundError, match="there is no video"):
         client.videos.retrieve("video_0")
+
+
+def test_half_sent_bodies_leave_everybody_else_an_endpoint(cluster: Cluster, client: openai.OpenAI) -> None:
+    """More of them than the replica takes requests: behind Ray Serve's proxy, too, they are turned away or time out."""
+    replica, place = replica_of(cluster).pid, (client.base_url.host, client.base_url.port)
+    head = (
+        f"POST /v1/videos HTTP/1.1\r\nHost: {place[0]}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    )
+    with contextlib.ExitStack() as held:
+        stalled = [held.enter_context(socket.create_connection(place, timeout=60)) for _ in range(300)]
+        for each in stalled:
+            each.sendall(head.encode() + b'{"prompt": ')
+        for _ in range(5):
+            assert client.models.list(timeout=10).data
+        statuses = [each.recv(2**16).split(b" ")[1] for each in stalled]
+    assert set(statuses) == {b"408", b"503"}
+    assert statuses.count(b"408") <= 2 * ServeConfig().reading  # a place may be taken a second time
+    assert client.videos.create(prompt=PROMPT, timeout=30).status == "queued"
+    assert replica_of(cluster).pid == replica, "no request ends the replica"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +118,6 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be text",
-    "string_unicode": "must be text without halves of characters (lone surrogates)",
     "finite_number": "must be a finite number",
     "list_type": "must be a list, as in [1, 2]",
     "tuple_type": "must be a list, as in [1, 2]",
@@ -134,6 +134,12 @@ _PLAIN = {
     "string_pattern_mismatch": "must match the regular expression {pattern}",
 }
 _LONGEST = 60  # characters of what was given that are repeated in a sentence
+
+# For what is shorter than that, nearly what repr says. Of what is not, it looks at the beginning alone, which takes no
+# time: repr copies the inside of a list again for each list around it.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 8
+_BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 2 * _LONGEST
 
 
 def _sentence(problem: ErrorDetails, model: type[BaseModel] | None, noun: str) -> str:
@@ -171,7 +177,7 @@ def _shown(given: Any) -> str:
     """What was given, as YAML and JSON write it, cut where it is long."""
     if given is None or isinstance(given, bool):
         return {None: "null", True: "true", False: "false"}[given]
-    text = repr(list(given)) if isinstance(given, tuple) else repr(given)
+    text = _BRIEF.repr(list(given) if isinstance(given, tuple) else given)
     if len(text) <= _LONGEST:
         return text
     if isinstance(given, str):

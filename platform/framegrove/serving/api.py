@@ -38,7 +38,7 @@ class ApiError(UserError):
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.param = param
+        self.param = param and param.encode("utf-8", "replace").decode()  # a field's name may hold half a character
         self.code = code
 
     def body(self) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection, Iterable
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +13,8 @@ from framegrove.serving.answers import refusal
 from framegrove.serving.api import ApiError
 from framegrove.serving.limits import SAFE_METHODS
 
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d*)?")
 
 
 class CrossSite:
@@ -79,7 +80,8 @@ def allowed_hosts(listening: str, also: Iterable[str]) -> frozenset[str] | None:
     """
     if not _is_loopback(listening):
         return None
-    return frozenset(_name(host) for host in (*_LOOPBACK_NAMES, listening, *also))
+    own = f"[{listening}]" if ":" in listening else listening
+    return frozenset(host.lower() for host in (*_LOOPBACK_NAMES, own, *also))
 
 
 def _is_loopback(host: str) -> bool:
@@ -90,10 +92,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """The host without its port and in lower case; an IPv6 address without its brackets. Empty for what is no host."""
-    if host in _LOOPBACK_NAMES:  # ::1 without brackets is taken for a port by urlsplit
-        return host
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    """A Host header without its port and in lower case; empty for what is no host."""
+    match = _HOST.fullmatch(host)
+    return match[1].lower() if match else ""

@@ -13,6 +13,7 @@ from framegrove.serving.forms import Part, decoded, parse_form
 from framegrove.serving.pictures import FIELD, PictureReader
 
 MOST_FIELD_BYTES = 64 * 2**10
+_LONGEST_NAME = 100
 _MOST_URL_BYTES = MOST_IMAGE_BYTES * 4 // 3 + 100  # an image in base64, with a data URL's head
 _LONGEST_CONTENT_TYPE = 500
 # Brackets and commas in a JSON body: a request needs a few dozen. So many also bound how deep it is nested, and how
@@ -62,7 +63,9 @@ def parse_json(body: bytes) -> Any:
         raise ApiError(400, f"the body holds more than {_MOST_MARKS:,} brackets and commas: a request has a few fields")
     try:
         return json.loads(text, object_pairs_hook=_each_once, parse_int=_integer)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply: a request has a section or two") from None
+    except ValueError:
         raise ApiError(400, 'the body is not valid JSON: send an object such as {"prompt": "a red ball"}') from None
 
 
@@ -74,19 +77,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Of a field that is given twice, some readers take the first and some the last."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
-        if not _is_text(name):
-            raise ApiError(400, f"the field {name[:60]!r} is not text: its name holds half a character, remove that")
         _put_once(fields, name, value, name)
     return fields
-
-
-def _is_text(text: str) -> bool:
-    """Whether UTF-8 can express it: JSON can also write halves of characters (lone surrogates), as in "\\ud800"."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _fields_and_file(parts: list[Part]) -> tuple[dict[str, Any], bytes | None]:
@@ -125,9 +117,37 @@ def _put(fields: dict[str, Any], name: str, value: str) -> None:
 
 
 def _put_once(fields: dict[str, Any], name: str, value: Any, shown: str) -> None:
+    if len(name) > _LONGEST_NAME:  # also because it takes long to look for the nearest known name
+        sentence = f"the field {shown[:60]!r}... is unknown: no name has more than {_LONGEST_NAME} characters"
+        raise ApiError(400, sentence, param=shown[:60])
+    flaw = _flaw(name) or _flaw(value)
+    if flaw:
+        raise ApiError(400, f"the field {shown[:60]!r} holds {flaw}, which is no text: remove it", param=shown[:60])
     if name in fields:
         raise _given_twice(shown)
     fields[name] = value
+
+
+def _flaw(value: Any) -> str:
+    """What the value holds that no text can, empty for nothing: JSON can write "\\ud800" and "\\u0000".
+
+    Objects inside it were looked at before, since they end before what holds them.
+    """
+    if isinstance(value, list):
+        return next(filter(None, map(_flaw, value)), "")
+    if not isinstance(value, str):
+        return ""
+    if "\0" in value:
+        return "the character U+0000"
+    return "" if _is_unicode(value) else "half a character (a lone surrogate)"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _given_twice(name: str) -> ApiError:
