@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvicorn
 
+from framegrove.serving.records import StoredFile
 from tests.endpoint import PROMPT, Endpoint, endpoint, serving
 
 HEAD = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -134,10 +135,10 @@ def test_a_body_may_come_in_pieces_of_any_size(tmp_path: Path) -> None:
 
 def test_a_failure_shows_no_trace_and_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scene(running: Endpoint) -> None:
-        async def broken(video_id: str) -> Path:
+        async def broken(video_id: str, name: str, owner: str) -> StoredFile:
             raise KeyError("a secret of the house")
 
-        running.service.content = broken  # type: ignore[method-assign]
+        running.service.file = broken  # type: ignore[method-assign]
         answer = await running.client.get("/v1/videos/video_0/content")
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
         assert "secret" not in answer.text
