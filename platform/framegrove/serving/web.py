@@ -69,7 +69,7 @@ def build_app(service: VideoService, config: ServeConfig) -> FastAPI:
         message = f"the request could not be read: {error.detail}"
         if error.status_code in (404, 405):
             known = "GET /v1/models, POST /v1/videos, GET /v1/videos/{id} and GET /v1/videos/{id}/content"
-            message = f"{request.method} {request.scope['path'][:80]} is not served here, only {known} are"
+            message = f"{request.method} {request.scope['path'][:80]!r} is not served here, only {known} are"
         return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, error.headers)
 
     document_requests(app, service.policies)
