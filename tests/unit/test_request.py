@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framegrove.config.request import MOST_CHARACTERS, check_prompt
+from framegrove.config.request import MOST_CHARACTERS, check_prompt, parse_size
 from framegrove.errors import UserError
 
 PROMPTS = json.loads((Path(__file__).parents[1] / "cases" / "prompts.json").read_text(encoding="utf-8"))
@@ -69,3 +69,9 @@ def test_what_is_refused(prompt: str, message: str) -> None:
 )
 def test_what_is_text(prompt: str) -> None:
     assert check_prompt(f" {prompt}\n") == prompt
+
+
+@pytest.mark.parametrize("size", ["٦٤x٦٤", "６４x64", "064x64", "64x", "64X64", "999999x64", "64x64x64"])
+def test_sizes_are_written_in_plain_digits(size: str) -> None:
+    with pytest.raises(UserError, match="not of the form WIDTHxHEIGHT"):
+        parse_size(size)

@@ -125,10 +125,11 @@ def forms(draw: st.DrawFn) -> bytes:
 
 
 FORM = "multipart/form-data; boundary=edge"
-GOOD_FORM = (
+FORM_HEAD = (
     f'--edge\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n{PROMPT}\r\n'
     '--edge\r\nContent-Disposition: form-data; name="input_reference"; filename="a.png"\r\n\r\n'
-).encode() + (picture() + b"\r\n--edge--")
+).encode()
+GOOD_FORM = FORM_HEAD + picture() + b"\r\n--edge--"
 GOOD_JSON = escaped({"prompt": PROMPT, "seed": 7, "search": {"budget": "2x"}})
 
 
@@ -155,6 +156,15 @@ def test_no_form_makes_the_endpoint_fail(
     player: Player, body: bytes, patches: list[tuple[int, int, bytes]], cuts: list[int]
 ) -> None:
     assert player.post(mutated(body, patches), FORM, cuts) in (200, 400, 404, 413)
+
+
+@common
+@given(st.sampled_from([picture(kind, (32, 24)) for kind in ("PNG", "JPEG", "WEBP")]), patches, st.integers(0, 10**4))
+def test_no_picture_makes_the_endpoint_fail(
+    player: Player, whole: bytes, patches: list[tuple[int, int, bytes]], cut: int
+) -> None:
+    damaged = mutated(whole, patches)[: max(cut % (2 * len(whole)), 1)]
+    assert player.post(FORM_HEAD + damaged + b"\r\n--edge--", FORM, []) in (200, 400)
 
 
 @common

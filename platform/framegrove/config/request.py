@@ -53,7 +53,7 @@ def _shows(character: str) -> bool:
 
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) in pixels of a size written WIDTHxHEIGHT. Raises UserError."""
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip())
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.strip())
     if match is None:
         raise UserError(f"the size {text[:40]!r} is not of the form WIDTHxHEIGHT in pixels, for example 64x64")
     return int(match[2]), int(match[1])

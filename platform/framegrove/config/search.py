@@ -21,7 +21,7 @@ def parse_budget(text: str) -> float:
 
     Raises UserError below 1x.
     """
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)x?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)x?", text.strip())
     if match is None:
         raise UserError("a budget is a number of unsearched samples, such as 4x or 2.5x")
     multiple = float(match[1])

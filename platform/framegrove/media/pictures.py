@@ -127,7 +127,7 @@ def _as_seen(opened: Image.Image, name: str) -> Image.Image:
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 bits as grey of 8. Pillow's own conversion clips at 255, which makes nearly everything white."""
-    values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
+    values = np.clip(np.asarray(picture).astype(np.int32), 0, 65535)
     grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     invisible: Any = picture.info.get("transparency")
     if isinstance(invisible, int):  # the one value that stands for "nothing here"

@@ -47,6 +47,6 @@ class Contained:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            log.exception("%s %.80s failed", scope["method"], scope["path"])
+            log.exception("%s %.80r failed", scope["method"], scope["path"])
             if not begun:
                 await JSONResponse(ApiError(500, _FAILED).body(), 500)(scope, receive, send)

@@ -23,7 +23,7 @@ MOST_PIXELS = 64_000_000
 MOST_KEPT_PIXELS = 2**22  # more than any model's frame has
 MOST_SCANS = 32  # of a progressive JPEG; encoders write about 10
 
-_DECODERS = 2  # a picture of MOST_PIXELS takes some 500 MB while it is decoded
+_DECODERS = 2  # a picture of MOST_PIXELS takes up to 1 GB while it is decoded
 
 
 class PictureReader:

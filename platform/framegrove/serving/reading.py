@@ -60,11 +60,13 @@ def parse_json(body: bytes) -> Any:
     """
     text = decoded(body, "the body")
     if sum(text.count(mark) for mark in "[{,") > _MOST_MARKS:
-        raise ApiError(400, f"the body holds more than {_MOST_MARKS:,} brackets and commas: a request has a few fields")
+        raise ApiError(400, f"the body holds more than {_MOST_MARKS:,} brackets and commas: send one request alone")
     try:
         return json.loads(text, object_pairs_hook=_each_once, parse_int=_integer)
     except RecursionError:
-        raise ApiError(400, "the body is nested too deeply: a request has a section or two") from None
+        raise ApiError(
+            400, "the body is nested too deeply: a field of a section is as deep as a request goes"
+        ) from None
     except ValueError:
         raise ApiError(400, 'the body is not valid JSON: send an object such as {"prompt": "a red ball"}') from None
 
