@@ -302,12 +302,12 @@ def lead(examples: int, steps: int, **places: str) -> None:
 
 
 def test_lives_over_sqlite() -> None:
-    lead(20, 50)
+    lead(12, 50)
 
 
 def test_lives_over_postgres() -> None:
     with postgres_server() as server:
-        lead(4, 50, database=server.url)
+        lead(3, 50, database=server.url)
 
 
 def test_lives_with_files_in_memory() -> None:
