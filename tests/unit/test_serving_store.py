@@ -295,7 +295,7 @@ def test_files_are_read_in_parts(tmp_path: Path, storage: str) -> None:
             store.open_file("video_0")
 
 
-def test_only_the_processs_user_can_read_local_files(tmp_path: Path) -> None:
+def test_local_files_are_for_one_user_alone(tmp_path: Path) -> None:
     with opened(tmp_path / "serve") as store:
         finished(store, 0)
         folder = tmp_path / "serve"
@@ -383,6 +383,7 @@ def test_a_folder_of_an_earlier_version_opens(tmp_path: Path, storage: str) -> N
             assert (lost.status, lost.error_code) == ("failed", "file_missing")
             assert store.usage().stored == 3
     assert not list((tmp_path / "videos").glob("*.mp4"))
+    assert stat.S_IMODE((tmp_path / "videos.sqlite").stat().st_mode) == 0o600
 
 
 def test_a_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
