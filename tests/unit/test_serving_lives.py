@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from fsspec.core import url_to_fs
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -111,7 +111,7 @@ class Lives(RuleBasedStateMachine):
                 self.store.add(record, MOST_WAITING)
         elif earlier:
             assert self.store.add(record, MOST_WAITING).id == earlier[0]
-        elif len(self.having("queued")) == MOST_WAITING:
+        elif len(self.having("queued")) >= MOST_WAITING:  # more, where a restart has queued some again
             with pytest.raises(QueueFull):
                 self.store.add(record, MOST_WAITING)
         else:
@@ -204,6 +204,7 @@ class Lives(RuleBasedStateMachine):
             self.store.open_file(video_id)
         self.model[video_id].status = "failed"
 
+    @precondition(lambda self: self.having("in_progress") or self.loose)
     @rule()
     def restart(self) -> None:
         self.store.close()
@@ -293,22 +294,26 @@ class Lives(RuleBasedStateMachine):
 
 def lead(examples: int, steps: int, **places: str) -> None:
     machine = type("Placed", (Lives,), places)
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=steps))
+    # A failure is shown as it was found: to look for a shorter one takes minutes here.
+    phases = [Phase.generate]
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples, stateful_step_count=steps, phases=phases)
+    )
 
 
 def test_lives_over_sqlite() -> None:
-    lead(30, 20)
+    lead(12, 50)
 
 
 def test_lives_over_postgres() -> None:
     with postgres_server() as server:
-        lead(8, 20, database=server.url)
+        lead(3, 50, database=server.url)
 
 
 def test_lives_with_files_in_memory() -> None:
-    lead(10, 20, storage="memory://lives")
+    lead(5, 50, storage="memory://lives")
 
 
 def test_lives_with_files_on_s3() -> None:
     with s3_bucket():
-        lead(4, 12, storage="s3://lab/lives")
+        lead(1, 50, storage="s3://lab/lives")

@@ -106,7 +106,6 @@ class Filing:
         with self._database.writes() as session:
             row = find(session, video_id)
             if row is None or row.status != "in_progress":
-                session.merge(LooseFiles(id=video_id))  # whoever deleted the video has struck it out
                 return False
             row.status, row.completed_at, row.report = "completed", time.time(), json.dumps(result.report)
             row.files, row.size = as_json(files), sum(file.size for file in files)
