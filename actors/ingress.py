@@ -88,7 +88,7 @@ class Ingress:
         )
         self._config = config
         self._service = VideoService(
-            VideoStore(config.folder),
+            VideoStore(config.folder, database=config.database, storage=config.storage),
             runner,
             model,
             config,

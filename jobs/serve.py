@@ -50,7 +50,12 @@ _SET = (
     "frames per further unit (default 16). body_seconds: how long a request's body may take to arrive (default 30). "
     "reading: how many requests with bodies are read at a time (default 32). origins: web sites whose pages may use "
     "the endpoint, as in [https://example.org]. hosts: further names under which an endpoint on a loopback address is "
-    "reached, as in [example.org]. verifier.KEY: any key of a verifier's YAML file."
+    "reached, as in [example.org]. most_work: the largest product of a request's budget, length and size, in samples "
+    "of the model's own size and length (default 64). database: postgresql://USER@HOST/NAME for the records (default: "
+    "SQLite in the folder). storage: where videos are kept, a folder or a URL such as s3://bucket/videos (default: in "
+    "the folder). keep_days, keep_gb: how long finished videos are kept, and how many gigabytes of the newest (default: "
+    "for ever, all). "
+    "verifier.KEY: any key of a verifier's YAML file."
 )
 
 
@@ -110,7 +115,7 @@ def _serve(config: ServeConfig) -> None:
     # Mistakes are reported before Ray starts, and in this process: a replica could only fail.
     ModelFiles.read(config.model)
     config.verifier.check_files()
-    VideoStore(config.folder).close()
+    VideoStore(config.folder, database=config.database, storage=config.storage).close()
     typer.echo("starting the endpoint ...")
     with connect():
         from ray import serve

@@ -331,7 +331,7 @@ def test_posts_at_the_same_time_do_not_pass_the_limit(tmp_path: Path) -> None:
         await running.until(first["id"], "in_progress")
         answers = await asyncio.gather(*(running.post(prompt=PROMPT) for _ in range(40)))
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 37
-        assert running.store.waiting() == 3
+        assert len(running.store.queued()) == 3
         running.runner.gate.set()
 
     serving(tmp_path, scene, waiting=3, searches=1)
@@ -369,7 +369,7 @@ def test_some_videos_are_made_at_a_time_in_order_of_arrival(tmp_path: Path) -> N
             gate.set()
         for seed, each in enumerate(videos):
             await running.until(each, "completed")
-            assert running.store.path_of(each).read_bytes() == f"{PROMPT} from {seed}".encode()
+            assert b"".join(running.store.open_file(each).chunks) == f"{PROMPT} from {seed}".encode()
         assert [asked.seed for asked in running.runner.asked] == list(gates)
 
     serving(tmp_path, scene, generators=2)

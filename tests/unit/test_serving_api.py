@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from framegrove.serving import making
 from tests.endpoint import PROMPT, Endpoint, serving
 from tests.fakes import FakeRunner
 
@@ -276,11 +277,29 @@ def test_a_model_says_what_a_request_may_ask_for(tmp_path: Path) -> None:
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
         assert (await running.client.get("/healthz")).json() == {"status": "ok"}
         assert (await running.client.get("/readyz")).json() == {"status": "ok"}
+        figures = (await running.client.get("/metrics")).text
+        assert 'http_requests_total{handler="/v1/models/{name}",method="GET",status="2xx"} 1.0' in figures
+        assert "framegrove_videos_waiting 0.0" in figures
         video = (await running.post(prompt=PROMPT, seed=1)).json()
         asked = await running.client.get(f"/v1/videos/{video['id']}")
         assert asked.headers["openai-poll-after-ms"] == "1000"
 
     serving(tmp_path, scene, runner=held(1))
+
+
+def test_finished_videos_are_kept_as_long_as_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "TIDY_EVERY", 0.02)
+
+    async def scene(running: Endpoint) -> None:
+        video = await finished(running)
+        assert video["expires_at"] == pytest.approx(video["completed_at"] + 1, abs=1)
+        for _ in range(500):
+            if (await running.client.get(f"/v1/videos/{video['id']}")).status_code == 404:
+                break
+            await asyncio.sleep(0.01)
+        assert (await running.client.get("/v1/videos")).json()["data"] == []
+
+    serving(tmp_path, scene, keep_days=1 / 86_400)
 
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_posts_of_other_sites_are_refused(tmp_path: Path, headers: dict[str, str
         assert answer.status_code == status, answer.text
         if status == 403:
             assert "a page of another site" in answer.json()["error"]["message"]
-            assert running.store.first() is None
+            assert not running.store.queued()
 
     serving(tmp_path, scene, origins=(FRIEND,))
 

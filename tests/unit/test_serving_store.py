@@ -71,9 +71,7 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
     added = [record(number, image=b"\x00png" if number == 1 else None) for number in range(3)]
     for each in added:
         store.add(each, most=3)
-    first = store.first()
-    assert first is not None
-    assert first.id == "video_0"
+    assert [each.id for each in store.queued()] == ["video_0", "video_1", "video_2"]
     store.begin("video_0")
     store.complete("video_0", GenerationResult(b"mp4", {"nfe": 3}))
     store.begin("video_1")
@@ -81,12 +79,12 @@ def test_records_survive_and_come_out_in_order(tmp_path: Path) -> None:
 
     again = VideoStore(tmp_path)
     assert again.recover() == 1
-    assert again.waiting() == 2
+    assert len(again.queued()) == 2
     done = again.get("video_0")
     assert done is not None
     assert (done.status, done.report) == ("completed", {"nfe": 3})
-    assert again.path_of("video_0").read_bytes() == b"mp4"
-    resumed = again.first()
+    assert b"".join(again.open_file("video_0").chunks) == b"mp4"
+    resumed = again.get(again.queued()[0].id)
     assert resumed is not None
     assert resumed.request == added[1].request
     again.close()
@@ -169,7 +167,7 @@ def test_a_full_queue_keeps_nothing_even_if_many_come_at_once(tmp_path: Path) ->
 
     with ThreadPoolExecutor(12) as threads:
         added = list(threads.map(add, range(60)))
-    assert added.count(True) == store.waiting() == 5
+    assert added.count(True) == len(store.queued()) == 5
     assert [store.get(f"video_{number}") is not None for number in range(60)] == added
     store.close()
 

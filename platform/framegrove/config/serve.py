@@ -37,6 +37,19 @@ class ServeConfig(Config):
         description="search budget of a request that names none, such as 4x",
     )
     most_budget: str = Field(default="64x", description="largest search budget that a request may name")
+    database: str = Field(
+        default="", description="postgresql://USER@HOST/NAME for the records of videos; empty: SQLite in the folder"
+    )
+    storage: str = Field(
+        default="",
+        description="where the files of videos are: a folder or a URL such as s3://bucket/videos; empty: in the folder",
+    )
+    keep_days: float | None = Field(
+        default=None, gt=0, description="how long a finished video is kept, in days; null: for ever"
+    )
+    keep_gb: float | None = Field(
+        default=None, gt=0, description="how many gigabytes of finished videos are kept, the newest; null: any"
+    )
     most_work: float = Field(
         default=64,
         gt=0,

@@ -22,6 +22,7 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from framegrove import logs
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between attempts; the last one is repeated
 ATTEMPTS = 3  # runs of one video that end with passing errors; then the video fails
 LOOK_EVERY = 0.4  # seconds between two looks at a running search
+TIDY_EVERY = 60.0  # seconds between two looks for videos that need not be kept any longer
 _LOGS = 256  # event logs of finished videos that are kept for viewers that come back
 
 Answer = TypeVar("Answer")
@@ -62,6 +64,14 @@ class Runner(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Keep:
+    """For how long finished videos are kept, s, and how many bytes of the newest; None: for ever, all of them."""
+
+    age: float | None = None
+    bytes: int | None = None
+
+
 class Maker:
     """Makes at most ``at_a_time`` videos of a ``store`` at a time.
 
@@ -78,6 +88,7 @@ class Maker:
         judged: Callable[[str], bool],
         passing: tuple[type[Exception], ...] = (),
         on_change: Callable[[str], Awaitable[None]],
+        keep: Keep = Keep(),
     ) -> None:
         self._store = store
         self._runner = runner
@@ -85,6 +96,7 @@ class Maker:
         self._judged = judged
         self._passing = passing
         self._on_change = on_change
+        self._keep = keep
         self._progress: dict[str, Progress] = {}  # of videos in progress
         self._lives: dict[str, Live] = {}  # of running searches
         self._logs: OrderedDict[str, EventLog] = OrderedDict()
@@ -121,6 +133,11 @@ class Maker:
     def wake(self) -> None:
         """There may be something to begin."""
         self._next.set()
+
+    @property
+    def in_progress(self) -> int:
+        """How many videos are being made."""
+        return len(self._making)
 
     def progress(self, video_id: str) -> float:
         """How far a video is, from 0 to 1."""
@@ -159,6 +176,7 @@ class Maker:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._warm_up())
+                group.create_task(self._tidy())
                 while True:
                     await self._next.wait()
                     self._next.clear()
@@ -191,6 +209,14 @@ class Maker:
         except Exception:
             log.exception("the cluster could not be made ready; the first video tries again")
 
+    async def _tidy(self) -> None:
+        """Delete what need not be kept, now and then."""
+        while self._keep.age or self._keep.bytes:
+            for gone in await stored(self._store.expire, time.time(), self._keep.age, self._keep.bytes):
+                log.info("%s was deleted: it had been kept for long enough", gone)
+                self._logs.pop(gone, None)
+            await asyncio.sleep(TIDY_EVERY)
+
     async def _begin(self, record: VideoRecord, group: asyncio.TaskGroup) -> None:
         """Begin to make a video once the cluster is ready for it. One after the other, hence in the order chosen."""
         with logs.about(request=record.id):
@@ -208,7 +234,8 @@ class Maker:
         try:
             async with self._failing(record):
                 result = await self._run(record)
-                await stored(self._store.complete, record.id, result)
+                expires = time.time() + self._keep.age if self._keep.age else None
+                await stored(self._store.complete, record.id, result, expires)
                 log.info("completed after %.1f s", time.monotonic() - began)
         except asyncio.CancelledError:
             if self._worker is None:  # the service is closed: the video is made when it starts again

@@ -89,12 +89,6 @@ class MediaStore:
         if self._local is not None:
             sync(self._local)
 
-    def path_of(self, video_id: str, name: str) -> Path:
-        """Where a file is in the local folder."""
-        if self._local is None:
-            raise ValueError(f"{self._name} is not a local folder")
-        return self._local / video_id / name
-
     def _put(self, name: str, data: bytes) -> None:
         with _as_os_errors():
             self._filesystem.pipe_file(self._path(name), data)

@@ -32,7 +32,7 @@ from framegrove.serving.api import (
     VideoRequest,
 )
 from framegrove.serving.live import Event
-from framegrove.serving.making import Maker, Runner, line
+from framegrove.serving.making import Keep, Maker, Runner, line
 from framegrove.serving.offers import Offer, ServedModel
 from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
 from framegrove.serving.store import STORE_ERRORS, FileGone, KeyReused, QueueFull, VideoStore
@@ -64,6 +64,7 @@ class VideoService:
         self._limits = limits
         self._on_queue = on_queue
         self._counting = asyncio.Lock()
+        self.waiting = 0  # videos, when they were last counted
         self._maker = Maker(
             store,
             runner,
@@ -71,7 +72,15 @@ class VideoService:
             judged=model.judged,
             passing=passing,
             on_change=self._changed,
+            keep=Keep(
+                limits.keep_days and 86_400 * limits.keep_days, int(1e9 * limits.keep_gb) if limits.keep_gb else None
+            ),
         )
+
+    @property
+    def in_progress(self) -> int:
+        """How many videos are being made."""
+        return self._maker.in_progress
 
     @property
     def poll_after_ms(self) -> int:
@@ -362,6 +371,7 @@ class VideoService:
             except STORE_ERRORS as error:
                 log.warning("the waiting videos could not be counted (%s)", line(error))
             else:
+                self.waiting = waiting
                 self._on_queue(waiting)
 
 

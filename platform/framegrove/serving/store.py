@@ -248,16 +248,6 @@ class VideoStore:
             rows = session.execute(columns.where(Row.status == "queued").order_by(Row.number))
             return [QueuedVideo(*row) for row in rows]
 
-    def first(self) -> VideoRecord | None:
-        """The video that has been queued for longest; None when none is queued."""
-        waiting = (self.get(each.id) for each in self.queued())
-        return next((record for record in waiting if record is not None and record.status == "queued"), None)
-
-    def waiting(self) -> int:
-        """How many videos are queued."""
-        with self._database.reads() as session:
-            return _waiting(session)
-
     def usage(self, owner: str | None = None) -> Usage:
         """What an owner takes up, or all of them together."""
         with self._database.reads() as session:
@@ -281,10 +271,6 @@ class VideoStore:
             raise FileGone(f"{name} of {video_id} is gone from the storage, or is not as long as it was")
         end = file.size if end is None else min(end, file.size)
         return OpenedFile(file.size, file.etag, self._media.read(video_id, name, start, end))
-
-    def path_of(self, video_id: str, name: str = VIDEO) -> Path:
-        """Where a file of a completed video is, in a store that keeps files in a local folder."""
-        return self._media.path_of(video_id, name)
 
     def backup(self, target: Path) -> None:
         """Write a copy to a new folder, which a store can open; this one goes on meanwhile.

@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -111,8 +113,21 @@ def build_app(service: VideoService, config: ServeConfig, *, scripts: Sequence[s
         name = str(first["loc"][-1])
         return refusal(ApiError(400, f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name))
 
+    count(app, service)
     document_requests(app, service.policies)
     return app
+
+
+def count(app: FastAPI, service: VideoService) -> None:
+    """Count requests, their times and sizes, and waiting videos: GET /metrics shows them to Prometheus."""
+    registry = CollectorRegistry()
+    Gauge("framegrove_videos_waiting", "Videos that wait.", registry=registry).set_function(lambda: service.waiting)
+    Gauge("framegrove_videos_in_progress", "Videos that are being made.", registry=registry).set_function(
+        lambda: service.in_progress
+    )
+    Instrumentator(registry=registry, excluded_handlers=["/metrics", "/healthz", "/readyz"]).instrument(app).expose(
+        app, include_in_schema=False
+    )
 
 
 def protect(app: FastAPI, config: ServeConfig) -> None:
