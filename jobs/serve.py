@@ -53,8 +53,8 @@ _SET = (
     "reached, as in [example.org]. most_work: the largest product of a request's budget, length and size, in samples "
     "of the model's own size and length (default 64). database: postgresql://USER@HOST/NAME for the records (default: "
     "SQLite in the folder). storage: where videos are kept, a folder or a URL such as s3://bucket/videos (default: in "
-    "the folder). keep_days, keep_gb: how long finished videos are kept, and how many gigabytes of the newest (default: "
-    "for ever, all). "
+    "the folder). keep_days, keep_gb: how long finished videos are kept, and how many gigabytes of the newest "
+    "(default: for ever, all). "
     "verifier.KEY: any key of a verifier's YAML file."
 )
 
