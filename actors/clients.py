@@ -24,6 +24,7 @@ from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
+from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
@@ -271,6 +272,11 @@ class ObjectStore:
     async def lost(self, units: Mapping[Path, UnitRef]) -> list[Path]:
         """The branches whose newest frames are gone."""
         return await lost_of(units)
+
+    async def latent(self, unit: UnitRef) -> StageLatent:
+        """A unit's latent."""
+        latent: StageLatent = await unit.latent
+        return latent
 
     def drop(self, unit: UnitRef) -> None:
         """Release what only those would need who sample on top of it, and large frames."""

@@ -23,7 +23,7 @@ from actors.packing import Packer
 from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
 from framegrove.flow.generation import encode_image, sampler_of, to_pixels
-from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask
+from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask, unpacked
 from framegrove.media.pictures import read_picture, reduced
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
@@ -230,6 +230,13 @@ class Generator:
         frame = read_picture(image, (context.height, context.width))
         clean = encode_image(self._pipeline, frame, context.height, context.width)
         return self._whole(StageLatent(self._last_stage, clean), 0)
+
+    def gone_on(self, start: bytes) -> list[Unit]:
+        """The units of an earlier video, as ``packed`` has kept them, decoded: those that a longer one begins with."""
+        units: list[Unit] = []
+        for number, latent in enumerate(unpacked(start, self._last_stage)):
+            units.append(self._whole(latent, number, units[-1].state if units else None))
+        return units
 
     def cancel(self, number: int) -> None:
         """Give up the work of this number at its next denoising step, or as soon as it is started."""

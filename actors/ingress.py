@@ -55,7 +55,7 @@ def served(files: ModelFiles) -> ServedModel:
 
     def flops(request: GenerationRequest) -> float:
         costs = costs_of(files, files.recipe.sampled(request.sampling), files.check(request), _TOKENS, _TOKENS)
-        return float(costs.unsearched(request.units, int(request.image is not None)).all_flops)
+        return float(costs.unsearched(request.units, request.given or int(request.image is not None)).all_flops)
 
     def offer(name: str, summary: str) -> PolicyOffer:
         fields = policies.find(name).options.model_fields

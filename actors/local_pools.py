@@ -26,6 +26,7 @@ from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig, VerifierConfig, environment, model_folder
 from framegrove.evaluation.branch_cache import BranchCache, Ground
 from framegrove.evaluation.report import SearchRecord, Shown
+from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import VerifierClient
 from framegrove.types import Assessment, GenerationRequest, Path
 from framegrove.verification.identity import verifier_identity
@@ -86,6 +87,10 @@ class LocalUnits:
         """None."""
         return ()
 
+    async def latent(self, unit: LocalUnit) -> StageLatent:
+        """A unit's latent."""
+        return unit.latent
+
     def drop(self, unit: LocalUnit) -> None:
         """Nothing: all of it is on the disk."""
 
@@ -122,6 +127,8 @@ class LocalPyramidPool(PyramidPool):
 
     async def open(self, request: GenerationRequest, group: Any, ask: Ask, config: SearchConfig) -> Opened:
         """Price the request, by what was once read of its prompt; encode its image, if any."""
+        if request.start is not None:
+            raise ValueError("a video that goes on from another one has no place in a cache of branches")
         model = await self._read()
         model.check(request)
         context, ground = context_of(model, request), self.ground(model, request)

@@ -51,6 +51,8 @@ class ModelFiles:
         most = self.transformer.max_num_frames
         if not 1 <= request.units <= most:
             raise UserError(f"a video of {request.units} units cannot be made: this model makes 1 to {most}")
+        if not request.given < request.units:
+            raise UserError(f"{request.given} units are there already and the video has {request.units}: ask for more")
         if request.image is not None and request.units == 1:
             raise UserError("a video that starts with an image needs at least 2 units, the image is the first")
         stages, patch = self.recipe.pyramid.stages, self.transformer.patch_size

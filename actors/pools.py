@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.clients import KeptStates, ObjectStore, RemoteGenerator, RemoteVerifier, UnitRef
-from actors.generator import Context, Generator, TextRead
+from actors.generator import Context, Generator, TextRead, Unit
 from actors.model_files import ModelFiles
 from actors.verifier import verifier_class
 from framegrove.cluster.placement import Role, placed
@@ -26,6 +26,7 @@ from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
+from framegrove.flow.sampler import StageLatent
 from framegrove.models.vae_tiling import decode_flops
 from framegrove.search.prices import CostTable
 from framegrove.search.protocols import GeneratorClient, VerifierClient
@@ -69,6 +70,10 @@ class Units(Protocol):
 
     async def lost(self, units: Mapping[Path, Any]) -> Collection[Path]:
         """The branches whose newest units are lost."""
+        ...
+
+    async def latent(self, unit: Any) -> StageLatent:
+        """The latent of a unit of the winner."""
         ...
 
     def drop(self, unit: Any) -> None:
@@ -154,11 +159,12 @@ class PyramidPool:
         files.check(request)
         context = context_of(files, request)
         read = await ask(lambda actor: actor.read.remote(context, request.prompt))
-        given: tuple[UnitRef, ...] = ()
+        units: list[Unit] = []
         if request.image is not None:
-            unit = await ask(lambda actor: actor.given.remote(context, request.image))
-            latent, frames, state = map(ray.put, unit)  # kept on this machine: no work could compute them again
-            given = (UnitRef(files.recipe.pyramid.stages - 1, latent, frames, state, given=True),)
+            units = [await ask(lambda actor: actor.given.remote(context, request.image))]
+        if request.start is not None:
+            units = await ask(lambda actor: actor.gone_on.remote(request.start))
+        given = tuple(_kept(unit, last=unit is units[-1]) for unit in units)
 
         states = self._kept_states()
 
@@ -179,6 +185,12 @@ class PyramidPool:
         if self._files is None:
             self._files = await asyncio.to_thread(ModelFiles.read, self._model)
         return self._files
+
+
+def _kept(unit: Unit, *, last: bool) -> UnitRef:
+    """A given unit, kept on this machine: no work could compute it again. Works start from the last one alone."""
+    state = ray.put(unit.state) if last else None
+    return UnitRef(unit.latent.stage, ray.put(unit.latent), ray.put(unit.frames), state, given=True)
 
 
 class VerifierPool:

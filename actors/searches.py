@@ -28,6 +28,7 @@ from framegrove.evaluation.artefacts import artefacts
 from framegrove.evaluation.live import LiveSearch
 from framegrove.evaluation.outlook import Lookout
 from framegrove.evaluation.report import Frames, SearchRecord, report_json
+from framegrove.flow.sampler import packed
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
@@ -143,7 +144,9 @@ class SearchRunner:
         """
         record = await self.search(request, on_progress, watch=lambda lookout: on_live(LiveSearch(lookout)))
         video = await asyncio.to_thread(encode_mp4, record.frames[: request.frames], request.fps or record.fps)
-        return GenerationResult(video, report_json(record), await asyncio.to_thread(artefacts, record))
+        shown = await asyncio.to_thread(artefacts, record)
+        units = [await self._generators.units.latent(unit) for unit in record.outcome.units]
+        return GenerationResult(video, report_json(record), {**shown, "latents.safetensors": packed(units)})
 
     async def search(
         self,
@@ -330,6 +333,7 @@ class SearchRunner:
             "units": request.units,
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
+            **({"start": hashlib.sha256(request.start).hexdigest()} if request.start is not None else {}),
             **request.sampling.asked,
             **await self.identity(config),
         }

@@ -320,6 +320,7 @@ class FakeRunner:
         if failure is not None:
             raise failure
         files = {"thumbnail.webp": b"a small picture", "tree.json": b'{"branches": {}, "winner": "0"}'}
+        files["latents.safetensors"] = b"latents of " + str(request.seed).encode()
         return GenerationResult(f"{request.prompt} from {request.seed}".encode(), {"seed": request.seed}, files)
 
     async def close(self) -> None:

@@ -145,6 +145,8 @@ class GenerationRequest:
     does so at a video that is right with probability ``until``, None: as it likes best. Shortly before ``within``
     seconds are up, the most promising branch is finished. ``image`` is an encoded first frame (PNG or JPEG).
 
+    The first ``given`` units are there already: ``start`` has them, the file latents.safetensors of an earlier video.
+
     The file has the first ``frames`` of it (None: all), ``fps`` a second (None: the model's). ``options`` are those of
     the policy, ``speculate`` says how much is done ahead (None: as the endpoint or the command line says).
     """
@@ -164,6 +166,8 @@ class GenerationRequest:
     fps: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     speculate: str | None = None
+    given: int = 0
+    start: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import ray
@@ -168,3 +169,16 @@ def test_half_sent_bodies_leave_everybody_else_an_endpoint(cluster: Cluster, cli
     assert statuses.count(b"408") <= 2 * ServeConfig().reading  # a place may be taken a second time
     assert client.videos.create(prompt=PROMPT, timeout=30).status == "queued"
     assert replica_of(cluster).pid == replica, "no request ends the replica"
+
+
+def test_a_video_goes_on_from_another_one(client: openai.OpenAI) -> None:
+    """The new video begins with all frames of the old one, bit for bit but for the file's compression."""
+    first = seen(client, create(client, seed=8, policy="single").id, "completed")
+    asked = {"video": {"id": first.id}, "prompt": PROMPT, "seconds": "1", "search": {"budget": "2x"}}
+    answer = httpx.post(f"{client.base_url}videos/extensions", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    longer = seen(client, answer.json()["id"], "completed", "failed")
+    assert longer.status == "completed", longer.error
+    before, after = (decode_mp4(client.videos.download_content(each.id).read())[0] for each in (first, longer))
+    assert (len(before), len(after)) == (16, 25)
+    assert np.abs(after[:16].astype(int) - before.astype(int)).mean() < 3

@@ -178,6 +178,49 @@ def test_a_remix_is_the_same_request_for_another_prompt(tmp_path: Path) -> None:
     serving(tmp_path, scene)
 
 
+def test_a_video_goes_on_from_another_one(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        first = await finished(running, seed=3, seconds="1.1", size="128x64", metadata={"scene": "4"})
+        headers = {"content-type": "application/json"}
+
+        async def extend(**fields: Any) -> Any:
+            body = json.dumps({"video": {"id": first["id"]}, "prompt": "a blue 5 moves up and down", **fields})
+            return await running.client.post("/v1/videos/extensions", content=body, headers=headers)
+
+        video = await running.until((await extend(seconds=2, seed=4)).json()["id"], "completed")
+        asked = running.runner.asked[1]
+        assert (asked.given, asked.units, asked.start) == (2, 4, b"latents of 3")
+        assert (asked.width, asked.height, asked.seed) == (128, 64, 4)
+        assert (video["extended_from_video_id"], video["size"], video["seconds"]) == (first["id"], "128x64", "3.125")
+        too_long = await extend(seconds=9)
+        assert too_long.status_code == 400
+        assert "can become 6 s longer at most" in too_long.json()["error"]["message"]
+        assert (await extend(seconds=1, video={"id": "video_nobody"})).status_code == 404
+        running.runner.gate.clear()
+        waiting = (await running.post(prompt=PROMPT)).json()
+        refused = await extend(seconds=1, video={"id": waiting["id"]})
+        assert (refused.status_code, "is not finished" in refused.text) == (409, True)
+        running.runner.gate.set()
+
+    serving(tmp_path, scene)
+
+
+def test_what_a_video_goes_on_from_may_be_gone_when_its_turn_comes(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        first = await finished(running, seed=3)
+        (await running.post(prompt=PROMPT, seed=1)).json()
+        body = json.dumps({"video": {"id": first["id"]}, "prompt": PROMPT, "seconds": "1"})
+        headers = {"content-type": "application/json"}
+        waiting = (await running.client.post("/v1/videos/extensions", content=body, headers=headers)).json()
+        await running.client.delete(f"/v1/videos/{first['id']}")
+        running.runner.gates[1].set()
+        failed = await running.until(waiting["id"], "failed")
+        assert failed["error"]["code"] == "invalid_request"
+        assert "which it goes on from, is gone" in failed["error"]["message"]
+
+    serving(tmp_path, scene, runner=held(1), generators=1)
+
+
 def test_events_tell_the_whole_story_and_go_on_where_a_viewer_left(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         running.runner.live.branches = {"0": {"standing": "running"}, "1": {"standing": "cut"}}

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from framegrove.config.flow import GuidanceConfig, StepsConfig
@@ -52,6 +54,20 @@ class StageLatent:
 
     stage: int
     x: Tensor
+
+
+def packed(units: Sequence[StageLatent]) -> bytes:
+    """Finished units of a video, oldest first, as a safetensors file."""
+    return save({f"unit{number}": unit.x.contiguous() for number, unit in enumerate(units)})
+
+
+def unpacked(file: bytes, last_stage: int) -> list[StageLatent]:
+    """The units in a file that ``packed`` has made. Raises ValueError for any other file."""
+    try:
+        found = load(file)
+        return [StageLatent(last_stage, found[f"unit{number}"]) for number in range(len(found))]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"these are no units of a video: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

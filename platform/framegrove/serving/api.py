@@ -19,6 +19,7 @@ Variant = Literal["video", "thumbnail", "spritesheet", "tree"]
 LARGEST_SEED = 2**63 - 1  # the largest integer that SQLite stores
 LARGEST_DRAWN = 2**53 - 1  # the largest integer that JavaScript holds exactly
 POLL_AFTER_MS = 1000  # how soon it is worth asking again for a video that is being made
+LATENTS = "latents.safetensors"  # what a video can be gone on from
 VARIANTS: dict[Variant, str] = {
     "video": "video.mp4",
     "thumbnail": "thumbnail.webp",
@@ -219,6 +220,30 @@ class RemixRequest(BaseModel):
     prompt: Annotated[str, AfterValidator(validating(check_prompt))] = Field(description="what the video shows instead")
 
 
+class VideoReference(BaseModel):
+    """An earlier video."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(max_length=64)
+
+
+class ExtensionRequest(BaseModel):
+    """The body of POST /v1/videos/extensions: an earlier video goes on, as large and as fast as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    video: VideoReference = Field(description="the completed video to go on from")
+    prompt: Annotated[str, AfterValidator(validating(check_prompt))] = Field(description="what happens next")
+    seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_seconds))] = Field(
+        description="how much longer it becomes, in seconds"
+    )
+    seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] | None = Field(
+        default=None, description="as for a new video: another one, another sequel"
+    )
+    search: Search = Search()
+
+
 class PolicyOffer(BaseModel):
     """A search policy: what it does, and a description of each of its options."""
 
@@ -281,6 +306,7 @@ class Video(BaseModel):
     user: str | None = None
     metadata: dict[str, str] = {}
     remixed_from_video_id: str | None = None
+    extended_from_video_id: str | None = None
     queue_position: int | None = Field(default=None, description="how many wait before it, while it is queued")
     error: VideoError | None = None
 

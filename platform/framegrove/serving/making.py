@@ -22,16 +22,16 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from framegrove import logs
 from framegrove.errors import UserError
-from framegrove.serving.api import ApiError
+from framegrove.serving.api import LATENTS, ApiError
 from framegrove.serving.live import EventLog, Live, OnLive, Watch
 from framegrove.serving.queueing import next_of
 from framegrove.serving.records import VideoRecord
-from framegrove.serving.store import STORE_ERRORS, VideoStore
+from framegrove.serving.store import STORE_ERRORS, FileGone, VideoStore
 from framegrove.types import GenerationRequest, GenerationResult, Progress
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ class Maker:
         began = time.monotonic()
         try:
             async with self._failing(record):
-                result = await self._run(record)
+                result = await self._run(await self._begun_with(record))
                 expires = time.time() + self._keep.age if self._keep.age else None
                 await stored(self._store.complete, record.id, result, expires)
                 log.info("completed after %.1f s", time.monotonic() - began)
@@ -272,6 +272,20 @@ class Maker:
         if self._suspect:
             await self._runner.close()
             self._suspect = False
+
+    async def _begun_with(self, record: VideoRecord) -> VideoRecord:
+        """The record with the units that its video begins with, where it extends another one."""
+        if record.extends is None:
+            return record
+
+        def read() -> bytes:
+            return b"".join(self._store.open_file(record.extends or "", LATENTS).chunks)
+
+        try:
+            start = await stored(read)
+        except (KeyError, FileGone):
+            raise ApiError(400, f"the video {record.extends}, which it goes on from, is gone") from None
+        return replace(record, request=replace(record.request, start=start))
 
     async def _bring_up(self, record: VideoRecord) -> None:
         """Return once the cluster is ready for this video."""

@@ -12,7 +12,7 @@ from framegrove.config.request import FRAMES_PER_UNIT, frames_of, parse_size
 from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
-from framegrove.serving.api import LARGEST_DRAWN, ApiError, Model, PolicyOffer, VideoRequest
+from framegrove.serving.api import LARGEST_DRAWN, ApiError, ExtensionRequest, Model, PolicyOffer, VideoRequest
 from framegrove.types import GenerationRequest, Sampling
 
 # Another name for a policy, as earlier versions of the API called it.
@@ -99,6 +99,36 @@ class Offer:
         remix = replace(request, prompt=prompt)
         self._check(remix)
         return remix
+
+    def extended(self, earlier: GenerationRequest, asked: ExtensionRequest) -> GenerationRequest:
+        """A request that goes on where an earlier one ended. Raises ApiError for what is not offered."""
+        fps = earlier.fps or self.model.recipe.fps
+        more = math.ceil(max(1, round(float(asked.seconds) * fps)) / FRAMES_PER_UNIT)
+        units, most = earlier.units + more, self.limits.most_units
+        if units > most:
+            room = (frames_of(most) - frames_of(earlier.units)) / fps
+            raise ApiError(
+                400,
+                f"{asked.seconds} s more cannot be made: this video can become {room:g} s longer at most",
+                param="seconds",
+            )
+        request = replace(
+            earlier,
+            prompt=asked.prompt,
+            seed=secrets.randbelow(LARGEST_DRAWN) if asked.seed in (None, -1) else asked.seed,
+            units=units,
+            policy=self._policy(asked.search.policy),
+            budget=self._budget(asked.search.budget),
+            image=None,
+            until=asked.search.until,
+            within=asked.search.seconds,
+            frames=frames_of(earlier.units) + max(1, round(float(asked.seconds) * fps)),
+            options=asked.search.options,
+            speculate=asked.search.speculation,
+            given=earlier.units,
+        )
+        self._check(request)
+        return request
 
     def price(self, request: GenerationRequest) -> float:
         """How much work a request is at most, in samples of the model's own size and length without a search."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from framegrove.serving.api import PolicyOffer, RemixRequest, VideoRequest
+from framegrove.serving.api import ExtensionRequest, PolicyOffer, RemixRequest, VideoRequest
 
 _SCHEMA = "#/components/schemas/{model}"
 
@@ -57,9 +57,17 @@ REMIX_BODY: dict[str, Any] = {
 }
 
 
+EXTENSION_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": _SCHEMA.format(model=ExtensionRequest.__name__)}}},
+}
+
+
 def document_requests(app: FastAPI, policies: Mapping[str, PolicyOffer]) -> None:
     """Add the schema of requests to the application's document, with the ``policies`` (names and descriptions)."""
-    _, given = models_json_schema([(VideoRequest, "validation"), (RemixRequest, "validation")], ref_template=_SCHEMA)
+    _, given = models_json_schema(
+        [(kind, "validation") for kind in (VideoRequest, RemixRequest, ExtensionRequest)], ref_template=_SCHEMA
+    )
     schemas = given["$defs"]
     policy = schemas["Search"]["properties"]["policy"]
     policy["enum"] = list(policies)

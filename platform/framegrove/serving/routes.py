@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from framegrove.serving.api import (
     ApiError,
     DeletedVideo,
+    ExtensionRequest,
     Model,
     ModelList,
     RemixRequest,
@@ -20,7 +21,7 @@ from framegrove.serving.api import (
     Video,
     VideoList,
 )
-from framegrove.serving.openapi import REMIX_BODY, VIDEO_REQUEST_BODY
+from framegrove.serving.openapi import EXTENSION_BODY, REMIX_BODY, VIDEO_REQUEST_BODY
 from framegrove.serving.pictures import PictureReader
 from framegrove.serving.reading import read_json, read_request
 from framegrove.serving.records import StoredFile
@@ -79,6 +80,12 @@ def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -
         """Ask for an earlier video with another prompt, from the same seed."""
         asked = await read_json(request, RemixRequest)
         return await service.remix(video_id, asked, owner=_owner(request), key=_key(idempotency_key))
+
+    @router.post("/v1/videos/extensions", openapi_extra={"requestBody": EXTENSION_BODY})
+    async def extend(request: Request, idempotency_key: IdempotencyKey = None) -> Video:
+        """Ask for an earlier video to go on: a new video that begins with all of it."""
+        asked = await read_json(request, ExtensionRequest)
+        return await service.extend(asked, owner=_owner(request), key=_key(idempotency_key))
 
 
 def _managing(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:

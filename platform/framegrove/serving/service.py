@@ -16,10 +16,12 @@ from framegrove import logs
 from framegrove.config.request import frames_of
 from framegrove.config.serve import ServeConfig
 from framegrove.serving.api import (
+    LATENTS,
     POLL_AFTER_MS,
     VARIANTS,
     ApiError,
     DeletedVideo,
+    ExtensionRequest,
     Model,
     ModelList,
     PolicyOffer,
@@ -171,6 +173,28 @@ class VideoService:
                 remixed_from=video_id,
                 price=self._offer.price(request),
                 idempotency=(key, _digest(asks)) if key is not None else None,
+            )
+        )
+
+    async def extend(self, asked: ExtensionRequest, *, owner: str = "", key: str | None = None) -> Video:
+        """Ask for an earlier video to go on. Raises ApiError, also where it is not completed."""
+        await self.file(asked.video.id, LATENTS, owner)
+        earlier = await self._record(asked.video.id, owner)
+        request = self._offer.extended(earlier.request, asked)
+        return await self._add(
+            VideoRecord(
+                id=_new_id(),
+                request=request,
+                model=self._offer.model.name,
+                seconds=self._seconds(request),
+                status="queued",
+                created_at=time.time(),
+                owner=owner,
+                user=earlier.user,
+                metadata=earlier.metadata,
+                extends=earlier.id,
+                price=self._offer.price(request),
+                idempotency=(key, _digest(asked.model_dump(mode="json"))) if key is not None else None,
             )
         )
 
@@ -352,6 +376,7 @@ class VideoService:
             user=record.user,
             metadata=dict(record.metadata),
             remixed_from_video_id=record.remixed_from,
+            extended_from_video_id=record.extends,
             queue_position=position,
             error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
         )
