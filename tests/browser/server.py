@@ -20,7 +20,7 @@ from framegrove.config.serve import ServeConfig
 from framegrove.evaluation import tree_page
 from framegrove.media.stills import strip
 from framegrove.media.writing import encode_mp4
-from framegrove.serving.api import PolicyOffer
+from framegrove.serving.api import LATENTS, PolicyOffer
 from framegrove.serving.live import OnLive
 from framegrove.serving.offers import ServedModel
 from framegrove.serving.service import VideoService
@@ -53,7 +53,9 @@ class FilmRunner(FakeRunner):
     ) -> GenerationResult:
         await super().run(request, on_progress, on_live)
         page = b"<!doctype html><title>tree</title><h1>The finished tree</h1>"
-        return GenerationResult(film(), {}, {"thumbnail.webp": picture(0), "tree.html": page, "tree.json": b"{}"})
+        return GenerationResult(
+            film(), {}, {"thumbnail.webp": picture(0), "tree.html": page, "tree.json": b"{}", LATENTS: b"latents"}
+        )
 
 
 class Server:

@@ -109,11 +109,16 @@ def test_a_video_is_deleted_and_another_prompt_is_asked_for(page: Page, server: 
     ask(page, server)
     page.get_by_role("button", name="Another prompt").click()
     page.locator("#remix-prompt").fill("a blue 5 moves up and down")
-    page.get_by_role("button", name="Make it").click()
+    page.get_by_role("button", name="Make it", exact=True).click()
     expect(page.get_by_role("heading", name="a blue 5 moves up and down")).to_be_visible()
     expect(page.locator("#history li")).to_have_count(2)
+    page.get_by_role("button", name="Make it longer").click()
+    page.get_by_label("Seconds more").fill("1")
+    page.get_by_role("button", name="Make it", exact=True).click()
+    expect(page.locator("#stage-says")).to_contain_text("4.125 s")
+    expect(page.locator("#stage-says")).to_contain_text("is finished")
     page.get_by_role("button", name="Delete").click()
-    expect(page.locator("#history li")).to_have_count(1)
+    expect(page.locator("#history li")).to_have_count(2)
     expect(page.get_by_role("heading", name="Deleted")).to_be_visible()
 
 

@@ -45,6 +45,7 @@ export const page = (after) => json(`v1/videos?limit=20${after ? `&after=${after
 export const video = (id) => json(`v1/videos/${id}`);
 export const create = (body) => post("v1/videos", body, { "Idempotency-Key": crypto.randomUUID() });
 export const remix = (id, prompt) => post(`v1/videos/${id}/remix`, { prompt });
+export const extend = (id, prompt, seconds) => post("v1/videos/extensions", { video: { id }, prompt, seconds });
 export const cancel = (id) => post(`v1/videos/${id}/cancel`, {});
 export const remove = (id) => json(`v1/videos/${id}`, { method: "DELETE" });
 export const tree = (id) => json(`v1/videos/${id}/tree`);

@@ -233,7 +233,8 @@ function actions(video) {
   if (["queued", "in_progress"].includes(video.status)) offers.push(["Cancel", () => api.cancel(video.id).then(show)]);
   if (video.status === "completed") {
     offers.push(["Download", () => download(video.id)]);
-    offers.push(["Another prompt", () => remix(video)]);
+    offers.push(["Another prompt", () => goOn(video, false)]);
+    offers.push(["Make it longer", () => goOn(video, true)]);
   }
   if (DONE.includes(video.status)) {
     offers.push(["Ask again", () => again(video)]);
@@ -288,12 +289,16 @@ async function forget(id) {
 
 const history_hash = (hash) => window.history.replaceState(null, "", hash || location.pathname);
 
-function remix(video) {
+/** Asks for the same video with another prompt, or for a longer one that begins with it. */
+function goOn(video, longer) {
+  $("remix-title").textContent = longer ? "The same video, and what happens next" : "The same video, another prompt";
+  $("longer-part").hidden = !longer;
   $("remix-prompt").value = video.prompt;
   $("remix-dialog").showModal();
   $("remix-form").onsubmit = async () => {
+    const prompt = $("remix-prompt").value;
     try {
-      const made = await api.remix(video.id, $("remix-prompt").value);
+      const made = await (longer ? api.extend(video.id, prompt, $("longer").value) : api.remix(video.id, prompt));
       keep(made);
       select(made.id);
     } catch (error) { $("stage-error").textContent = words(error); }
