@@ -48,6 +48,7 @@ class Bench(enum.StrEnum):
     ASKING = "asking"
     ENDURANCE = "endurance"
     MEMORY = "memory"
+    LOAD = "load"
 
 
 @app.command()
@@ -80,6 +81,7 @@ def main(
         from jobs.endurance import endurance
         from jobs.faults import faults
         from jobs.footage import footage
+        from jobs.load import load
         from jobs.memory import memory
         from jobs.mixture import mixture
         from jobs.overhead import overhead
@@ -107,6 +109,7 @@ def main(
             Bench.ASKING: asking,
             Bench.ENDURANCE: endurance,
             Bench.MEMORY: memory,
+            Bench.LOAD: load,
         }
         findings: list[Finding] = []
         try:

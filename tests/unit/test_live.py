@@ -26,7 +26,7 @@ def told(events: list[Event]) -> list[tuple[str, Any]]:
 
 
 async def seen(log: EventLog, after: int = 0) -> list[Event]:
-    return [event async for event in log.after(after)]
+    return [event async for news in log.after(after) for event in news]
 
 
 def tree(summary: Facts = {}, **branches: str) -> LiveTree:  # noqa: B006 - nobody changes it
@@ -61,6 +61,18 @@ def test_who_comes_back_gets_what_was_missed_and_who_stays_all_of_it() -> None:
     assert told(came_back) == [("branch", "b0"), ("summary", None), ("status", "failed")]
     numbers = [event.number for event in stayed]
     assert numbers == sorted(numbers)
+
+
+def test_silence_is_broken_now_and_then_and_ids_of_other_logs_mean_nothing() -> None:
+    async def first(log: EventLog) -> list[Event]:
+        return await anext(log.after(log.number_of("b-7"), patience=0.01))
+
+    log = EventLog("a")
+    assert asyncio.run(first(log)) == []
+    log.add("progress", {"progress": 3})
+    (event,) = asyncio.run(first(log))
+    assert event.sent == b'id: a-1\nevent: progress\ndata: {"progress": 3}\n\n'
+    assert log.number_of(event.id) == 1
 
 
 def test_a_search_that_begins_again_starts_with_an_empty_tree() -> None:

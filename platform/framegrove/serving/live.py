@@ -8,6 +8,9 @@ that it knows. Whatever a viewer does, it costs the search one look a moment, ho
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,9 +47,15 @@ OnLive = Callable[[Live], None]
 class Event:
     """Something that has happened to a video: ``kind`` is one of those that `KINDS` explains."""
 
+    id: str
     number: int
     kind: str
     data: Facts
+
+    @functools.cached_property
+    def sent(self) -> bytes:
+        """As a server-sent event: written once, however many viewers there are."""
+        return f"id: {self.id}\nevent: {self.kind}\ndata: {json.dumps(self.data)}\n\n".encode()
 
 
 KINDS = {
@@ -78,7 +87,7 @@ class EventLog:
         """Something has happened; ``about`` says to which branch."""
         self._number += 1
         self._events.pop((kind, about), None)
-        self._events[kind, about] = Event(self._number, kind, data)
+        self._events[kind, about] = Event(f"{self.name}-{self._number}", self._number, kind, data)
         self.ended |= kind == "status" and data.get("status") in _LAST
         self._more.set()
         self._more = asyncio.Event()
@@ -89,17 +98,26 @@ class EventLog:
             del self._events[key]
         self.add("started", {})
 
-    async def after(self, number: int) -> AsyncIterator[Event]:
-        """All events after this one, as they come, to the last."""
+    def number_of(self, event_id: str | None) -> int:
+        """The number of an event's id, 0 for one of another log."""
+        name, _, number = (event_id or "").partition("-")
+        return int(number) if name == self.name and number.isdecimal() else 0
+
+    async def after(self, number: int, patience: float = math.inf) -> AsyncIterator[list[Event]]:
+        """All events after this one, as they come, to the last; none where nothing has come for so many seconds."""
         while True:
             more = self._more
-            news = [event for event in self._events.values() if event.number > number]
-            for event in news:
-                number = event.number
-                yield event
+            news = [event for event in reversed(self._events.values()) if event.number > number][::-1]
+            if news:
+                number = news[-1].number
+                yield news
             if self.ended and number == self._number:
                 return
-            await more.wait()
+            try:
+                async with asyncio.timeout(patience if patience < math.inf else None):
+                    await more.wait()
+            except TimeoutError:
+                yield []
 
 
 @dataclass

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from framegrove.serving.api import (
     ApiError,
@@ -21,6 +20,7 @@ from framegrove.serving.api import (
     Video,
     VideoList,
 )
+from framegrove.serving.live import Event
 from framegrove.serving.openapi import EXTENSION_BODY, REMIX_BODY, VIDEO_REQUEST_BODY
 from framegrove.serving.pictures import PictureReader
 from framegrove.serving.reading import read_json, read_request
@@ -30,6 +30,7 @@ from framegrove.serving.service import VideoService, content_name
 _KINDS = {"mp4": "video/mp4", "webp": "image/webp", "png": "image/png", "html": "text/html", "json": "application/json"}
 _PAGES = {"Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
           "style-src 'unsafe-inline'; img-src data:"}  # fmt: skip
+_STILL_HERE = 15.0  # seconds of silence after which a viewer is told that the stream goes on
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 IdempotencyKey = Annotated[
@@ -69,7 +70,7 @@ def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -
         asked, image = await read_request(request, pictures)
         owner = _owner(request)
         video = await service.submit(asked, image, owner=owner, key=_key(idempotency_key))
-        async for _ in service.events(video.id, owner):
+        async for _ in await service.events(video.id, owner):
             pass
         answer = await _file(service, request, video.id, content_name("video"), owner)
         answer.headers["X-Video-Id"] = video.id
@@ -137,17 +138,22 @@ def _managing(router: APIRouter, service: VideoService, pictures: PictureReader)
 
 
 def _watching(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
-    @router.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse)
+    @router.get(
+        "/v1/videos/{video_id}/events",
+        response_class=Response,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "server-sent events"}},
+    )
     async def events(
         video_id: str, request: Request, last_event_id: Annotated[str | None, Header()] = None
-    ) -> AsyncIterator[ServerSentEvent]:
-        """What happens to a video, as server-sent events: status, started, branch, summary, progress.
+    ) -> StreamingResponse:
+        """What happens to a video, as server-sent events: status, started, branch, works, summary, progress.
 
         A branch's event holds all that is known of it, so that the latest of each branch is the tree. The stream ends
         once the video is finished; Last-Event-ID goes on after an event.
         """
-        async for name, event in service.events(video_id, _owner(request), last_event_id):
-            yield ServerSentEvent(id=name, event=event.kind, data=event.data)
+        news = await service.events(video_id, _owner(request), last_event_id, _STILL_HERE)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter: proxies pass it on as it comes
+        return StreamingResponse(_sent(news), headers=headers, media_type="text/event-stream")
 
     @router.get("/v1/videos/{video_id}/tree", response_class=JSONResponse)
     async def tree(video_id: str, request: Request) -> JSONResponse:
@@ -198,6 +204,11 @@ def _health(router: APIRouter, service: VideoService, pictures: PictureReader) -
         """Whether videos can be made and kept."""
         await service.check_ready()
         return {"status": "ok"}
+
+
+async def _sent(news: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
+    async for events in news:
+        yield b"".join(event.sent for event in events) or b": still here\n\n"
 
 
 def _owner(request: Request) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -300,16 +301,15 @@ class VideoService:
             raise ApiError(404, f"there is no preview of branch {branch[:60]!r} now", code="not_found")
         return strip
 
-    async def events(self, video_id: str, owner: str = "", last: str | None = None) -> AsyncIterator[tuple[str, Event]]:
-        """What happens to a video, with an id for each event, from the one after the id ``last``, to its end."""
+    async def events(
+        self, video_id: str, owner: str = "", last: str | None = None, patience: float = math.inf
+    ) -> AsyncIterator[list[Event]]:
+        """What happens to a video, from the event after the one with the id ``last``, to its end (EventLog.after)."""
         record = await self._record(video_id, owner)
         log_ = self._maker.events(video_id)
         if record.status in FINISHED and not log_.ended:  # by an earlier process: there is nothing to tell but that
             log_.add("status", self._described(record).model_dump(mode="json"))
-        name, _, number = (last or "").partition("-")
-        after = int(number) if name == log_.name and number.isdecimal() else 0
-        async for event in log_.after(after):
-            yield f"{log_.name}-{event.number}", event
+        return log_.after(log_.number_of(last), patience)
 
     async def _add(self, record: VideoRecord) -> Video:
         with logs.about(request=record.id):

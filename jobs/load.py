@@ -1,0 +1,250 @@
+"""The bench of the endpoint under load: how soon it answers 100 pollers while 20 viewers watch searches grow.
+
+Once with a search that only pretends, so that the endpoint alone is measured, and once in Ray Serve beside searches
+with the shipped model, which take all of the machine's processors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framegrove.config.serve import ServeConfig
+from framegrove.types import GenerationRequest, GenerationResult, Progress
+
+if TYPE_CHECKING:
+    import httpx
+    import torch
+
+    from framegrove.evaluation.benches import Finding
+    from framegrove.serving.live import LiveTree, OnLive
+
+POLLERS = 100  # each asks every second, as the endpoint tells it to
+VIEWERS = 20
+SECONDS = 20.0
+SEARCHES = 4
+REQUESTS = 10_000  # after which memory is looked at
+BRANCHES = 60  # of a pretended search
+CHANGING = 10  # one in so many of its branches has changed whenever somebody looks
+PROMPT = "a red 3 moves left and right and a blue 7 moves up and down"
+
+
+def load(device: torch.device, repeats: int) -> list[Finding]:
+    """Times of GET under load, and memory after 10,000 requests; the arguments are not heeded."""
+    from framegrove.evaluation.benches import Finding
+
+    findings = []
+    with pretended() as place:
+        slowest, median, grown = asyncio.run(_measured(place, memory=True))
+        what = f"GET of a video, 99 of 100 within, {POLLERS} pollers and {VIEWERS} viewers"
+        findings.append(_finding(f"{what}, pretended searches", slowest, median, 0.1))
+        findings.append(
+            Finding(
+                f"memory that {REQUESTS:,} further requests take", grown, "MB", aim="at most 10 MB", met=grown <= 10
+            )
+        )
+    with served() as place:
+        slowest, median, _ = asyncio.run(_measured(place, memory=False))
+        findings.append(_finding(f"{what}, beside {SEARCHES} searches with the shipped model", slowest, median, 0.5))
+    return findings
+
+
+def _finding(what: str, slowest: float, median: float, aim: float) -> Finding:
+    from framegrove.evaluation.benches import Finding
+
+    said = f"{what} (median {1000 * median:.0f} ms)"
+    return Finding(said, 1000 * slowest, "ms", aim=f"at most {1000 * aim:.0f} ms", met=slowest <= aim)
+
+
+class PretendedRunner:
+    """A runner whose searches are trees that change all the time, and last as long as the bench."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    async def start(self, *, judging: bool = True) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+    async def run(
+        self, request: GenerationRequest, on_progress: Callable[[Progress], None], on_live: OnLive
+    ) -> GenerationResult:
+        on_live(self)
+        await asyncio.sleep(10 * SECONDS)
+        return GenerationResult(b"", {})
+
+    def look(self) -> LiveTree:
+        from framegrove.serving.live import LiveTree
+
+        self._looks += 1
+        return LiveTree(
+            {
+                str(branch): {
+                    "name": str(branch),
+                    "parent": None,
+                    "standing": "judged",
+                    "scores": {"motion": {"alignment": (self._looks + branch) // CHANGING}},
+                }
+                for branch in range(BRANCHES)
+            },
+            {"looks": self._looks},
+        )
+
+    async def preview(self, branch: str) -> bytes | None:
+        return None
+
+
+@contextlib.contextmanager
+def pretended() -> Iterator[str]:
+    """The address of an endpoint in this process, behind the HTTP server that Ray Serve uses too."""
+    import uvicorn
+
+    from actors.ingress import served as offered
+    from actors.model_files import ModelFiles
+    from framegrove.config.model import ModelSource
+    from framegrove.serving.service import VideoService
+    from framegrove.serving.store import VideoStore
+    from framegrove.serving.web import build_app
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = ServeConfig(folder=Path(folder), port=_free_port(), generators=SEARCHES)
+        service = VideoService(
+            VideoStore(config.folder), PretendedRunner(), offered(ModelFiles.read(ModelSource())), config
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                build_app(service, config), port=config.port, log_level="critical", timeout_graceful_shutdown=1
+            )
+        )
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{config.port}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """The address of an endpoint in Ray Serve, with the shipped model."""
+    import logging
+
+    from ray import serve
+
+    from actors.ingress import application
+    from framegrove.cluster.session import connect
+
+    with tempfile.TemporaryDirectory() as folder, connect():
+        config = ServeConfig(folder=Path(folder), port=_free_port(), searches=SEARCHES)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(application(config))
+        try:
+            yield f"http://127.0.0.1:{config.port}"
+        finally:
+            serve.shutdown()
+
+
+async def _measured(place: str, *, memory: bool) -> tuple[float, float, float]:
+    """The time within which 99 of 100 GETs are answered, and the median, s; and megabytes that further ones take."""
+    import httpx
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=place, timeout=60, limits=limits) as client:
+        ids = [await _asked(client, seed) for seed in range(SEARCHES)]
+        await _begun(client, ids[0])
+        times: list[float] = []
+        async with _together(
+            *(_poll(client, ids[n % SEARCHES], times) for n in range(POLLERS)),
+            *(_watch(client, ids[n % SEARCHES]) for n in range(VIEWERS)),
+        ):
+            await asyncio.sleep(SECONDS)
+        grown = await _grown(client, ids[0]) if memory else 0.0
+        for each in ids:
+            await client.delete(f"/v1/videos/{each}")
+    return statistics.quantiles(times, n=100)[98], statistics.median(times), grown
+
+
+async def _asked(client: httpx.AsyncClient, seed: int) -> str:
+    body = {"prompt": PROMPT, "seed": seed, "search": {"policy": "beam", "budget": "64x"}}
+    answer = await client.post("/v1/videos", json=body)
+    answer.raise_for_status()
+    return str(answer.json()["id"])
+
+
+async def _begun(client: httpx.AsyncClient, video: str) -> None:
+    """Return once a search has sampled something."""
+    async with client.stream("GET", f"/v1/videos/{video}/events") as stream:
+        async for line in stream.aiter_lines():
+            if line == "event: branch":
+                return
+
+
+async def _poll(client: httpx.AsyncClient, video: str, times: list[float]) -> None:
+    while True:
+        began = time.monotonic()
+        (await client.get(f"/v1/videos/{video}")).raise_for_status()
+        times.append(time.monotonic() - began)
+        await asyncio.sleep(1.0)
+
+
+async def _watch(client: httpx.AsyncClient, video: str) -> None:
+    """Follow the events of a search; they come in the order of their numbers."""
+    async with client.stream("GET", f"/v1/videos/{video}/events") as stream:
+        last = 0
+        async for line in stream.aiter_lines():
+            if line.startswith("id: "):
+                number = int(line.rpartition("-")[2])
+                assert number > last, "events come in order"
+                last = number
+    raise AssertionError("the stream ended before its search")
+
+
+async def _grown(client: httpx.AsyncClient, video: str) -> float:
+    """Megabytes that this process has grown by after many requests more."""
+    import psutil
+
+    async def some(count: int) -> None:
+        for _ in range(count):
+            (await client.get(f"/v1/videos/{video}")).raise_for_status()
+
+    process = psutil.Process()
+    await asyncio.gather(*(some(REQUESTS // 40) for _ in range(10)))  # so that pools and caches are full
+    before = process.memory_info().rss
+    await asyncio.gather(*(some(REQUESTS // 10) for _ in range(10)))
+    return (process.memory_info().rss - before) / 1e6
+
+
+@contextlib.asynccontextmanager
+async def _together(*loops: Any) -> AsyncIterator[None]:
+    """Run endless loops as long as the block lasts; the first that fails ends it."""
+    tasks = [asyncio.ensure_future(each) for each in loops]
+    try:
+        yield
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
