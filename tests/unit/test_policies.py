@@ -19,7 +19,7 @@ from framegrove.search.policies import Allotment, find, linear, make_policy, sum
 from framegrove.search.policies.linear import Linear
 from framegrove.search.policies.tof import TreeOfFrames
 from framegrove.search.rounds import TreeShape
-from framegrove.search.tree import Decision, Layout, PanelWork, Plan, Policy, Scores
+from framegrove.search.tree import Decision, Layout, PanelWork, Plan, Policy, Scores, grows_once
 from framegrove.types import Assessment, Path, SampleWork
 from tests.fakes import FREE, PAID, World, replayed
 
@@ -214,7 +214,7 @@ def test_decisions_only_add_and_the_order_of_scores_does_not_matter(
 
 def play(policy: Policy, world: World, order: random.Random) -> Plan:
     """Score one certain work after the other, in random order; every decision must add to the ones before."""
-    plan = Plan(policy.layout.prefix, policy.grows_once)
+    plan = Plan(policy.layout.prefix, grows_once(policy))
     plan.add(policy.start())
     told: set[PanelWork] = set()
     while open_ := [work for work in plan.certain if isinstance(work, PanelWork) and work not in told]:
@@ -242,7 +242,7 @@ def check_ends(policy: Policy, plan: Plan) -> None:
     """Whatever did not win is let go, where a policy lets go of anything by itself."""
     sampled = {path for work in plan.certain if isinstance(work, SampleWork) for path in work.paths}
     losers = {path for path in sampled if plan.winner is not None and plan.winner[: len(path)] != path}
-    assert not policy.grows_once or all(map(plan.is_dead, losers))
+    assert not grows_once(policy) or all(map(plan.is_dead, losers))
     assert not plan.ended & plan.dropped.keys()
 
 

@@ -62,6 +62,7 @@ from framegrove.search.tree import (
     Result,
     Scores,
     Work,
+    grows_once,
 )
 from framegrove.search.workers import GENERATORS, pool_of
 from framegrove.types import Assessment, Cost, Path, Sampled, SampleWork, Scored, ScoreWork, paths_of, prefixes
@@ -98,7 +99,7 @@ class Dispatcher:
         self._speculate = speculate
         self._tries = attempts
         # What is known.
-        self.plan = Plan(layout.prefix, policy.grows_once)
+        self.plan = Plan(layout.prefix, grows_once(policy))
         self.done: dict[Work, Result] = {}
         self._held = Holdings()
         self.given_up: dict[Path, str] = {}  # branches, and why

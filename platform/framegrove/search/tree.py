@@ -173,6 +173,10 @@ class Policy(Protocol):
 
     Decisions depend on the scores alone and not on the order in which they come in: two searches in which every branch
     has the same scores end with the same certain works, dropped branches, judgements and winner.
+
+    Where all children that a branch ever has become certain together, a policy may say so by an attribute
+    ``grows_once = True``: a branch then ends, and is let go, when the last of them is dropped. The branch that the
+    search starts from is excepted.
     """
 
     @property
@@ -181,14 +185,6 @@ class Policy(Protocol):
     @property
     def assessments(self) -> Collection[Assessment]:
         """Everything that it may ask the panel for."""
-        ...
-
-    @property
-    def grows_once(self) -> bool:
-        """Whether all children that a branch ever has become certain together, so that it ends when they are dropped.
-
-        The branch that the search starts from is excepted.
-        """
         ...
 
     def start(self) -> Decision:
@@ -202,6 +198,11 @@ class Policy(Protocol):
     def speculative(self) -> Iterable[Bet]:
         """Works that may become certain, likeliest first; asked for when a worker would otherwise idle."""
         ...
+
+
+def grows_once(policy: Policy) -> bool:
+    """Whether the policy says that its branches get all of their children together."""
+    return bool(getattr(policy, "grows_once", False))
 
 
 @dataclass

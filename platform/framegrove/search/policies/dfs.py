@@ -119,8 +119,6 @@ class DepthFirst:
     Accepts whole videos from a probability of ``until`` on, None: of 0.7, or of what any other branch needs if less.
     """
 
-    grows_once = False
-
     def __init__(
         self,
         layout: Layout,

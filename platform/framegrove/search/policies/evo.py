@@ -117,8 +117,6 @@ class Evolution:
     Accepts whole videos from ``until`` on, None: as any other.
     """
 
-    grows_once = False
-
     def __init__(
         self,
         layout: Layout,
