@@ -18,6 +18,8 @@ import pytest
 import ray
 
 from actors.generator import Generator
+from actors.ingress import served
+from actors.model_files import ModelFiles
 from actors.pools import Ask, Opened, PyramidPool, VerifierPool, context_of
 from actors.searches import SearchRunner, search_runner
 from framegrove.cluster.errors import NoRoom
@@ -31,14 +33,13 @@ from framegrove.config.verifier import VerifierConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.evaluation.report import SearchRecord, report_json
 from framegrove.media.writing import decode_mp4, encode_mp4
-from framegrove.models.pretrained import embedded_model, read_shape
 from framegrove.search import policies
 from framegrove.search.policies import Allotment, PolicyEntry, Task
 from framegrove.search.protocols import GeneratorClient
 from framegrove.search.result import Fate
 from framegrove.search.tree import Decision, Layout, PanelWork, Scores
 from framegrove.search.workers import GENERATORS
-from framegrove.serving.service import ServedModel, VideoService
+from framegrove.serving.service import VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from framegrove.types import Assessment, GenerationRequest, Progress, Sampled, SampleWork, ScoreWork
@@ -367,11 +368,10 @@ def test_a_policy_of_ones_own_needs_no_other_file(
         house.runner._search = SearchConfig()
     assert record.outcome.winner == (2, 0, 0)
     assert "impatient: continues" in policy_help()
-    recipe = read_shape(embedded_model(), None)[2]
-    model = ServedModel("digits", recipe, lambda asked: None, policies.summaries(), lambda name: True)
+    config = ServeConfig(folder=tmp_path)
     with contextlib.closing(VideoStore(tmp_path)) as store:
-        service = VideoService(store, house.runner, model, ServeConfig(folder=tmp_path))
-        assert "impatient" in json.dumps(build_app(service).openapi())
+        service = VideoService(store, house.runner, served(ModelFiles.read(ModelSource())), config)
+        assert "impatient" in json.dumps(build_app(service, config).openapi())
 
 
 def test_what_cannot_stand_together_is_told_at_once(cluster: Cluster) -> None:
