@@ -50,6 +50,7 @@ app = application()
 WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json")
 UNFINISHED = ".search"  # in --out: what a search that is not finished leaves
 ASKED = "asked.json"
+JOURNAL = "journal.jsonl"  # as actors.searches names it
 log = logging.getLogger(__name__)
 
 
@@ -142,6 +143,7 @@ def main(
 
 def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
+    _refuse_another(asked, out)
     from framegrove.config.base import load
     from framegrove.config.request import check_prompt
     from framegrove.config.search import SearchConfig
@@ -176,12 +178,33 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch
     advice = files.recipe.outside(text)
     if advice is not None:
         log.warning(advice)
-    make_folder(out / UNFINISHED)
-    write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
+    _begin(asked, out)
     runner = search_runner(source, panel, search, generators=generators)
     record = generate(runner, request, out, display, watch=watch)
     display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
     warn(record)
+
+
+def _begin(asked: Asked, out: Path) -> None:
+    """Keep what was asked for, for --resume; that of a search which goes on stays as it was first asked for."""
+    make_folder(out / UNFINISHED)
+    file = out / UNFINISHED / ASKED
+    if not (file.is_file() and (out / UNFINISHED / JOURNAL).is_file()):
+        write_json(file, asked.model_dump(mode="json"))
+
+
+def _refuse_another(asked: Asked, out: Path) -> None:
+    """Raise UserError where the folder has an interrupted search for something else; its settings it checks itself."""
+    file = out / UNFINISHED / ASKED
+    if not (file.is_file() and (out / UNFINISHED / JOURNAL).is_file()):
+        return
+    theirs, ours = json.loads(file.read_text(encoding="utf-8")), asked.model_dump(mode="json")
+    differs = next((key for key in ours if key != "set" and theirs.get(key) != ours[key]), None)
+    if differs is not None:
+        raise UserError(
+            f"an interrupted search is in {out}, for which {differs} was {theirs.get(differs)!r} and not "
+            f"{ours[differs]!r}: go on with it by --resume, or choose another --out"
+        )
 
 
 def _given(prompt: str | None) -> str:

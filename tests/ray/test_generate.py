@@ -46,6 +46,9 @@ def test_what_was_interrupted_is_resumed_as_it_was_asked_for(
     with monkeypatch.context() as patch:
         patch.setattr(generate, "write", interrupted)
         assert CliRunner().invoke(generate.app, [*arguments, "--model", str(model), "--out", str(out)]).exit_code == 130
+    another = CliRunner().invoke(generate.app, [*arguments[:-1], "8", "--model", str(model), "--out", str(out)])
+    assert another.exit_code == 1
+    assert "for which seed was 9 and not 8: go on with it by --resume" in another.output.replace("\n", " ")
     result = CliRunner().invoke(generate.app, ["--resume", "--out", str(out)])
     assert result.exit_code == 0, result.output
     report = json.loads((out / "report.json").read_text())
