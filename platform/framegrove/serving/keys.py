@@ -79,8 +79,8 @@ def add_key(path: Path, name: str, limits: Limits | None = None) -> str:
     """
     if not re.fullmatch(_NAME, name):
         raise UserError(
-            f"the name {name[:80]!r} cannot be used: a name has up to 64 letters, digits, dots, dashes, underscores or @ "
-            "signs, and begins with a letter or a digit"
+            f"the name {name[:80]!r} cannot be used: a name has up to 64 letters, digits, dots, dashes, underscores or "
+            "@ signs, and begins with a letter or a digit"
         )
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     with _changing(path) as file:
