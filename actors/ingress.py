@@ -15,6 +15,8 @@ from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
 from framegrove.cluster.metrics import Metrics
 from framegrove.config.serve import ServeConfig
 from framegrove.search import policies
+from framegrove.serving.auth import KeyAuth
+from framegrove.serving.keys import KeyRing
 from framegrove.serving.service import ServedModel, VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
@@ -39,6 +41,7 @@ class Ingress:
             policies=policies.summaries(),
             judged=lambda policy: policies.find(policy).judged,
         )
+        self._keys = config.keys
         self._metrics = Metrics()
         runner = search_runner(
             config.model, config.verifier, generators=config.generators, pack=config.pack, metrics=self._metrics
@@ -53,7 +56,10 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._service)
+        app = build_app(self._service)
+        if self._keys is not None:
+            app.add_middleware(KeyAuth, keys=KeyRing(self._keys))  # around everything else: nothing is read before
+        return app
 
     async def check_health(self) -> None:
         """Called by Ray Serve at intervals: it replaces a replica that raises here."""

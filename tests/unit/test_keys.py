@@ -139,7 +139,7 @@ def test_mistakes_are_told_in_a_sentence(path: Path) -> None:
     add_key(path, "alice")
     with pytest.raises(UserError, match="there is a key 'alice' already"):
         add_key(path, "alice")
-    with pytest.raises(UserError, match="there is no key 'bob' in .*: the names there are alice"):
+    with pytest.raises(UserError, match=r"there is no key 'bob' in .*: the names there are alice"):
         remove_key(path, "bob")
     for name in ("", "-x", "a b", "a\nb", "x" * 65):
         with pytest.raises(UserError, match="a name has up to 64 letters"):

@@ -6,12 +6,13 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from framegrove.config.base import Config, validating
+from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
 from framegrove.config.search import parse_budget
 from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
 
 
 def _named(path: Any) -> Any:
@@ -21,17 +22,12 @@ def _named(path: Any) -> Any:
     return path
 
 
-def _budget(text: str) -> str:
-    parse_budget(text)
-    return text
-
-
 def _as_text(given: Any) -> Any:
     """``budget=4`` means ``budget=4x``."""
     return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
 
 
-Budget = Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_budget))]
+Budget = Annotated[str, BeforeValidator(_as_text)]
 NamedPath = Annotated[Path, BeforeValidator(_named)]
 
 
@@ -67,6 +63,17 @@ class ServeConfig(Config):
     )
     most_budget: Budget = Field(default="64x", description="largest search budget that a request may name")
     most_units: int = Field(default=16, ge=1, description="longest video that a request may ask for, in units")
+
+    @field_validator("budget", "most_budget")
+    @classmethod
+    def _is_budget(cls, text: str, info: ValidationInfo) -> str:
+        try:
+            parse_budget(text)
+        except UserError as error:
+            raise ValueError(
+                f"{info.field_name}: {error}"
+            ) from None  # "budget" is in the sentence anyway, but is no name there
+        return text
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
