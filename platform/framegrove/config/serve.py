@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from framegrove.config.base import Config, validating
+from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
 from framegrove.config.search import parse_budget
 from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
 
 
 def _named(path: Any) -> Any:
@@ -22,17 +23,12 @@ def _named(path: Any) -> Any:
     return path
 
 
-def _budget(text: str) -> str:
-    parse_budget(text)
-    return text
-
-
 def _as_text(given: Any) -> Any:
     """``budget=4`` means ``budget=4x``."""
     return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
 
 
-Budget = Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_budget))]
+Budget = Annotated[str, BeforeValidator(_as_text)]
 NamedPath = Annotated[Path, BeforeValidator(_named)]
 
 
@@ -122,6 +118,15 @@ class ServeConfig(Config):
             if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host):
                 raise ValueError(f"the host {host!r} is not a name such as example.org, without a scheme or a port")
         return given
+
+    @field_validator("budget", "most_budget")
+    @classmethod
+    def _is_budget(cls, text: str, info: ValidationInfo) -> str:
+        try:
+            parse_budget(text)
+        except UserError as error:
+            raise ValueError(f"{info.field_name}: {error}") from None  # which of the two it is
+        return text
 
     @model_validator(mode="after")
     def _checked(self) -> Self:

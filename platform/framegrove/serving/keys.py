@@ -24,7 +24,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from framegrove.config.base import describe
+from framegrove.config.base import Config, describe
 from framegrove.errors import UserError
 from framegrove.files import replacing
 
@@ -41,20 +41,16 @@ class KeysUnreadable(UserError):
     """The keys file is missing, cannot be read, or does not hold keys."""
 
 
-class Limits(BaseModel):
+class Limits(Config):
     """What the owner of a key may use: requests and compute, and bytes of stored videos. ``None`` means no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests_per_minute: int = Field(default=REQUESTS_PER_MINUTE, ge=1)
     flops_per_day: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     bytes: int | None = Field(default=None, gt=0)
 
 
-class Key(BaseModel):
+class Key(Config):
     """One key as the file holds it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     id: str
