@@ -1,7 +1,7 @@
 """What every job does at a terminal: shared options, one line for an error, and progress.
 
-Exit statuses: 0 done; 1 a mistake in what was asked for, said in one line; 2 an unknown or malformed option; 70 a
-failure, with its traceback; 130 interrupted.
+Exit statuses: 0 done; 1 a mistake in what was asked for, said in one line; 2 an unknown or malformed option; 3 (of
+jobs.serve) what it runs on is gone; 70 a failure, with its traceback; 130 interrupted.
 """
 
 from __future__ import annotations

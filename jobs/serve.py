@@ -7,21 +7,29 @@
 
 Requests and videos are kept in --folder and outlive the endpoint: what was waiting or in progress when it stopped is
 made when it starts again. http://localhost:8000/docs describes the API, with the search policies on offer.
+
+    python -m jobs.serve keys add alice            # a key, without which nobody is let in once there is a file of keys
+    python -m jobs.serve --host 0.0.0.0 --keys runs/serve/keys.json
+
+Exit statuses are those of jobs.console, and 3 when the cluster or Ray Serve has gone from under the endpoint: started
+again, it goes on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import socket
-import threading
+import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from jobs import serve_keys
 from jobs.console import (
     DtypeOption,
     LogLevelOption,
@@ -35,11 +43,17 @@ from jobs.console import (
 )
 
 if TYPE_CHECKING:
+    from framegrove.cluster.session import Cluster
     from framegrove.config.serve import ServeConfig
 
 app = application()
+app.add_typer(serve_keys.app, name="keys")
 
+log = logging.getLogger(__name__)
+
+GONE = 3  # exit status when what the endpoint runs on is gone, for a supervisor, which then starts it again
 NAME = "framegrove"  # the application's name in Ray Serve
+_SHUTDOWN_LIMIT = 30.0  # seconds for Ray Serve to end
 _SET = (
     "KEY=VALUE, may be repeated. searches: how many videos are made at a time (default: as many as --generators). "
     "pack: units of several videos that a generator samples together (default 1); with pack and searches raised, more "
@@ -54,16 +68,25 @@ _SET = (
     "of the model's own size and length (default 64). database: postgresql://USER@HOST/NAME for the records (default: "
     "SQLite in the folder). storage: where videos are kept, a folder or a URL such as s3://bucket/videos (default: in "
     "the folder). keep_days, keep_gb: how long finished videos are kept, and how many gigabytes of the newest "
-    "(default: for ever, all). "
+    "(default: for ever, all). open=true: let everybody in without --keys, on an address that other machines reach. "
     "verifier.KEY: any key of a verifier's YAML file."
 )
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    folder: Annotated[Path, typer.Option(help="Where requests and videos are kept.")] = Path("runs/serve"),
+    folder: Annotated[str, typer.Option(help="Where requests and videos are kept.", metavar="PATH")] = "runs/serve",
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            help="File of API keys, made with `python -m jobs.serve keys add`: only those who send one are let in. "
+            "Without it everybody is, which is allowed on 127.0.0.1 alone.",
+            metavar="PATH",
+        ),
+    ] = None,
     model: ModelOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
@@ -77,11 +100,14 @@ def main(
 
     What is waiting or in progress then is made when the endpoint starts again with the same --folder.
     """
+    if context.invoked_subcommand is not None:
+        return
     with one_line_errors(log_level):
         given = {
             "host": host,
             "port": port,
-            "folder": str(folder),
+            "folder": folder,
+            "keys": keys,
             "model": model_source(model, variant, dtype, allow_pickle).model_dump(mode="json"),
             "verifier": load_panel(verifier).model_dump(mode="json"),
             "generators": generators,
@@ -101,6 +127,7 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
     config = load(ServeConfig, None, [*settings, *overrides])
     paths = {
         "folder": config.folder.absolute(),
+        "keys": config.keys.absolute() if config.keys is not None else None,
         "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
         "verifier": config.verifier.at_absolute_paths(),
     }
@@ -116,8 +143,11 @@ def _serve(config: ServeConfig) -> None:
     ModelFiles.read(config.model)
     config.verifier.check_files()
     VideoStore(config.folder, database=config.database, storage=config.storage).close()
+    _check_keys(config)
+    if not os.environ.get("RAY_ADDRESS"):  # another cluster may be listening on that port itself, for this endpoint
+        config = _at_free_port(config)
     typer.echo("starting the endpoint ...")
-    with connect():
+    with connect() as cluster:
         from ray import serve
 
         running = serve.status()
@@ -125,22 +155,66 @@ def _serve(config: ServeConfig) -> None:
             raise UserError("this cluster serves Framegrove already: stop that endpoint first (`serve shutdown`)")
         shared = bool(running.proxies)  # other applications are served on this cluster, and stay when this one ends
         if not shared:
-            config = config.model_copy(update={"port": _free_port(config.host, config.port)})
+            config = _at_free_port(config)
         try:
             _run(config)
             typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
             typer.echo(f"the endpoint logs into {_logs_folder()}/worker-*.err")
-            threading.Event().wait()
+            _wait(cluster, config)
         finally:
             if shared:
                 serve.delete(NAME)
             else:
-                serve.shutdown()
+                _shut_down()
+
+
+def _check_keys(config: ServeConfig) -> None:
+    """Raise UserError for a file of keys that nobody could use, and warn where nobody needs one."""
+    from framegrove.serving.keys import list_keys
+
+    if config.keys is not None:
+        if not list_keys(config.keys):
+            log.warning("there is no key in %s: nobody is let in until one is added", config.keys)
+    elif config.exposed:
+        log.warning("open=true: everybody who reaches %s:%d may use the endpoint", config.host, config.port)
+
+
+def _wait(cluster: Cluster, config: ServeConfig) -> None:
+    """Return never: a signal interrupts it, and the process ends when what the endpoint runs on is gone."""
+    from framegrove.cluster.health import checks_of, first_gone
+
+    gone = first_gone(checks_of(cluster.address, config.host, config.port, NAME))
+    typer.echo(f"error: {gone.gone}; unfinished videos are kept: start the endpoint again", err=True)
+    if gone.cluster:
+        # Ray's own way out would wait for what is gone. The processes of a local cluster end with this one (head.py).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(GONE)
+    raise typer.Exit(GONE)
+
+
+def _shut_down() -> None:
+    """End Ray Serve as ``serve.shutdown`` does, but without retries: a retry is announced on the console.
+
+    The controller never answers the call by which it ends, so that the call always fails.
+    """
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        client.shutdown_cached_handles()
+        ending = client._controller.graceful_shutdown.options(max_task_retries=0).remote()
+        try:
+            ray.get(ending, timeout=_SHUTDOWN_LIMIT)
+        except RayError as error:  # that it has died is its answer
+            log.debug("Ray Serve has ended: %s", error)
+    serve.shutdown()
 
 
 def _run(config: ServeConfig) -> None:
-    import logging
-
     from ray import serve
     from ray.serve.context import _get_global_client
 
@@ -168,17 +242,21 @@ def _logs_folder() -> str:
     return folder
 
 
-def _free_port(host: str, port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"{host}:{port} cannot be used ({error.strerror}): choose another --port, or 0 for a free one"
-            ) from None
-        chosen: int = probe.getsockname()[1]
-    return chosen
+def _at_free_port(config: ServeConfig) -> ServeConfig:
+    """The configuration with a port that can be listened on now. Raises UserError if the one it names cannot."""
+    host, port = config.host, config.port
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family) as probe:
+            # A port that was used a moment ago is free, as for Ray Serve; one on which anybody listens is not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            chosen: int = probe.getsockname()[1]
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be used ({error.strerror}): choose another --port, or 0 for a free one"
+        ) from None
+    return config.model_copy(update={"port": chosen})
 
 
 if __name__ == "__main__":

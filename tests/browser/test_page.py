@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from framegrove.serving.keys import add_key
 from tests.browser.conftest import watched
-from tests.browser.server import Server
+from tests.browser.server import Server, serving
 
 PROMPT = "a red 3 moves left and right"
 
@@ -51,11 +54,11 @@ def test_from_a_prompt_to_a_video(page: Page, server: Server) -> None:
     server.finish()
     expect(page.locator("#stage-says")).to_contain_text("is finished")
     expect(page.locator("#player")).to_be_visible()
-    page.wait_for_function("document.getElementById('video').readyState >= 2")
+    page.wait_for_function("() => document.getElementById('video').readyState >= 2")
     page.get_by_role("button", name="Frame on").click()
-    page.wait_for_function("document.getElementById('video').currentTime > 0")
+    page.wait_for_function("() => document.getElementById('video').currentTime > 0")
     expect(page.locator("#history li")).to_have_count(1)
-    page.wait_for_function("document.querySelector('#history img').naturalWidth > 0")
+    page.wait_for_function("() => document.querySelector('#history img').naturalWidth > 0")
     page.get_by_text("The finished tree").click()
     expect(page.frame_locator("#tree-page").get_by_role("heading", name="The finished tree")).to_be_visible()
 
@@ -63,7 +66,7 @@ def test_from_a_prompt_to_a_video(page: Page, server: Server) -> None:
 def test_a_refusal_is_told_in_words_beside_the_button(page: Page, server: Server) -> None:
     page.goto(server.url)
     page.locator("#prompt").fill(PROMPT)
-    page.get_by_text("More").click()
+    page.get_by_text("More", exact=True).click()
     page.get_by_label("Size").fill("70x64")
     page.get_by_role("button", name="Make the video").click()
     expect(page.locator("#ask-error")).to_contain_text("width and height must be multiples of 64")
@@ -120,6 +123,22 @@ def test_a_video_is_deleted_and_another_prompt_is_asked_for(page: Page, server: 
     page.get_by_role("button", name="Delete").click()
     expect(page.locator("#history li")).to_have_count(2)
     expect(page.get_by_role("heading", name="Deleted")).to_be_visible()
+
+
+def test_a_key_is_asked_for_and_used(page: Page, tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.json", "somebody")
+    with serving(tmp_path / "videos", keys=tmp_path / "keys.json") as server:
+        page.goto(server.url)
+        expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
+        page.get_by_label("API key").fill("fg_wrong")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
+        page.get_by_label("API key").fill(secret)
+        page.get_by_role("button", name="Use it").click()
+        page.locator("#prompt").fill(PROMPT)
+        page.get_by_role("button", name="Make the video").click()
+        expect(page.locator("#stage-says")).to_contain_text("is finished")
+        page.wait_for_function("() => document.getElementById('video').readyState >= 2")
 
 
 def test_with_the_keyboard_alone(page: Page, server: Server) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import load_panel
+from framegrove.errors import UserError
+from framegrove.serving.keys import KeyRing, Limits, add_key, remove_key
 from jobs import serve
 from jobs.console import model_source
 
@@ -38,3 +42,123 @@ def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypat
 def test_help_names_every_setting() -> None:
     told = CliRunner().invoke(serve.app, ["--help"], env={"COLUMNS": "200"}).output
     assert not [name for name in ServeConfig.model_fields if name not in told]
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(serve.app, list(words), env={"COLUMNS": "200", "RAY_ADDRESS": ""})
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
+    """The configurations with which the endpoint would have been started."""
+    configurations: list[ServeConfig] = []
+    monkeypatch.setattr(serve, "_serve", configurations.append)
+    return configurations
+
+
+def test_keys_are_added_listed_and_removed(tmp_path: Path, started: list[ServeConfig]) -> None:
+    path = tmp_path / "keys.json"
+    words = ("--keys", str(path))
+    added = run(
+        "keys", "add", "alice", *words, "--requests-per-minute", "7", "--flops-per-day", "1e18", "--bytes", "9000"
+    )
+    assert added.exit_code == 0
+    secret = added.stdout.strip()
+    key = KeyRing(path).check(secret)
+    assert key is not None
+    assert (key.name, key.limits) == ("alice", Limits(requests_per_minute=7, flops_per_day=1e18, bytes=9000))
+    run("keys", "add", "bob", *words)
+    told = run("keys", "list", *words).stdout.splitlines()
+    assert "7 requests per minute, 1e+18 FLOPs per day, 9,000 bytes of videos" in told[0]
+    assert "600 requests per minute, any number of FLOPs per day, any number of bytes" in told[1]
+    assert secret not in "".join(told)
+    assert run("keys", "remove", "alice", *words).exit_code == 0
+    assert KeyRing(path).check(secret) is None
+    assert not started, "no endpoint is started by the way"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("add", "a b"), "the name 'a b' cannot be used"),
+        (("add", "alice", "--bytes", "0"), "bytes must be greater than 0, not 0"),
+        (("add", "alice", "--flops-per-day", "nan"), "flops_per_day must be"),
+        (("remove", "alice"), "there is no key 'alice' in"),
+        (("list",), "there is no keys file at"),
+    ],
+)
+def test_mistakes_about_keys_are_told(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    told = run("keys", *words, "--keys", str(tmp_path / "keys.json"))
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: ")
+    assert told.stderr.count("\n") == 1
+    assert says in told.stderr
+
+
+def test_without_a_subcommand_it_serves(started: list[ServeConfig], tmp_path: Path) -> None:
+    assert run("--port", "8123", "--keys", "k.json", "--folder", str(tmp_path)).exit_code == 0
+    (config,) = started
+    assert (config.port, config.folder, config.keys) == (8123, tmp_path, Path("k.json").absolute())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--host", "0.0.0.0"), "host 0.0.0.0 can be reached from other machines"),
+        (("--host", "::"), "host :: can be reached"),
+        (("--host", "example.org"), "host example.org can be reached"),
+        (("--folder", ""), "folder: a path must not be empty"),
+        (("--keys", ""), "keys: a path must not be empty"),
+        (("--set", "most_budget=abc"), "most_budget: a budget is a number of unsearched samples"),
+        (("--set", "budget=0.5"), "budget: a budget below 1x"),
+        (("--set", "budget=65x"), "budget is 65x, more than most_budget, which is 64x"),
+        (("--set", "most_budget=2"), "budget is 4x, more than most_budget, which is 2"),
+    ],
+)
+def test_mistakes_are_told_at_the_start(words: tuple[str, ...], says: str, started: list[ServeConfig]) -> None:
+    told = run(*words)
+    assert told.exit_code == 1
+    assert says in told.stderr
+    assert not started
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    assert not ServeConfig(host=host).exposed
+
+
+def test_other_addresses_do_with_keys_or_by_choice() -> None:
+    assert ServeConfig(host="0.0.0.0", keys=Path("keys.json")).exposed
+    assert ServeConfig(host="0.0.0.0", open=True).exposed
+
+
+def test_an_open_endpoint_and_a_file_without_keys_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve._check_keys(ServeConfig(host="0.0.0.0", open=True))
+    assert "everybody who reaches 0.0.0.0:8000 may use the endpoint" in caplog.text
+    path = tmp_path / "keys.json"
+    with pytest.raises(UserError, match="there is no keys file"):
+        serve._check_keys(ServeConfig(keys=path))
+    add_key(path, "alice")
+    remove_key(path, "alice")
+    serve._check_keys(ServeConfig(keys=path))
+    assert f"there is no key in {path}" in caplog.text
+
+
+@pytest.mark.parametrize("theirs", ["0.0.0.0", "127.0.0.1", "::"])
+@pytest.mark.parametrize("ours", ["127.0.0.1", "0.0.0.0"])
+def test_a_busy_port_is_told(theirs: str, ours: str) -> None:
+    family = socket.AF_INET6 if theirs == "::" else socket.AF_INET
+    with socket.create_server((theirs, 0), family=family, dualstack_ipv6=theirs == "::") as other:
+        port = other.getsockname()[1]
+        config = ServeConfig(host=ours, port=port, open=True)
+        with pytest.raises(UserError, match=f"{ours}:{port} cannot be used .Address already in use.: choose another"):
+            serve._at_free_port(config)
+    assert serve._at_free_port(config).port == port
+
+
+def test_a_port_is_chosen_and_a_strange_host_refused() -> None:
+    assert serve._at_free_port(ServeConfig(port=0)).port > 0
+    with pytest.raises(UserError, match=r"no\.such\.host:8000 cannot be used"):
+        serve._at_free_port(ServeConfig(host="no.such.host", open=True))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from framegrove.serving import making
+from framegrove.serving.keys import add_key
 from tests.endpoint import PROMPT, Endpoint, serving
 from tests.fakes import FakeRunner
 
@@ -343,6 +344,41 @@ def test_finished_videos_are_kept_as_long_as_is_asked_for(tmp_path: Path, monkey
         assert (await running.client.get("/v1/videos")).json()["data"] == []
 
     serving(tmp_path, scene, keep_days=1 / 86_400)
+
+
+def test_every_key_sees_its_own_videos_only(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    mine, yours = (add_key(keys, name) for name in ("me", "you"))
+
+    async def scene(running: Endpoint) -> None:
+        async def ask(secret: str, method: str, place: str, **more: Any) -> Any:
+            headers = {"Authorization": f"Bearer {secret}"}
+            return await running.client.request(method, place, headers=headers, **more)
+
+        assert (await running.client.get("/v1/videos")).status_code == 401
+        assert (await running.client.get("/")).status_code == 200
+        made = await ask(mine, "POST", "/v1/videos/sync", json={"prompt": PROMPT, "seed": 1})
+        place = f"/v1/videos/{made.headers['x-video-id']}"
+        for method, path in (
+            ("GET", place),
+            ("DELETE", place),
+            ("POST", f"{place}/cancel"),
+            ("GET", f"{place}/content"),
+            ("GET", f"{place}/events"),
+            ("GET", f"{place}/tree"),
+            ("GET", f"{place}/report"),
+        ):
+            assert (await ask(yours, method, path)).status_code == 404, path
+        for path, body in (
+            (f"{place}/remix", {"prompt": PROMPT}),
+            ("/v1/videos/extensions", {"video": {"id": made.headers["x-video-id"]}, "prompt": PROMPT, "seconds": "1"}),
+        ):
+            assert (await ask(yours, "POST", path, json=body)).status_code == 404, path
+        assert (await ask(yours, "GET", "/v1/videos")).json()["data"] == []
+        assert len((await ask(mine, "GET", "/v1/videos")).json()["data"]) == 1
+        assert (await ask(mine, "GET", f"{place}/content")).status_code == 200
+
+    serving(tmp_path / "videos", scene, keys=keys)
 
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 It stands in a session of its own, so that Ctrl-C at the terminal reaches the job alone and not Ray's processes, which
 the job still needs to stop what it has started. It ends the cluster when its standard input closes: when the job says
-so, and when the job is killed.
+so, and when the job is killed. It also ends when the raylet or the GCS has died, since nothing can go on without them.
 
     python -P head.py CPUS      # answers with one line of JSON: {"address": "host:port"} or {"error": "..."}
 """
@@ -25,15 +25,17 @@ from typing import Any
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._private.node import Node
 from ray._private.parameter import RayParams
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 
 _PR_SET_CHILD_SUBREAPER = 36  # from <linux/prctl.h>
 _WORKERS_AT_ONCE = 8  # workers that may start side by side; from three times as many on Ray warns on every driver
 _LOOK_EVERY = 2.0  # seconds
+_VITAL = (PROCESS_TYPE_RAYLET, PROCESS_TYPE_GCS_SERVER)
 _ORPHANS_LIMIT = 5.0  # seconds for what is left to vanish once it has been killed
 
 
 def main(cpus: int) -> None:
-    """Start a cluster, say where it is, and end it once standard input closes."""
+    """Start a cluster, say where it is, and end it once standard input closes or a vital process has died."""
     # What loses its parent becomes a child of this process, which can then end it: a dead worker's engine, for example.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -54,7 +56,8 @@ def main(cpus: int) -> None:
     try:
         started.set()
         _answer(answers, {"address": head.gcs_address})
-        watcher.join()
+        while watcher.is_alive() and not any(kind in _VITAL for kind, _ in head.dead_processes()):
+            watcher.join(_LOOK_EVERY)
     finally:
         # The raylet first, and gently, so that it ends its workers; then the others, all at once.
         head.kill_raylet(check_alive=False)

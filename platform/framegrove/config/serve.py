@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
+from framegrove.config.search import parse_budget
 from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
+
+
+def _named(path: Any) -> Any:
+    """Refuse an empty path, which would silently be the working directory."""
+    if path == "":
+        raise ValueError("a path must not be empty: leave it out for the default, or give . for the working directory")
+    return path
+
+
+def _as_text(given: Any) -> Any:
+    """``budget=4`` means ``budget=4x``."""
+    return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+
+Budget = Annotated[str, BeforeValidator(_as_text)]
+NamedPath = Annotated[Path, BeforeValidator(_named)]
 
 
 class ServeConfig(Config):
@@ -30,13 +50,19 @@ class ServeConfig(Config):
         ge=1,
         description="units of several videos that a generator samples together, for throughput: raise searches too",
     )
-    folder: Path = Field(default=Path("runs/serve"), description="where requests and videos are kept")
+    folder: NamedPath = Field(default=Path("runs/serve"), description="where requests and videos are kept")
+    keys: NamedPath | None = Field(
+        default=None, description="file of API keys, without one of which nobody is let in; none: everybody is"
+    )
+    open: bool = Field(
+        default=False, description="let everybody in who reaches the address, although it is not loopback"
+    )
     waiting: int = Field(default=32, ge=1, description="how many videos may wait; more are refused")
-    budget: str = Field(
+    budget: Budget = Field(
         default="4x",
         description="search budget of a request that names none, such as 4x",
     )
-    most_budget: str = Field(default="64x", description="largest search budget that a request may name")
+    most_budget: Budget = Field(default="64x", description="largest search budget that a request may name")
     database: str = Field(
         default="", description="postgresql://USER@HOST/NAME for the records of videos; empty: SQLite in the folder"
     )
@@ -92,6 +118,38 @@ class ServeConfig(Config):
             if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host):
                 raise ValueError(f"the host {host!r} is not a name such as example.org, without a scheme or a port")
         return given
+
+    @field_validator("budget", "most_budget")
+    @classmethod
+    def _is_budget(cls, text: str, info: ValidationInfo) -> str:
+        try:
+            parse_budget(text)
+        except UserError as error:
+            raise ValueError(f"{info.field_name}: {error}") from None  # which of the two it is
+        return text
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if parse_budget(self.budget) > parse_budget(self.most_budget):
+            raise ValueError(
+                f"budget is {self.budget}, more than most_budget, which is {self.most_budget}: lower the one or raise "
+                "the other"
+            )
+        if self.exposed and self.keys is None and not self.open:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and without keys everybody there could use the "
+                "endpoint: name a file of keys with --keys (see `python -m jobs.serve keys add --help`), listen on "
+                "127.0.0.1, or let everybody in with --set open=true"
+            )
+        return self
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the endpoint listens on more than the loopback interface. A name is taken to be more, if unknown."""
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
     @property
     def at_a_time(self) -> int:

@@ -20,6 +20,8 @@ from starlette.staticfiles import StaticFiles
 from framegrove.config.serve import ServeConfig
 from framegrove.serving.answers import Contained, refusal
 from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError
+from framegrove.serving.auth import KeyAuth
+from framegrove.serving.keys import KeyRing
 from framegrove.serving.limits import Bodies
 from framegrove.serving.openapi import ERROR_ANSWERS, document_requests
 from framegrove.serving.origins import CrossSite, ForeignHosts, allowed_hosts
@@ -133,6 +135,8 @@ def count(app: FastAPI, service: VideoService) -> None:
 def protect(app: FastAPI, config: ServeConfig) -> None:
     """Put the middlewares around the routes. The last one added is the outermost: it sees a request first."""
     app.add_middleware(Bodies, most=MOST_BODY_BYTES, seconds=config.body_seconds, at_a_time=config.reading)
+    if config.keys is not None:  # before any body is read: who is not let in takes up no place
+        app.add_middleware(KeyAuth, keys=KeyRing(config.keys))
     app.add_middleware(CrossSite, origins=config.origins)
     if config.origins:  # for all other sites, browsers keep the answers from the pages that asked for them
         app.add_middleware(CORSMiddleware, allow_origins=config.origins, allow_methods=["*"], allow_headers=["*"])

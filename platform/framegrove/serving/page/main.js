@@ -63,6 +63,7 @@ async function offer() {
   $("budget").value = usual;
   $("policy").replaceChildren(...Object.keys(model.policies).map((name) => new Option(name, name, name === "dfs", name === "dfs")));
   showPrice();
+  $("make").disabled = false;
 }
 
 async function submit(event) {

@@ -1,0 +1,95 @@
+"""What the owners of API keys may use: FLOPs in any 24 hours, and bytes of stored videos."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from framegrove.serving.api import ApiError
+from framegrove.serving.keys import KeyRing, Limits
+
+_DAY_S = 86_400.0
+_LOCK_TIMEOUT_S = 30.0
+
+
+class Quotas:
+    """The FLOPs that each owner has used, in an SQLite file that outlives the process, against the limits of its key.
+
+    For the service, which knows what a request will cost and how many bytes its store holds. A video's cost is noted
+    when it is accepted, and corrected once it is known; the same video may be noted again, as after a crash:
+
+    >>> if not quotas.allowed(owner, flops=budgeted, stored=bytes_of(owner)):
+    ...     raise quotas.refusal(owner, flops=budgeted, stored=bytes_of(owner))
+    >>> quotas.used(owner, video_id, flops=budgeted)
+    >>> ...  # the video is made
+    >>> quotas.used(owner, video_id, flops=counted)  # 0 for one that was never begun
+
+    Two requests that are checked before either is noted may both pass: hold a lock from the check to the note where
+    that matters. An owner without a key, as on an open endpoint, has no limits. Methods block for as long as a disk
+    does, and may be called from any thread. They raise sqlite3.OperationalError while the disk fails.
+    """
+
+    def __init__(self, path: Path, keys: KeyRing, now: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._keys = keys
+        self._now = now
+        with self._database() as database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS usage (video TEXT PRIMARY KEY, owner TEXT NOT NULL, at REAL NOT NULL, "
+                "flops REAL NOT NULL)"
+            )
+            database.execute("CREATE INDEX IF NOT EXISTS usage_of ON usage (owner, at)")
+
+    def allowed(self, owner: str, flops: float, stored: int = 0) -> bool:
+        """Whether the owner, who has ``stored`` bytes of videos already, may use so many more FLOPs now."""
+        return self._exceeded(owner, flops, stored) is None
+
+    def refusal(self, owner: str, flops: float, stored: int = 0) -> ApiError:
+        """Why that is not allowed, for the caller: a 429 in one sentence."""
+        sentence = self._exceeded(owner, flops, stored) or f"the key {owner} may not use more now: try again"
+        return ApiError(429, sentence, code="quota_exceeded")
+
+    def used(self, owner: str, video: str, flops: float) -> None:
+        """Note that a video takes so many FLOPs of its owner's, in place of what was noted for it before."""
+        with self._database() as database:
+            database.execute("DELETE FROM usage WHERE at <= ?", (self._now() - _DAY_S,))
+            database.execute(
+                "INSERT INTO usage VALUES (?, ?, ?, ?) ON CONFLICT (video) DO UPDATE SET flops = excluded.flops",
+                (video, owner, self._now(), flops),
+            )
+
+    def flops_of(self, owner: str) -> float:
+        """What the owner has used in the last 24 hours."""
+        with self._database() as database:
+            (total,) = database.execute(
+                "SELECT COALESCE(SUM(flops), 0) FROM usage WHERE owner = ? AND at > ?", (owner, self._now() - _DAY_S)
+            ).fetchone()
+        return float(total)
+
+    def _exceeded(self, owner: str, flops: float, stored: int) -> str | None:
+        """The limit that would be exceeded, in a sentence."""
+        key = self._keys.find(owner)
+        limits = key.limits if key is not None else Limits()
+        if limits.bytes is not None and stored >= limits.bytes:
+            return (
+                f"the videos of the key {owner} take {stored:,} bytes of the {limits.bytes:,} allowed: delete some, or "
+                "ask whoever runs this endpoint for more"
+            )
+        if limits.flops_per_day is None:
+            return None
+        before = self.flops_of(owner)
+        if before + flops <= limits.flops_per_day:
+            return None
+        return (
+            f"this video may take {flops:.3g} FLOPs, and the key {owner} has used {before:.3g} of its "
+            f"{limits.flops_per_day:.3g} in 24 hours: ask for a smaller budget, or later"
+        )
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """One transaction. A connection of its own, since one of sqlite3's belongs to the thread that opened it."""
+        with contextlib.closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S)) as database, database:
+            yield database

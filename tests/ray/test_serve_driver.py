@@ -1,0 +1,132 @@
+"""The endpoint's driver: what it does when something is killed under it, or when it is ended or killed itself."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_tiny, save_tiny_verifier
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "FRAMEGROVE_SERVE_DRIVER"  # in the environment of the driver, and so of everything that it starts
+RAYLET, GCS = "/raylet/raylet", "/gcs/gcs_server"
+LIMIT = 15.0  # seconds until nothing is left of a cluster whose driver has ended
+
+
+class Driver:
+    """``python -m jobs.serve`` with tiny models, which serves by the time this is made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = uuid.uuid4().hex
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: self.name}
+        command = [sys.executable, "-m", "jobs.serve", "--port", "0", "--folder", str(folder / "videos")]
+        models = [
+            "--model",
+            str(save_tiny(folder / "tiny")),
+            "--verifier",
+            str(save_tiny_verifier(folder / "verifier")),
+        ]
+        self.log = folder / "console.txt"
+        with self.log.open("w") as console:
+            self.process = subprocess.Popen(
+                [*command, *models, "--generators", "1"],
+                cwd=ROOT,
+                env=environment,
+                stdout=console,
+                stderr=console,
+                # What runs in the background of a script ignores SIGINT, and so would what this test starts there.
+                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            )
+        self.url = self._url()
+
+    def _url(self) -> str:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            said = self.console().partition("serving on ")[2].partition("/v1/videos")
+            if said[1]:
+                return said[0]
+            time.sleep(0.2)
+        raise AssertionError(f"it did not serve: {self.console()}")
+
+    def console(self) -> str:
+        return self.log.read_text()
+
+    def processes(self, program: str = "") -> list[int]:
+        """Living processes that hang on this driver, itself included: all, or those of one program."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    ours = f"{MARK}={self.name}".encode() in (entry / "environ").read_bytes()  # empty of a zombie
+                    if ours and program in (entry / "cmdline").read_bytes().split(b"\0")[0].decode():
+                        found.append(int(entry.name))
+                except OSError:
+                    continue
+        return found
+
+    def ended(self, limit: float) -> int:
+        """Its exit status; nothing that it has started is left within LIMIT."""
+        status = self.process.wait(limit)
+        deadline = time.monotonic() + LIMIT
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left
+        return status
+
+    def end(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Driver]:
+    serving = Driver(tmp_path)
+    try:
+        yield serving
+    finally:
+        serving.end()
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [(RAYLET, "is gone"), (GCS, "the control service (GCS) of the Ray cluster at")],
+    ids=["raylet", "gcs"],
+)
+def test_a_cluster_that_is_killed_ends_the_driver_for_a_supervisor_to_start_again(
+    driver: Driver, program: str, says: str
+) -> None:
+    (victim,) = driver.processes(program)
+    os.kill(victim, signal.SIGKILL)
+    assert driver.ended(30) == 3, driver.console()
+    (line,) = [line for line in driver.console().splitlines() if line.startswith("error:")]
+    assert says in line
+    assert line.endswith("unfinished videos are kept: start the endpoint again")
+
+
+def test_a_killed_driver_leaves_no_process(driver: Driver) -> None:
+    assert len(driver.processes()) > 5
+    driver.process.kill()
+    assert driver.ended(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_it_is_ended_without_a_complaint(driver: Driver, ending: signal.Signals) -> None:
+    with urllib.request.urlopen(f"{driver.url}/v1/models", timeout=30) as answer:
+        assert answer.status == 200
+    driver.process.send_signal(ending)
+    assert driver.ended(60) == 130, driver.console()
+    told = [line.split(" ")[0] for line in driver.console().splitlines()]
+    assert told == ["starting", "serving", "the", "stopped"], driver.console()
