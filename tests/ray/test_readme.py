@@ -70,7 +70,7 @@ def block_with(text: str) -> Block:
 def test_a_search_and_its_tree(checkout: Path, cluster: Cluster) -> None:
     run(block_with("--seed 1"), checkout, cluster)
     for name in ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json"):
-        assert (checkout / "runs" / "red3" / name).is_file()
+        assert (checkout / "runs" / "green7" / name).is_file()
     tree = readme.blocks("python")[1]
     done = subprocess.run([sys.executable, "-c", tree.text], cwd=checkout, capture_output=True, text=True, check=True)
     assert " won " in done.stdout

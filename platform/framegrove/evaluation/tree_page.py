@@ -68,7 +68,7 @@ def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> 
     chosen = _with_ancestors(order, cards)
     laid = lay_out(record, chosen=chosen)
     clips, size = clips_of(record.shown, [path for path in order if path in laid], limit)
-    single = record.single_price if len(outcome.nodes) > len(outcome.winner) else None
+    single = record.single_price if outcome.verifiers else None
     lanes, bars = _timeline(record)
     return {
         "prompt": request.prompt,

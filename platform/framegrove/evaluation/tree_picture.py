@@ -242,7 +242,7 @@ def _draw_verdicts(axes: Axes, card: Card, x: float, top: float, colour: str) ->
 def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
     """What was spent, in samples, above one sample without a search; the budget bounds all but what was wasted."""
     searched, single = record.price, record.single_price
-    searching = len(record.outcome.nodes) > len(record.outcome.winner)
+    searching = bool(record.outcome.verifiers)
     rows = {"search": searched, "one sample": single} if searching else {"one sample": single}
     end = max(searched.total, record.request.budget) * 1.01
     for row, price in enumerate(rows.values()):
