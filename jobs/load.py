@@ -168,7 +168,7 @@ async def _measured(place: str, *, memory: bool) -> tuple[float, float, float]:
         await _begun(client, ids[0])
         times: list[float] = []
         async with _together(
-            *(_poll(client, ids[n % SEARCHES], times) for n in range(POLLERS)),
+            *(_poll(client, ids[n % SEARCHES], times, n / POLLERS) for n in range(POLLERS)),  # no chorus
             *(_watch(client, ids[n % SEARCHES]) for n in range(VIEWERS)),
         ):
             await asyncio.sleep(SECONDS)
@@ -193,7 +193,8 @@ async def _begun(client: httpx.AsyncClient, video: str) -> None:
                 return
 
 
-async def _poll(client: httpx.AsyncClient, video: str, times: list[float]) -> None:
+async def _poll(client: httpx.AsyncClient, video: str, times: list[float], wait: float) -> None:
+    await asyncio.sleep(wait)
     while True:
         began = time.monotonic()
         (await client.get(f"/v1/videos/{video}")).raise_for_status()
