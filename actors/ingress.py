@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 from fastapi import FastAPI
 from ray import serve
@@ -17,6 +19,7 @@ from framegrove.cluster.metrics import Metrics
 from framegrove.config.base import validated
 from framegrove.config.search import SearchConfig
 from framegrove.config.serve import ServeConfig
+from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
 from framegrove.search import policies
 from framegrove.serving.api import PolicyOffer
@@ -109,7 +112,23 @@ def application(config: ServeConfig) -> serve.Application:
 
     The replica, and any that takes its place, runs on this process's machine, where the folder of videos is.
     """
-    here = {NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}
-    options = {"num_cpus": 0, "label_selector": here}  # a head node may offer no CPUs, as that of cluster.yaml
+    return _bound(config, label_selector={NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()})
+
+
+def from_manifest(settings: dict[str, Any]) -> serve.Application:
+    """The same for a manifest, such as deploy/kuberay/rayservice.yaml, whose ``args`` are those of ServeConfig.
+
+    The replica runs on any machine of the cluster, all of which must see the folder of videos at the same path. Raises
+    UserError.
+    """
+    config = validated(ServeConfig, settings, "the arguments of the application")
+    for name, path in (("folder", config.folder), ("keys", config.keys)):
+        if path is not None and not path.is_absolute():
+            raise UserError(f"{name} is {path}, and must be an absolute path that every machine of the cluster has")
+    return _bound(config)
+
+
+def _bound(config: ServeConfig, **options: Any) -> serve.Application:
+    options["num_cpus"] = 0  # a head node may offer no CPUs, as that of cluster.yaml
     deployment = serve.deployment(max_ongoing_requests=config.reading + OTHERS, ray_actor_options=options)
     return deployment(serve.ingress()(Ingress)).bind(config)

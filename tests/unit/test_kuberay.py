@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.metadata
 import json
 import re
@@ -14,9 +15,13 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.runtime_env import RuntimeEnv
+from ray.serve._private.build_app import build_app
+from ray.serve.schema import ServeDeploySchema
 
+from actors.ingress import from_manifest
 from framegrove.cluster import placement
 from framegrove.cluster.placement import AWAITED_GPU, Role, bundle, fits
+from framegrove.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy" / "kuberay"
@@ -45,11 +50,13 @@ def as_ray_reads_it(spec: dict[str, Any]) -> dict[str, Any]:
 
 CLUSTER = load("raycluster.yaml")
 JOB = load("rayjob.yaml")
+SERVICE = load("rayservice.yaml")
 
 
 def test_kuberay_accepts_them() -> None:
     check(CLUSTER, "RayCluster")
     check(JOB, "RayJob")
+    check(SERVICE, "RayService")
     check(load("shared.yaml"), CORE + "PersistentVolumeClaim")
 
 
@@ -86,8 +93,12 @@ def test_a_field_that_is_missing_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "roles"),
-    [(CLUSTER["spec"], set(Role)), (JOB["spec"]["rayClusterSpec"], {Role.TRAIN})],
-    ids=["RayCluster", "RayJob"],
+    [
+        (CLUSTER["spec"], set(Role)),
+        (JOB["spec"]["rayClusterSpec"], {Role.TRAIN}),
+        (SERVICE["spec"]["rayClusterConfig"], set(Role) - {Role.TRAIN}),
+    ],
+    ids=["RayCluster", "RayJob", "RayService"],
 )
 def test_every_role_finds_room_on_its_own_machines_alone(
     spec: dict[str, Any], roles: set[Role], monkeypatch: pytest.MonkeyPatch
@@ -126,6 +137,48 @@ def test_groups_are_at_zero_and_their_pods_have_what_they_need() -> None:
 def test_the_job_brings_the_clusters_head_and_training_group() -> None:
     (train,) = [group for group in CLUSTER["spec"]["workerGroupSpecs"] if group["groupName"] == "train"]
     assert JOB["spec"]["rayClusterSpec"] == {**CLUSTER["spec"], "workerGroupSpecs": [train]}
+
+
+def test_the_service_brings_the_clusters_head_and_searching_groups() -> None:
+    searching = [group for group in CLUSTER["spec"]["workerGroupSpecs"] if group["groupName"] != "train"]
+    assert SERVICE["spec"]["rayClusterConfig"] == {**CLUSTER["spec"], "workerGroupSpecs": searching}
+
+
+def test_ray_serve_accepts_the_services_application() -> None:
+    """As Ray Serve does once the manifest has reached it: the schema, the builder, and its arguments."""
+    given = ServeDeploySchema.model_validate(yaml.safe_load(SERVICE["spec"]["serveConfigV2"]))
+    (served,) = given.applications
+    assert served.import_path is not None
+    module, _, name = served.import_path.partition(":")
+    built = build_app(getattr(importlib.import_module(module), name)(served.args), name=served.name)
+    (deployment,) = built.deployments
+    (config,) = deployment.init_args
+    assert (config.host, config.port) == (given.http_options.host, given.http_options.port)
+    assert config.exposed
+    assert config.keys is not None
+    assert config.folder.is_relative_to("/shared")
+    assert config.keys.is_relative_to("/shared")
+    assert deployment.ray_actor_options is not None
+    assert deployment.ray_actor_options["num_cpus"] == 0
+    assert "label_selector" not in deployment.ray_actor_options, "any machine may take the replica: all see /shared"
+    assert served.runtime_env == yaml.safe_load(JOB["spec"]["runtimeEnvYAML"])
+    # One replica, and never two clusters at a time: the folder belongs to one.
+    assert deployment.num_replicas == 1
+    assert SERVICE["spec"]["upgradeStrategy"] == {"type": "None"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"folder": "videos"}, "folder is videos, and must be an absolute path"),
+        ({"keys": None}, "the arguments of the application: host 0.0.0.0 can be reached"),
+        ({"generator": 3}, "unknown key 'generator', did you mean 'generators'?"),
+    ],
+)
+def test_a_wrong_argument_is_told(change: dict[str, Any], says: str) -> None:
+    (served,) = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["applications"]
+    with pytest.raises(UserError, match=re.escape(says)):
+        from_manifest({**served["args"], **change})
 
 
 def test_the_jobs_code_is_where_the_image_has_it() -> None:
