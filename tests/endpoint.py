@@ -19,7 +19,9 @@ from framegrove.config.flow import latent_size
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
 from framegrove.serving.api import PolicyOffer
+from framegrove.serving.keys import KeyRing
 from framegrove.serving.offers import ServedModel
+from framegrove.serving.quotas import Quotas
 from framegrove.serving.service import VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
@@ -85,7 +87,8 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
         flops=lambda asked: asked.units * asked.height * asked.width,
     )
     queue: list[int] = []
-    videos = VideoService(store, runner, model, limits, passing=(NoRoomNow,), on_queue=queue.append)
+    quotas = Quotas(folder / "usage.sqlite", KeyRing(limits.keys)) if limits.keys is not None else None
+    videos = VideoService(store, runner, model, limits, passing=(NoRoomNow,), on_queue=queue.append, quotas=quotas)
     app = build_app(videos, limits)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from framegrove.serving.auth import FAILURES_PER_MINUTE
+from framegrove.serving.keys import add_key, remove_key
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(300)
@@ -28,7 +31,7 @@ LIMIT = 15.0  # seconds until nothing is left of a cluster whose driver has ende
 class Driver:
     """``python -m jobs.serve`` with tiny models, which serves by the time this is made."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.name = uuid.uuid4().hex
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: self.name}
         command = [sys.executable, "-m", "jobs.serve", "--port", "0", "--folder", str(folder / "videos")]
@@ -41,7 +44,7 @@ class Driver:
         self.log = folder / "console.txt"
         with self.log.open("w") as console:
             self.process = subprocess.Popen(
-                [*command, *models, "--generators", "1"],
+                [*command, *models, "--generators", "1", *options],
                 cwd=ROOT,
                 env=environment,
                 stdout=console,
@@ -89,6 +92,36 @@ class Driver:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+
+def asked(url: str, secret: str, client: str) -> tuple[int, str]:
+    """Status and body of an answer to somebody whom a proxy on this machine says to be at the address ``client``."""
+    headers = {"Authorization": f"Bearer {secret}", "X-Forwarded-For": client}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_keys_come_and_go_at_an_endpoint_that_runs(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    alice = add_key(path, "alice")
+    driver = Driver(tmp_path, "--keys", str(path))
+    try:
+        models, health = f"{driver.url}/v1/models", f"{driver.url}/healthz"
+        assert asked(health, "", "203.0.113.9")[0] == 200
+        assert asked(models, alice, "203.0.113.9")[0] == 200
+        failures = [asked(models, "fg_wrong", "203.0.113.9") for _ in range(FAILURES_PER_MINUTE + 1)]
+        assert [status for status, _ in failures] == [401] * FAILURES_PER_MINUTE + [429]
+        assert "came from 203.0.113.9" in failures[-1][1]
+        assert asked(models, "fg_wrong", "203.0.113.10")[0] == 401
+        bob = add_key(path, "bob")
+        remove_key(path, "alice")
+        assert asked(models, bob, "203.0.113.9")[0] == 200
+        assert asked(models, alice, "203.0.113.10")[0] == 401
+    finally:
+        driver.end()
 
 
 @pytest.fixture

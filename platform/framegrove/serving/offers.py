@@ -132,7 +132,11 @@ class Offer:
 
     def price(self, request: GenerationRequest) -> float:
         """How much work a request is at most, in samples of the model's own size and length without a search."""
-        return request.budget * self.model.flops(request) / self.model.flops(self.model.native)
+        return self.flops(request) / self.model.flops(self.model.native)
+
+    def flops(self, request: GenerationRequest) -> float:
+        """The FLOPs that a request's budget allows."""
+        return request.budget * self.model.flops(request)
 
     def _check(self, request: GenerationRequest) -> None:
         try:

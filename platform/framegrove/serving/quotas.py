@@ -18,14 +18,13 @@ _LOCK_TIMEOUT_S = 30.0
 class Quotas:
     """The FLOPs that each owner has used, in an SQLite file that outlives the process, against the limits of its key.
 
-    For the service, which knows what a request will cost and how many bytes its store holds. A video's cost is noted
-    when it is accepted, and corrected once it is known; the same video may be noted again, as after a crash:
+    For the service, which knows what a request may cost and how many bytes its store holds. A video is noted when it is
+    accepted, and may be noted again with what it took in truth:
 
     >>> if not quotas.allowed(owner, flops=budgeted, stored=bytes_of(owner)):
     ...     raise quotas.refusal(owner, flops=budgeted, stored=bytes_of(owner))
     >>> quotas.used(owner, video_id, flops=budgeted)
-    >>> ...  # the video is made
-    >>> quotas.used(owner, video_id, flops=counted)  # 0 for one that was never begun
+    >>> quotas.used(owner, video_id, flops=0)  # it was cancelled before it was begun
 
     Two requests that are checked before either is noted may both pass: hold a lock from the check to the note where
     that matters. An owner without a key, as on an open endpoint, has no limits. Methods block for as long as a disk
@@ -33,6 +32,7 @@ class Quotas:
     """
 
     def __init__(self, path: Path, keys: KeyRing, now: Callable[[], float] = time.time) -> None:
+        path.touch(mode=0o600)  # whose videos took how much is nobody else's business
         self._path = path
         self._keys = keys
         self._now = now

@@ -37,6 +37,7 @@ from framegrove.serving.api import (
 from framegrove.serving.live import Event
 from framegrove.serving.making import Keep, Maker, Runner, line
 from framegrove.serving.offers import Offer, ServedModel
+from framegrove.serving.quotas import Quotas
 from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
 from framegrove.serving.store import STORE_ERRORS, FileGone, KeyReused, QueueFull, VideoStore
 from framegrove.types import GenerationRequest
@@ -47,9 +48,10 @@ log = logging.getLogger(__name__)
 class VideoService:
     """Accepts requests, keeps them durably, and makes the videos, some at a time.
 
-    Callers are told apart by ``owner``, the name of their key: each sees its own videos only. ``on_queue`` is called
-    with the number of waiting videos whenever it may have changed. Errors of types in ``passing`` are retried, see
-    making.py. Every method that takes an id raises ApiError (404) for an unknown one.
+    Callers are told apart by ``owner``, the name of their key: each sees its own videos only. A video counts in its
+    owner's ``quotas`` as the FLOPs that its budget allows, unless it is cancelled while it waits. ``on_queue`` is
+    called with the number of waiting videos whenever it may have changed. Errors of types in ``passing`` are retried,
+    see making.py. Every method that takes an id raises ApiError (404) for an unknown one.
     """
 
     def __init__(
@@ -61,11 +63,14 @@ class VideoService:
         *,
         passing: tuple[type[Exception], ...] = (),
         on_queue: Callable[[int], None] = lambda waiting: None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._store = store
         self._offer = Offer(model, limits)
         self._limits = limits
         self._on_queue = on_queue
+        self._quotas = quotas
+        self._charging = asyncio.Lock()  # so that no two requests pass on the same room in a quota
         self._counting = asyncio.Lock()
         self.waiting = 0  # videos, when they were last counted
         self._maker = Maker(
@@ -234,6 +239,8 @@ class VideoService:
         if not await self._maker.cancel(video_id):
             record = await self._record(video_id, owner)
             raise ApiError(409, f"the video {video_id} cannot be cancelled any more, it is {record.status}")
+        if self._quotas is not None and record.status == "queued":
+            await asyncio.to_thread(self._quotas.used, owner, video_id, 0.0)
         return await self.find(video_id, owner)
 
     async def delete(self, video_id: str, owner: str = "") -> DeletedVideo:
@@ -331,9 +338,28 @@ class VideoService:
                     *(request.units, request.width, request.height, request.policy, request.budget),
                 )
         if kept.id == record.id:
+            await self._charge(record)
             self._maker.wake()
             await self._changed(record.id)
         return self._described(kept)
+
+    async def _charge(self, record: VideoRecord) -> None:
+        """Count a new video in its owner's quotas. Raises ApiError (429) where there is no room; then it is dropped.
+
+        It is in the store by then: a request that comes again is told from a new one there, and is not counted again.
+        """
+        quotas = self._quotas
+        if quotas is None:
+            return
+        flops = self._offer.flops(record.request)
+        async with self._charging:
+            stored = (await asyncio.to_thread(self._store.usage, record.owner)).stored
+            if await asyncio.to_thread(quotas.allowed, record.owner, flops, stored):
+                await asyncio.to_thread(quotas.used, record.owner, record.id, flops)
+                return
+        await self._maker.cancel(record.id)
+        await asyncio.to_thread(self._store.delete, record.id)
+        raise await asyncio.to_thread(quotas.refusal, record.owner, flops, stored)
 
     async def _record(self, video_id: str, owner: str) -> VideoRecord:
         record = await asyncio.to_thread(self._store.get, video_id, owner)
