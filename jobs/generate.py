@@ -188,17 +188,21 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch
 def _begin(asked: Asked, out: Path) -> None:
     """Keep what was asked for, for --resume; that of a search which goes on stays as it was first asked for."""
     make_folder(out / UNFINISHED)
-    file = out / UNFINISHED / ASKED
-    if not (file.is_file() and (out / UNFINISHED / JOURNAL).is_file()):
-        write_json(file, asked.model_dump(mode="json"))
+    if not _is_begun(out):
+        write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
+
+
+def _is_begun(out: Path) -> bool:
+    """Whether the folder has a search that was begun and is not finished."""
+    return (out / UNFINISHED / ASKED).is_file() and (out / UNFINISHED / JOURNAL).is_file()
 
 
 def _refuse_another(asked: Asked, out: Path) -> None:
     """Raise UserError where the folder has an interrupted search for something else; its settings it checks itself."""
-    file = out / UNFINISHED / ASKED
-    if not (file.is_file() and (out / UNFINISHED / JOURNAL).is_file()):
+    if not _is_begun(out):
         return
-    theirs, ours = json.loads(file.read_text(encoding="utf-8")), asked.model_dump(mode="json")
+    ours = asked.model_dump(mode="json")
+    theirs = json.loads((out / UNFINISHED / ASKED).read_text(encoding="utf-8"))
     differs = next((key for key in ours if key != "set" and theirs.get(key) != ours[key]), None)
     if differs is not None:
         raise UserError(

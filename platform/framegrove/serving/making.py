@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -191,9 +191,9 @@ class Maker:
         return len(self._making) < self._at_a_time and not self._suspect
 
     async def _choose(self) -> VideoRecord | None:
-        busy: Counter[str] = Counter()
+        busy: dict[str, float] = defaultdict(float)
         for record, _ in self._making.values():
-            busy[record.owner] += record.price  # type: ignore[assignment]  # a float
+            busy[record.owner] += record.price
         chosen = next_of(await stored(self._store.queued), busy, self._begun, time.time())
         if chosen is None:
             return None

@@ -76,7 +76,7 @@ class Offer:
         units, frames = self._length(asked)
         request = GenerationRequest(
             prompt=asked.prompt,
-            seed=secrets.randbelow(LARGEST_DRAWN) if asked.seed in (None, -1) else asked.seed,
+            seed=_seed(asked.seed),
             units=units,
             height=height,
             width=width,
@@ -115,7 +115,7 @@ class Offer:
         request = replace(
             earlier,
             prompt=asked.prompt,
-            seed=secrets.randbelow(LARGEST_DRAWN) if asked.seed in (None, -1) else asked.seed,
+            seed=_seed(asked.seed),
             units=units,
             policy=self._policy(asked.search.policy),
             budget=self._budget(asked.search.budget),
@@ -204,3 +204,8 @@ class Offer:
             sentence = f"a budget of {budget:g}x is more than the {self.limits.most_budget} allowed"
             raise ApiError(400, sentence, param="search.budget")
         return budget
+
+
+def _seed(asked: int | None) -> int:
+    """The seed that was asked for; one that is drawn for -1 and None."""
+    return secrets.randbelow(LARGEST_DRAWN) if asked in (None, -1) else asked

@@ -142,67 +142,25 @@ class VideoService:
         Raises ApiError for what the model or this endpoint does not offer, or a full queue.
         """
         request = self._offer.accepted(asked, image)
-        drawn = asked.seed in (None, -1)
         asks = {**asked.model_dump(mode="json"), "image": hashlib.sha256(image or b"").hexdigest()}
-        return await self._add(
-            VideoRecord(
-                id=_new_id(),
-                request=request,
-                model=self._offer.model.name,
-                seconds=asked.seconds or self._seconds(request),
-                status="queued",
-                created_at=time.time(),
-                owner=owner,
-                user=asked.user,
-                metadata=asked.metadata,
-                price=self._offer.price(request),
-                idempotency=(key, _digest(asks | {"drawn": drawn})) if key is not None else None,
-            )
-        )
+        kept = {"user": asked.user, "metadata": asked.metadata}
+        return await self._add(self._queued(request, asks, owner, key, asked.seconds, kept))
 
     async def remix(self, video_id: str, asked: RemixRequest, *, owner: str = "", key: str | None = None) -> Video:
         """Ask for an earlier video with another prompt, from the same seed. Raises ApiError."""
         earlier = await self._record(video_id, owner)
         request = self._offer.remixed(earlier.request, asked.prompt)
         asks = {"remix": video_id, "prompt": asked.prompt}
-        return await self._add(
-            VideoRecord(
-                id=_new_id(),
-                request=request,
-                model=self._offer.model.name,
-                seconds=earlier.seconds,
-                status="queued",
-                created_at=time.time(),
-                owner=owner,
-                user=earlier.user,
-                metadata=earlier.metadata,
-                remixed_from=video_id,
-                price=self._offer.price(request),
-                idempotency=(key, _digest(asks)) if key is not None else None,
-            )
-        )
+        kept = {"user": earlier.user, "metadata": earlier.metadata, "remixed_from": video_id}
+        return await self._add(self._queued(request, asks, owner, key, earlier.seconds, kept))
 
     async def extend(self, asked: ExtensionRequest, *, owner: str = "", key: str | None = None) -> Video:
         """Ask for an earlier video to go on. Raises ApiError, also where it is not completed."""
-        await self.file(asked.video.id, LATENTS, owner)
-        earlier = await self._record(asked.video.id, owner)
+        earlier = await self._completed(asked.video.id, owner)
+        _file(earlier, LATENTS)
         request = self._offer.extended(earlier.request, asked)
-        return await self._add(
-            VideoRecord(
-                id=_new_id(),
-                request=request,
-                model=self._offer.model.name,
-                seconds=self._seconds(request),
-                status="queued",
-                created_at=time.time(),
-                owner=owner,
-                user=earlier.user,
-                metadata=earlier.metadata,
-                extends=earlier.id,
-                price=self._offer.price(request),
-                idempotency=(key, _digest(asked.model_dump(mode="json"))) if key is not None else None,
-            )
-        )
+        kept = {"user": earlier.user, "metadata": earlier.metadata, "extends": earlier.id}
+        return await self._add(self._queued(request, asked.model_dump(mode="json"), owner, key, None, kept))
 
     async def find(self, video_id: str, owner: str = "") -> Video:
         """The video's current state."""
@@ -252,17 +210,7 @@ class VideoService:
 
     async def file(self, video_id: str, name: str, owner: str = "") -> StoredFile:
         """What is known of a file of a completed video. Raises ApiError for any other video, and for no such file."""
-        record = await self._record(video_id, owner)
-        if record.status == "failed":
-            raise ApiError(409, f"the video {video_id} failed, there is nothing to download: {record.error}")
-        if record.status == "cancelled":
-            raise ApiError(409, f"the video {video_id} was cancelled, there is nothing to download")
-        if record.status != "completed":
-            raise ApiError(409, f"the video {video_id} is not finished, its status is {record.status}: ask again later")
-        found = next((file for file in record.files if file.name == name), None)
-        if found is None:
-            raise ApiError(404, f"the video {video_id} has no {name}, it was made before there was one")
-        return found
+        return _file(await self._completed(video_id, owner), name)
 
     async def contents(self, video_id: str, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """A part of a file that ``file`` has found, from byte ``start`` to before ``end``. Raises ApiError if gone."""
@@ -278,9 +226,7 @@ class VideoService:
 
     async def report(self, video_id: str, owner: str = "") -> Mapping[str, Any]:
         """What report.json says of a completed video."""
-        await self.file(video_id, VARIANTS["video"], owner)
-        record = await self._record(video_id, owner)
-        return record.report or {}
+        return (await self._completed(video_id, owner)).report or {}
 
     async def tree(self, video_id: str, owner: str = "") -> Mapping[str, Any]:
         """The tree of a search: as it stands, or as it has ended."""
@@ -317,6 +263,32 @@ class VideoService:
         if record.status in FINISHED and not log_.ended:  # by an earlier process: there is nothing to tell but that
             log_.add("status", self._described(record).model_dump(mode="json"))
         return log_.after(log_.number_of(last), patience)
+
+    def _queued(
+        self,
+        request: GenerationRequest,
+        asks: Mapping[str, Any],
+        owner: str,
+        key: str | None,
+        seconds: str | None,
+        kept: Mapping[str, Any],
+    ) -> VideoRecord:
+        """The record of a new video; ``asks`` tells what was asked for from anything else that comes with the key.
+
+        ``kept`` are further fields of the record.
+        """
+        return VideoRecord(
+            id=f"video_{uuid.uuid4().hex}",
+            request=request,
+            model=self._offer.model.name,
+            seconds=seconds or self._seconds(request),
+            status="queued",
+            created_at=time.time(),
+            owner=owner,
+            price=self._offer.price(request),
+            idempotency=(key, _digest(asks)) if key is not None else None,
+            **kept,
+        )
 
     async def _add(self, record: VideoRecord) -> Video:
         with logs.about(request=record.id):
@@ -365,6 +337,17 @@ class VideoService:
         record = await asyncio.to_thread(self._store.get, video_id, owner)
         if record is None:
             raise ApiError(404, f"there is no video {video_id[:60]!r}", code="not_found")
+        return record
+
+    async def _completed(self, video_id: str, owner: str) -> VideoRecord:
+        """The record of a completed video. Raises ApiError for any other."""
+        record = await self._record(video_id, owner)
+        if record.status == "failed":
+            raise ApiError(409, f"the video {video_id} failed, there is nothing to download: {record.error}")
+        if record.status == "cancelled":
+            raise ApiError(409, f"the video {video_id} was cancelled, there is nothing to download")
+        if record.status != "completed":
+            raise ApiError(409, f"the video {video_id} is not finished, its status is {record.status}: ask again later")
         return record
 
     def _position(self, record: VideoRecord) -> int:
@@ -440,8 +423,12 @@ def content_name(variant: str) -> str:
     return VARIANTS[variant]
 
 
-def _new_id() -> str:
-    return f"video_{uuid.uuid4().hex}"
+def _file(record: VideoRecord, name: str) -> StoredFile:
+    """What is known of a file of a completed video. Raises ApiError where it has none of this name."""
+    found = next((file for file in record.files if file.name == name), None)
+    if found is None:
+        raise ApiError(404, f"the video {record.id} has no {name}, it was made before there was one")
+    return found
 
 
 def _digest(asks: Mapping[str, Any]) -> str:
