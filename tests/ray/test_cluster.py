@@ -233,6 +233,18 @@ def test_the_checkout_travels_to_a_cluster_and_so_do_jobs(cluster: Cluster) -> N
     assert "runtime_resources" in joined.stdout
 
 
+def test_a_submitted_job_joins_the_cluster_that_it_was_submitted_to(cluster: Cluster) -> None:
+    """Whatever RAY_ADDRESS says there: with two clusters on a machine, Ray tells a job about any of them."""
+    join = "import framegrove.cluster.session as s, ray; c = s.connect(); print('joined', c.__enter__().address)"
+    assert cluster.dashboard_url
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard_url, "--log-style", "record"]
+    recipe = ["--runtime-env", "jobs/runtime_env.yaml", "--working-dir", "."]
+    with local_cluster(1) as other:
+        entry = ["env", f"RAY_ADDRESS={other}", "python", "-c", join]
+        job = subprocess.run([*submit, *recipe, "--", *entry], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"joined {cluster.address}" in job.stdout, job.stdout + job.stderr
+
+
 def test_a_cluster_that_is_not_there_is_told() -> None:
     probe = (
         "from framegrove.cluster.session import connect\n"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -52,7 +53,7 @@ def connect(address: str | None = None, *, num_cpus: int = 8) -> Iterator[Cluste
     if ray.is_initialized():
         yield _connected or _described(ray.init(ignore_reinit_error=True))
         return
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = address or (_submitted() and _of_the_raylet_above()) or os.environ.get("RAY_ADDRESS") or None
     logging.getLogger("ray").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
         if address is None:
@@ -81,6 +82,19 @@ def _quoted_python() -> dict[str, Any] | None:
 def _submitted() -> bool:
     """Whether this process is the entry point of a submitted job, which has brought its code along already."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _of_the_raylet_above() -> str | None:
+    """The address of the cluster that started this process; None where the raylet is not among its parents.
+
+    RAY_ADDRESS does not say: where several clusters share a machine, Ray gives a submitted job that of any of them.
+    """
+    for parent in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            command = parent.cmdline()
+            if command and Path(command[0]).name == "raylet":
+                return next((word.partition("=")[2] for word in command if word.startswith("--gcs-address=")), None)
+    return None
 
 
 def _join_as_submitted(address: str) -> Cluster:
