@@ -82,6 +82,7 @@ class EventLog:
         self._number = 0
         self._more = asyncio.Event()
         self.ended = False
+        self.viewers = 0  # who follow it now
 
     def add(self, kind: str, data: Facts, about: str = "") -> None:
         """Something has happened; ``about`` says to which branch."""
@@ -105,19 +106,23 @@ class EventLog:
 
     async def after(self, number: int, patience: float = math.inf) -> AsyncIterator[list[Event]]:
         """All events after this one, as they come, to the last; none where nothing has come for so many seconds."""
-        while True:
-            more = self._more
-            news = [event for event in reversed(self._events.values()) if event.number > number][::-1]
-            if news:
-                number = news[-1].number
-                yield news
-            if self.ended and number == self._number:
-                return
-            try:
-                async with asyncio.timeout(patience if patience < math.inf else None):
-                    await more.wait()
-            except TimeoutError:
-                yield []
+        self.viewers += 1
+        try:
+            while True:
+                more = self._more
+                news = [event for event in reversed(self._events.values()) if event.number > number][::-1]
+                if news:
+                    number = news[-1].number
+                    yield news
+                if self.ended and number == self._number:
+                    return
+                try:
+                    async with asyncio.timeout(patience if patience < math.inf else None):
+                        await more.wait()
+                except TimeoutError:
+                    yield []
+        finally:
+            self.viewers -= 1
 
 
 @dataclass

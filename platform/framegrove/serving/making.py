@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between attempts; the last one is repeated
 ATTEMPTS = 3  # runs of one video that end with passing errors; then the video fails
-LOOK_EVERY = 0.4  # seconds between two looks at a running search
+LOOK_EVERY = 0.4  # seconds between two looks at a running search that somebody watches
+LOOKING = 0.04  # the share of the event loop's time that looking at one search may take: a large tree is looked at less
 TIDY_EVERY = 60.0  # seconds between two looks for videos that need not be kept any longer
 _LOGS = 256  # event logs of finished videos that are kept for viewers that come back
 
@@ -336,10 +337,14 @@ class Maker:
             watches[:] = [Watch(live, events)]
 
         async def look() -> None:
+            pause = LOOK_EVERY
             while True:
-                await asyncio.sleep(LOOK_EVERY)
-                for watch in watches:
-                    watch.look()
+                await asyncio.sleep(pause)
+                if events.viewers:  # whoever comes later needs no more than how things stand then
+                    began = time.thread_time()
+                    for watch in watches:
+                        watch.look()
+                    pause = max(LOOK_EVERY, (time.thread_time() - began) / LOOKING)
 
         looking = asyncio.create_task(look())
         try:
