@@ -23,6 +23,7 @@ from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import write_json
 from framegrove.search import policies
+from framegrove.search.journal import JOURNAL
 from framegrove.search.policies import PolicyEntry
 from framegrove.types import DEFAULT_POLICY
 from jobs.console import (
@@ -50,7 +51,6 @@ app = application()
 WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json")
 UNFINISHED = ".search"  # in --out: what a search that is not finished leaves
 ASKED = "asked.json"
-JOURNAL = "journal.jsonl"  # as actors.searches names it
 log = logging.getLogger(__name__)
 
 
