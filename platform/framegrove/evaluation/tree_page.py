@@ -77,7 +77,7 @@ def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> 
         "warnings": warnings_of(record),
         "notes": _notes(record, laid, clips, size.frames, len(bars)),
         "fps": record.fps,
-        "winner": _name(outcome.winner),
+        "winner": branch_name(outcome.winner),
         "thumbs": STRIP,
         "counts": [[_SAID[fate], FATE_MEANS[fate], n] for fate, n in _fates(outcome.nodes)],
         "branches": _branches(record, laid, clips),
@@ -137,8 +137,8 @@ def _branch(
     node = card.node
     parent = node.path[:-1]
     return {
-        "name": _name(node.path),
-        "parent": _name(parent) if parent else None,
+        "name": branch_name(node.path),
+        "parent": branch_name(parent) if parent else None,
         "depth": len(node.path) - 1,
         "fate": _SAID[node.fate],
         "by": ASSESSED[node.dropped_by] if node.dropped_by else None,
@@ -208,10 +208,6 @@ def _notes(record: SearchRecord, laid: Collection[Path], clips: Collection[Path]
     return notes
 
 
-def _name(path: Path) -> str:
-    return branch_name(path, "·")
-
-
 # ---- timeline and costs
 
 
@@ -243,8 +239,8 @@ def _kind(span: Span, needed: bool) -> str:
 
 def _what(span: Span) -> str:
     if isinstance(span.work, SampleWork):
-        return "sampling " + ", ".join(map(_name, span.work.paths))
-    return f"{ASSESSED[span.work.assessment]} of {_name(span.work.path)}"
+        return "sampling " + ", ".join(map(branch_name, span.work.paths))
+    return f"{ASSESSED[span.work.assessment]} of {branch_name(span.work.path)}"
 
 
 def _price(name: str, price: Price) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _draw_card(axes: Axes, card: Card, words: bool) -> None:
         return
     _draw_verdicts(axes, card, card.x + card.width - SIDE - PAD / 2, top, colour)
     if card.thumb == 1.0:
-        name = "branch " + branch_name(node.path, "·") + (", preview" if card.draft else "")
+        name = "branch " + branch_name(node.path) + (", preview" if card.draft else "")
         axes.text(left, card.y + card.height - 0.17, name, fontsize=6.5, color=MUTED, va="center", zorder=6)
 
 
