@@ -163,7 +163,7 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
 
     torch.set_num_threads(threads)
 
-    events = _Events(out, display)
+    events = _Events(out, display, logged=True)
 
     def on_start(done: int) -> None:
         events.show()
@@ -244,17 +244,19 @@ class _Progress:
 
 
 class _Events:
-    """Shows what is added to a run's history."""
+    """Shows what is added to a run's history, but for warnings where this process has ``logged`` them already."""
 
-    def __init__(self, out: Path, display: Display) -> None:
+    def __init__(self, out: Path, display: Display, *, logged: bool = False) -> None:
         from framegrove.training.curve import Follower
-        from framegrove.training.resume import HISTORY
+        from framegrove.training.resume import HISTORY, WARNINGS
 
         self.follower, self.display = Follower(out, HISTORY), display
+        self.told = WARNINGS if logged else frozenset()
 
     def show(self) -> None:
         for line in self.follower.news()[1]:
-            self.display.say(line["says"])
+            if line["event"] not in self.told:
+                self.display.say(line["says"])
 
 
 def line_of(point: dict[str, Any]) -> str:
