@@ -39,6 +39,7 @@ from framegrove.config.suite import Setting
 from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
+from framegrove.words import counted
 from jobs import calibrating, measuring, suite
 from jobs.console import (
     Display,
@@ -298,7 +299,7 @@ def _finish(rows: list[Row], out: Path, display: Display) -> None:
     results.write_parquet(rows, out / "results.parquet")
     prompts = len({row.prompt_index for row in rows})
     metric = results.METRICS["fully right"]
-    title = f"Share of videos fully right, {prompts} held-out prompts"
+    title = f"Share of videos fully right, {counted(prompts, 'held-out prompt')}"
     draw_curves(results.curves(rows, metric), out / "curves.png", title=title, score="fully right (oracle)")
     found = results.findings(rows)
     write_json(out / "summary.json", found)

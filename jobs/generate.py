@@ -26,6 +26,7 @@ from framegrove.search import policies
 from framegrove.search.journal import JOURNAL
 from framegrove.search.policies import PolicyEntry
 from framegrove.types import DEFAULT_POLICY
+from framegrove.words import counted
 from jobs.console import (
     Display,
     DtypeOption,
@@ -94,7 +95,7 @@ def main(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Stop at a video that is right with this probability, by the verifiers; for policies that can.",
+            help="Stop at a video that is right with this probability, by the verifiers: linear, dfs and evo can.",
         ),
     ] = None,
     units: Annotated[
@@ -151,6 +152,7 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch
     search = load(SearchConfig, None, asked.set)
     entry = policies.find(asked.policy)
     policies.options_of(search, entry)
+    policies.check_until(entry, asked.until if asked.until is not None else search.until)
     panel = load_panel(asked.verifier)
     if entry.judged:
         panel.check_files()
@@ -288,7 +290,7 @@ def write(
 def report_line(record: SearchRecord) -> str:
     """What was done and what it cost, in a sentence; the price is the one on the pictures and in the report."""
     outcome = record.outcome
-    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s at a price of {record.price}"
+    line = f"{counted(len(outcome.nodes), 'branch')} in {outcome.seconds:.1f} s at a price of {record.price}"
     return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
 
 

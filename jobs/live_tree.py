@@ -23,6 +23,7 @@ from framegrove.search.result import Ending, Span
 from framegrove.search.snapshot import BranchNow, PoolNow, Snapshot, Standing
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Cost, GenerationRequest, Path, SampleWork, prefixes
+from framegrove.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -135,7 +136,7 @@ def _counts(branches: Collection[BranchNow]) -> Text:
     """How many branches there are of each kind."""
     counts = Counter(branch.standing for branch in branches)
     parts = [(f"  {counts[standing]} {standing}", STYLE[standing]) for standing in _INTEREST if counts[standing]]
-    return _line((f"{len(branches)} branches:", "bold"), *parts)
+    return _line((f"{counted(len(branches), 'branch')}:", "bold"), *parts)
 
 
 def _workers(snapshot: Snapshot) -> Iterator[Text]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.search import policies
+from framegrove.words import counted
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
@@ -85,6 +86,7 @@ def search_of(base: SearchConfig, setting: Setting) -> SearchConfig:
     search = base.model_copy(update={**changed, "options": {**base.options, entry.name: own}})
     try:
         policies.options_of(search, entry)
+        policies.check_until(entry, setting.until)
     except UserError as error:
         raise UserError(f"setting {setting}: {error}") from None
     return search
@@ -140,7 +142,7 @@ async def _make(
     try:
         display.begin("starting generators and verifier")
         await lab.runner.start()
-        display.begin(f"making {len(items)} videos")
+        display.begin(f"making {counted(len(items), 'video')}")
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for _ in range(lab.searches):

@@ -29,6 +29,7 @@ from framegrove.config.curate import (
     TextConfig,
 )
 from framegrove.errors import UserError
+from framegrove.words import counted
 from jobs.console import Display, LogLevelOption, PickleOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
 
@@ -200,10 +201,10 @@ def _digits(
 
     torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
     model = read_vae(vae, allow_pickle=allow_pickle)
-    display.begin(f"encoding {clips} clips")
+    display.begin(f"encoding {counted(clips, 'clip')}")
     drawn = digits_clips(model, clips, seed=seed, units=units, pairs=pairs, heldout=heldout)
     paths = write_clips(drawn, vae_digest(model), out, lambda done: display.show(done / clips, f"{done} of {clips}"))
-    display.say(f"{clips} clips in {len(paths)} shards: {out}")
+    display.say(f"{counted(clips, 'clip')} in {counted(len(paths), 'shard')}: {out}")
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
 from framegrove.types import DEFAULT_POLICY
+from framegrove.words import counted
 from jobs.console import (
     Display,
     DtypeOption,
@@ -167,7 +168,7 @@ def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio
     import ray
     from ray import tune
 
-    display.begin(f"{len(space)} trials over {what}")
+    display.begin(f"{counted(len(space), 'trial')} over {what}")
     function = {"budget": try_budget, "stages": try_stages}[what]
     # A trial only waits for actors and workers that have CPUs of their own.
     trial = tune.with_resources(tune.with_parameters(function, given=given, studio=studio), {"CPU": 0.01})
@@ -321,7 +322,8 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
         for each in found
     }
     best = {point.label for point in pareto(list(points.values()))}
-    table = Table(title=f"Sweep over {what}, {prompts} held-out prompts, oracle scores with 95% bootstrap intervals")
+    asked = counted(prompts, "held-out prompt")
+    table = Table(title=f"Sweep over {what}, {asked}, oracle scores with 95% bootstrap intervals")
     columns = ["score", "fully right", "price", "FLOPs a video", "seconds", "Pareto"]
     if what is What.STAGES:
         columns += ["training s", "loss"]
@@ -334,7 +336,7 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
         if what is What.STAGES:
             cells += [f"{each.training_seconds:.0f}", f"{each.loss:.4f}" if each.loss is not None else ""]
         table.add_row(each.label, *cells)
-    title = f"What {what} costs and is worth, {prompts} held-out prompts"
+    title = f"What {what} costs and is worth, {asked}"
     draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score", cost=axis)
     write_json(out / "sweep.json", [asdict(each) for each in found])
     display.console.print(table)

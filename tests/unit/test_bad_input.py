@@ -30,6 +30,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PROMPT, "--units", "1000"], "this model makes 1 to 32"),
         ([*PROMPT, "--units", "0"], "this model makes 1 to 32"),
         ([*PROMPT, "--policy", "none", "--budget", "8x"], "a budget of 8x buys nothing"),
+        (
+            [*PROMPT, "--policy", "single", "--until", "0.9"],
+            "single does not stop at a video that is right with",
+        ),
+        ([*PROMPT, "--policy", "beam", "--set", "until=0.9"], "leave until out, or choose one of linear, dfs, evo"),
         ([*PROMPT, "--set", "budget=9x"], "--set budget has no effect here: give --budget"),
         ([*PROMPT, "--log-level", "loud"], "log level 'loud' is unknown"),
         ([*PROMPT, "--budget", "lots"], "a budget is a number of unsearched samples"),

@@ -37,9 +37,9 @@ def rows(out: Path) -> Sequence[dict[str, object]]:
 def test_the_second_time_nothing_is_sampled(model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = run(model, cache, tmp_path / "first")
-    assert "0 units were sampled" not in first.output
+    assert "sampled 0 units" not in first.output
     second = run(model, cache, tmp_path / "second")
-    assert "0 units were sampled and 0 verdicts given" in second.output
+    assert "sampled 0 units and gave 0 verdicts" in second.output
     assert rows(tmp_path / "second") == rows(tmp_path / "first")
     assert [row["policy"] for row in rows(tmp_path / "first")] == ["single", "linear", "tof"]
     for row in rows(tmp_path / "first"):
@@ -115,7 +115,7 @@ def test_a_suite_goes_on_and_tells_settings_of_one_policy_apart(model: Path, tmp
     (tmp_path / "out" / "oracle-2.jsonl").write_text("\n".join(lines[:4]) + "\n")  # as if it had been killed
     again = run_suite(model, tmp_path, "--judge", "oracle", "--prompts", "1")
     assert "making 2 videos" in again.output
-    assert "0 units were sampled and 0 verdicts given" in again.output
+    assert "sampled 0 units and gave 0 verdicts" in again.output
     more = run_suite(model, tmp_path, "--judge", "oracle", "--searches", "3")
     assert "making 5 videos" in more.output
     assert len((tmp_path / "out" / "oracle-2.jsonl").read_text().splitlines()) == 1 + 10

@@ -24,6 +24,7 @@ from framegrove.files import replacing
 from framegrove.lineage import branch_name
 from framegrove.search.result import Ending, Fate, Node, Span
 from framegrove.types import Assessment, Path, SampleWork, prefixes
+from framegrove.words import counted
 
 CARDS = 400  # branches on a page at most: browsers get slow with more
 BARS = 4000  # attempts on the timeline at most
@@ -73,7 +74,7 @@ def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> 
     return {
         "prompt": request.prompt,
         "said": f"{request.policy}, budget {request.budget:g}x, seed {request.seed}, {request.width}x{request.height}, "
-        f"{request.units} units; {len(outcome.nodes)} branches in {outcome.seconds:.1f} s",
+        f"{counted(request.units, 'unit')}; {counted(len(outcome.nodes), 'branch')} in {outcome.seconds:.1f} s",
         "warnings": warnings_of(record),
         "notes": _notes(record, laid, clips, size.frames, len(bars)),
         "fps": record.fps,

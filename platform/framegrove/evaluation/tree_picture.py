@@ -23,6 +23,7 @@ from framegrove.files import replacing
 from framegrove.lineage import branch_name
 from framegrove.search.result import Fate
 from framegrove.types import Path, SampleWork
+from framegrove.words import counted
 
 INK, MUTED, PAPER, RULE = "#22262e", "#7c8492", "#f6f7f9", "#dfe3e8"
 FATE_COLOUR = {Fate.WON: "#1e9e5a", Fate.KEPT: "#2f6fde", Fate.DROPPED: "#c6394c", UNUSED: "#a0a6b1"}
@@ -130,7 +131,7 @@ def _draw_title(axes: Axes, record: SearchRecord, inches: float, large: int, sma
     prompt = textwrap.shorten(request.prompt, characters, placeholder=" …")
     axes.text(0, 1, prompt, fontsize=large, fontweight="bold", color=INK, va="top", transform=axes.transAxes)
     said = (
-        f"{request.policy}, budget {request.budget:g}x, seed {request.seed}: {len(fates)} branches, "
+        f"{request.policy}, budget {request.budget:g}x, seed {request.seed}: {counted(len(fates), 'branch')}, "
         f"{fates.count(Fate.DROPPED)} cut, {record.outcome.seconds:.1f} s"
     )
     below = 1 - (large * 1.7 / 72) / inches
