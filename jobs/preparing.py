@@ -18,7 +18,7 @@ from framegrove.curation.entries import Entry, read_entries
 from framegrove.curation.footage import Footage
 from framegrove.errors import UserError
 from framegrove.words import counted
-from jobs.console import Display, make_folder
+from jobs.console import Display, duration, make_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,8 +150,6 @@ def _check_sizes(config: CurateConfig, factor: int) -> None:
 
 def _show(display: Display, progress: Report, done: int, total: int, seconds: float) -> None:
     note = f"{done} of {total}, {progress.new / max(seconds, 1e-3):.2f} clips/s, {progress.seconds / 3600:.2f} h read"
-    if 0 < done < total:
-        note += f", {_span(seconds / done * (total - done))} to go"
     display.show(done / total, note)
 
 
@@ -170,7 +168,7 @@ def _say(display: Display, report: Report, total: int, seconds: float) -> None:
             "longer listed: for one without them prepare another"
         )
     display.say(
-        f"done before: {counted(report.before, 'file')}; {counted(report.new, 'clip')} encoded in {_span(seconds)}, "
+        f"done before: {counted(report.before, 'file')}; {counted(report.new, 'clip')} encoded in {duration(seconds)}, "
         f"{report.new / max(seconds, 1e-3):.2f} clips/s, {report.busy / max(seconds, 1e-3):.0%} of an encoder's time"
     )
 
@@ -190,10 +188,3 @@ def _table(report: Report) -> Table:
     for (height, width), count in report.counts("size"):
         table.add_row("bucket", f"{width}x{height}", str(count))
     return table
-
-
-def _span(seconds: float) -> str:
-    """A length of time in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

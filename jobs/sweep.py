@@ -12,6 +12,7 @@ how right each model's samples are after how much training, and samples.png, the
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -30,6 +31,7 @@ from jobs.console import (
     DtypeOption,
     LogLevelOption,
     ModelOption,
+    OverwriteOption,
     PickleOption,
     VariantOption,
     VerifierOption,
@@ -38,6 +40,7 @@ from jobs.console import (
     model_source,
     one_line_errors,
     policy_help,
+    refuse_finished,
 )
 from jobs.stages import comparable, draw, marks, name_of
 
@@ -94,6 +97,7 @@ def main(
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Run one trial after the other, and compare."""
@@ -106,7 +110,9 @@ def main(
         else:
             overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
             space, trial = _heights(stages, config, overrides, prompts, out)
+        refuse_finished(out / "sweep.json", overwrite)
         make_folder(out)
+        _clear(what, space, out, display, overwrite=overwrite)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 
@@ -116,6 +122,16 @@ def main(
         if what is What.STAGES:
             drawn = draw({stages: marks(_folder(out, stages)) for stages in space}, out)
             display.say("\n".join(map(str, drawn)))
+
+
+def _clear(what: What, space: list[Any], out: Path, display: Display, *, overwrite: bool) -> None:
+    """Remove what an earlier sweep has left if that is to be replaced; otherwise its training runs go on."""
+    runs = [_folder(out, stages) for stages in space if _folder(out, stages).is_dir()] if what is What.STAGES else []
+    if overwrite:
+        for each in (*runs, out / "tune"):
+            shutil.rmtree(each, ignore_errors=True)
+    elif runs:
+        display.say(f"going on with {', '.join(map(str, runs))}")
 
 
 def _budgets(text: str, policy: str, source: ModelSource, prompts: int) -> tuple[list[Any], dict[str, Any]]:

@@ -24,7 +24,7 @@ from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.config.watch import SamplesConfig, TrackingConfig
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, duration, make_folder, one_line_errors
 from jobs.keys import keys_help
 
 if TYPE_CHECKING:
@@ -279,16 +279,8 @@ def _speed(point: dict[str, Any]) -> list[str]:
         f"{flops:.3g} TFLOP/s" if mfu is None else f"MFU {mfu:.0%}",
         f"waiting {speed['data_wait']:.0%}",
         f"{speed['peak_memory'] / 2**30:.1f} GiB",
-        *([] if left is None else [f"{_duration(left)} left"]),
+        *([] if left is None else [f"{duration(left)} left"]),
     ]
-
-
-def _duration(seconds: float) -> str:
-    """As "45 s", "12 min" or "3 h 05 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 if __name__ == "__main__":

@@ -279,10 +279,20 @@ def test_digits_become_clips(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
     assert "5 clips in 1 shard:" in result.output
+    again = CliRunner().invoke(app, given)
+    assert "already exists: give another --out, or --overwrite to replace it" in again.stderr
+    other = CliRunner().invoke(app, [*given, "--overwrite", "--seed", "1"])
+    assert other.exit_code == 0, other.output
     clips = clips_below(tmp_path / "clips")
     assert [(clip.units, clip.fps, clip.kind) for clip in clips] == [(2, 8.0, "video")] * 5
     assert len({clip.id for clip in clips}) == 5
     assert sum(" and a " in clip.caption for clip in clips) == 2
+
+
+def test_footage_is_never_overwritten(tmp_path: Path) -> None:
+    result = prepared(["a.mp4,a"], tmp_path / "clips", "--overwrite")
+    assert result.exit_code == 1
+    assert "--overwrite is for digits" in result.stderr
 
 
 def test_help_explains_units_and_sizes() -> None:
