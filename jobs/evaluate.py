@@ -350,7 +350,7 @@ def _finish(rows: list[Row], out: Path, display: Display) -> None:
     if found["all"]["fully right"]["differences"]:
         display.console.print(_differences_table(rows))
     else:
-        display.say("no differences to show: they are those to a sample without a search (1x), and of tof to linear")
+        display.say("no differences to show: they take 1x and a search, or tof and linear of the same budget")
     display.say("\n".join(str(out / name) for name in WRITTEN))
 
 
