@@ -187,7 +187,7 @@ class Display:
         )  # fmt: skip
         self._task: Any = None
         self._what = ""
-        self._state = ""  # how far the task is, in words
+        self._state = self._to_go = ""  # how far the task is, and the time left, in words
         self._began = self._said = time.monotonic()
         self._first: tuple[float, float] | None = None  # when the task was shown first, and how much of it was done
         self._patience = self._silence = _LINE_EVERY  # at first, and until the task is mentioned next
@@ -210,17 +210,17 @@ class Display:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(what, total=1.0, note="", left="")
-        self._what, self._state, self._first = what, "", None
+        self._what, self._state, self._to_go, self._first = what, "", "", None
         self._began, self._patience = time.monotonic(), patience
         self._line(f"{what} ...")
 
     def show(self, done: float, note: str = "") -> None:
         """Show that the task is ``done`` in [0, 1]."""
-        left = self._left(done)
-        self._bar.update(self._task, completed=done, note=note, left=left)
+        self._to_go = self._left(done)
+        self._bar.update(self._task, completed=done, note=note, left=self._to_go)
         self._state = f"{done:.0%} {note}".rstrip()
         if time.monotonic() - self._said >= _LINE_EVERY:
-            self._line(f"{self._what}: {self._state} ({', '.join(filter(None, (self._seconds(), left)))})")
+            self._line(f"{self._what}: {self._state} ({', '.join(filter(None, (self._seconds(), self._to_go)))})")
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -259,7 +259,7 @@ class Display:
         """Until the display ends, say what is waited for whenever nothing has been said for a while."""
         while not self._ended.wait(_TICK):
             if self._what and time.monotonic() - self._said >= self._silence:
-                state = f", {self._state}" if self._state else ""
-                self.console.print(f"still {self._what} after {self._seconds()}{state}", markup=False)
+                said = (f"still {self._what} after {self._seconds()}", self._state, self._to_go)
+                self.console.print(", ".join(filter(None, said)), markup=False)
                 self._said = time.monotonic()
                 self._silence = max(self._patience, min(2 * self._silence, _LONGEST_SILENCE))
