@@ -33,7 +33,7 @@ from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
 from framegrove.search.fusion import Panel
-from framegrove.search.journal import Journal
+from framegrove.search.journal import JOURNAL, Journal
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusable, WorkFailed
 from framegrove.search.result import SearchResult
@@ -227,7 +227,7 @@ class SearchRunner:
             journal = None
             if folder is not None:
                 store, identity = UnitStore(folder), await self._whose(request, config)
-                journal = stack.enter_context(Journal(folder / "journal.jsonl", identity, store))
+                journal = stack.enter_context(Journal(folder / JOURNAL, identity, store))
             judges = dict(self._verifiers) if policies.find(config.policy).judged else {}
             left_out: dict[str, str] = {}
             sampled, loop = None, asyncio.get_running_loop()

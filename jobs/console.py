@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
 _LONGEST_SILENCE = 60.0  # seconds: a step that says nothing is mentioned after 10, 20, 40 and then every 60
+_SOON, _ENOUGH = 5.0, 0.02  # seconds, and share of a task, after which the time that is left can be guessed
 _TICK = 0.5  # seconds between two looks at how long the task has been silent
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,10 @@ VerifierOption = Annotated[
 PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start anew, and replace what an earlier run has left in --out."),
 ]
 LogLevelOption = Annotated[
     str | None,
@@ -131,11 +136,41 @@ def make_folder(path: Path) -> None:
         raise UserError(f"no folder can be made at {path} ({error.strerror}): choose another --out") from None
 
 
+def refuse_finished(file: Path, overwrite: bool) -> None:
+    """Raise UserError where an earlier run has left its last ``file``, unless that is to be replaced."""
+    if file.is_file() and not overwrite:
+        raise UserError(
+            f"a finished run is in {file.parent} ({file.name}): give another --out, or --overwrite to replace it"
+        )
+
+
+def refuse_taken(folder: Path, mark: str, overwrite: bool) -> None:
+    """Raise UserError where a folder that is written as a whole is there, unless it is to be replaced.
+
+    Only a folder is replaced that holds a file like ``mark``, as those that the command writes do.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{folder} already exists: give another --out, or --overwrite to replace it")
+    if next(folder.glob(mark), None) is None:
+        raise UserError(f"{folder} has no {mark} and so is not from this command: remove it, or give another --out")
+
+
+def duration(seconds: float) -> str:
+    """As "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
 class Display:
     """One task's progress at a time: a bar on a terminal, lines anywhere else.
 
-    ``show`` may be called as often as there is news. A task without news is mentioned now and then by itself, with
-    how long it has been going on: a bar shows that anyway.
+    ``show`` may be called as often as there is news; once some of a task has been seen to get done, the time that is
+    left is shown beside it. A task without news is mentioned now and then by itself, with how long it has been going
+    on: a bar shows that anyway.
     """
 
     def __init__(self) -> None:
@@ -147,12 +182,14 @@ class Display:
         self.console = Console(soft_wrap=True, highlight=False, width=160 if plain else None)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
         self._task: Any = None
         self._what = ""
-        self._state = ""  # how far the task is, in words
+        self._state = self._to_go = ""  # how far the task is, and the time left, in words
         self._began = self._said = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when the task was shown first, and how much of it was done
         self._patience = self._silence = _LINE_EVERY  # at first, and until the task is mentioned next
         self._ended = threading.Event()
 
@@ -172,17 +209,18 @@ class Display:
         """Start a new task, which takes the place of the one before; it may be silent for ``patience`` seconds."""
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(what, total=1.0, note="")
-        self._what, self._state = what, ""
+        self._task = self._bar.add_task(what, total=1.0, note="", left="")
+        self._what, self._state, self._to_go, self._first = what, "", "", None
         self._began, self._patience = time.monotonic(), patience
         self._line(f"{what} ...")
 
     def show(self, done: float, note: str = "") -> None:
         """Show that the task is ``done`` in [0, 1]."""
-        self._bar.update(self._task, completed=done, note=note)
+        self._to_go = self._left(done)
+        self._bar.update(self._task, completed=done, note=note, left=self._to_go)
         self._state = f"{done:.0%} {note}".rstrip()
         if time.monotonic() - self._said >= _LINE_EVERY:
-            self._line(f"{self._what}: {self._state} ({self._seconds()})")
+            self._line(f"{self._what}: {self._state} ({', '.join(filter(None, (self._seconds(), self._to_go)))})")
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -197,6 +235,14 @@ class Display:
             yield
         finally:
             self._bar.start()
+
+    def _left(self, done: float) -> str:
+        """The time left at the speed so far: what was done when the task began says nothing about that."""
+        now = time.monotonic()
+        since, before = self._first = self._first or (now, done)
+        if now - since < _SOON or done - before < _ENOUGH or done >= 1.0:
+            return ""
+        return f"about {duration((now - since) / (done - before) * (1.0 - done))} left"
 
     def _line(self, text: str) -> None:
         self._heard()
@@ -213,7 +259,7 @@ class Display:
         """Until the display ends, say what is waited for whenever nothing has been said for a while."""
         while not self._ended.wait(_TICK):
             if self._what and time.monotonic() - self._said >= self._silence:
-                state = f", {self._state}" if self._state else ""
-                self.console.print(f"still {self._what} after {self._seconds()}{state}", markup=False)
+                said = (f"still {self._what} after {self._seconds()}", self._state, self._to_go)
+                self.console.print(", ".join(filter(None, said)), markup=False)
                 self._said = time.monotonic()
                 self._silence = max(self._patience, min(2 * self._silence, _LONGEST_SILENCE))

@@ -14,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, application, one_line_errors
+from jobs.console import Display, LogLevelOption, OverwriteOption, application, one_line_errors, refuse_taken
 
 app = application()
 
@@ -33,7 +32,7 @@ def main(
     model: Annotated[
         str, typer.Option(help="Folder of a model, an adapter or a run, a hub id, or SD3 Medium's folder or file.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write, which must not exist.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
     variant: Annotated[str | None, typer.Option(help="Of a public model: 384p, 768p or image.")] = None,
     vae: Annotated[str | None, typer.Option(help="Folder of a video VAE, where the model is SD3 Medium.")] = None,
     encoders: Annotated[
@@ -41,12 +40,12 @@ def main(
     ] = None,
     save_as: Annotated[Precision, typer.Option(help="Precision of the transformer's weights.")] = Precision.FP32,
     allow_pickle: Annotated[bool, typer.Option(help="Read pickled weights where there are no safetensors.")] = False,
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Write a model as a whole model folder: its adapter merged into it, or converted from SD3 Medium."""
     with one_line_errors(log_level), Display() as display:
-        if out.exists():
-            raise UserError(f"{out} already exists: give another --out, or remove it")
+        refuse_taken(out, "framegrove.json", overwrite)
         display.begin("reading the model")
         import torch
 

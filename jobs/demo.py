@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from framegrove.cluster.session import Cluster
+    from framegrove.digits.oracle import ObjectReading
     from framegrove.evaluation.report import SearchRecord
 
 app = application()
@@ -73,6 +74,10 @@ def main(
         PanelConfig().check_files()
         multiple = parse_budget(budget)
         make_folder(out)
+        display.say(
+            "This trains a model a little, searches for a video with it, and makes one without a search to compare: "
+            f"about three minutes on two CPU cores. Everything goes to {out}, in place of an earlier demo's."
+        )
         display.begin("reading the model")
         from actors.model_files import ModelFiles
         from framegrove.config.model import ModelSource
@@ -216,9 +221,15 @@ def _scores(prompt: str, records: tuple[SearchRecord, ...], panels: list[dict[st
         scores[name] = {"verifier": panel}
         if oracle is not None and objects is not None:
             verdict = oracle.judge(record.frames, objects)
-            seen = [f"{o.colour} {o.digit if o.digit is not None else '?'}, {o.motion}" for o in verdict.readings]
+            seen = [_words(reading) for reading in verdict.readings]
             scores[name]["oracle"] = {"score": verdict.score, "fully_right": verdict.fully_right, "sees": seen}
     return scores
+
+
+def _words(reading: ObjectReading) -> str:
+    """What the oracle reads of an object; a question mark is what it cannot tell."""
+    digit, motion = ("?" if read is None else read for read in (reading.digit, reading.motion))
+    return f"{reading.colour} {digit}, {motion}"
 
 
 def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any], out: Path, display: Display) -> None:
@@ -233,7 +244,7 @@ def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any],
     with replacing(out / "single.mp4") as partial:
         partial.write_bytes(encode_mp4(single.frames, single.fps))
     table = Table(title=searched.request.prompt)
-    for column in ("", "verifier", "oracle", "what the oracle sees"):
+    for column in ("", "verifier", "oracle", "what the oracle sees (?: it cannot tell)"):
         table.add_column(column)
     for name, score in scores.items():
         oracle = score.get("oracle", {"score": float("nan"), "sees": []})

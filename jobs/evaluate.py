@@ -3,7 +3,8 @@
     python -m jobs.evaluate --policies linear,tof --budgets 1x,4x --prompts 64 --out runs/evaluation
 
 Leaves results.parquet (a row for every video), curves.png and summary.json in --out, and prints the table. The same
-prompts and seeds are used in every setting, so differences are paired. Run it again to go on where it was interrupted.
+prompts and seeds are used in every setting, so differences are paired. Run it again to go on where it was interrupted,
+or with more prompts, policies or budgets to add to what is there.
 
     python -m jobs.evaluate --policies linear,tof --budgets 1x,2x,4x --cache runs/branches --out runs/tuning
 
@@ -39,12 +40,14 @@ from framegrove.config.suite import Setting
 from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
+from framegrove.words import counted
 from jobs import calibrating, measuring, suite
 from jobs.console import (
     Display,
     DtypeOption,
     LogLevelOption,
     ModelOption,
+    OverwriteOption,
     PickleOption,
     VariantOption,
     VerifierOption,
@@ -53,6 +56,7 @@ from jobs.console import (
     model_source,
     one_line_errors,
     policy_help,
+    refuse_finished,
 )
 from jobs.laboratory import ORACLE, check_judge, on_ray, over_cache
 
@@ -67,6 +71,9 @@ if TYPE_CHECKING:
     from jobs.measuring import Item
 
 app = application()
+
+LEDGER, SUMMARY = "results.jsonl", "summary.json"
+WRITTEN = ("results.parquet", "curves.png", SUMMARY)  # from the rows of the ledger
 
 
 @app.command()
@@ -127,12 +134,14 @@ def main(
         str | None,
         typer.Option(help="A verifier, as of --verifier, that judges what a suite finds and takes no part in it."),
     ] = None,
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
     with one_line_errors(log_level), Display() as display:
         check_judge(judge, cached=cache is not None)
         given = _given(context)
+        _check_together(given, judge)
         source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)
         over = functools.partial(
             over_cache,
@@ -144,10 +153,6 @@ def main(
             searches=searches,
         )
         if suite_ is not None:
-            _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
-            if cache is None:
-                raise UserError("a suite is run over a cache of branches: add --cache DIR")
-            _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
             most = prompts if "prompts" in given else None
@@ -155,15 +160,16 @@ def main(
             own = functools.partial(over, cache, search=search, held_out=_apart(held_out, panel), whole_trees=False)
             _run_suite(chosen, own, source, out, judge, display)
             return
-        _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
-        if calibrate and (cache is None or judge == ORACLE):
-            raise UserError("a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge")
         if calibrate and "seed" not in given:
             seed = calibrating.SEED
         settings, search = _settings(policy, budgets), _search(set_ or ())
         for setting in settings:
             measuring.search_of(search, setting)
         items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
+        if calibrate:
+            refuse_finished(out / calibrating.FILE, overwrite)
+        else:
+            _make_way(out, items, overwrite=overwrite)
         real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
         with over(cache, search=search) if cache else real(search=search) as lab:
             if calibrate:
@@ -171,6 +177,40 @@ def main(
             else:
                 _compare(lab, items, {"prompts": [seed, digits]}, out, display)
             _tell_effort(lab, display)
+
+
+def _check_together(given: Collection[str], judge: str) -> None:
+    """Raise UserError for options that do not go together."""
+    given, cached = set(given), "cache" in given
+    if "suite_" in given:
+        _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
+        if not cached:
+            raise UserError("a suite is run over a cache of branches: add --cache DIR")
+        _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
+        _refuse(given & {"overwrite"}, "is not for a suite, which takes days and always goes on: give another --out")
+        return
+    _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
+    if "calibrate" in given and (not cached or judge == ORACLE):
+        raise UserError("a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge")
+
+
+def _make_way(out: Path, items: Sequence[Item], *, overwrite: bool) -> None:
+    """See to what an earlier evaluation has left in a folder: it is gone on with, added to, or removed.
+
+    Raises UserError where it is finished and these videos add nothing to it, or leave some of its own out.
+    """
+    from framegrove.evaluation.results import read_ledger
+
+    if overwrite:
+        for name in (LEDGER, *WRITTEN):
+            (out / name).unlink(missing_ok=True)
+    if (out / LEDGER).is_file() and (out / SUMMARY).is_file():
+        there = {(row.prompt_index, row.setting) for row in read_ledger(out / LEDGER)[1]}
+        if not there < {(item.index, item.setting) for item in items}:
+            raise UserError(
+                f"a finished evaluation is in {out}: add to it by more of --prompts, --policies or --budgets than it "
+                "has, give another --out, or --overwrite to replace it"
+            )
 
 
 def _run_suite(
@@ -268,7 +308,8 @@ def _calibrate(lab: Laboratory, items: Sequence[Item], panel: PanelConfig, out: 
 
 def _compare(lab: Laboratory, items: Sequence[Item], which: Mapping[str, Any], out: Path, display: Display) -> None:
     """Make what is missing of some videos, and show all of them."""
-    ledger = measuring.open_ledger(lab, out / "results.jsonl", which)
+    ledger = measuring.open_ledger(lab, out / LEDGER, which)
+    (out / SUMMARY).unlink(missing_ok=True)  # until it is finished again
     measuring.measure(lab, [(item, ledger) for item in items], display)
     wanted = {(item.index, item.setting) for item in items}
     _finish([row for row in ledger.rows if (row.prompt_index, row.setting) in wanted], out, display)
@@ -284,9 +325,10 @@ def _settings(names: str, budgets: str) -> list[Setting]:
         raise UserError("nothing to evaluate: give at least one policy and one budget")
     settings = [Setting(policy="single")] if 1.0 in multiples else []
     searches = [name for name, entry in entries.items() if entry.judged]
-    return settings + [
-        Setting(policy=name, budget=multiple) for multiple in multiples if multiple > 1 for name in searches
-    ]
+    settings += [Setting(policy=name, budget=multiple) for multiple in multiples if multiple > 1 for name in searches]
+    if not settings:
+        raise UserError(f"nothing to evaluate: {names} searches on no budget, add 1x to --budgets, or a policy")
+    return settings
 
 
 def _finish(rows: list[Row], out: Path, display: Display) -> None:
@@ -298,13 +340,18 @@ def _finish(rows: list[Row], out: Path, display: Display) -> None:
     results.write_parquet(rows, out / "results.parquet")
     prompts = len({row.prompt_index for row in rows})
     metric = results.METRICS["fully right"]
-    title = f"Share of videos fully right, {prompts} held-out prompts"
+    title = f"Share of videos fully right, {counted(prompts, 'held-out prompt')}"
     draw_curves(results.curves(rows, metric), out / "curves.png", title=title, score="fully right (oracle)")
     found = results.findings(rows)
-    write_json(out / "summary.json", found)
-    for table in (_settings_table(rows), _differences_table(rows)):
-        display.console.print(table)
-    display.say("\n".join(str(out / name) for name in ("results.parquet", "curves.png", "summary.json")))
+    write_json(out / SUMMARY, found)
+    display.console.print(_settings_table(rows))
+    if any(row.setting.policy == "single" for row in rows):
+        display.say("single is the sample without a search: what 1x buys, whatever the policy")
+    if found["all"]["fully right"]["differences"]:
+        display.console.print(_differences_table(rows))
+    else:
+        display.say("no differences to show: they take 1x and a search, or tof and linear of the same budget")
+    display.say("\n".join(str(out / name) for name in WRITTEN))
 
 
 def _settings_table(rows: list[Row]) -> Table:

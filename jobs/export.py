@@ -14,7 +14,15 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
+from jobs.console import (
+    Display,
+    LogLevelOption,
+    OverwriteOption,
+    application,
+    make_folder,
+    one_line_errors,
+    refuse_taken,
+)
 
 app = application()
 
@@ -29,17 +37,19 @@ class Weights(StrEnum):
 @app.command()
 def main(
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
-    out: Annotated[Path, typer.Option(help="Model folder to write; one that is there is replaced.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
     weights: Annotated[
         Weights, typer.Option(help="averaged: the running average; raw: the weights as they were trained.")
     ] = Weights.AVERAGED,
     checkpoint: Annotated[
         str, typer.Option(help="newest, best (lowest held-out or else training loss), or a number of steps.")
     ] = "newest",
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Write a model folder from a checkpoint of a run."""
     with one_line_errors(log_level), Display() as display:
+        refuse_taken(out, "framegrove.json", overwrite)
         make_folder(out.parent)
         display.begin("reading the checkpoint")
         from framegrove.training.export import export

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,13 +24,16 @@ from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import write_json
 from framegrove.search import policies
+from framegrove.search.journal import JOURNAL
 from framegrove.search.policies import PolicyEntry
 from framegrove.types import DEFAULT_POLICY
+from framegrove.words import counted
 from jobs.console import (
     Display,
     DtypeOption,
     LogLevelOption,
     ModelOption,
+    OverwriteOption,
     PickleOption,
     VariantOption,
     VerifierOption,
@@ -38,6 +42,7 @@ from jobs.console import (
     model_source,
     one_line_errors,
     policy_help,
+    refuse_finished,
 )
 
 if TYPE_CHECKING:
@@ -47,10 +52,10 @@ if TYPE_CHECKING:
     from framegrove.types import GenerationRequest
 
 app = application()
-WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json")
+REPORT = "report.json"  # the last file of a finished search
+WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", REPORT)
 UNFINISHED = ".search"  # in --out: what a search that is not finished leaves
 ASKED = "asked.json"
-JOURNAL = "journal.jsonl"  # as actors.searches names it
 log = logging.getLogger(__name__)
 
 
@@ -94,7 +99,7 @@ def main(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Stop at a video that is right with this probability, by the verifiers; for policies that can.",
+            help="Stop at a video that is right with this probability, by the verifiers: linear, dfs and evo can.",
         ),
     ] = None,
     units: Annotated[
@@ -114,11 +119,14 @@ def main(
     watch: Annotated[
         bool, typer.Option("--watch", help="Draw the search tree in the terminal while it grows.")
     ] = False,
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
     with one_line_errors(log_level), Display() as display:
         _refuse_twice_told(set_ or ())
+        if resume and overwrite:
+            raise UserError("--resume goes on with a search, and --overwrite starts anew: leave one of them out")
         if resume:
             asked = _interrupted(out, prompt)
         else:
@@ -138,12 +146,13 @@ def main(
                 verifier=absolute(verifier),
                 set=tuple(set_ or ()),
             )
-        _answer(asked, out, display, generators=generators, watch=watch)
+        _answer(asked, out, display, generators=generators, watch=watch, overwrite=overwrite)
 
 
-def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool) -> None:
+def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool, overwrite: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
-    _refuse_another(asked, out)
+    if not overwrite:
+        _refuse_another(asked, out)
     from framegrove.config.base import load
     from framegrove.config.request import check_prompt
     from framegrove.config.search import SearchConfig
@@ -151,6 +160,7 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch
     search = load(SearchConfig, None, asked.set)
     entry = policies.find(asked.policy)
     policies.options_of(search, entry)
+    policies.check_until(entry, asked.until if asked.until is not None else search.until)
     panel = load_panel(asked.verifier)
     if entry.judged:
         panel.check_files()
@@ -178,17 +188,21 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch
     advice = files.recipe.outside(text)
     if advice is not None:
         log.warning(advice)
-    _begin(asked, out)
+    _begin(asked, out, display, overwrite=overwrite)
     runner = search_runner(source, panel, search, generators=generators)
     record = generate(runner, request, out, display, watch=watch)
     display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
     warn(record)
 
 
-def _begin(asked: Asked, out: Path) -> None:
+def _begin(asked: Asked, out: Path, display: Display, *, overwrite: bool) -> None:
     """Keep what was asked for, for --resume; that of a search which goes on stays as it was first asked for."""
+    if overwrite:
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     make_folder(out / UNFINISHED)
-    if not _is_begun(out):
+    if _is_begun(out):
+        display.say(f"going on with the search that was interrupted in {out}")
+    else:
         write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
 
 
@@ -198,8 +212,12 @@ def _is_begun(out: Path) -> bool:
 
 
 def _refuse_another(asked: Asked, out: Path) -> None:
-    """Raise UserError where the folder has an interrupted search for something else; its settings it checks itself."""
+    """Raise UserError where the folder has a finished search, or an interrupted one for something else.
+
+    The settings of a search check themselves.
+    """
     if not _is_begun(out):
+        refuse_finished(out / REPORT, overwrite=False)
         return
     ours = asked.model_dump(mode="json")
     theirs = json.loads((out / UNFINISHED / ASKED).read_text(encoding="utf-8"))
@@ -207,7 +225,7 @@ def _refuse_another(asked: Asked, out: Path) -> None:
     if differs is not None:
         raise UserError(
             f"an interrupted search is in {out}, for which {differs} was {theirs.get(differs)!r} and not "
-            f"{ours[differs]!r}: go on with it by --resume, or choose another --out"
+            f"{ours[differs]!r}: go on with it by --resume, choose another --out, or replace it by --overwrite"
         )
 
 
@@ -268,8 +286,6 @@ def write(
 
     ``single`` is the sample without a search, where it was made too.
     """
-    import shutil
-
     from framegrove.evaluation import tree_page, tree_picture
     from framegrove.evaluation.report import report_json
     from framegrove.files import replacing
@@ -281,14 +297,14 @@ def write(
     tree_picture.draw(record, out / "tree.png", beside)
     tree_picture.draw_slide(record, out / "slide.png", beside)
     tree_page.write(record, out / "tree.html")
-    write_json(out / "report.json", {**report_json(record), **(more or {})})
+    write_json(out / REPORT, {**report_json(record), **(more or {})})
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
 
 
 def report_line(record: SearchRecord) -> str:
     """What was done and what it cost, in a sentence; the price is the one on the pictures and in the report."""
     outcome = record.outcome
-    line = f"{len(outcome.nodes)} branches in {outcome.seconds:.1f} s at a price of {record.price}"
+    line = f"{counted(len(outcome.nodes), 'branch')} in {outcome.seconds:.1f} s at a price of {record.price}"
     return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
 
 

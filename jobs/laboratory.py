@@ -12,6 +12,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 from framegrove.errors import UserError
+from framegrove.words import counted
 
 if TYPE_CHECKING:
     from actors.local_generators import LocalUnit, Speeds
@@ -180,7 +181,10 @@ def check_judge(judge: str, cached: bool) -> None:
 
 def _effort(cache: BranchCache, folder: File) -> str:
     units, verdicts = cache.added["units"], cache.added["verdicts"]
-    return f"{units} units were sampled and {verdicts} verdicts given; whatever else was needed, {folder} had"
+    return (
+        f"sampled {counted(units, 'unit')} and gave {counted(verdicts, 'verdict')}; whatever else was needed, "
+        f"{folder} had"
+    )
 
 
 def _oracle_alone(cache: BranchCache, speeds: Speeds) -> LocalVerifierPool:

@@ -23,6 +23,7 @@ from framegrove.search.result import Ending, Span
 from framegrove.search.snapshot import BranchNow, PoolNow, Snapshot, Standing
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Cost, GenerationRequest, Path, SampleWork, prefixes
+from framegrove.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,34 +97,30 @@ def draw(snapshot: Snapshot, outlook: Outlook, request: GenerationRequest, lines
     """A snapshot as something to print, about ``lines`` high: costs, workers, and the tree as far as it fits."""
     from rich.console import Group
 
-    above = [_title(snapshot, request), _cost(outlook), _counts(snapshot.branches), *_workers(snapshot)]
+    above = [*_title(snapshot, request), *_cost(outlook), _counts(snapshot.branches), *_workers(snapshot)]
     return Group(*above, _tree(snapshot, max(lines - len(above), _LEAST_LINES)))
 
 
 # ---- costs and workers
 
 
-def _title(snapshot: Snapshot, request: GenerationRequest) -> Text:
+def _title(snapshot: Snapshot, request: GenerationRequest) -> Iterator[Text]:
     done = snapshot.certain - len(snapshot.undone)
-    return _line(
+    yield _line((request.prompt, ""))
+    yield _line(
         (f"{_duration(snapshot.seconds)}, {done} works done of at most {snapshot.at_most}", "bold"),
-        (f"  {request.policy}, budget {request.budget:g}x, seed {request.seed}  ", "dim"),
-        (request.prompt, ""),
+        (f"  {request.policy}, budget {request.budget:g}x, seed {request.seed}", "dim"),
     )
 
 
-def _cost(outlook: Outlook) -> Text:
-    """What matters most comes first: narrow terminals show no more."""
+def _cost(outlook: Outlook) -> Iterator[Text]:
     spent = outlook.spent
-    parts = (
-        f"  (sampling {spent.sampling:.2f}, decoding {spent.decoding:.2f}, judging {spent.judging:.2f}, "
-        f"speculative or wasted {spent.wasted:.2f})"
-    )
-    return _line(
+    yield _line(
         (f"cost {spent.total:.2f}x", "bold"),
         (f", to go {outlook.known:.2f}x certain, about {outlook.at_most:.2f}x at most", ""),
-        (parts, "dim"),
     )
+    parts = f"sampling {spent.sampling:.2f}, decoding {spent.decoding:.2f}, judging {spent.judging:.2f}"
+    yield _line((f"  {parts}, speculative or wasted {spent.wasted:.2f}", "dim"))
 
 
 def _duration(seconds: float) -> str:
@@ -135,7 +132,7 @@ def _counts(branches: Collection[BranchNow]) -> Text:
     """How many branches there are of each kind."""
     counts = Counter(branch.standing for branch in branches)
     parts = [(f"  {counts[standing]} {standing}", STYLE[standing]) for standing in _INTEREST if counts[standing]]
-    return _line((f"{len(branches)} branches:", "bold"), *parts)
+    return _line((f"{counted(len(branches), 'branch')}:", "bold"), *parts)
 
 
 def _workers(snapshot: Snapshot) -> Iterator[Text]:
@@ -149,20 +146,19 @@ def _workers(snapshot: Snapshot) -> Iterator[Text]:
     for name, pool in snapshot.pools.items():
         busy = {each: _busy(spans[each], running[each], snapshot.seconds) for each in pool.workers}
         yield _pool(name, pool, sum(map(bool, (running[each] for each in pool.workers))), busy)
+        idle = "idle: what is to come waits for other works" if pool.waiting else "idle"
         for worker in pool.workers if len(pool.workers) <= _NAMED else ():
             doing = [_doing(attempt, snapshot.seconds) for attempt in running[worker]]
             said = ", ".join(doing[:2]) + (f" and {len(doing) - 2} more" if len(doing) > 2 else "")
-            now = (said, "cyan") if said else ("idle", "dim")
+            now = (said, "cyan") if said else (idle, "dim")
             yield _line((f"  {worker}  ", ""), (f"{busy[worker]:.0%} busy  ", "dim"), now)
 
 
 def _pool(name: str, pool: PoolNow, working: int, busy: Mapping[str, float]) -> Text:
     kind = "" if name == GENERATORS or name.startswith("verifier") else "verifier "
     mean = sum(busy.values()) / len(busy)
-    return _line(
-        (f"{kind}{name}", "bold"),
-        (f"  {working} of {len(pool.workers)} at work, {mean:.0%} busy so far, {pool.waiting} works wait", ""),
-    )
+    load = f"{working} of {len(pool.workers)} at work, {mean:.0%} busy so far"
+    return _line((f"{kind}{name}", "bold"), (f"  {load}, {counted(pool.waiting, 'work')} to come", ""))
 
 
 def _busy(spans: Sequence[Span], running: Sequence[Attempt], now: float) -> float:
@@ -214,13 +210,18 @@ def _tree(snapshot: Snapshot, lines: int) -> RenderableType:
     from rich.tree import Tree
 
     chosen = choose(snapshot.branches, lines - 1)  # one line counts what is left out at the top
-    drawn: dict[Path, Tree] = {(): Tree("", hide_root=True, guide_style="dim")}
+    top = Tree("", hide_root=True, guide_style="dim")
+    drawn: dict[Path, Tree] = {(): top}
+    holders: dict[Path, Tree] = {(): top}  # what each branch hangs on
+    children = Counter(path[:-1] for path in chosen.shown)
     for path in sorted(chosen.shown):
         parent = next(p for p in ((), *prefixes(path[:-1]))[::-1] if p in drawn)  # given units are no branches
-        drawn[path] = drawn[parent].add(_branch(chosen.shown[path], snapshot.seconds, chosen.hidden.get(path)))
+        # An only child stands below its parent without an indent: deep trees would not fit otherwise.
+        holders[path] = (holders if children[path[:-1]] == 1 else drawn)[parent]
+        drawn[path] = holders[path].add(_branch(chosen.shown[path], snapshot.seconds, chosen.hidden.get(path)))
     if () in chosen.hidden:
-        drawn[()].add(_line(("and" + _left_out(chosen.hidden[()]), "dim")))
-    return drawn[()]
+        top.add(_line(("and" + _left_out(chosen.hidden[()]), "dim")))
+    return top
 
 
 def _branch(branch: BranchNow, now: float, hidden: Counter[Standing] | None) -> Text:

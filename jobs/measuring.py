@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.search import policies
+from framegrove.words import counted
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from jobs.laboratory import Laboratory
 
 SEED = 90_000  # of the prompts; clips that models are trained on have small seeds, and another split
-_SOON = 20  # videos after which the time that is left can be guessed
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ def search_of(base: SearchConfig, setting: Setting) -> SearchConfig:
     search = base.model_copy(update={**changed, "options": {**base.options, entry.name: own}})
     try:
         policies.options_of(search, entry)
+        policies.check_until(entry, setting.until)
     except UserError as error:
         raise UserError(f"setting {setting}: {error}") from None
     return search
@@ -105,6 +105,9 @@ def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger
 def measure(lab: Laboratory, wanted: Sequence[tuple[Item, Ledger]], display: Display) -> None:
     """Make the videos of which a ledger has no row yet, and add it."""
     missing = [(item, ledger) for item, ledger in wanted if not ledger.has(item.index, item.setting)]
+    if len(missing) < len(wanted):
+        there = f"{len(wanted) - len(missing)} of {counted(len(wanted), 'video')} are there already"
+        display.say(f"{there}: going on with the others" if missing else there)
     ledgers = {id(item): ledger for item, ledger in missing}
 
     async def add(item: Item, record: SearchRecord) -> None:
@@ -126,12 +129,12 @@ def make(
 async def _make(
     lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
 ) -> None:
-    began, made, left = 0.0, 0, iter(items)
+    made, left = 0, iter(items)
 
     async def make_some() -> None:
         nonlocal made
         for item in left:
-            note = f"{made} of {len(items)}{_left(made, len(items), began)}, now {item.setting}"
+            note = f"{made} of {len(items)}, now {item.setting}"
             display.show(made / len(items), f"{note}: {item.request.prompt}")
             runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
             await then(item, await runner.search(item.request))
@@ -140,8 +143,7 @@ async def _make(
     try:
         display.begin("starting generators and verifier")
         await lab.runner.start()
-        display.begin(f"making {len(items)} videos")
-        began = time.monotonic()
+        display.begin(f"making {counted(len(items), 'video')}")
         async with asyncio.TaskGroup() as group:
             for _ in range(lab.searches):
                 group.create_task(make_some())
@@ -149,13 +151,6 @@ async def _make(
         raise errors.exceptions[0] from None  # one search's; the others were cancelled for it
     finally:
         await lab.runner.close()
-
-
-def _left(done: int, count: int, began: float) -> str:
-    if done < _SOON:
-        return ""
-    hours = (time.monotonic() - began) / done * (count - done) / 3600
-    return f", about {hours:.1f} h left" if hours >= 1 else f", about {60 * hours:.0f} min left"
 
 
 async def measured(lab: Laboratory, item: Item, record: SearchRecord) -> Row:

@@ -13,9 +13,10 @@ jobs.train reads every shard below the folder that it is given.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,10 +30,24 @@ from framegrove.config.curate import (
     TextConfig,
 )
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, PickleOption, application, make_folder, one_line_errors
+from framegrove.words import counted
+from jobs.console import (
+    Display,
+    LogLevelOption,
+    OverwriteOption,
+    PickleOption,
+    application,
+    make_folder,
+    one_line_errors,
+    refuse_taken,
+)
 from jobs.keys import keys_help
 
+if TYPE_CHECKING:
+    from jobs.preparing import Order
+
 app = application()
+SHARDS = "clips-*.parquet"
 
 
 class EngineName(StrEnum):
@@ -57,7 +72,7 @@ _KEYS = keys_help(
 def main(
     out: Annotated[
         Path,
-        typer.Option(help="Folder to write. Of digits it must not exist yet; of videos, one begun is gone on with."),
+        typer.Option(help="Folder to write; of videos, one begun is gone on with."),
     ],
     videos: Annotated[
         str | None,
@@ -127,6 +142,7 @@ def main(
     heldout: Annotated[
         float, typer.Option(min=0, max=0.9, help="Digits: share of clips of held-out scans, on which loss is measured.")
     ] = 0.0,
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Encode clips with the VAE and write them as parquet shards.
@@ -142,26 +158,67 @@ def main(
         if videos is None:
             if config is not None or set_:
                 raise UserError("--config and --set are for footage: give --videos, or leave them out to draw digits")
-            make_folder(out.parent)
-            _digits(display, vae_folder, allow_pickle, out, clips, seed, units or 4, pairs, heldout)
+            refuse_taken(out, SHARDS, overwrite)
+            _digits(Drawing(clips, units or 4, seed, pairs, heldout), vae_folder, allow_pickle, out, display)
             return
-        from jobs.preparing import Order, prepare
+        if overwrite:
+            raise UserError("--overwrite is for digits, and --out with footage is gone on with: leave --overwrite out")
+        from jobs.preparing import Order
 
-        settings = _settings(config, set_ or [], sizes, units, fps)
-        whole = parts == 1
-        if settings.duplicates is not None and not whole:
-            raise UserError(
-                "near-duplicates are looked for in the whole list, which a part does not know: remove duplicates from "
-                "the configuration, or prepare the list without --part"
-            )
-        chosen = engine or (EngineName.RAY if whole else EngineName.PLAIN)
+        chosen = engine or (EngineName.RAY if parts == 1 else EngineName.PLAIN)
         order = Order(videos, out, vae_folder, allow_pickle, first, parts, chosen is EngineName.RAY)
-        report = prepare(order, settings, display)
-        if report.rejected_share > most_rejected:
-            raise UserError(
-                f"{report.rejected_share:.1%} of the clips were rejected, and --most-rejected allows "
-                f"{most_rejected:.1%}: see {out / 'rejects.parquet'}"
-            )
+        _footage(order, _settings(config, set_ or [], sizes, units, fps), most_rejected, display)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Which clips of the digits world are drawn."""
+
+    clips: int
+    units: int
+    seed: int
+    pairs: float
+    heldout: float
+
+
+def _digits(drawing: Drawing, vae: Path, allow_pickle: bool, out: Path, display: Display) -> None:
+    """Draw clips, encode them and write them to ``out``, in the place of those that are there."""
+    import torch
+
+    from framegrove.digits.clips import digits_clips
+    from framegrove.models.vae_files import read_vae
+    from framegrove.training.encode import vae_digest, write_clips
+
+    torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
+    make_folder(out.parent)
+    model, count = read_vae(vae, allow_pickle=allow_pickle), drawing.clips
+    display.begin(f"encoding {counted(count, 'clip')}")
+    drawn = digits_clips(
+        model, count, seed=drawing.seed, units=drawing.units, pairs=drawing.pairs, heldout=drawing.heldout
+    )
+
+    def on_clips(done: int) -> None:
+        display.show(done / count, f"{done} of {count}")
+
+    paths = write_clips(drawn, vae_digest(model), out, on_clips, overwrite=True)
+    display.say(f"{counted(count, 'clip')} in {counted(len(paths), 'shard')}: {out}")
+
+
+def _footage(order: Order, settings: CurateConfig, most_rejected: float, display: Display) -> None:
+    """Prepare footage. Raises UserError, also where more was rejected than is allowed."""
+    from jobs.preparing import prepare
+
+    if settings.duplicates is not None and order.parts > 1:
+        raise UserError(
+            "near-duplicates are looked for in the whole list, which a part does not know: remove duplicates from "
+            "the configuration, or prepare the list without --part"
+        )
+    report = prepare(order, settings, display)
+    if report.rejected_share > most_rejected:
+        raise UserError(
+            f"{report.rejected_share:.1%} of the clips were rejected, and --most-rejected allows "
+            f"{most_rejected:.1%}: see {order.out / 'rejects.parquet'}"
+        )
 
 
 def _settings(
@@ -179,31 +236,6 @@ def _settings(
     if fps is not None:
         given.append(f"fps={fps}")
     return load(CurateConfig, path, given)
-
-
-def _digits(
-    display: Display,
-    vae: Path,
-    allow_pickle: bool,
-    out: Path,
-    clips: int,
-    seed: int,
-    units: int,
-    pairs: float,
-    heldout: float,
-) -> None:
-    import torch
-
-    from framegrove.digits.clips import digits_clips
-    from framegrove.models.vae_files import read_vae
-    from framegrove.training.encode import vae_digest, write_clips
-
-    torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
-    model = read_vae(vae, allow_pickle=allow_pickle)
-    display.begin(f"encoding {clips} clips")
-    drawn = digits_clips(model, clips, seed=seed, units=units, pairs=pairs, heldout=heldout)
-    paths = write_clips(drawn, vae_digest(model), out, lambda done: display.show(done / clips, f"{done} of {clips}"))
-    display.say(f"{clips} clips in {len(paths)} shards: {out}")
 
 
 def _part(text: str) -> tuple[int, int]:

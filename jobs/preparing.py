@@ -17,7 +17,8 @@ from framegrove.curation.duplicates import DuplicateStage
 from framegrove.curation.entries import Entry, read_entries
 from framegrove.curation.footage import Footage
 from framegrove.errors import UserError
-from jobs.console import Display, make_folder
+from framegrove.words import counted
+from jobs.console import Display, duration, make_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +77,7 @@ def prepare(order: Order, config: CurateConfig, display: Display) -> Report:
         run = _on_cluster if order.on_cluster else _in_process
         began = time.monotonic()
         try:
-            display.begin(f"preparing {len(entries)} files")
+            display.begin(f"preparing {counted(len(entries), 'file')}")
             for outcome in run(entries, footage, collector, files, display):
                 collector.add(outcome)
                 _show(display, collector.progress, collector.done, len(entries), time.monotonic() - began)
@@ -87,10 +88,11 @@ def prepare(order: Order, config: CurateConfig, display: Display) -> Report:
         if not report.clips:
             first = report.rejections[0]
             raise UserError(
-                f"not one clip of the {len(entries)} files in {order.videos} was kept, the first was rejected: "
-                f"{first.path} {first.reason}"
+                f"not one clip of the {counted(len(entries), 'file')} in {order.videos} was kept, the first was "
+                f"rejected: {first.path} {first.reason}"
             )
-    display.say(f"{len(report.clips)} clips in {sum(1 for _ in order.out.glob('clips-*.parquet'))} shards: {order.out}")
+    shards = sum(1 for _ in order.out.glob("clips-*.parquet"))
+    display.say(f"{counted(len(report.clips), 'clip')} in {counted(shards, 'shard')}: {order.out}")
     return report
 
 
@@ -122,7 +124,7 @@ def _on_cluster(
 
     display.begin("connecting to Ray")
     with connect(num_cpus=curation.room(footage)) as cluster:
-        display.begin(f"preparing {len(entries)} files")
+        display.begin(f"preparing {counted(len(entries), 'file')}")
         kept = collector.journal.hashes()
         yield from curation.outcomes(entries, footage, kept, files, cluster)
 
@@ -148,8 +150,6 @@ def _check_sizes(config: CurateConfig, factor: int) -> None:
 
 def _show(display: Display, progress: Report, done: int, total: int, seconds: float) -> None:
     note = f"{done} of {total}, {progress.new / max(seconds, 1e-3):.2f} clips/s, {progress.seconds / 3600:.2f} h read"
-    if 0 < done < total:
-        note += f", {_span(seconds / done * (total - done))} to go"
     display.show(done / total, note)
 
 
@@ -158,16 +158,17 @@ def _say(display: Display, report: Report, total: int, seconds: float) -> None:
     display.console.print(_table(report))
     kept, rejected, gaps = len(report.clips), len(report.rejections), sum(clip.ended_by_gap for clip in report.clips)
     display.say(
-        f"{report.entries} of {total} files: {kept} clips kept, {rejected} rejected; {report.seconds / 3600:.2f} h of "
-        f"footage, {report.kept_seconds / 3600:.2f} h in clips; {gaps} clips ended at a gap in time"
+        f"{report.entries} of {total} files: {counted(kept, 'clip')} kept, {rejected} rejected; "
+        f"{report.seconds / 3600:.2f} h of footage, {report.kept_seconds / 3600:.2f} h in clips; "
+        f"{counted(gaps, 'clip')} ended at a gap in time"
     )
     if report.unlisted:
         display.say(
-            f"{report.unlisted} more clips are from earlier runs, of files or captions that are no longer listed: they "
-            "stay; for a folder without them prepare another one"
+            f"the folder keeps {counted(report.unlisted, 'clip')} from earlier runs, of files or captions that are no "
+            "longer listed: for one without them prepare another"
         )
     display.say(
-        f"{report.before} files were done before; {report.new} clips encoded in {_span(seconds)}, "
+        f"done before: {counted(report.before, 'file')}; {counted(report.new, 'clip')} encoded in {duration(seconds)}, "
         f"{report.new / max(seconds, 1e-3):.2f} clips/s, {report.busy / max(seconds, 1e-3):.0%} of an encoder's time"
     )
 
@@ -187,10 +188,3 @@ def _table(report: Report) -> Table:
     for (height, width), count in report.counts("size"):
         table.add_row("bucket", f"{width}x{height}", str(count))
     return table
-
-
-def _span(seconds: float) -> str:
-    """A length of time in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -16,6 +16,7 @@ from framegrove.config.base import load
 from framegrove.config.suite import Length, Setting, SuiteConfig
 from framegrove.errors import UserError
 from framegrove.search import policies
+from framegrove.words import counted
 from jobs import measuring
 from jobs.laboratory import ORACLE, PANEL
 
@@ -178,7 +179,7 @@ def _ledger(out: Path, judge: str, length: Length) -> Path:
 def _draw(found: Chapter, suite: Suite, out: Path, judge: str) -> None:
     from framegrove.evaluation.evidence_pictures import draw_costs, draw_scores
 
-    about = f"{found.units} units, {found.prompts} prompt{'' if found.prompts == 1 else 's'}"
+    about = f"{counted(found.units, 'unit')}, {counted(found.prompts, 'prompt')}"
     if judge == ORACLE:
         title = f"Ceiling, the oracle as judge: videos fully right, {about}"
         draw_costs(found, suite.config, out / f"ceiling-{found.units}.png", title=title)

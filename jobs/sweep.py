@@ -12,6 +12,7 @@ how right each model's samples are after how much training, and samples.png, the
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -24,11 +25,13 @@ from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
 from framegrove.types import DEFAULT_POLICY
+from framegrove.words import counted
 from jobs.console import (
     Display,
     DtypeOption,
     LogLevelOption,
     ModelOption,
+    OverwriteOption,
     PickleOption,
     VariantOption,
     VerifierOption,
@@ -37,6 +40,7 @@ from jobs.console import (
     model_source,
     one_line_errors,
     policy_help,
+    refuse_finished,
 )
 from jobs.stages import comparable, draw, marks, name_of
 
@@ -93,6 +97,7 @@ def main(
     config: Annotated[Path, typer.Option(help="Training run of each number of stages.")] = CONFIG,
     data: Annotated[Path | None, typer.Option(help="Clips to train on, made by jobs.prepare.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of --config (repeatable).")] = None,
+    overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Run one trial after the other, and compare."""
@@ -105,7 +110,9 @@ def main(
         else:
             overrides = [*(set_ or ()), *([f"data={data}"] if data else ())]
             space, trial = _heights(stages, config, overrides, prompts, out)
+        refuse_finished(out / "sweep.json", overwrite)
         make_folder(out)
+        _clear(what, space, out, display, overwrite=overwrite)
         display.begin("connecting to Ray")
         from framegrove.cluster.session import connect
 
@@ -115,6 +122,16 @@ def main(
         if what is What.STAGES:
             drawn = draw({stages: marks(_folder(out, stages)) for stages in space}, out)
             display.say("\n".join(map(str, drawn)))
+
+
+def _clear(what: What, space: list[Any], out: Path, display: Display, *, overwrite: bool) -> None:
+    """Remove what an earlier sweep has left if that is to be replaced; otherwise its training runs go on."""
+    runs = [_folder(out, stages) for stages in space if _folder(out, stages).is_dir()] if what is What.STAGES else []
+    if overwrite:
+        for each in (*runs, out / "tune"):
+            shutil.rmtree(each, ignore_errors=True)
+    elif runs:
+        display.say(f"going on with {', '.join(map(str, runs))}")
 
 
 def _budgets(text: str, policy: str, source: ModelSource, prompts: int) -> tuple[list[Any], dict[str, Any]]:
@@ -167,7 +184,7 @@ def _tuned(what: str, space: list[Any], given: dict[str, Any], out: Path, studio
     import ray
     from ray import tune
 
-    display.begin(f"{len(space)} trials over {what}")
+    display.begin(f"{counted(len(space), 'trial')} over {what}")
     function = {"budget": try_budget, "stages": try_stages}[what]
     # A trial only waits for actors and workers that have CPUs of their own.
     trial = tune.with_resources(tune.with_parameters(function, given=given, studio=studio), {"CPU": 0.01})
@@ -321,7 +338,8 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
         for each in found
     }
     best = {point.label for point in pareto(list(points.values()))}
-    table = Table(title=f"Sweep over {what}, {prompts} held-out prompts, oracle scores with 95% bootstrap intervals")
+    asked = counted(prompts, "held-out prompt")
+    table = Table(title=f"Sweep over {what}, {asked}, oracle scores with 95% bootstrap intervals")
     columns = ["score", "fully right", "price", "FLOPs a video", "seconds", "Pareto"]
     if what is What.STAGES:
         columns += ["training s", "loss"]
@@ -334,7 +352,7 @@ def _finish(what: What, found: list[Trial], prompts: int, out: Path, display: Di
         if what is What.STAGES:
             cells += [f"{each.training_seconds:.0f}", f"{each.loss:.4f}" if each.loss is not None else ""]
         table.add_row(each.label, *cells)
-    title = f"What {what} costs and is worth, {prompts} held-out prompts"
+    title = f"What {what} costs and is worth, {asked}"
     draw_curves({what.value: list(points.values())}, out / "sweep.png", title=title, score="oracle score", cost=axis)
     write_json(out / "sweep.json", [asdict(each) for each in found])
     display.console.print(table)

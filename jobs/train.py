@@ -24,7 +24,7 @@ from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.config.watch import SamplesConfig, TrackingConfig
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, duration, make_folder, one_line_errors
 from jobs.keys import keys_help
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
 
     torch.set_num_threads(threads)
 
-    events = _Events(out, display)
+    events = _Events(out, display, logged=True)
 
     def on_start(done: int) -> None:
         events.show()
@@ -244,17 +244,19 @@ class _Progress:
 
 
 class _Events:
-    """Shows what is added to a run's history."""
+    """Shows what is added to a run's history, but for warnings where this process has ``logged`` them already."""
 
-    def __init__(self, out: Path, display: Display) -> None:
+    def __init__(self, out: Path, display: Display, *, logged: bool = False) -> None:
         from framegrove.training.curve import Follower
-        from framegrove.training.resume import HISTORY
+        from framegrove.training.resume import HISTORY, WARNINGS
 
         self.follower, self.display = Follower(out, HISTORY), display
+        self.told = WARNINGS if logged else frozenset()
 
     def show(self) -> None:
         for line in self.follower.news()[1]:
-            self.display.say(line["says"])
+            if line["event"] not in self.told:
+                self.display.say(line["says"])
 
 
 def line_of(point: dict[str, Any]) -> str:
@@ -277,16 +279,8 @@ def _speed(point: dict[str, Any]) -> list[str]:
         f"{flops:.3g} TFLOP/s" if mfu is None else f"MFU {mfu:.0%}",
         f"waiting {speed['data_wait']:.0%}",
         f"{speed['peak_memory'] / 2**30:.1f} GiB",
-        *([] if left is None else [f"{_duration(left)} left"]),
+        *([] if left is None else [f"{duration(left)} left"]),
     ]
-
-
-def _duration(seconds: float) -> str:
-    """As "45 s", "12 min" or "3 h 05 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(
         display.begin("training the VAE")
         from framegrove.digits.clips import DigitsFrames
         from framegrove.models.vae_files import read_vae_config
-        from framegrove.training.vae import MODEL, train
+        from framegrove.training.vae import CHECKPOINT, MODEL, train
         from framegrove.training.vae_clips import ClipSource
         from framegrove.training.vae_videos import VideoFrames
 
@@ -60,6 +60,8 @@ def main(
             if done.psnr:
                 display.say(_line_of(done))
 
+        if (out / CHECKPOINT).is_file():
+            display.say(f"going on from {out / CHECKPOINT}")
         last = train(settings, source, out, on_step)
         display.say(f"the saved weights: {_decibels(last)}")
         display.say(f"model: {out / MODEL}")

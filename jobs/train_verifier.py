@@ -44,8 +44,10 @@ def main(
         settings = load(VerifierTraining, config, set_ or ())
         make_folder(out)
         display.begin("training the verifier")
-        from framegrove.digits.verifier_training import VerifierRun
+        from framegrove.digits.verifier_training import CHECKPOINT, VerifierRun
 
+        if (out / CHECKPOINT).is_file():
+            display.say(f"going on from {out / CHECKPOINT}")
         run = VerifierRun(settings, out)
         run.train(lambda done: _show(display, done))
         _evaluate(run, out / "model", f"python -m jobs.train_verifier --config {config} --out DIR", display)

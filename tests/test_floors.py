@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, int] = {
     # The kit and the nouns stand below the ground floor: everybody may use them, the configuration too.
     "framegrove.errors": -2,
+    "framegrove.words": -2,
     "framegrove.files": -1,
     "framegrove.logs": -1,
     "framegrove.types": -1,

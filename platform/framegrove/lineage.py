@@ -75,13 +75,13 @@ def sibling(path: Path, mutation: Mutation) -> Path:
     return (*path[:-1], mutation.parent)
 
 
-def branch_name(path: Path, separator: str = ".") -> str:
-    """A branch for people to read.
+def branch_name(path: Path) -> str:
+    """A branch for people to read, the same wherever they read it.
 
     >>> branch_name((2, 46060007))
     '2.3~7(60)'
     """
-    return separator.join(map(_child_name, path))
+    return ".".join(map(_child_name, path))
 
 
 def _child_name(index: int) -> str:

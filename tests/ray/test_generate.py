@@ -51,6 +51,7 @@ def test_what_was_interrupted_is_resumed_as_it_was_asked_for(
     assert "for which seed was 9 and not 8: go on with it by --resume" in another.output.replace("\n", " ")
     result = CliRunner().invoke(generate.app, ["--resume", "--out", str(out)])
     assert result.exit_code == 0, result.output
+    assert f"going on with the search that was interrupted in {out}" in result.output.replace("\n", "")
     report = json.loads((out / "report.json").read_text())
     assert (report["seed"], report["units"], report["policy"]) == (9, 2, "single")
     assert report["restored_works"] == 2

@@ -106,7 +106,7 @@ def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None
             assert serving.stdout is not None
             assert any("serving on" in line for line in serving.stdout)
             run(block_with("curl"), checkout, cluster, port)
-            assert (checkout / "video.mp4").stat().st_size > 1000
+            assert (checkout / "runs" / "video.mp4").stat().st_size > 1000
         finally:
             serving.send_signal(signal.SIGINT)
             serving.communicate()  # it still has something to say

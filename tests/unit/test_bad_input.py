@@ -30,6 +30,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PROMPT, "--units", "1000"], "this model makes 1 to 32"),
         ([*PROMPT, "--units", "0"], "this model makes 1 to 32"),
         ([*PROMPT, "--policy", "none", "--budget", "8x"], "a budget of 8x buys nothing"),
+        (
+            [*PROMPT, "--policy", "single", "--until", "0.9"],
+            "single does not stop at a video that is right with",
+        ),
+        ([*PROMPT, "--policy", "beam", "--set", "until=0.9"], "leave until out, or choose one of linear, dfs, evo"),
         ([*PROMPT, "--set", "budget=9x"], "--set budget has no effect here: give --budget"),
         ([*PROMPT, "--log-level", "loud"], "log level 'loud' is unknown"),
         ([*PROMPT, "--budget", "lots"], "a budget is a number of unsearched samples"),
@@ -64,6 +69,21 @@ def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "no folder can be made" in result.stderr
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_finished_search_is_not_replaced_in_silence(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    given = ["--model", str(model), "--out", str(tmp_path)]
+    for more, message in (
+        (PROMPT, "a finished run is in"),
+        (["--resume"], "there is no interrupted search in"),
+        (["--resume", "--overwrite"], "--resume goes on with a search, and --overwrite starts anew"),
+        ([*PROMPT, "--overwrite", "--units", "1000"], "this model makes 1 to 32"),  # asked for wrongly, but let past
+    ):
+        result = CliRunner().invoke(generate.app, [*given, *more])
+        assert result.exit_code == 1
+        assert message in result.stderr
+    assert (tmp_path / "report.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def run(model: Path, cache: Path, out: Path, *more: str) -> Result:
+def run(model: Path, cache: Path, out: Path, *more: str, status: int = 0) -> Result:
     given = ["--policies", "linear,tof", "--budgets", "1x,2x", "--prompts", "1", "--digits", "1"]
     given += ["--model", str(model), "--judge", "oracle", "--out", str(out), *more]
     result = CliRunner().invoke(evaluate.app, [*given, "--cache", str(cache)])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == status, result.output
     return result
 
 
@@ -37,9 +37,9 @@ def rows(out: Path) -> Sequence[dict[str, object]]:
 def test_the_second_time_nothing_is_sampled(model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = run(model, cache, tmp_path / "first")
-    assert "0 units were sampled" not in first.output
+    assert "sampled 0 units" not in first.output
     second = run(model, cache, tmp_path / "second")
-    assert "0 units were sampled and 0 verdicts given" in second.output
+    assert "sampled 0 units and gave 0 verdicts" in second.output
     assert rows(tmp_path / "second") == rows(tmp_path / "first")
     assert [row["policy"] for row in rows(tmp_path / "first")] == ["single", "linear", "tof"]
     for row in rows(tmp_path / "first"):
@@ -49,23 +49,40 @@ def test_the_second_time_nothing_is_sampled(model: Path, tmp_path: Path) -> None
         assert row["verifier_score"] == (0.98 if row["fully_right"] else 0.02)
     for name in ("results.parquet", "curves.png", "summary.json"):
         assert (tmp_path / "second" / name).is_file()
-    again = run(model, cache, tmp_path / "second", "--generators", "2")
-    assert "0 units" in again.output
-    assert len(rows(tmp_path / "second")) == 3
+    assert "single is the sample without a search" in second.output
     from_anywhere = "framegrove.search.policies.linear:ENTRY"
     run(model, cache, tmp_path / "third", "--policies", from_anywhere)
     assert [row["policy"] for row in rows(tmp_path / "third")] == ["single", from_anywhere]
     assert rows(tmp_path / "third")[1]["branches"] == rows(tmp_path / "first")[1]["branches"]
 
 
+def test_a_finished_evaluation_is_added_to_or_replaced_but_never_in_silence(model: Path, tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    first = run(model, cache, out, "--policies", "linear")
+    assert "there already" not in first.output
+    for same_or_other in ((), ("--policies", "tof"), ("--budgets", "1x")):
+        refused = run(model, cache, out, *same_or_other, "--policies", "linear", *same_or_other[:2], status=1)
+        assert "a finished evaluation is in" in refused.stderr
+    more = run(model, cache, out, "--policies", "linear", "--prompts", "2")
+    assert "2 of 4 videos are there already: going on with the others" in more.output
+    assert len(rows(out)) == 4
+    alone = run(model, cache, out, "--budgets", "1x", "--overwrite")
+    assert len(rows(out)) == 1
+    assert "no differences to show" in alone.output
+    assert "Paired differences" not in alone.output
+    nothing = run(model, cache, tmp_path / "other", "--policies", "single", "--budgets", "4x", status=1)
+    assert "nothing to evaluate: single searches on no budget" in nothing.stderr
+
+
 def test_virtual_seconds_are_not_mixed(model: Path, tmp_path: Path) -> None:
     """A ledger of two generators does not go on with four."""
     run(model, tmp_path / "cache", tmp_path / "out")
-    given = ["--budgets", "1x", "--prompts", "1", "--digits", "1", "--model", str(model), "--judge", "oracle"]
+    given = ["--budgets", "1x,2x", "--prompts", "2", "--digits", "1", "--model", str(model), "--judge", "oracle"]
     given += ["--out", str(tmp_path / "out"), "--replay", str(tmp_path / "cache"), "--generators", "4"]
     result = CliRunner().invoke(evaluate.app, given)
     assert result.exit_code == 1
     assert "holds results of another evaluation" in result.stderr
+    assert (tmp_path / "out" / evaluate.SUMMARY).is_file()
 
 
 SUITE = """
@@ -115,7 +132,7 @@ def test_a_suite_goes_on_and_tells_settings_of_one_policy_apart(model: Path, tmp
     (tmp_path / "out" / "oracle-2.jsonl").write_text("\n".join(lines[:4]) + "\n")  # as if it had been killed
     again = run_suite(model, tmp_path, "--judge", "oracle", "--prompts", "1")
     assert "making 2 videos" in again.output
-    assert "0 units were sampled and 0 verdicts given" in again.output
+    assert "sampled 0 units and gave 0 verdicts" in again.output
     more = run_suite(model, tmp_path, "--judge", "oracle", "--searches", "3")
     assert "making 5 videos" in more.output
     assert len((tmp_path / "out" / "oracle-2.jsonl").read_text().splitlines()) == 1 + 10
@@ -147,6 +164,7 @@ def test_a_suites_results_with_its_ceiling(model: Path, tmp_path: Path) -> None:
     ("more", "said"),
     [
         (["--policies", "tof"], "--policies is what a suite says itself"),
+        (["--overwrite"], "--overwrite is not for a suite"),
         (["--held-out", "{panel}", "--verifier", "{panel}"], "is one of the panel"),
     ],
 )

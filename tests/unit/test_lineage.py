@@ -41,7 +41,7 @@ def test_the_examples_of_the_docstring() -> None:
     second = Mutation(first.index, 2, 60, 30)
     assert second.index == 460300086030002
     assert branch_name((first.index,)) == "3~7(60/30)"
-    assert branch_name((2, second.index), "·") == "2·3~7(60/30)~2(60/30)"
+    assert branch_name((2, second.index)) == "2.3~7(60/30)~2(60/30)"
     assert sibling((2, second.index), second) == (2, first.index)
 
 

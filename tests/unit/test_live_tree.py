@@ -57,23 +57,24 @@ def drawn(shown: Snapshot, lines: int = 40, width: int = 140) -> list[str]:
 
 
 def test_costs_and_counts_come_first() -> None:
-    title, cost, counts, *_ = drawn(snapshot())
-    assert title == "30 s, 8 works done of at most 20  tof, budget 4x, seed 5  a [bold]red[/bold] 3"
-    assert cost.startswith("cost 2.38x, to go 0.80x certain, about 2.10x at most  (sampling 1.50, decoding 0.50, ")
-    assert cost.endswith("judging 0.12, speculative or wasted 0.25)")
+    prompt, title, cost, parts, counts, *_ = drawn(snapshot())
+    assert prompt == "a [bold]red[/bold] 3"
+    assert title == "30 s, 8 works done of at most 20  tof, budget 4x, seed 5"
+    assert cost == "cost 2.38x, to go 0.80x certain, about 2.10x at most"
+    assert parts == "  sampling 1.50, decoding 0.50, judging 0.12, speculative or wasted 0.25"
     assert counts == "6 branches:  2 running  1 kept  1 judged  2 cut"
 
 
 def test_long_searches_tell_minutes() -> None:
-    title = drawn(dataclasses.replace(snapshot(), seconds=3723.9))[0]
+    title = drawn(dataclasses.replace(snapshot(), seconds=3723.9))[1]
     assert title.startswith("62 min 3 s, ")
 
 
 def test_workers_say_what_they_do() -> None:
     said = "\n".join(drawn(snapshot()))
-    assert "generators  1 of 2 at work, 17% busy so far, 5 works wait" in said
+    assert "generators  1 of 2 at work, 17% busy so far, 5 works to come" in said
     assert "generator 1  33% busy  sampling 1.0 1.1 (10 s, speculative)" in said
-    assert "generator 2  0% busy  idle" in said
+    assert "generator 2  0% busy  idle: what is to come waits for other works" in said
     assert "verifier judge  1 of 1 at work" in said
     assert "judging 1 (2 s)" in said
 
@@ -101,10 +102,10 @@ def test_a_large_tree_shows_what_is_of_interest_and_counts_the_rest() -> None:
     said = "\n".join(lines)
     assert "1.0  running" in said
     assert "1.1  running" in said
-    chosen = live_tree.choose(shown.branches, 9)
-    assert len(chosen.shown) == 9
+    chosen = live_tree.choose(shown.branches, 7)
+    assert len(chosen.shown) == 7
     hidden = sum(sum(counts.values()) for counts in chosen.hidden.values())
-    assert hidden + 9 == len(shown.branches)
+    assert hidden + 7 == len(shown.branches)
     assert f"+ {chosen.hidden[(1,)][Standing.CUT]} cut" in said
     assert f"and {chosen.hidden[()][Standing.CUT]} cut" in said
 
@@ -120,6 +121,17 @@ def test_a_tree_under_a_given_unit_has_its_roots_below_nothing() -> None:
     said = "\n".join(drawn(snapshot((branch((0, 2), Standing.RUNNING), branch((0, 2, 1), Standing.WAITING)))))
     assert "0.2  running" in said
     assert "0.2.1  waiting" in said
+
+
+def test_a_deep_tree_fits_on_a_narrow_terminal() -> None:
+    """Sixteen units, and a sibling at two of them: only what has siblings is indented."""
+    chain = [branch((0,) * n, Standing.KEPT, 0.5) for n in range(1, 17)]
+    siblings = [branch((0, 1), Standing.CUT, 0.1), branch((0, 0, 0, 1), Standing.CUT, 0.1)]
+    tree = drawn(snapshot(tuple(sorted((*chain, *siblings), key=lambda each: each.path))), width=80)[-18:]
+    assert not any(line.endswith("…") for line in tree)
+    depths = [line.index("0") for line in tree]
+    assert depths == sorted(depths[:-1]) + depths[-1:]
+    assert len(set(depths)) == 3
 
 
 def test_lines_are_cut_off_and_not_broken() -> None:

@@ -61,10 +61,10 @@ def test_prepare_makes_clips_of_videos(tmp_path: Path) -> None:
         return result.output
 
     said = prepare("1/2", tmp_path / "clips" / "1")
-    assert "2 of 2 files: 1 clips kept, 1 rejected; " in said
+    assert "2 of 2 files: 1 clip kept, 1 rejected; " in said
     assert "probe: cannot be read as a video" in said
     said = prepare("2/2", tmp_path / "clips" / "2")
-    assert "2 clips in 1 shards" in said
+    assert "2 clips in 1 shard: " in said
     assert "2 of 2 files: 2 clips kept, 0 rejected" in said
     assert "; 0 clips ended at a gap in time" in said
     vae, _ = load_vae(world / "vae")
@@ -112,7 +112,7 @@ def test_the_files_of_the_cases_become_clips_of_the_right_shape(tmp_path: Path) 
     result = prepared(lines, tmp_path / "clips", "--sizes", "64x64,128x64,64x128", "--units", "9")
     assert result.exit_code == 0, result.output
     assert "7 of 7 files: 6 clips kept, 1 rejected" in result.output
-    assert "; 1 clips ended at a gap in time" in result.output
+    assert "; 1 clip ended at a gap in time" in result.output
     assert rejects(tmp_path / "clips") == {
         "bomb.png -1": "probe: has more than 178,956,970 pixels: make the picture smaller"
     }
@@ -138,7 +138,7 @@ def test_when_nothing_can_be_read_the_job_fails_in_one_line(tmp_path: Path) -> N
     grey_film(tmp_path / "absent.mp4", 9)  # what was not there is looked for again
     result = prepared(["absent.mp4,a", "missing.mp4,b"], tmp_path / "clips", "--sizes", "64x64")
     assert result.exit_code == 0, result.output
-    assert "1 clips kept, 1 rejected" in result.stdout
+    assert "1 clip kept, 1 rejected" in result.stdout
 
 
 def test_a_part_that_is_empty_is_refused(tmp_path: Path) -> None:
@@ -153,19 +153,19 @@ def test_ten_more_videos_encode_ten(tmp_path: Path) -> None:
         grey_film(tmp_path / f"{number}.mp4", 9 + number)
     out, size = tmp_path / "clips", ("--sizes", "64x64")
     lines = [f"{number}.mp4,film {number}" for number in range(5)]
-    assert "0 files were done before; 5 clips encoded" in prepared(lines, out, *size).output
-    assert "5 files were done before; 0 clips encoded" in prepared(lines, out, *size).output
+    assert "done before: 0 files; 5 clips encoded" in prepared(lines, out, *size).output
+    assert "done before: 5 files; 0 clips encoded" in prepared(lines, out, *size).output
     lines += ["5.mp4,film 5", "6.mp4,film 6", "6.mp4,film 6", "6.mp4,the same film"]
     said = prepared(lines, out, *size).output
-    assert "5 files were done before; 3 clips encoded" in said
+    assert "done before: 5 files; 3 clips encoded" in said
     assert "9 of 9 files: 8 clips kept, 1 rejected" in said
     assert "read: listed twice" in said
     assert len(clips_in(out, (64, 64))) == len({clip.id for clip in clips_in(out, (64, 64))}) == 8
     (tmp_path / "0.mp4").rename(tmp_path / "moved.mp4")
     lines[:2] = ["moved.mp4,film 0", "1.mp4,another caption"]
     said = prepared(lines, out, *size).output
-    assert "8 files were done before; 1 clips encoded" in said
-    assert "1 more clips are from earlier runs" in said
+    assert "done before: 8 files; 1 clip encoded" in said
+    assert "the folder keeps 1 clip from earlier runs" in said
     result = prepared(lines, out, *size, "--units", "2")
     assert result.exit_code == 1
     assert "was prepared with other options (its units is 4 and here it is 2): give another --out" in result.stderr
@@ -278,11 +278,21 @@ def test_digits_become_clips(tmp_path: Path) -> None:
     given = ["--clips", "5", "--units", "2", "--pairs", "0.4", "--vae", str(vae), "--out", str(tmp_path / "clips")]
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
-    assert "5 clips in 1 shards" in result.output
+    assert "5 clips in 1 shard:" in result.output
+    again = CliRunner().invoke(app, given)
+    assert "already exists: give another --out, or --overwrite to replace it" in again.stderr
+    other = CliRunner().invoke(app, [*given, "--overwrite", "--seed", "1"])
+    assert other.exit_code == 0, other.output
     clips = clips_below(tmp_path / "clips")
     assert [(clip.units, clip.fps, clip.kind) for clip in clips] == [(2, 8.0, "video")] * 5
     assert len({clip.id for clip in clips}) == 5
     assert sum(" and a " in clip.caption for clip in clips) == 2
+
+
+def test_footage_is_never_overwritten(tmp_path: Path) -> None:
+    result = prepared(["a.mp4,a"], tmp_path / "clips", "--overwrite")
+    assert result.exit_code == 1
+    assert "--overwrite is for digits" in result.stderr
 
 
 def test_help_explains_units_and_sizes() -> None:

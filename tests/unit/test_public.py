@@ -203,5 +203,5 @@ def test_a_hub_id_is_found_in_the_hubs_cache(
     for name in ("somebody/pyramid-flow-miniflux", f"somebody/pyramid-flow-miniflux@{commit}"):
         pipeline = load_pipeline(name, variant="image")
         assert _same(pipeline.transformer, load_transformer(made["miniflux"] / "diffusion_transformer_image"))
-    with pytest.raises(UserError, match="no model folder at nobody/nothing, and the hub gives no model of that name"):
+    with pytest.raises(UserError, match="no model folder at nobody/nothing, and as a hub id, owner/name, it brings no"):
         load_pipeline("nobody/nothing")

@@ -65,7 +65,7 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     sample, tree = readme.blocks("python")
     exec(compile(sample.text, "README.md", "exec"), {})
     assert capsys.readouterr().out == "(57, 64, 64, 3)\n"
-    assert Path("sample.mp4").stat().st_size > 1000
+    assert Path("runs/sample.mp4").stat().st_size > 1000
     exec(compile(tree.text, "README.md", "exec"), {})
     assert "[1, 0, 0, 0] won" in capsys.readouterr().out
 

@@ -155,6 +155,49 @@ def test_picture_shows_every_fate(tmp_path: Path) -> None:
         assert (np.abs(pixels.astype(int) - wanted).max(1) <= 2).sum() > 50
 
 
+def a_large_tree(roots: int) -> SearchRecord:
+    """The small search with many more beginnings that were cut, each with a child."""
+    record = search_record()
+    paths = [path for n in range(3, 3 + roots) for path in ((n,), (n, 0))]
+    more = tuple(node(path, Fate.DROPPED, Assessment.IMAGE, 0.1) for path in paths)
+    shown = {path: record.shown[(1, 0, 0, 0)[: len(path)]] for path in paths}
+    outcome = dataclasses.replace(record.outcome, nodes=(*record.outcome.nodes, *more))
+    return dataclasses.replace(record, outcome=outcome, shown={**record.shown, **shown})
+
+
+def test_a_large_tree_is_drawn_in_so_many_rows_that_they_can_be_read_on_a_screen(tmp_path: Path) -> None:
+    sizes = set()
+    for roots in (40, 100):
+        record = a_large_tree(roots)
+        tree_picture.draw(record, tmp_path / "tree.png")
+        with Image.open(tmp_path / "tree.png") as picture:
+            sizes.add(picture.size)
+        chosen = tree_layout.in_rows(tree_layout.by_interest(record), tree_picture.ROWS)
+        assert tree_layout.rows_of(chosen) == tree_picture.ROWS
+        assert {(1, 0, 0, 0)[:n] for n in range(1, 5)} | {(2,), (3,), (3, 0)} <= chosen
+        hidden = tree_layout.left_out(record.outcome.nodes, chosen)
+        assert sum(map(len, hidden.values())) + len(chosen) == len(record.outcome.nodes)
+    ((width, height),) = sizes
+    assert width == 1920
+    assert height < 1600
+
+
+def test_columns_are_those_of_the_cards() -> None:
+    record, look = search_record(), tree_layout.Look(strip=2, text=0.4, least=2.0)
+    cards = tree_layout.lay_out(record, look)
+    lefts = tree_layout.columns(record.request, look)
+    assert {card.x for card in cards.values()} == set(lefts[:-1])
+    assert max(card.x + card.width for card in cards.values()) == pytest.approx(lefts[-1])
+    assert cards[(0,)].width == 2.0
+
+
+def test_the_sample_without_a_search_is_drawn_where_it_is_another_video() -> None:
+    record = search_record()
+    assert list(tree_picture._videos(record, record.frames)) == ["winner, which is the sample without a search"]
+    assert list(tree_picture._videos(record, record.frames[::-1])) == ["winner", "sample without a search"]
+    assert list(tree_picture._videos(record, None)) == ["winner"]
+
+
 def test_picture_of_an_unsearched_sample(tmp_path: Path) -> None:
     record = search_record()
     won = tuple(each for each in record.outcome.nodes if each.fate is Fate.WON)

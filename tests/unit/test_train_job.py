@@ -86,6 +86,17 @@ def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pyt
     ]
 
 
+@pytest.mark.parametrize(("logged", "shown"), [(False, "started\nworse\n"), (True, "started\n")])
+def test_a_warning_is_seen_once(logged: bool, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the log of this process or, where a worker has logged it elsewhere, among the events."""
+    with Display() as display:
+        events = train._Events(tmp_path, display, logged=logged)
+        for event in ("started", "worse"):
+            History(tmp_path).add(event, 0, event)
+        events.show()
+    assert capsys.readouterr().out == shown
+
+
 def test_a_point_in_one_line() -> None:
     point = {
         "step": 40, "phase": "video", "losses": {"loss": 0.25, "stage0": 0.25, "video": 0.25, "unit1": 0.25},

@@ -93,9 +93,9 @@ def test_the_page_has_every_branch_with_its_scores() -> None:
     data = tree_page.data_of(nasty_record())
     branches = {branch["name"]: branch for branch in data["branches"]}
     assert {name: branch["fate"] for name, branch in branches.items()} == {
-        "0": "cut", "1": "won", "1·0": "won", "1·0·0": "won", "1·0·0·0": "won", "2": "kept", "2·0": "unused",
+        "0": "cut", "1": "won", "1.0": "won", "1.0.0": "won", "1.0.0.0": "won", "2": "kept", "2.0": "unused",
     }  # fmt: skip
-    assert branches["1·0"]["parent"] == "1"
+    assert branches["1.0"]["parent"] == "1"
     assert branches["1"]["parent"] is None
     assert branches["0"]["draft"]
     assert branches["0"]["by"] == "preview"
@@ -104,7 +104,7 @@ def test_the_page_has_every_branch_with_its_scores() -> None:
     assert verdict["columns"] == [["alignment", 0.6], ["motion", 0.8]]
     assert verdict["answers"] == [["verifier", NASTY, 0.25], ["verifier", "Is it a 3?", 0.75]]
     assert branches["2"]["verdicts"][0]["answers"] == [["verifier", *answer] for answer in ANSWERS]
-    assert data["winner"] == "1·0·0·0"
+    assert data["winner"] == "1.0.0.0"
     assert data["notes"] == []
 
 
@@ -124,7 +124,7 @@ def test_a_prompt_or_a_question_is_never_markup() -> None:
 def test_clips_are_the_frames_of_the_newest_unit() -> None:
     record = search_record()
     branches = {branch["name"]: branch for branch in tree_page.data_of(record)["branches"]}
-    clip = branches["1·0"]["clip"]
+    clip = branches["1.0"]["clip"]
     assert (clip["count"], clip["of"], clip["width"], clip["height"]) == (8, 8, 64, 64)
     kind, _, encoded = clip["uri"].partition(",")
     assert kind == "data:image/webp;base64"
@@ -147,7 +147,7 @@ def test_a_page_keeps_to_its_limits_and_says_so() -> None:
     data = tree_page.data_of(record, cards=50, limit=40_000)
     assert len(data["branches"]) == 50
     names = [branch["name"] for branch in data["branches"]]
-    assert {"1", "1·0", "1·0·0", "1·0·0·0", "2"} <= set(names)
+    assert {"1", "1.0", "1.0.0", "1.0.0.0", "2"} <= set(names)
     clips = [branch["clip"]["uri"] for branch in data["branches"] if branch["clip"]]
     assert sum(map(len, clips)) <= 40_000
     assert "This page shows 50 of 207 branches" in data["notes"][0]

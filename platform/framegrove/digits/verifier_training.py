@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 PHASES = ("reading", "windows", "frames", "joint")
 
 _MOTION_WORDS = ("left", "up", "rising", "falling")  # the word that identifies each of MOTIONS, in their order
-_CHECKPOINT, _LOG = "checkpoint.pt", "log.jsonl"
+CHECKPOINT, _LOG = "checkpoint.pt", "log.jsonl"
 _LOG_EVERY = 50
 # What may be changed about a run that has begun.
 _FREE = {"heldout_clips", "checkpoint_every", "threads"}
@@ -264,10 +264,10 @@ class VerifierRun:
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
-        save_checkpoint(self.out / _CHECKPOINT, state)
+        save_checkpoint(self.out / CHECKPOINT, state)
 
     def _resume(self) -> None:
-        path = self.out / _CHECKPOINT
+        path = self.out / CHECKPOINT
         state = read_checkpoint(path)
         if state is None:
             return

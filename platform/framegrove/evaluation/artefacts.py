@@ -9,9 +9,8 @@ from pathlib import Path as File
 from typing import Any
 
 from framegrove.evaluation import tree_page, tree_picture
-from framegrove.evaluation.live import branch_id
+from framegrove.evaluation.live import branch_facts, branch_id
 from framegrove.evaluation.report import SearchRecord, report_json
-from framegrove.lineage import branch_name
 from framegrove.media.stills import spritesheet, thumbnail
 
 
@@ -37,11 +36,7 @@ def _tree(record: SearchRecord) -> dict[str, Any]:
     return {
         "branches": {
             branch_id(node.path): {
-                "name": branch_name(node.path),
-                "parent": branch_id(node.path[:-1]) or None,
-                "unit": len(node.path) - 1,
-                "standing": str(node.fate),
-                "scores": {str(asked): dict(scores) for asked, scores in node.scores},
+                **branch_facts(node),
                 "path_score": node.judgements[-1].total if node.judgements else None,
             }
             for node in outcome.nodes

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from framegrove.evaluation.blame import Blame
 from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.evidence import Aim, Chapter, Outcome, Standing, Teamwork, Trend
+from framegrove.words import counted
 
 
 def page(name: str, aims_for: int, chapters: Sequence[tuple[Chapter, Chapter | None, Blame | None]]) -> str:
@@ -22,19 +23,15 @@ def page(name: str, aims_for: int, chapters: Sequence[tuple[Chapter, Chapter | N
     ]
     for found, ceiling, blame in chapters:
         aims = "Aims" if found.units == aims_for else f"The aims, which are for {aims_for} units, at this length"
-        parts.append(f"## {found.units} units, {_prompts(found)}")
+        parts.append(f"## {counted(found.units, 'unit')}, {counted(found.prompts, 'prompt')}")
         parts += _chapter(found, aims)
         if blame is not None:
             parts.append("**What keeps it from being always right**, one part at a time replaced by a perfect twin")
             parts.append("\n".join(f"- {line}" for line in _blame(blame)))
         if ceiling is not None:
-            parts.append(f"### Ceiling: the oracle as judge, {_prompts(ceiling)} (no result, a bound)")
+            parts.append(f"### Ceiling: the oracle as judge, {counted(ceiling.prompts, 'prompt')} (no result, a bound)")
             parts += _chapter(ceiling, "The aims with a perfect judge")
     return "\n\n".join(parts) + "\n"
-
-
-def _prompts(found: Chapter) -> str:
-    return "1 prompt" if found.prompts == 1 else f"{found.prompts} prompts"
 
 
 def _chapter(found: Chapter, aims: str) -> Iterator[str]:

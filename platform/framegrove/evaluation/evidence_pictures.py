@@ -22,6 +22,7 @@ _ACROSS = 5  # small pictures side by side
 _REACHED = "#e3f1e6"  # the corner in which the aim is met
 _PALE = "#b9bec8"
 _HALO = [withStroke(linewidth=2.0, foreground="white")]  # so that names can be read across lines
+_COLOURS_MEAN = "black, and grey elsewhere: best of N; star: no search; blue: tree policies; orange: other searches"
 _CHEAPEST = 1e-3  # samples: left of everything
 _NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # on the axis of costs
 
@@ -47,7 +48,7 @@ def draw_costs(found: Chapter, suite: SuiteConfig, path: Path, *, title: str) ->
         _curve(axes, outcomes, colour, named=True)
         _dress(axes, name, colour)
     _share_costs(panels, found.outcomes)
-    note = "grey: best of N; star: no search; blue: tree policies"
+    note = _COLOURS_MEAN
     if plateau is not None:
         note += f"\ndashed: the plateau of best of N ({plateau.setting}) less the margin; green: reached for at most "
         note += f"{suite.aims.of_plateau:.2f} of its cost"
@@ -84,7 +85,7 @@ def draw_scores(found: Chapter, suite: SuiteConfig, path: Path, *, title: str) -
         axes.set_xlim(low, 1.03)
         axes.set_ylim(low, 1.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    note = "grey: best of N; star: no search; blue: tree policies; dashed: a calibrated judge"
+    note = f"{_COLOURS_MEAN}; dashed: a calibrated judge"
     _caption(
         figure, title, x=f"P(right) of the winners, by the search's own judge\n{note}", y="fully right, by the oracle"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from framegrove.evaluation.outlook import Lookout, Outlook
 from framegrove.lineage import branch_name
 from framegrove.media.stills import strip
-from framegrove.search.result import Span
+from framegrove.search.result import Node, Span
 from framegrove.search.snapshot import BranchNow, Snapshot
 from framegrove.serving.live import LiveTree
 from framegrove.types import Path, SampleWork, paths_of
@@ -49,16 +49,20 @@ def path_of(branch: str) -> Path:
     return tuple(int(step) for step in branch.split("-"))
 
 
-def _branch(branch: BranchNow) -> dict[str, Any]:
+def branch_facts(branch: BranchNow | Node) -> dict[str, Any]:
+    """What a page is told of a branch, of a running or of a finished search."""
     return {
         "name": branch_name(branch.path),
         "parent": branch_id(branch.path[:-1]) or None,
         "unit": len(branch.path) - 1,
-        "standing": str(branch.standing),
-        "speculative": branch.speculative,
+        "standing": str(branch.standing if isinstance(branch, BranchNow) else branch.fate),
         "scores": {str(asked): dict(scores) for asked, scores in branch.scores},
-        "workers": sorted(attempt.worker for attempt in branch.attempts),
     }
+
+
+def _branch(branch: BranchNow) -> dict[str, Any]:
+    workers = sorted(attempt.worker for attempt in branch.attempts)
+    return {**branch_facts(branch), "speculative": branch.speculative, "workers": workers}
 
 
 def _work(span: Span) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from framegrove.evaluation.report import Frames, SearchRecord, Shown
 from framegrove.search.result import Fate, Node
-from framegrove.types import Assessment, Path
+from framegrove.types import Assessment, GenerationRequest, Path, prefixes
 
 UNUSED = Fate.SPECULATIVE  # sampled on speculation only
 STRIP = 4  # thumbnails of a unit of several frames
@@ -26,9 +26,27 @@ FATE_MEANS = {
     UNUSED: "sampled early on speculation, not needed",
 }
 
-_SMALL = 0.62  # side of the thumbnail of a preview that was cut: there are many of them
+_INTEREST = (Fate.WON, Fate.KEPT, Fate.DROPPED, UNUSED)  # which branches a large tree keeps, first to last
 _GAP_X, _GAP_Y = 0.95, 0.2
 _VERDICT = 0.42  # height of a verdict in the margin
+
+
+@dataclass(frozen=True)
+class Look:
+    """How cards look. Lengths are in thumbnail heights.
+
+    A card has at most ``strip`` thumbnails side by side, a margin beside them for its verdicts and room below for
+    ``text``, and is at least so wide. The thumbnail of a preview that was cut is ``small``: there are many of them.
+    """
+
+    strip: int = STRIP
+    side: float = 0.0
+    text: float = 0.0
+    least: float = 0.0
+    small: float = 1.0
+
+
+PAGE = Look(side=SIDE, text=TEXT, small=0.62)
 
 
 @dataclass(frozen=True)
@@ -59,11 +77,11 @@ class Card:
         return self.y + self.height / 2
 
 
-def lay_out(record: SearchRecord, words: bool = True, chosen: Collection[Path] | None = None) -> dict[Path, Card]:
+def lay_out(record: SearchRecord, look: Look = PAGE, chosen: Collection[Path] | None = None) -> dict[Path, Card]:
     """A card for every branch that can be shown: columns are depths, leaves stand one below another.
 
     Parents stand beside their children. Branches that were cut, and then lost with a machine, have no card, nor have
-    those that are not ``chosen`` where some are. Without ``words`` cards are as small as their thumbnails.
+    those that are not ``chosen`` where some are.
     """
     nodes = {
         node.path: node
@@ -74,10 +92,7 @@ def lay_out(record: SearchRecord, words: bool = True, chosen: Collection[Path] |
     for path in sorted(nodes):
         children[path[:-1]].append(path)
     places = places_of(record.outcome.nodes)
-    aspect = record.request.width / record.request.height
-    thumbs = [1 if depth == 0 else STRIP for depth in range(record.request.units)]
-    side, text = (SIDE, TEXT) if words else (0.0, 0.0)
-    lefts = [sum(n * aspect + 2 * PAD + side + _GAP_X for n in thumbs[:depth]) for depth in range(len(thumbs))]
+    lefts = columns(record.request, look)
     cards: dict[Path, Card] = {}
     bottom = 0.0
 
@@ -89,8 +104,9 @@ def lay_out(record: SearchRecord, words: bool = True, chosen: Collection[Path] |
             Verdict(asked, sum(score for _, score in panel) / len(panel), places.get((path, asked), ""))
             for asked, panel in node.scores
         )
-        thumb = _SMALL if shown.draft and not below else 1.0
-        height = max(thumb + (text if thumb == 1.0 else 0.0), len(verdicts) * _VERDICT if words else 0.0) + 2 * PAD
+        thumb = look.small if shown.draft and not below else 1.0
+        text = look.text if thumb == 1.0 else 0.0
+        height = max(thumb + text, len(verdicts) * _VERDICT if look.side else 0.0) + 2 * PAD
         top = bottom
         for child in below:
             place(child)
@@ -99,13 +115,80 @@ def lay_out(record: SearchRecord, words: bool = True, chosen: Collection[Path] |
         else:
             y, bottom = top, top + height + _GAP_Y
         depth = len(path) - 1
-        width = thumbs[depth] * aspect * thumb + 2 * PAD + side
-        strip = strip_of(shown, STRIP, pale=node.fate in (Fate.DROPPED, UNUSED))
+        strip = strip_of(shown, look.strip, pale=node.fate in (Fate.DROPPED, UNUSED))
+        width = _width(record.request, look, depth, thumb)
         cards[path] = Card(node, shown.draft, strip, verdicts, lefts[depth], y, width, height, thumb)
 
     for root in sorted(path for path in nodes if path[:-1] not in nodes):
         place(root)
     return cards
+
+
+def columns(request: GenerationRequest, look: Look) -> list[float]:
+    """Where the column of each unit begins and, at last, where that of the last one ends."""
+    lefts = [0.0]
+    for depth in range(request.units):
+        lefts.append(lefts[-1] + _width(request, look, depth) + _GAP_X)
+    return [*lefts[:-1], lefts[-1] - _GAP_X]
+
+
+def row_height(look: Look) -> float:
+    """From one card of full size to the next below it, where no verdict stands beside its thumbnails."""
+    return 1.0 + look.text + 2 * PAD + _GAP_Y
+
+
+def _width(request: GenerationRequest, look: Look, depth: int, thumb: float = 1.0) -> float:
+    count = 1 if depth == 0 else look.strip
+    return max(count * request.width / request.height * thumb + 2 * PAD, look.least) + look.side
+
+
+# ---- what a large tree shows
+
+
+def by_interest(record: SearchRecord) -> list[Path]:
+    """The branches that can be shown: by fate, the winner first; of equals the deepest first."""
+    nodes = [node for node in record.outcome.nodes if node.path in record.shown]
+    return [n.path for n in sorted(nodes, key=lambda n: (_INTEREST.index(n.fate), -len(n.path), n.path))]
+
+
+def with_ancestors(order: Iterable[Path], most: int) -> set[Path]:
+    """The first of these branches with all that they grew from, ``most`` of them."""
+    known, chosen = list(order), set[Path]()
+    there = set(known)
+    for path in known:
+        needed = set(prefixes(path)) & there - chosen
+        if len(chosen) + len(needed) <= most:
+            chosen |= needed
+    return chosen
+
+
+def in_rows(order: Iterable[Path], most: int) -> set[Path]:
+    """The first of these branches with all that they grew from, in ``most`` rows: a row for each that has no child."""
+    known, chosen, leaves = list(order), set[Path](), set[Path]()
+    there = set(known)
+    for path in known:
+        if path in chosen:
+            continue
+        above = next((p for p in reversed(prefixes(path[:-1])) if p in chosen), ())
+        after = leaves - {above} | {path}
+        if len(after) <= most:
+            leaves = after
+            chosen |= set(prefixes(path)) & there
+    return chosen
+
+
+def rows_of(chosen: Collection[Path]) -> int:
+    """How many of the branches have no child among them."""
+    return len(set(chosen) - {path[:-1] for path in chosen})
+
+
+def left_out(nodes: Iterable[Node], chosen: Collection[Path]) -> dict[Path, list[Node]]:
+    """The branches that are not chosen, under the nearest one above them that is: () where there is none."""
+    found: dict[Path, list[Node]] = defaultdict(list)
+    for node in nodes:
+        if node.path not in chosen:
+            found[next((p for p in reversed(prefixes(node.path[:-1])) if p in chosen), ())].append(node)
+    return found
 
 
 def places_of(nodes: Iterable[Node]) -> Mapping[tuple[Path, Assessment], str]:

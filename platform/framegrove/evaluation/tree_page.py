@@ -19,18 +19,28 @@ from typing import Any
 
 from framegrove.evaluation.report import Price, SearchRecord, report_json, warnings_of, was_needed
 from framegrove.evaluation.tree_clips import LIMIT, Clip, clips_of
-from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, STRIP, Card, lay_out, places_of
+from framegrove.evaluation.tree_layout import (
+    ASSESSED,
+    FATE_MEANS,
+    STRIP,
+    Card,
+    by_interest,
+    lay_out,
+    left_out,
+    places_of,
+    with_ancestors,
+)
 from framegrove.files import replacing
 from framegrove.lineage import branch_name
 from framegrove.search.result import Ending, Fate, Node, Span
-from framegrove.types import Assessment, Path, SampleWork, prefixes
+from framegrove.types import Assessment, Path, SampleWork
+from framegrove.words import counted
 
 CARDS = 400  # branches on a page at most: browsers get slow with more
 BARS = 4000  # attempts on the timeline at most
 
 _FOLDER = File(__file__).parent / "page"
 _SCRIPTS = ("tree.js", "branch.js", "charts.js")
-_INTEREST = (Fate.WON, Fate.KEPT, Fate.DROPPED, Fate.SPECULATIVE)  # whom a large tree keeps, first to last
 
 
 def write(record: SearchRecord, path: File) -> None:
@@ -64,20 +74,19 @@ def _script() -> str:
 def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> dict[str, Any]:
     """What the page shows, as JSON values."""
     request, outcome = record.request, record.outcome
-    order = _by_interest(record)
-    chosen = _with_ancestors(order, cards)
-    laid = lay_out(record, chosen=chosen)
+    order = by_interest(record)
+    laid = lay_out(record, chosen=with_ancestors(order, cards))
     clips, size = clips_of(record.shown, [path for path in order if path in laid], limit)
     single = record.single_price if outcome.verifiers else None
     lanes, bars = _timeline(record)
     return {
         "prompt": request.prompt,
         "said": f"{request.policy}, budget {request.budget:g}x, seed {request.seed}, {request.width}x{request.height}, "
-        f"{request.units} units; {len(outcome.nodes)} branches in {outcome.seconds:.1f} s",
+        f"{counted(request.units, 'unit')}; {counted(len(outcome.nodes), 'branch')} in {outcome.seconds:.1f} s",
         "warnings": warnings_of(record),
         "notes": _notes(record, laid, clips, size.frames, len(bars)),
         "fps": record.fps,
-        "winner": _name(outcome.winner),
+        "winner": branch_name(outcome.winner),
         "thumbs": STRIP,
         "counts": [[_SAID[fate], FATE_MEANS[fate], n] for fate, n in _fates(outcome.nodes)],
         "branches": _branches(record, laid, clips),
@@ -104,41 +113,21 @@ def _embedded(value: Any) -> str:
 # ---- the tree
 
 
-def _by_interest(record: SearchRecord) -> list[Path]:
-    """The branches that can be shown: by fate, deepest first."""
-    nodes = [node for node in record.outcome.nodes if node.path in record.shown]
-    return [n.path for n in sorted(nodes, key=lambda n: (_INTEREST.index(n.fate), -len(n.path), n.path))]
-
-
-def _with_ancestors(order: Iterable[Path], most: int) -> set[Path]:
-    """The first of these branches with all that they grew from, ``most`` of them."""
-    known, chosen = list(order), set[Path]()
-    there = set(known)
-    for path in known:
-        needed = set(prefixes(path)) & there - chosen
-        if len(chosen) + len(needed) <= most:
-            chosen |= needed
-    return chosen
-
-
 def _branches(record: SearchRecord, laid: Mapping[Path, Card], clips: Mapping[Path, Clip]) -> list[dict[str, Any]]:
     places = places_of(record.outcome.nodes)
-    left_out: dict[Path, Counter[str]] = {}
-    for node in record.outcome.nodes:
-        if node.path not in laid:
-            above = next((p for p in reversed(prefixes(node.path[:-1])) if p in laid), ())
-            left_out.setdefault(above, Counter())[_SAID[node.fate]] += 1
-    return [_branch(card, places, clips.get(path), left_out.get(path, {})) for path, card in sorted(laid.items())]
+    hidden = left_out(record.outcome.nodes, laid)
+    counts = {path: Counter(_SAID[node.fate] for node in nodes) for path, nodes in hidden.items()}
+    return [_branch(card, places, clips.get(path), counts.get(path, {})) for path, card in sorted(laid.items())]
 
 
 def _branch(
-    card: Card, places: Mapping[tuple[Path, Assessment], str], clip: Clip | None, left_out: Mapping[str, int]
+    card: Card, places: Mapping[tuple[Path, Assessment], str], clip: Clip | None, hidden: Mapping[str, int]
 ) -> dict[str, Any]:
     node = card.node
     parent = node.path[:-1]
     return {
-        "name": _name(node.path),
-        "parent": _name(parent) if parent else None,
+        "name": branch_name(node.path),
+        "parent": branch_name(parent) if parent else None,
         "depth": len(node.path) - 1,
         "fate": _SAID[node.fate],
         "by": ASSESSED[node.dropped_by] if node.dropped_by else None,
@@ -153,7 +142,7 @@ def _branch(
         "end": node.end,
         "verdicts": [_verdict(node, asked, panel, places) for asked, panel in node.scores],
         "clip": asdict(clip) if clip else None,
-        "left_out": ", ".join(f"{count} {fate}" for fate, count in left_out.items()),
+        "left_out": ", ".join(f"{count} {fate}" for fate, count in hidden.items()),
     }
 
 
@@ -208,10 +197,6 @@ def _notes(record: SearchRecord, laid: Collection[Path], clips: Collection[Path]
     return notes
 
 
-def _name(path: Path) -> str:
-    return branch_name(path, "·")
-
-
 # ---- timeline and costs
 
 
@@ -243,8 +228,8 @@ def _kind(span: Span, needed: bool) -> str:
 
 def _what(span: Span) -> str:
     if isinstance(span.work, SampleWork):
-        return "sampling " + ", ".join(map(_name, span.work.paths))
-    return f"{ASSESSED[span.work.assessment]} of {_name(span.work.path)}"
+        return "sampling " + ", ".join(map(branch_name, span.work.paths))
+    return f"{ASSESSED[span.work.assessment]} of {branch_name(span.work.path)}"
 
 
 def _price(name: str, price: Price) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path as File
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,48 +19,72 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as Outline
 
 from framegrove.evaluation.report import Frames, SearchRecord, was_needed
-from framegrove.evaluation.tree_layout import ASSESSED, FATE_MEANS, PAD, SIDE, UNUSED, Card, lay_out, strip_of
+from framegrove.evaluation.tree_layout import (
+    FATE_MEANS,
+    PAD,
+    STRIP,
+    UNUSED,
+    Card,
+    Look,
+    by_interest,
+    columns,
+    in_rows,
+    lay_out,
+    left_out,
+    row_height,
+    rows_of,
+    strip_of,
+)
 from framegrove.files import replacing
 from framegrove.lineage import branch_name
 from framegrove.search.result import Fate
-from framegrove.types import Path, SampleWork
+from framegrove.types import GenerationRequest, Path, SampleWork
+from framegrove.words import counted
 
 INK, MUTED, PAPER, RULE = "#22262e", "#7c8492", "#f6f7f9", "#dfe3e8"
 FATE_COLOUR = {Fate.WON: "#1e9e5a", Fate.KEPT: "#2f6fde", Fate.DROPPED: "#c6394c", UNUSED: "#a0a6b1"}
 PARTS = {"sampling": "#2f6fde", "wasted": "#c3c8d0", "decoding": "#6aa84f", "judging": "#d9822b"}  # of a price
-READING = (
-    "A card shows the frames of a branch's newest unit. Beside them, each time it was judged: what was judged "
-    "(preview: unit 0 from the coarse stages alone, marked so where it was never refined; image: unit 0; motion: a "
-    "middle unit; video: the whole), the verifiers' mean score from 0 to 1, and its place among the branches judged "
-    "together, such as 2/8. Cuts go by places, and places of different rounds cannot be compared."
+_SHOWS = "A card shows the frames of a branch's newest unit."
+_JUDGED = (
+    "Below them stand the verifiers' mean score of it, from 0 to 1, and its place among the branches that were judged "
+    "together, as in 2/8; places of different rounds cannot be compared."
 )
-_INCH = 0.62  # a thumbnail's height
+_DRAFT = "Dotted: a preview of unit 0 from the coarse stages alone, which was never refined."
+_LEFT_OUT = "A + counts the branches behind a card, or below all, that are left out here: tree.html shows more of them."
+ROWS = 8  # of a tree: more are too small to read once the picture fits on a screen
+_WIDTH = 12.8  # inches of the picture, unless the video has very many units
+_HEIGHT = 4.8  # inches of a tree of so many rows
+_LARGEST, _SMALLEST = 0.62, 0.26  # inches of a thumbnail's height
+_WORDS, _LINE, _CHARACTER = 7, 0.14, 0.066  # of the text on a card: points, and inches
+_ON_A_LINE = 16  # characters: a branch's name and its verdict
 _MARGIN = 0.3  # inches around the picture
-_ABOVE = (0.2, 0.15, 0.15, 0.4, 0.4)  # inches above header, videos, tree, price and timeline
+_ABOVE = (0.2, 0.1, 0.1, 0.35, 0.4)  # inches above header, videos, tree, price and timeline
 _LEFT = (_MARGIN, _MARGIN, _MARGIN, 1.15, 1.15)  # the last two have labels on their left
 _WIDE = 1.5  # a tree's width over its height from which it is below everything else on a slide
 _STRIP = 12  # frames of a video beside another video
 
 
 def draw(record: SearchRecord, path: File, single: Frames | None = None) -> None:
-    """Write the whole picture as PNG at ``path``.
+    """Write the whole picture as PNG at ``path``: of a large tree, the branches that fit on a screen.
 
     ``single`` are the frames of the sample without a search, uint8 (T, H, W, 3); absent, they are taken from the tree
     where it has them.
     """
-    cards = lay_out(record)
-    columns, rows = _extent(cards)
+    chosen = _chosen(record)
+    look, inch = _fitting(record.request, rows_of(chosen))
+    cards = lay_out(record, look, chosen)
+    rows = _extent(cards)[1]
     lanes = sorted({span.worker for span in record.outcome.spans})
-    width = max(10.0, columns * _INCH + 2 * _MARGIN)
-    reading = textwrap.wrap(READING, int((width - 2 * _MARGIN) * 15))
+    width = max(_WIDTH, columns(record.request, look)[-1] * inch + 2 * _MARGIN)
+    reading = textwrap.wrap(_reading(record, cards), int((width - 2 * _MARGIN) * 15))
     videos = _videos(record, single)
-    strip = _strip_height(record, videos, width - 2 * _MARGIN)
-    inches = [0.95 + 0.16 * len(reading), strip, 0.5 + rows * _INCH, 0.6, 0.26 * max(len(lanes), 1)]
+    strip, frames = _side_by_side(record, videos, width - 2 * _MARGIN)
+    inches = [0.85 + 0.16 * len(reading), strip, 0.6 + rows * inch, 0.6, 0.26 * max(len(lanes), 1)]
     figure = _figure(width, sum(inches) + sum(_ABOVE) + 0.75)
     header, shown, tree, price, timeline = _rows_of(figure, inches, width)
     _draw_header(header, record, inches[0], reading, width)
-    _draw_videos(shown, videos)
-    _draw_tree(tree, cards, record.request.units)
+    _draw_videos(shown, videos, frames, across=True)
+    _draw_tree(tree, cards, record, inch)
     _draw_price(price, record)
     _draw_timeline(timeline, record, lanes)
     with replacing(path) as partial:
@@ -74,12 +99,13 @@ def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -
     def area(left: float, top: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / width, (height - top - high) / height, wide / width, high / height))
 
-    _draw_title(area(margin, 0.3, width - 2 * margin, 0.7), record, 0.7, 18, 10)
+    cards, left = lay_out(record, Look(), _chosen(record)), margin + half + 0.5
+    across, down = _extent(cards)
+    more = " (+ counts branches that are left out below)" if len(cards) < len(record.outcome.nodes) else ""
+    _draw_title(area(margin, 0.3, width - 2 * margin, 0.7), record, 0.7, 18, 10, more=more)
     videos = _videos(record, single)
     _draw_videos(area(margin, 1.25, half, _strip_height(record, videos, half)), videos)
-    cards, left = lay_out(record, words=False), margin + half + 0.5
-    columns, rows = _extent(cards)
-    if columns < _WIDE * rows:  # beside everything else, else below it
+    if across < _WIDE * down:  # beside everything else, else below it
         price = area(margin + 0.8, 5.1, half - 0.8, 0.8)
         tree = area(left, 1.15, width - left - margin, height - 1.15 - margin)
         fates, lines = area(margin, 3.2, half, 1.0), 1
@@ -88,10 +114,41 @@ def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -
         tree = area(margin, 3.2, width - 2 * margin, 3.2)
         fates, lines = area(margin, 6.6, width - 2 * margin, 0.2), 4
     _draw_price(price, record, narrow=True)
-    _draw_tree(tree, cards, record.request.units, words=False)
+    _draw_tree(tree, cards, record)
     _draw_fates(fates, record, ncols=lines)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
+
+
+def _chosen(record: SearchRecord) -> set[Path]:
+    return in_rows(by_interest(record), ROWS)
+
+
+def _fitting(request: GenerationRequest, rows: int) -> tuple[Look, float]:
+    """How cards look if a tree of so many rows, and all units of a video, are to fit: and a thumbnail's inches."""
+    for strip in (STRIP, 2, 1):
+        for hundredths in range(round(100 * _LARGEST), round(100 * _SMALLEST) - 1, -2):
+            inch = hundredths / 100
+            room = (strip * request.width / request.height + 2 * PAD) * inch / _CHARACTER
+            lines = 1 if room >= _ON_A_LINE else 2
+            characters = 12 if lines == 1 else 9  # of a unit 0, whose names are short, or of a verdict
+            look = Look(strip, text=lines * _LINE / inch, least=characters * _CHARACTER / inch)
+            low = rows * row_height(look) * inch <= _HEIGHT
+            if low and columns(request, look)[-1] * inch <= _WIDTH - 2 * _MARGIN:
+                return look, inch
+    return look, inch
+
+
+def _reading(record: SearchRecord, cards: Mapping[Path, Card]) -> str:
+    """How the picture is read, as far as there is something to explain."""
+    nodes = record.outcome.nodes
+    parts = {
+        _SHOWS: True,
+        _JUDGED: any(node.scores for node in nodes),
+        _DRAFT: any(card.draft for card in cards.values()),
+        _LEFT_OUT: len(cards) < len(nodes),
+    }
+    return " ".join(part for part, needed in parts.items() if needed)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -124,14 +181,16 @@ def _draw_header(axes: Axes, record: SearchRecord, inches: float, reading: Seque
     axes.text(0, 0, text, fontsize=7.5, color=MUTED, va="bottom", linespacing=1.35, transform=axes.transAxes)
 
 
-def _draw_title(axes: Axes, record: SearchRecord, inches: float, large: int, small: int, characters: int = 90) -> None:
+def _draw_title(
+    axes: Axes, record: SearchRecord, inches: float, large: int, small: int, *, characters: int = 90, more: str = ""
+) -> None:
     axes.axis("off")
     request, fates = record.request, [node.fate for node in record.outcome.nodes]
     prompt = textwrap.shorten(request.prompt, characters, placeholder=" …")
     axes.text(0, 1, prompt, fontsize=large, fontweight="bold", color=INK, va="top", transform=axes.transAxes)
     said = (
-        f"{request.policy}, budget {request.budget:g}x, seed {request.seed}: {len(fates)} branches, "
-        f"{fates.count(Fate.DROPPED)} cut, {record.outcome.seconds:.1f} s"
+        f"{request.policy}, budget {request.budget:g}x, seed {request.seed}: {counted(len(fates), 'branch')}, "
+        f"{fates.count(Fate.DROPPED)} cut, {record.outcome.seconds:.1f} s{more}"
     )
     below = 1 - (large * 1.7 / 72) / inches
     axes.text(0, below, said, fontsize=small, color=MUTED, va="top", transform=axes.transAxes)
@@ -149,53 +208,65 @@ def _videos(record: SearchRecord, single: Frames | None) -> dict[str, Frames]:
     """The winner, and the sample without a search where it is known and another video."""
     if single is None:
         single = record.single_frames
-    videos = {"winner": record.frames}
-    if single is not None and (len(record.outcome.nodes) > len(record.outcome.winner) or single is not record.frames):
-        videos["sample without a search"] = single
-    return videos
+    if single is None or not record.outcome.verifiers:
+        return {"winner": record.frames}
+    if np.array_equal(single, record.frames):
+        return {"winner, which is the sample without a search": record.frames}
+    return {"winner": record.frames, "sample without a search": single}
 
 
 def _strip_height(record: SearchRecord, videos: Mapping[str, Frames], inches: float) -> float:
     """Inches for the videos' strips, one below another, each with a line of text."""
     count = min(_STRIP, max(map(len, videos.values())))
-    frame = min(_INCH, inches / count * record.request.height / record.request.width)
+    frame = min(_LARGEST, inches / count * record.request.height / record.request.width)
     return len(videos) * (frame + 0.28)
 
 
-def _draw_videos(axes: Axes, videos: Mapping[str, Frames]) -> None:
-    """Strips of whole videos, one below another, each under its name. Lengths are in frame heights."""
+def _side_by_side(record: SearchRecord, videos: Mapping[str, Frames], inches: float) -> tuple[float, int]:
+    """Inches for the videos' strips beside each other, with a line of text, and how many frames each has."""
+    aspect = record.request.width / record.request.height
+    each = inches / 2 - 0.2
+    count = min(_STRIP, max(1, int(each / (0.45 * aspect))), max(map(len, videos.values())))
+    return min(_LARGEST, each / count / aspect) + 0.28, count
+
+
+def _draw_videos(axes: Axes, videos: Mapping[str, Frames], count: int = _STRIP, *, across: bool = False) -> None:
+    """Strips of whole videos below or beside each other, each under its name. Lengths are in frame heights."""
     axes.axis("off")
     line, row = 0.42, 1.42
+    widest = max(min(count, len(f)) * f.shape[2] / f.shape[1] for f in videos.values())
     for index, (name, frames) in enumerate(videos.items()):
-        top = index * row
-        strip = strip_of(frames, _STRIP)
+        left, top = (index * (widest + line), 0.0) if across else (0.0, index * row)
+        strip = strip_of(frames, count)
         colour = FATE_COLOUR[Fate.WON] if index == 0 else MUTED
-        axes.text(0, top + line / 2, name, fontsize=8.5, fontweight="bold", color=colour, va="center")
-        extent = (0, strip.shape[1] / strip.shape[0], top + row, top + line)
+        axes.text(left, top + line / 2, name, fontsize=8.5, fontweight="bold", color=colour, va="center")
+        extent = (left, left + strip.shape[1] / strip.shape[0], top + row, top + line)
         axes.imshow(strip, extent=extent, interpolation="nearest", aspect="equal")
-    widest = max(min(_STRIP, len(f)) * f.shape[2] / f.shape[1] for f in videos.values())
-    axes.set_xlim(0, widest)
-    axes.set_ylim(len(videos) * row, 0)
+    axes.set_xlim(0, 2 * widest + line if across else widest)
+    axes.set_ylim(row if across else len(videos) * row, 0)
     axes.set_aspect("equal", anchor="NW")
 
 
-def _draw_tree(axes: Axes, cards: Mapping[Path, Card], units: int, words: bool = True) -> None:
-    """The cards and what joins them; without ``words`` where they would be too small to read."""
-    columns, rows = _extent(cards)
+def _draw_tree(axes: Axes, cards: Mapping[Path, Card], record: SearchRecord, inch: float | None = None) -> None:
+    """The cards and what joins them; with words on them where a thumbnail's height in inches is given."""
+    across, down = _extent(cards)
     axes.axis("off")
-    axes.set_xlim(-0.05, columns + 0.05)
-    axes.set_ylim(rows + 0.05, -0.8)
+    axes.set_xlim(-0.05, across + 0.05)
+    axes.set_ylim(down + 0.05, -0.8)
     axes.set_aspect("equal", anchor="NW")
-    for depth in range(units):
+    for depth in range(record.request.units):
         column = [card for path, card in cards.items() if len(path) == depth + 1]
         if column:
-            size, label = (9.5, f"unit {depth}") if words else (8, "unit\n0" if depth == 0 else str(depth))
+            size, label = (9.5, f"unit {depth}") if inch else (8, "unit\n0" if depth == 0 else str(depth))
             axes.text(column[0].x, -0.25, label, fontsize=size, fontweight="bold", color=INK)
     for path, card in cards.items():
         if path[:-1] in cards:
             _draw_edge(axes, cards[path[:-1]], card)
     for card in cards.values():
-        _draw_card(axes, card, words)
+        _draw_card(axes, card, inch)
+    for path, nodes in left_out(record.outcome.nodes, cards).items():
+        x, y = (cards[path].x + cards[path].width + 0.08, cards[path].middle - 0.08) if path else (0.0, down + 0.05)
+        axes.text(x, y, f"+{len(nodes)}", fontsize=7, color=MUTED, va="bottom" if path else "top", zorder=6)
 
 
 def _draw_edge(axes: Axes, parent: Card, child: Card) -> None:
@@ -211,32 +282,39 @@ def _draw_edge(axes: Axes, parent: Card, child: Card) -> None:
     )
 
 
-def _draw_card(axes: Axes, card: Card, words: bool) -> None:
+def _draw_card(axes: Axes, card: Card, inch: float | None) -> None:
     node, colour = card.node, FATE_COLOUR[card.node.fate]
     box = FancyBboxPatch(
         (card.x, card.y), card.width, card.height, boxstyle="round,pad=0,rounding_size=0.09",
         fc="white" if node.fate in (Fate.WON, Fate.KEPT) else PAPER, ec=colour,
-        lw=2.6 if node.fate is Fate.WON else 1.2, ls=(0, (3, 2)) if node.fate is UNUSED else "solid", zorder=4,
+        lw=2.6 if node.fate is Fate.WON else 1.2, zorder=4,
+        ls=":" if card.draft else (0, (3, 2)) if node.fate is UNUSED else "solid", clip_on=False,
     )  # fmt: skip
     axes.add_patch(box)
     left, top = card.x + PAD, card.y + PAD
     wide = card.thumb * card.strip.shape[1] / card.strip.shape[0]
     axes.imshow(card.strip, extent=(left, left + wide, top + card.thumb, top), interpolation="nearest", zorder=5)
-    if not words:
-        return
-    _draw_verdicts(axes, card, card.x + card.width - SIDE - PAD / 2, top, colour)
-    if card.thumb == 1.0:
-        name = "branch " + branch_name(node.path, "·") + (", preview" if card.draft else "")
-        axes.text(left, card.y + card.height - 0.17, name, fontsize=6.5, color=MUTED, va="center", zorder=6)
+    if inch is not None:
+        _draw_words(axes, card, inch)
 
 
-def _draw_verdicts(axes: Axes, card: Card, x: float, top: float, colour: str) -> None:
-    """What was judged, the mean score and the place, a block for each time, in the margin beside the thumbnails."""
-    for row, verdict in enumerate(card.verdicts):
-        y = top + 0.02 + row * 0.42
-        axes.text(x, y, ASSESSED[verdict.assessment], fontsize=5.5, color=MUTED, va="top", zorder=6)
-        axes.text(x, y + 0.14, f"{verdict.score:.2f}", fontsize=7, color=colour, va="top", fontweight="bold", zorder=6)
-        axes.text(x + 0.45, y + 0.155, verdict.place, fontsize=6, color=INK, va="top", zorder=6)
+def _draw_words(axes: Axes, card: Card, inch: float) -> None:
+    """Name and last verdict, on one line where there is room, otherwise the verdict below the name."""
+    line, character = _LINE / inch, _CHARACTER / inch
+    left, right, top = card.x + PAD, card.x + card.width - PAD, card.y + PAD + card.thumb + 0.02 / inch
+    below = card.height - 2 * PAD - card.thumb > 1.8 * line
+    verdict = card.verdicts[-1] if card.verdicts else None
+    score, place = (f"{verdict.score:.2f}", verdict.place) if verdict else ("", "")
+    name = branch_name(card.node.path)
+    room = int((right - left) / character) - (0 if below or not verdict else len(f"{score} {place} "))
+    if len(name) > room:
+        name = f"{name[:3]}…{name[len(name) - room + 4 :].lstrip('.')}"
+    axes.text(left, top, name, fontsize=_WORDS, color=MUTED, va="top", zorder=6)
+    if verdict is not None:
+        x, y = (left, top + line) if below else (right - (len(score) + len(place) + 0.6) * character, top)
+        colour = FATE_COLOUR[card.node.fate]
+        axes.text(x, y, score, fontsize=_WORDS, fontweight="bold", color=colour, va="top", zorder=6)
+        axes.text(x + (len(score) + 0.6) * character, y, place, fontsize=_WORDS, color=INK, va="top", zorder=6)
 
 
 def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
@@ -250,6 +328,8 @@ def _draw_price(axes: Axes, record: SearchRecord, narrow: bool = False) -> None:
         for part, value in asdict(price).items():
             axes.barh(row, value, left=left, height=0.62, color=PARTS[part])
             left += value
+        if row == 0 and 0 <= record.request.budget - left < 0.06 * end:  # not across the budget's line
+            left = record.request.budget
         axes.text(left + end * 0.005, row, f"{price.total:.2f}x", fontsize=8, color=INK, va="center")
     if searching:
         axes.plot([record.request.budget] * 2, [-0.45, 0.45], color=INK, lw=1.4)

@@ -83,8 +83,10 @@ def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = "the hub cannot be reached, and nothing of that name was fetched before"
         raise UserError(
-            f"there is no model folder at {model}, and the hub gives no model of that name ({reason}): "
-            "give a folder, or get the files first"
+            f"there is no model folder at {model}, and as a hub id, owner/name, it brings no model either ({reason}): "
+            "give a folder that is there, or get the files first"
         ) from None
     return Path(path)

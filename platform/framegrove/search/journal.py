@@ -25,6 +25,7 @@ from framegrove.search.tree import Latent, Result
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, Sampled, SampleWork, Scored, ScoreWork
 
+JOURNAL = "journal.jsonl"  # in the folder of a search
 _VERSION = 5
 
 

@@ -44,7 +44,10 @@ class BranchNow:
 
 @dataclass(frozen=True)
 class PoolNow:
-    """A pool of workers: their names, how many certain works wait for them, how many are done, and what those cost."""
+    """A pool of workers: their names, and of its works how many are done, and what those cost.
+
+    ``waiting`` counts certain works that have not begun, most of them because others must be done first.
+    """
 
     workers: tuple[str, ...]
     waiting: int

@@ -39,14 +39,19 @@ class NoClips(UserError):
 
 
 def write_clips(
-    clips: Iterable[LatentClip], vae: str, out: Path, on_clips: Callable[[int], None] = lambda done: None
+    clips: Iterable[LatentClip],
+    vae: str,
+    out: Path,
+    on_clips: Callable[[int], None] = lambda done: None,
+    *,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write ``clips``, encoded by the VAE with this digest, as shards in the folder ``out``, which appears when whole.
 
-    ``on_clips`` is given the number of clips so far. Raises UserError if the folder already exists, NoClips if there is
-    nothing to write.
+    ``on_clips`` is given the number of clips so far. Raises UserError if the folder already exists and is not to be
+    replaced, NoClips if there is nothing to write.
     """
-    if out.exists():
+    if out.exists() and not overwrite:
         raise UserError(f"{out} already exists: give another --out, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:

@@ -25,6 +25,8 @@ from framegrove.training.fragments import Fragments
 AnyEngine = PlainEngine | DeepSpeedEngine
 
 HISTORY = "history.jsonl"
+DAMAGED, SKIPPED, GOT_WORSE, UNSEEN = "damaged", "skipped", "worse", "unseen"
+WARNINGS = frozenset({DAMAGED, SKIPPED, GOT_WORSE, UNSEEN})  # events that are logged as well
 
 # Where a model comes from may change, so that a run can be moved: what it is made of may not.
 _FREE_OF_MODEL = {"start", "variant", "allow_pickle", "vae", "encoders"}
@@ -100,7 +102,7 @@ def go_on(engine: AnyEngine, out: Path, config: TrainConfig) -> int:
     if engine.rank == 0:
         step = found.about.step if found else 0
         for warning in warnings:
-            history.add("damaged", step, warning)
+            history.add(DAMAGED, step, warning)
         if found is None:
             history.add("started", 0, f"started with {_how(now)}", configuration=now)
         else:

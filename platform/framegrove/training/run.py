@@ -19,7 +19,7 @@ from framegrove.training.curve import Curve
 from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Hooks, Point, train
 from framegrove.training.plan import check_fits, model_of
-from framegrove.training.resume import AnyEngine, History, asdict_of, go_on
+from framegrove.training.resume import SKIPPED, AnyEngine, History, asdict_of, go_on
 from framegrove.training.saver import Saver, new_session
 from framegrove.training.setup import Setup
 from framegrove.training.watch import Watch
@@ -100,7 +100,7 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
         hooks.on_phase_end(phase)
 
     def on_skip(done: int, says: str) -> None:
-        patiently("writing the history", partial(history.add, "skipped", done, says))
+        patiently("writing the history", partial(history.add, SKIPPED, done, says))
         hooks.on_skip(done, says)
 
     if first_step < config.steps:

@@ -25,7 +25,7 @@ from framegrove.files import patiently
 from framegrove.training import curve, heldout, samples
 from framegrove.training.curriculum import Position
 from framegrove.training.loop import Point
-from framegrove.training.resume import HISTORY, AnyEngine, History, asdict_of
+from framegrove.training.resume import GOT_WORSE, HISTORY, UNSEEN, AnyEngine, History, asdict_of
 from framegrove.training.samples import SAMPLES, Shown
 from framegrove.training.setup import Setup
 from framegrove.training.trackers import Tracker, open_tracker
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _WORSE = 1.01  # times the loss at the start: less may be the first steps of a high learning rate
 _RECONSTRUCTED = 4  # clips
-_BEGUN, _GOT_WORSE, _UNSEEN = "held-out", "worse", "unseen"  # events of the history
+_BEGUN = "held-out"  # an event of the history
 
 
 class Watch:
@@ -55,7 +55,7 @@ class Watch:
         if self._engine.rank == 0:
             past = curve.read(self._out / HISTORY)
             self._start = next((line["losses"] for line in past if line["event"] == _BEGUN), {})
-            self._said_worse = any(line["event"] == _GOT_WORSE for line in past)
+            self._said_worse = any(line["event"] == GOT_WORSE for line in past)
             self._tokens = [self._tokens_of(index) for index in range(len(self.config.phases))]
             self._open_tracker()
             if not (self._out / SAMPLES / samples.RECONSTRUCTIONS).exists():
@@ -130,7 +130,7 @@ class Watch:
             f"was {start:.4f} (phase {point.phase}); a lower learning_rate, more data or fewer steps may help"
         )
         _log.warning(says)
-        self._note(_GOT_WORSE, point.step, says)
+        self._note(GOT_WORSE, point.step, says)
 
     def _note(self, event: str, step: int, says: str, **facts: Any) -> None:
         patiently("writing the history", lambda: self._history.add(event, step, says, **facts))
@@ -190,7 +190,7 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - training is worth more than looking at it
             _log.warning("%s, training goes on", failed, exc_info=True)
             with contextlib.suppress(OSError):  # the storage may be what has failed
-                self._history.add(_UNSEEN, self._step, f"{failed} ({_in_a_line(error)}); training goes on")
+                self._history.add(UNSEEN, self._step, f"{failed} ({_in_a_line(error)}); training goes on")
 
 
 def figures_of(point: Point) -> dict[str, float]:

@@ -63,6 +63,16 @@ def options_of(config: SearchConfig, entry: PolicyEntry) -> Any:
     return validated(entry.options, config.options.get(entry.name, {}), f"options.{entry.name}")
 
 
+def check_until(entry: PolicyEntry, until: float | None) -> None:
+    """Raise UserError where a search is to stop at a good enough video, and its policy never does."""
+    if until is not None and not entry.stops:
+        those = ", ".join(each.name for each in _POLICIES.values() if each.stops)
+        raise UserError(
+            f"the policy {entry.name} does not stop at a video that is right with probability {until:g}: leave until "
+            f"out, or choose one of {those}"
+        )
+
+
 def make_policy(
     config: SearchConfig,
     units: int,
@@ -113,6 +123,7 @@ __all__ = [
     "BudgetError",
     "PolicyEntry",
     "Task",
+    "check_until",
     "find",
     "make_policy",
     "options_of",

@@ -366,4 +366,5 @@ ENTRY = PolicyEntry(
     summary="depth-first: grows one branch while it is right, tries units again where it is not, and stops when done",
     options=DfsOptions,
     plan=plan,
+    stops=True,
 )

@@ -333,4 +333,5 @@ ENTRY = PolicyEntry(
     summary="evolutionary: unit by unit, the noise of the best children is mutated until one is right",
     options=EvoOptions,
     plan=plan,
+    stops=True,
 )

@@ -125,4 +125,5 @@ ENTRY = PolicyEntry(
     summary="best of N: whole videos, of which the panel picks one; with until, the first that is good enough",
     options=LinearOptions,
     plan=plan,
+    stops=True,
 )

@@ -48,7 +48,8 @@ class PolicyEntry:
 
     ``plan(task, options)`` is its budget planner: the policy, as wide as the budget pays for in the worst case, and
     what the budget was turned into; it raises BudgetError for a budget that cannot pay for what is asked. ``judged``
-    says whether it asks verifiers at all: without them, none is started, and there is no budget to choose.
+    says whether it asks verifiers at all: without them, none is started, and there is no budget to choose. ``stops``
+    says whether it ends at a video that is right with a given probability.
     """
 
     name: str
@@ -56,3 +57,4 @@ class PolicyEntry:
     options: type[Config]
     plan: Callable[[Task, Any], tuple[Policy, Allotment]]
     judged: bool = True
+    stops: bool = False
