@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from framegrove.errors import UserError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from framegrove.evaluation.report import SearchRecord
     from framegrove.search.fusion import Panel
     from framegrove.types import Path
+    from jobs.console import Display
 
 PANEL, ORACLE = "panel", "oracle"
 Names = Collection[str] | None
@@ -63,6 +64,35 @@ class Laboratory:
     effort: Callable[[], str | None] = lambda: None
     reading: Callable[[SearchRecord, Path, Sequence[DigitObject]], BranchReading] | None = None
     held_out: Callable[[SearchRecord], Awaitable[dict[str, float]]] = _nobody
+
+
+Wanted = TypeVar("Wanted")
+
+
+async def side_by_side(
+    lab: Laboratory, wanted: Iterable[Wanted], make: Callable[[Wanted], Awaitable[None]], display: Display, what: str
+) -> None:
+    """Make everything that is wanted, as many at a time as ``lab`` searches at a time, with its workers up.
+
+    An error of one ends the others. ``what`` is said once the workers are there.
+    """
+    left = iter(wanted)
+
+    async def make_some() -> None:
+        for each in left:
+            await make(each)
+
+    try:
+        display.begin("starting generators and verifier")
+        await lab.runner.start()
+        display.begin(what)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(lab.searches):
+                group.create_task(make_some())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # one search's; the others were cancelled for it
+    finally:
+        await lab.runner.close()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.search import policies
+from jobs.laboratory import side_by_side
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
@@ -126,32 +127,22 @@ def make(
 async def _make(
     lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
 ) -> None:
-    began, made, left = 0.0, 0, iter(items)
+    began, made = math.nan, 0
 
-    async def make_some() -> None:
-        nonlocal made
-        for item in left:
-            note = f"{made} of {len(items)}{_left(made, len(items), began)}, now {item.setting}"
-            display.show(made / len(items), f"{note}: {item.request.prompt}")
-            runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
-            await then(item, await runner.search(item.request))
-            made += 1
+    async def one(item: Item) -> None:
+        nonlocal made, began
+        began = time.monotonic() if math.isnan(began) else began
+        note = f"{made} of {len(items)}{left(made, len(items), began)}, now {item.setting}"
+        display.show(made / len(items), f"{note}: {item.request.prompt}")
+        runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
+        await then(item, await runner.search(item.request))
+        made += 1
 
-    try:
-        display.begin("starting generators and verifier")
-        await lab.runner.start()
-        display.begin(f"making {len(items)} videos")
-        began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(lab.searches):
-                group.create_task(make_some())
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # one search's; the others were cancelled for it
-    finally:
-        await lab.runner.close()
+    await side_by_side(lab, items, one, display, f"making {len(items)} videos")
 
 
-def _left(done: int, count: int, began: float) -> str:
+def left(done: int, count: int, began: float) -> str:
+    """How long the rest takes, for a note; nothing while that can only be guessed."""
     if done < _SOON:
         return ""
     hours = (time.monotonic() - began) / done * (count - done) / 3600
