@@ -17,6 +17,7 @@ from framegrove.search.result import Fate, Node
 from framegrove.search.tree import Scores
 from framegrove.types import Assessment, Path
 
+_SAME = 1e-9  # log-odds that differ by less are equal
 _SURE = 1e-4  # a panel is never surer than this: beyond, its log-odds say nothing
 
 
@@ -81,8 +82,8 @@ def comparisons(nodes: Iterable[Node], log_p: LogP, usable: Collection[Path]) ->
 
 
 def told_apart(found: Iterable[Preference], margin: float, least: float) -> list[Preference]:
-    """Those whose log-odds differ by ``margin`` or more, and whose better one is right with probability ``least``."""
-    return [each for each in found if each.margin >= margin and each.chances[0] >= least]
+    """Those that differ by ``margin`` in log-odds or more, and whose better one is right with probability ``least``."""
+    return [each for each in found if each.margin >= max(margin, _SAME) and each.chances[0] >= least]
 
 
 def _asked_of_all(children: Sequence[Node]) -> Assessment | None:
