@@ -97,16 +97,29 @@ async def side_by_side(
 
 @contextlib.contextmanager
 def on_ray(
-    source: ModelSource, panel: PanelConfig, search: SearchConfig, generators: int, *, searches: int = 1
+    source: ModelSource,
+    panel: PanelConfig,
+    search: SearchConfig,
+    generators: int,
+    *,
+    searches: int = 1,
+    held_out: PanelConfig | None = None,
 ) -> Iterator[Laboratory]:
     """Real actors. Where there are more ``searches`` than generators, these sample for several of them together."""
-    from actors.searches import search_runner
+    from actors.crew import Crew
+    from actors.pools import PyramidPool, VerifierPool
+    from actors.searches import SearchRunner
     from framegrove.cluster.session import connect
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.search.fusion import Panel
 
     oracle = DigitsOracle()
-    runner = search_runner(source, panel, search, generators=generators, pack=math.ceil(searches / generators))
+    generator = PyramidPool(source, generators, pack=math.ceil(searches / generators))
+    pools = [VerifierPool(each) for each in panel.verifiers]
+    apart = [VerifierPool(each) for each in (held_out.verifiers if held_out else ())]
+    crew = Crew([generator, *pools, *apart], search)
+    runner = SearchRunner(generator, pools, search, crew=crew)
+    judge = SearchRunner(generator, apart, search, crew=crew)
     yield Laboratory(
         runner,
         search,
@@ -116,6 +129,7 @@ def on_ray(
         lambda record, asked: oracle.judge(record.frames, asked),
         (generators, sum(each.actors for each in panel.verifiers)),
         connected=connect,
+        held_out=functools.partial(judge.judge, again=True) if apart else _nobody,
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from framegrove.data.schema import LatentClip
 from framegrove.data.shards import ShardWriter, open_ids, stored_ids
 from framegrove.errors import UserError
-from framegrove.files import difference, identity, locked, write_json
+from framegrove.files import append_line, difference, identity, locked, whole_lines, write_json
 
 EXAMPLES, PAIRS = "examples", "pairs"
 FACTS = "collection.json"
@@ -44,7 +43,7 @@ class Harvest:
 
     def __init__(self, out: Path, vae: str, made_by: str) -> None:
         self._file = out / _WORK / "searches.jsonl"
-        self.done = {line["key"]: line for line in _lines(self._file)}
+        self.done = {line["key"]: line for line in whole_lines(self._file)}
         ids = {name: {number for line in self.done.values() for number in line[name]} for name in (EXAMPLES, PAIRS)}
         self.writers: dict[str, ShardWriter] = {}
         self._there: dict[str, set[int]] = {}
@@ -66,10 +65,7 @@ class Harvest:
                     self._there[name].add(clip.id)
         ids = {name: [clip.id for clip in clips] for name, clips in ((EXAMPLES, crop.examples), (PAIRS, crop.pairs))}
         line = {"key": crop.key, **ids, **crop.facts}
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._file, line)
         self.done[crop.key] = line
 
 
@@ -97,15 +93,3 @@ def _check(file: Path, wanted: Mapping[str, Any]) -> None:
     other = difference(json.loads(file.read_text(encoding="utf-8")), identity(wanted))
     if other is not None:
         raise UserError(f"{file.parent} was collected in another way, {other}: give another --out")
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines; the last one may have been torn when its writer ended, and is cut off."""
-    if not file.is_file():
-        return []
-    text = file.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        with file.open("r+b") as torn:
-            torn.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
