@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
 
+from ray.exceptions import ObjectLostError
+
 from actors.clients import ask, by_one_of, recovered
 from actors.crew import Crew, Workplace
 from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
@@ -28,7 +30,7 @@ from framegrove.evaluation.artefacts import artefacts
 from framegrove.evaluation.live import LiveSearch
 from framegrove.evaluation.outlook import Lookout
 from framegrove.evaluation.report import Frames, SearchRecord, report_json
-from framegrove.flow.sampler import packed
+from framegrove.flow.sampler import StageLatent, packed
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
@@ -154,10 +156,13 @@ class SearchRunner:
         on_progress: OnProgress = lambda progress: None,
         journal: File | None = None,
         watch: Callable[[Lookout], None] = lambda lookout: None,
+        *,
+        whole: bool = False,
     ) -> SearchRecord:
         """Search for the video that is asked for; with a ``journal`` folder, go on with what is finished in there.
 
         ``watch`` is called once, just before the search begins, with what there is to look at while it goes on.
+        ``whole``: branches that lead no further are kept as they are, for `latents`.
         Raises UserError for what the model or the policy cannot do, SearchFailed when actors keep dying. On
         cancellation the works under way are given up and the actors stay usable.
         """
@@ -179,10 +184,19 @@ class SearchRunner:
             on_progress(Progress(0.0, "starting the actors"))
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
-            layout, result = await self._searched(request, config, opened, journal, on_progress, watch)
+            layout, result = await self._searched(request, config, opened, journal, on_progress, watch, whole)
             shown = await self._generators.units.shown(result.handles, layout.last_stage)
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
+
+    async def latents(self, record: SearchRecord) -> dict[Path, StageLatent]:
+        """The newest units of all branches that are finished ones; those that went with a machine are missing."""
+        found: dict[Path, StageLatent] = {}
+        for path, handle in record.outcome.handles.items():
+            if path in record.shown and not record.shown[path].draft:
+                with contextlib.suppress(ObjectLostError):
+                    found[path] = await self._generators.units.latent(handle)
+        return found
 
     async def judge(self, record: SearchRecord, *, again: bool = False) -> dict[str, float]:
         """What the panel says of a record's winner as a whole video, whether or not its search asked.
@@ -214,6 +228,7 @@ class SearchRunner:
         folder: File | None,
         on_progress: OnProgress,
         watch: Callable[[Lookout], None],
+        whole: bool,
     ) -> tuple[Layout, SearchResult]:
         """Run the search; where a verifier cannot be used and others can do without it, again without it.
 
@@ -245,7 +260,7 @@ class SearchRunner:
                     journal=journal,
                     on_progress=tell,
                     lost=self._generators.units.lost,
-                    release=self._generators.units.drop,
+                    release=_nothing if whole else self._generators.units.drop,
                     observer=self._observer,
                     sampled=sampled,
                     shared=self._shared,
@@ -351,6 +366,10 @@ class SearchRunner:
             for n in range(len(group))
         ]
         return await by_one_of(calls)
+
+
+def _nothing(unit: Any) -> None:
+    """What is released otherwise is kept."""
 
 
 def _can_do_without(verifier: str, judges: Mapping[str, VerifierPool], policy: Policy) -> bool:

@@ -38,6 +38,7 @@ class Bench(enum.StrEnum):
     OVERHEAD = "overhead"
     FAULTS = "faults"
     PREFIXES = "prefixes"
+    PAIRS = "pairs"
     SAMPLING = "sampling"
     VAE = "vae"
     CONDUCTOR = "conductor"
@@ -99,6 +100,7 @@ def main(
             Bench.OVERHEAD: overhead,
             Bench.FAULTS: faults,
             Bench.PREFIXES: benches.prefixes,
+            Bench.PAIRS: benches.pairs,
             Bench.SAMPLING: benches.sampling,
             Bench.VAE: bench_vae.vae,
             Bench.CONDUCTOR: bench_conductor.conductor,

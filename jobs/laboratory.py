@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from framegrove.errors import UserError
 from framegrove.words import counted
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from framegrove.evaluation.report import SearchRecord
     from framegrove.search.fusion import Panel
     from framegrove.types import Path
+    from jobs.console import Display
 
 PANEL, ORACLE = "panel", "oracle"
 Names = Collection[str] | None
@@ -66,18 +67,60 @@ class Laboratory:
     held_out: Callable[[SearchRecord], Awaitable[dict[str, float]]] = _nobody
 
 
+Wanted = TypeVar("Wanted")
+
+
+async def side_by_side(
+    lab: Laboratory, wanted: Iterable[Wanted], make: Callable[[Wanted], Awaitable[None]], display: Display, what: str
+) -> None:
+    """Make everything that is wanted, as many at a time as ``lab`` searches at a time, with its workers up.
+
+    An error of one ends the others. ``what`` is said once the workers are there.
+    """
+    left = iter(wanted)
+
+    async def make_some() -> None:
+        for each in left:
+            await make(each)
+
+    try:
+        display.begin("starting generators and verifier")
+        await lab.runner.start()
+        display.begin(what)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(lab.searches):
+                group.create_task(make_some())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # one search's; the others were cancelled for it
+    finally:
+        await lab.runner.close()
+
+
 @contextlib.contextmanager
 def on_ray(
-    source: ModelSource, panel: PanelConfig, search: SearchConfig, generators: int, *, searches: int = 1
+    source: ModelSource,
+    panel: PanelConfig,
+    search: SearchConfig,
+    generators: int,
+    *,
+    searches: int = 1,
+    held_out: PanelConfig | None = None,
 ) -> Iterator[Laboratory]:
     """Real actors. Where there are more ``searches`` than generators, these sample for several of them together."""
-    from actors.searches import search_runner
+    from actors.crew import Crew
+    from actors.pools import PyramidPool, VerifierPool
+    from actors.searches import SearchRunner
     from framegrove.cluster.session import connect
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.search.fusion import Panel
 
     oracle = DigitsOracle()
-    runner = search_runner(source, panel, search, generators=generators, pack=math.ceil(searches / generators))
+    generator = PyramidPool(source, generators, pack=math.ceil(searches / generators))
+    pools = [VerifierPool(each) for each in panel.verifiers]
+    apart = [VerifierPool(each) for each in (held_out.verifiers if held_out else ())]
+    crew = Crew([generator, *pools, *apart], search)
+    runner = SearchRunner(generator, pools, search, crew=crew)
+    judge = SearchRunner(generator, apart, search, crew=crew)
     yield Laboratory(
         runner,
         search,
@@ -87,6 +130,7 @@ def on_ray(
         lambda record, asked: oracle.judge(record.frames, asked),
         (generators, sum(each.actors for each in panel.verifiers)),
         connected=connect,
+        held_out=functools.partial(judge.judge, again=True) if apart else _nobody,
     )
 
 

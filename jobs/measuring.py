@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.search import policies
 from framegrove.words import counted
+from jobs.laboratory import side_by_side
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
@@ -129,28 +129,16 @@ def make(
 async def _make(
     lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
 ) -> None:
-    made, left = 0, iter(items)
+    made = 0
 
-    async def make_some() -> None:
+    async def one(item: Item) -> None:
         nonlocal made
-        for item in left:
-            note = f"{made} of {len(items)}, now {item.setting}"
-            display.show(made / len(items), f"{note}: {item.request.prompt}")
-            runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
-            await then(item, await runner.search(item.request))
-            made += 1
+        display.show(made / len(items), f"{made} of {len(items)}, now {item.setting}: {item.request.prompt}")
+        runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
+        await then(item, await runner.search(item.request))
+        made += 1
 
-    try:
-        display.begin("starting generators and verifier")
-        await lab.runner.start()
-        display.begin(f"making {counted(len(items), 'video')}")
-        async with asyncio.TaskGroup() as group:
-            for _ in range(lab.searches):
-                group.create_task(make_some())
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # one search's; the others were cancelled for it
-    finally:
-        await lab.runner.close()
+    await side_by_side(lab, items, one, display, f"making {counted(len(items), 'video')}")
 
 
 async def measured(lab: Laboratory, item: Item, record: SearchRecord) -> Row:

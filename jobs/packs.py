@@ -119,4 +119,5 @@ def _catalog(phase: PhaseConfig) -> Catalog:
     units = np.where(rng.random(_CLIPS) < 0.5, 1, lengths).astype(np.int32)
     rows, zeros = np.arange(_CLIPS, dtype=np.int32), np.zeros(_CLIPS, np.int32)
     shard = Shard(Path("clips.parquet"), (_CLIPS,), "")
-    return Catalog((shard,), zeros, rows, zeros, units, sizes[:, 0], sizes[:, 1], units == 1)
+    pairs = np.zeros(_CLIPS, np.bool_)
+    return Catalog((shard,), zeros, rows, zeros, units, sizes[:, 0], sizes[:, 1], units == 1, pairs)

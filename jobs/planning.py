@@ -12,7 +12,18 @@ from jobs.console import Display
 if TYPE_CHECKING:
     from framegrove.training.memory import Memory, Model
 
-_COLUMNS = ("weights", "gradients", "masters", "moments", "averaged", "text", "buffers", "activations", "working")
+_COLUMNS = (
+    "weights",
+    "gradients",
+    "masters",
+    "moments",
+    "averaged",
+    "text",
+    "reference",
+    "buffers",
+    "activations",
+    "working",
+)
 
 
 def show_plan(config: TrainConfig, workers: int | None, display: Display) -> None:

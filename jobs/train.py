@@ -92,7 +92,7 @@ def main(
     from framegrove.config.base import load
 
     with one_line_errors(log_level), Display() as display:
-        range_ = _range(workers)
+        range_ = workers_of(workers)
         if config is not None:
             checked = load(TrainConfig, config, set_ or ())
         elif out is not None:
@@ -111,13 +111,13 @@ def main(
         make_folder(out.parent)
         checked = _from_newest(checked, out, display)
         if engine is EngineName.PLAIN:
-            model = _in_this_process(checked, out, threads, display)
+            model = in_this_process(checked, out, threads, display)
         else:
-            model = _on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
+            model = on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
         display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
 
 
-def _range(workers: str) -> tuple[int, int]:
+def workers_of(workers: str) -> tuple[int, int]:
     """The least and the most workers of an option like "2:8" or "4". Raises UserError."""
     parts = workers.split(":")
     if (
@@ -154,7 +154,8 @@ def _from_newest(config: TrainConfig, out: Path, display: Display) -> TrainConfi
     return changed
 
 
-def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:
+def in_this_process(config: TrainConfig, out: Path, threads: int, display: Display) -> Path:
+    """Train with the plain engine; returns the model folder."""
     display.begin("loading the model and the data")
     import torch
 
@@ -181,9 +182,10 @@ def _in_this_process(config: TrainConfig, out: Path, threads: int, display: Disp
     return model
 
 
-def _on_a_cluster(
+def on_a_cluster(
     config: TrainConfig, out: Path, workers: tuple[int, int], threads: int, failures: int, display: Display
 ) -> Path:
+    """Train with the deepspeed engine on a Ray cluster; returns the model folder."""
     display.begin("connecting to Ray")
     from framegrove.cluster.session import connect
 

@@ -69,6 +69,29 @@ def locked(path: Path, taken: str) -> IO[str]:
     return file
 
 
+def whole_lines(path: Path) -> list[Any]:
+    """The values in a file of JSON lines; none where there is no file. A torn last line is cut off, to be written anew.
+
+    Raises ValueError where another line is no JSON.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        with path.open("r+b") as torn:
+            torn.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a value to a file of JSON lines; when this returns it is on the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 Returned = TypeVar("Returned")
 
 

@@ -3,7 +3,8 @@
 Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
 /shared, what starts clusters on fixed ports, on other machines or on Kubernetes, the evaluation of 64 prompts, which
 takes an hour, the calibration of a panel of the reader's own (done to a small one in tests/unit/test_evaluate_job.py),
-and the suite, which takes days. tests/unit/test_plan.py runs the plan.
+the searches that a model learns from (small ones in test_collect.py and tests/unit/test_improve_job.py), and the suite,
+which takes days. tests/unit/test_plan.py runs the plan.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.ray.test_interrupt import take_interrupts
 from tests.readme import ROOT, Block
 
 ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64", "--calibrate ", "--suite ")
-ELSEWHERE += ("ray start ", "kubectl ", "--plan")
+ELSEWHERE += ("ray start ", "kubectl ", "--plan", "jobs.collect ")
 RUN = [block for block in readme.blocks() if not any(mark in block.text for mark in ELSEWHERE)]
 
 

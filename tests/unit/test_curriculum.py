@@ -56,7 +56,8 @@ def catalog_of(*data_sets: Sequence[int], size: tuple[int, int] = (64, 64)) -> C
     sides = (np.full(len(units), side, np.int32) for side in size)
     rows = np.arange(len(units), dtype=np.int32)
     numbers = np.array(folders, np.int32), np.array(units, np.int32)
-    return Catalog((shard,), np.zeros_like(rows), rows, *numbers, *sides, np.array(units) == 1)
+    pairs = np.zeros(len(units), np.bool_)
+    return Catalog((shard,), np.zeros_like(rows), rows, *numbers, *sides, np.array(units) == 1, pairs)
 
 
 def planned(
@@ -242,7 +243,7 @@ def _mean_batch(phase: PhaseConfig) -> float:
     """Stage-samples in a step where all videos are as long as the phase's clips, or longer."""
     assert phase.sizes is not None
     parts = [catalog_of([1] * 100, [phase.units] * 100, size=size) for size in phase.sizes]
-    columns = [f"{name}_N" for name in ("shard", "row", "folder", "units", "height", "width", "picture")]
+    columns = [f"{name}_N" for name in ("shard", "row", "folder", "units", "height", "width", "picture", "pair")]
     catalog = Catalog(parts[0].shards, **{c: np.concatenate([getattr(part, c) for part in parts]) for c in columns})
     clips = PhaseClips.of(phase, catalog, (None, None), "the data")
     plans = [

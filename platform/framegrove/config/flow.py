@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -104,17 +104,30 @@ class StepsConfig(Config):
         return self.first if unit == 0 else self.others
 
 
+class PreferenceConfig(Config):
+    """How pairs of siblings are learned from: see flow/preference.py.
+
+    ``prefer`` is DPO for flow matching, with a ``beta`` of some hundreds to thousands; ``contrast`` is DiffusionNFT's
+    loss, with one of 0.1 to 1.
+    """
+
+    kind: Literal["prefer", "contrast"] = "prefer"
+    beta: float = Field(gt=0, description="prefer: 500 to 5000; contrast: 0.1 to 1")
+
+
 class ObjectiveConfig(Config):
     """What a training sample is drawn from: weights per stage and per unit, text dropout, history corruption.
 
     ``stage_weights`` has one entry per stage, coarsest first (released 1:2:1). ``unit_weights`` has one entry per unit
-    of a clip; (1,) trains the first unit only (the image phase), absent means every unit alike.
+    of a clip; (1,) trains the first unit only (the image phase), absent means every unit alike. ``preference`` says how
+    pairs are learned from, where the data has any; their prompts are never dropped.
     """
 
     stage_weights: tuple[float, ...] | None = None
     unit_weights: tuple[float, ...] | None = None
     text_dropout: float = Field(default=0.1, ge=0, le=1)
     corruption: float = Field(default=1 / 3, ge=0, le=1)
+    preference: PreferenceConfig | None = None
 
     @model_validator(mode="after")
     def _weights_are_usable(self) -> Self:

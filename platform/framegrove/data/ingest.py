@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from framegrove.data.schema import TEXT_KEY, VAE_KEY, shard_paths, unreadable
+from framegrove.data.schema import MADE_BY_KEY, TEXT_KEY, VAE_KEY, shard_paths, unreadable
 from framegrove.errors import UserError
 
 Size = tuple[int, int]
@@ -32,13 +32,15 @@ class DataError(UserError):
 class Shard:
     """One parquet file: how many clips each of its row groups holds, and the digests of the models that encoded them.
 
-    ``vae`` is that of the latents' VAE, ``text`` that of the captions' text encoders, "" where there are no embeddings.
+    ``vae`` is that of the latents' VAE, ``text`` that of the captions' text encoders, "" where there are no embeddings,
+    ``made_by`` that of the model which sampled them in searches, "" where no model did.
     """
 
     path: Path
     groups: tuple[int, ...]
     vae: str
     text: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +48,9 @@ class Catalog:
     """The clips of one split, in the order of their files.
 
     All columns have N entries: the number of the clip's shard and its row in it, the number of the folder that it is
-    from, its units, height and width in pixels, and whether it is a picture, as opposed to a video; ``text_N`` counts
-    the tokens of its caption's stored embedding, 0 where there is none, and is None where that is not known.
+    from, its units, height and width in pixels, whether it is a picture, as opposed to a video, and whether it is a
+    pair (see schema); ``text_N`` counts the tokens of its caption's stored embedding, 0 where there is none, and is
+    None where that is not known.
     """
 
     shards: tuple[Shard, ...]
@@ -58,6 +61,7 @@ class Catalog:
     height_N: npt.NDArray[np.int32]
     width_N: npt.NDArray[np.int32]
     picture_N: npt.NDArray[np.bool_]
+    pair_N: npt.NDArray[np.bool_]
     text_N: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
@@ -141,7 +145,8 @@ def _open(path: Path, split: str) -> _Part:
             table = file.read(columns=["height", "width", "units", "split", "kind", "text_shape"])
             groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             facts = file.schema_arrow.metadata or {}
-            vae, text = (facts.get(key, b"").decode() for key in (VAE_KEY, TEXT_KEY))
+            vae, text, made_by = (facts.get(key, b"").decode() for key in (VAE_KEY, TEXT_KEY, MADE_BY_KEY))
+            pairs = "rival" in file.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from None
     rows = np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
@@ -153,7 +158,8 @@ def _open(path: Path, split: str) -> _Part:
     clips["text"] = np.zeros(len(rows), dtype=np.int32)
     if text and "text_shape" in table.column_names:
         clips["text"] = pc.list_element(table["text_shape"], 0).fill_null(0).to_numpy()[rows].astype(np.int32)
-    return Shard(path, groups, vae, text), clips | {"row": rows.astype(np.int32), "picture": picture}
+    clips |= {"row": rows.astype(np.int32), "picture": picture, "pair": np.full(len(rows), pairs)}
+    return Shard(path, groups, vae, text, made_by), clips
 
 
 def damaged(path: Path, error: Exception) -> DataError:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framegrove.data.ingest import Catalog, Shard, damaged
-from framegrove.data.schema import SCHEMA, TEXT_COLUMNS, LatentClip, from_table
+from framegrove.data.schema import PAIRS, TEXT_COLUMNS, LatentClip, from_table
 from framegrove.files import patiently
 
 
@@ -28,7 +28,7 @@ class ClipReader:
     def __init__(self, catalog: Catalog, cache: int, *, with_text: bool = False) -> None:
         self._catalog = catalog
         self._most = cache
-        self._columns = [name for name in SCHEMA.names if with_text or name not in TEXT_COLUMNS]
+        self._columns = [name for name in PAIRS.names if with_text or name not in TEXT_COLUMNS]
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()  # by shard and row group, oldest use first
         self._bytes = 0
         self._ends = [np.array(list(accumulate(shard.groups))) for shard in catalog.shards]

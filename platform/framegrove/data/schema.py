@@ -12,6 +12,18 @@
 | shape, latents | (C, units, h, w) and as many float16 numbers, little-endian |
 | text, text_shape, pooled | embeddings of the caption, float16: (tokens, width) and (width,); or null |
 
+A file of *pairs*, which jobs.collect makes of searches, has a second newest unit for each row. Both are children of one
+branch, whose units come before them in ``latents``, and the panel found the clip's own one better:
+
+| column | holds |
+|---|---|
+| rival | the other unit, (C, 1, h, w), as many float16 numbers |
+| chance, rival_chance | probability that the unit is right, by the panel: of the clip's own, of the rival |
+| margin | difference of their log-odds, above 0 |
+| depth, stage | of both: the number of units before them, the stage of the pyramid that they were sampled to |
+| cut | whether the search cut the rival |
+| scores | JSON: what each verifier said, {"verifier/question": [own, rival]} |
+
 Latents are the means of the VAE's posterior, not normalised. The file's metadata names the schema's version, the VAE
 that made the latents and the text encoder that made the embeddings, because those of another have the same shape and
 cannot be told apart by looking at them; it also holds the embeddings of the empty caption (`embedder_of`). Files of
@@ -23,6 +35,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +49,7 @@ import pyarrow as pa
 VERSION = 2
 VERSION_KEY = b"framegrove.schema"
 VAE_KEY = b"framegrove.vae"
+MADE_BY_KEY = b"framegrove.made-by"  # of what a search made: digest of the model that sampled it
 TEXT_KEY = b"framegrove.text"
 NO_CAPTION_KEY = b"framegrove.no-caption"  # embeddings of the empty caption, for training without condition
 REJECTS = "rejects.parquet"  # beside shards: the clips that were not kept, and why
@@ -62,6 +77,20 @@ SCHEMA = pa.schema(
         ("pooled", pa.large_binary()),
     ]
 )
+PAIRS = pa.schema(
+    [
+        *SCHEMA,
+        ("rival", pa.large_binary()),
+        ("chance", pa.float32()),
+        ("rival_chance", pa.float32()),
+        ("margin", pa.float32()),
+        ("depth", pa.int32()),
+        ("stage", pa.int32()),
+        ("cut", pa.bool_()),
+        ("scores", pa.string()),
+    ]
+)
+RIVAL_COLUMNS = ("rival", "chance", "rival_chance", "stage", "cut", "scores")
 TEXT_COLUMNS = ("text", "text_shape", "pooled")
 _ADDED = ("caption_source", "kind", "source", "start", *TEXT_COLUMNS)  # in version 2
 
@@ -75,10 +104,30 @@ class StoredText:
 
 
 @dataclass(frozen=True, eq=False)
+class Rival:
+    """Another child of the branch that a clip's newest unit grew from, which was found worse; see above.
+
+    ``latents`` is float16 (C, 1, h, w), ``chances`` are the clip's and the rival's.
+    """
+
+    latents: Half
+    chances: tuple[float, float]
+    stage: int
+    cut: bool
+    scores: Mapping[str, tuple[float, float]]
+
+    @property
+    def margin(self) -> float:
+        """By how much the log-odds differ."""
+        own, other = (math.log(chance / (1 - chance)) for chance in self.chances)
+        return own - other
+
+
+@dataclass(frozen=True, eq=False)
 class LatentClip:
     """An encoded clip: ``latents`` is float16 (C, units, h, w), ``height`` and ``width`` are in pixels.
 
-    The other fields are explained above; ``text`` is None where no embeddings are stored.
+    The other fields are explained above; ``text`` is None where no embeddings are stored, ``rival`` for no pair.
     """
 
     id: int
@@ -93,6 +142,7 @@ class LatentClip:
     start: float = 0.0
     caption_source: str = ""
     text: StoredText | None = None
+    rival: Rival | None = None
 
     @property
     def units(self) -> int:
@@ -133,9 +183,11 @@ class Embedder:
     no_caption: StoredText
 
 
-def metadata(vae_digest: str, embedder: Embedder | None = None) -> dict[bytes, bytes]:
+def metadata(vae_digest: str, embedder: Embedder | None = None, made_by: str = "") -> dict[bytes, bytes]:
     """What a file of clips says about all of them."""
     facts = {VERSION_KEY: str(VERSION).encode(), VAE_KEY: vae_digest.encode()}
+    if made_by:
+        facts[MADE_BY_KEY] = made_by.encode()
     if embedder is not None:
         with io.BytesIO() as file:
             np.savez(file, tokens=embedder.no_caption.tokens, pooled=embedder.no_caption.pooled)
@@ -152,13 +204,24 @@ def embedder_of(schema: pa.Schema) -> Embedder | None:
         return Embedder(facts[TEXT_KEY].decode(), StoredText(held["tokens"], held["pooled"]))
 
 
+def schema_of(
+    vae_digest: str, embedder: Embedder | None = None, made_by: str = "", *, pairs: bool = False
+) -> pa.Schema:
+    """The schema of a file, whose metadata names what encoded it, and which model sampled it if a search made it."""
+    return (PAIRS if pairs else SCHEMA).with_metadata(metadata(vae_digest, embedder, made_by))
+
+
 def to_table(clips: Sequence[LatentClip], vae_digest: str, embedder: Embedder | None = None) -> pa.Table:
     """Clips as a table of this schema, whose metadata names the VAE and the text encoder that encoded them.
 
     Raises ValueError for latents or embeddings that are not finite.
     """
-    rows = [_row(clip) for clip in clips]
-    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata(vae_digest, embedder)))
+    return table_of(clips, schema_of(vae_digest, embedder))
+
+
+def table_of(clips: Sequence[LatentClip], schema: pa.Schema) -> pa.Table:
+    """The same with a schema that there is already."""
+    return pa.Table.from_pylist([_row(clip) for clip in clips], schema=schema)
 
 
 def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[LatentClip]:
@@ -185,6 +248,7 @@ def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[LatentClip]:
             start=row.get("start") or 0.0,
             caption_source=row.get("caption_source") or "",
             text=None if tokens is None else StoredText(tokens, np.frombuffer(row["pooled"], dtype="<f2")),
+            rival=_rival(row) if row.get("rival") is not None else None,
         )
 
 
@@ -210,7 +274,26 @@ def _row(clip: LatentClip) -> dict[str, Any]:
             "text_shape": list(clip.text.tokens.shape),
             "pooled": _bytes(clip, clip.text.pooled),
         }
+    if clip.rival is not None:
+        row |= {
+            "rival": _bytes(clip, clip.rival.latents),
+            "chance": clip.rival.chances[0],
+            "rival_chance": clip.rival.chances[1],
+            "margin": clip.rival.margin,
+            "depth": clip.units - 1,
+            "stage": clip.rival.stage,
+            "cut": clip.rival.cut,
+            "scores": json.dumps(dict(clip.rival.scores)),
+        }
     return row
+
+
+def _rival(row: Mapping[str, Any]) -> Rival:
+    channels, _, height, width = row["shape"]
+    held = {**row, "rival_shape": (channels, 1, height, width)}
+    scores = {name: (float(own), float(other)) for name, (own, other) in json.loads(row["scores"]).items()}
+    chances = row["chance"], row["rival_chance"]
+    return Rival(_numbers(held, "rival", "rival_shape"), chances, row["stage"], row["cut"], scores)
 
 
 def _bytes(clip: LatentClip, numbers: Half) -> bytes:

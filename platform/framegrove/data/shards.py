@@ -15,13 +15,13 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framegrove.data.schema import SCHEMA, Embedder, LatentClip, metadata, to_table
+from framegrove.data.schema import Embedder, LatentClip, schema_of, table_of
 from framegrove.files import replacing
 
 SHARD_BYTES = 256 * 2**20
 ROW_GROUP_BYTES = 16 * 2**20  # a reader that jumps to a clip reads one of these
 _OPEN = "open.arrows"
-_LARGE = ("latents", "text", "pooled")  # columns that neither a dictionary nor minima and maxima are of use to
+_LARGE = ("latents", "rival", "text", "pooled")  # columns that neither a dictionary nor minima and maxima are of use to
 
 
 class ShardWriter:
@@ -29,7 +29,7 @@ class ShardWriter:
 
     ``work`` is where the open shard is; one that an earlier writer left there is continued with the clips that
     ``keep`` holds the identities of. To be used as a context manager: what is open at the end becomes a shard, unless
-    the block was left by an exception.
+    the block was left by an exception. ``made_by`` and ``pairs`` are for what searches made: see schema.
     """
 
     def __init__(
@@ -41,10 +41,12 @@ class ShardWriter:
         keep: Container[int] = (),
         shard_bytes: int = SHARD_BYTES,
         group_bytes: int = ROW_GROUP_BYTES,
+        *,
+        made_by: str = "",
+        pairs: bool = False,
     ) -> None:
         self._folder, self._path = folder, work / _OPEN
-        self._schema = SCHEMA.with_metadata(metadata(vae, embedder))
-        self._vae, self._embedder = vae, embedder
+        self._schema = schema_of(vae, embedder, made_by, pairs=pairs)
         self._shard_bytes, self._group_bytes = shard_bytes, group_bytes
         self._bytes = 0
         self._file: IO[bytes] | None = None
@@ -54,7 +56,7 @@ class ShardWriter:
 
     def add(self, clip: LatentClip) -> None:
         """Append a clip; it is kept from now on, whatever becomes of this process."""
-        for batch in to_table([clip], self._vae, self._embedder).to_batches():
+        for batch in table_of([clip], self._schema).to_batches():
             self._append(batch)
         if self._bytes >= self._shard_bytes:
             self.close()

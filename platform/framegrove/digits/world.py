@@ -83,9 +83,14 @@ def clip(seed: int, index: int, *, split: Split = "train", digits: int | None = 
     return Clip(caption(objects), render(objects, rng, split=split, units=units), objects)
 
 
-def prompts(count: int, seed: int, *, digits: int | None = None) -> list[tuple[DigitObject, ...]]:
-    """The objects of ``count`` prompts for evaluation, held-out combinations included; pure in its arguments."""
-    return [draw_objects(_rng(seed, index, "heldout"), split="heldout", digits=digits) for index in range(count)]
+def prompts(
+    count: int, seed: int, *, digits: int | None = None, split: Split = "heldout"
+) -> list[tuple[DigitObject, ...]]:
+    """The objects of ``count`` prompts, pure in its arguments.
+
+    For evaluation held-out combinations are among them; prompts of the split "train" have none.
+    """
+    return [draw_objects(_rng(seed, index, split), split=split, digits=digits) for index in range(count)]
 
 
 def frame_count(units: int) -> int:

@@ -152,6 +152,25 @@ def prefixes(device: torch.device, repeats: int) -> list[Finding]:
     return findings
 
 
+def pairs(device: torch.device, repeats: int) -> list[Finding]:
+    """What learning from a pair of siblings costs where both share their history, beside two passes of their own."""
+    model = _model(device).requires_grad_(True)
+    stage = _STAGES - 1
+
+    def learn(packed: Packed) -> None:
+        torch.stack([velocity.square().mean() for velocity in model(packed)]).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    shared, alone = (model.pack(_siblings(stage, 2, device, together=together)) for together in (True, False))
+    tokens = [len(packed.attention.tokens.joint) for packed in (shared, alone)]
+    ours, plain = in_turns([partial(learn, shared), partial(learn, alone)], repeats, device)
+    what = "a pair of siblings that share their past"
+    return [
+        Finding(f"{what}: tokens", tokens[0], "", tokens[1], "< plain", tokens[0] < tokens[1]),
+        Finding.timed(f"{what}: forward and backward", ours, plain, "< plain", ours.median < plain.median),
+    ]
+
+
 @torch.no_grad()
 def sampling(device: torch.device, repeats: int) -> list[Finding]:
     """The share of a unit's sampling time that is spent in the transformer."""

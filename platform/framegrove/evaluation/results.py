@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -100,7 +99,7 @@ class Ledger:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self._path = path
         wanted = files.identity({**identity, "rows": _VERSION})
-        lines = _whole_lines(path)
+        lines = files.whole_lines(path)
         other = files.difference(lines[0], wanted) if lines else None
         if other is not None:
             raise UserError(
@@ -108,10 +107,8 @@ class Ledger:
             )
         self.rows = [Row.from_json(line) for line in lines[1:]]
         self._there = {(row.prompt_index, row.setting) for row in self.rows}
-        whole = "".join(json.dumps(line) + "\n" for line in lines or [wanted])
-        if not path.is_file() or path.read_text(encoding="utf-8") != whole:  # new, or its last line is torn
-            with files.replacing(path) as partial:
-                partial.write_text(whole, encoding="utf-8")
+        if not lines:
+            files.append_line(path, wanted)
 
     def has(self, prompt_index: int, setting: Setting) -> bool:
         """Whether the row of this prompt and setting is there."""
@@ -121,28 +118,15 @@ class Ledger:
         """Keep a row; when this returns it is on the disk."""
         self.rows.append(row)
         self._there.add((row.prompt_index, row.setting))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row.as_json()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_line(self._path, row.as_json())
 
 
 def read_ledger(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """What a ledger says is measured, and its rows. Raises UserError where it has rows of another version."""
-    lines = _whole_lines(path)
+    lines = files.whole_lines(path)
     if not lines or lines[0].get("rows") != _VERSION:
         raise UserError(f"{path} holds no results of this version: remove the file, or choose another --out")
     return lines[0], [Row.from_json(line) for line in lines[1:]]
-
-
-def _whole_lines(path: Path) -> list[Any]:
-    lines: list[Any] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def write_parquet(rows: Sequence[Row], path: Path, judges: Sequence[str] = ()) -> None:

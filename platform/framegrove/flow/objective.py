@@ -57,13 +57,25 @@ class StageBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class RivalSample:
+    """A worse sibling of a sample's unit, noised as that one is; see preference.py.
+
+    ``chances`` are the probabilities that they are right: the sample's own, the rival's.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    chances: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
 class StageSample:
     """One training sample: what the transformer sees, and the velocity that it should predict.
 
     It sees the prompt (empty where it was dropped, for guidance), the corrupted ``history`` clips (C, t, h, w), oldest
     first, each at its own size, and the ``noisy`` unit (C, t, h, w) at a ``timestep`` from 0 to 1000. ``target`` has
     the shape of ``noisy``. ``origin`` says which clip it is of, for messages. ``text`` is the prompt's embedding where
-    it was stored, and otherwise None.
+    it was stored, and otherwise None. ``rival`` is what it is compared with, where it is one of a pair.
     """
 
     prompt: str
@@ -74,10 +86,19 @@ class StageSample:
     cell: Cell
     origin: str = ""
     text: TextEmbedding | None = None
+    rival: RivalSample | None = None
 
     def visual_tokens(self, patch: int) -> int:
-        """Tokens of the history and the noisy unit, in patches of ``patch`` x ``patch`` latent pixels."""
-        return sum(clip[0].numel() for clip in (*self.history, self.noisy)) // patch**2
+        """Tokens of the history and the noisy units, in patches of ``patch`` x ``patch`` latent pixels."""
+        noisy = (self.noisy,) if self.rival is None else (self.noisy, self.rival.noisy)
+        return sum(clip[0].numel() for clip in (*self.history, *noisy)) // patch**2
+
+
+class Contender(NamedTuple):
+    """A rival before it is noised: its clean normalised unit (C, 1, h, w), and the chances of both."""
+
+    clean: Tensor
+    chances: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +152,20 @@ def build(
     schedule: PyramidSchedule,
     generators: Sequence[torch.Generator],
     origins: Sequence[str] | None = None,
+    rivals: Sequence[Contender | None] | None = None,
 ) -> list[StageSample]:
     """One training sample of every clip, in order; give a clip several times to have several samples of it.
 
     A clip is its clean normalised units (C, t, h, w), oldest first, of which only those up to the chosen one are used.
     Each sample's noises are drawn from a generator of its own, so that it is the same in whatever company it is built.
-    Samples of equal shapes are computed together. ``origins`` say where the clips come from, for messages.
+    Samples of equal shapes are computed together. ``origins`` say where the clips come from, for messages. ``rivals``
+    are what the chosen units of pairs are compared with, None for other samples.
     """
+    rivals = rivals or [None] * len(clips)
     groups: dict[tuple[object, ...], list[int]] = {}
-    for index, (clip, cell) in enumerate(zip(clips, choices.cells, strict=True)):
-        groups.setdefault((cell.stage, *(latent.shape for latent in clip[: cell.unit + 1])), []).append(index)
+    for index, (clip, cell, rival) in enumerate(zip(clips, choices.cells, rivals, strict=True)):
+        shapes = [latent.shape for latent in clip[: cell.unit + 1]]
+        groups.setdefault((cell.stage, rival is not None, *shapes), []).append(index)
 
     samples: dict[int, StageSample] = {}
     for members in groups.values():
@@ -153,6 +178,8 @@ def build(
         draws = Draws(noise, choices.steps_N[members], choices.corruption_N[members], tuple(older))
         batch = stage_batch(latents, stage, schedule, draws)
         timesteps = batch.timesteps_B.tolist()
+        others = [rival for index in members if (rival := rivals[index]) is not None]
+        noised = [None] * len(members) if not others else _noised(latents[:-1], others, stage, schedule, draws)
         for row, index in enumerate(members):
             samples[index] = StageSample(
                 "" if choices.dropped[index] else prompts[index],
@@ -162,8 +189,20 @@ def build(
                 batch.velocity[row],
                 choices.cells[index],
                 origins[index] if origins else "",
+                rival=noised[row],
             )
     return [samples[index] for index in range(len(clips))]
+
+
+def _noised(
+    history: Sequence[Tensor], rivals: Sequence[Contender], stage: int, schedule: PyramidSchedule, draws: Draws
+) -> Sequence[RivalSample | None]:
+    """Rivals after the same history, with the draws of those that they are compared with."""
+    batch = stage_batch([*history, torch.stack([rival.clean for rival in rivals])], stage, schedule, draws)
+    return [
+        RivalSample(noisy, velocity, rival.chances)
+        for noisy, velocity, rival in zip(batch.noisy, batch.velocity, rivals, strict=True)
+    ]
 
 
 def stage_batch(units: Sequence[Tensor], stage: int, schedule: PyramidSchedule, draws: Draws) -> StageBatch:

@@ -13,7 +13,8 @@ adapters give.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from framegrove.errors import UserError
 from framegrove.files import replacing
 from framegrove.models.files import write_json
 from framegrove.models.layers import Block
-from framegrove.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, digest, find_model
+from framegrove.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, digest_of
 from framegrove.models.transformers import Transformer
 
 if TYPE_CHECKING:
@@ -84,10 +85,28 @@ def attach(transformer: nn.Module, config: LoraConfig, seed: int) -> None:
         inject_adapter_in_model(_peft_config(config, names), transformer, _NAME)
 
 
+@contextlib.contextmanager
+def switched_off(transformer: nn.Module) -> Iterator[None]:
+    """Inside the block the transformer is what it was before `attach`.
+
+    Scales of 0, and no parameter that is frozen and released again: engines have counted those that are trained.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.set_scale(_NAME, 0.0)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_scale(_NAME, 1.0)
+
+
 def reference(base: ModelSource) -> dict[str, Any]:
     """How an adapter names the model that it is for, and tells it from others."""
     held = base.model_dump(exclude={"dtype", "allow_pickle"}, exclude_none=True) | {"name": absolute(base.name)}
-    return held | {"weights": digest(find_model(base), allow_pickle=base.allow_pickle)}
+    return held | {"weights": digest_of(base)}
 
 
 def save_adapter(

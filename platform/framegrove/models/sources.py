@@ -70,6 +70,11 @@ def find_model(source: ModelSource) -> Place:
     return Place(found, found / transformer_folder(found, source.variant), found / VAE, found)
 
 
+def digest_of(source: ModelSource) -> str:
+    """The same of whatever a source names. Raises UserError where it is not there."""
+    return digest(find_model(source), allow_pickle=source.allow_pickle)
+
+
 def digest(place: Place, *, allow_pickle: bool) -> str:
     """Tells the weights of a transformer from those of another: by the sizes and the ends of its files."""
     found = hashlib.blake2b(digest_size=12)

@@ -9,7 +9,7 @@ samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -91,6 +91,8 @@ class PhaseClips:
         Raises DataError where a phase has nothing to draw.
         """
         rows = catalog.of_sizes(phase.sizes)
+        # A pair is of its newest unit, and of no other.
+        rows = rows[~catalog.pair_N[rows] | (catalog.units_N[rows] <= phase.units)]
         if not len(rows):
             raise DataError(
                 f"{name} has no clips of {_named(phase.sizes or ())} (height x width), only of "
@@ -103,13 +105,14 @@ class PhaseClips:
                 "lower units or prepare longer clips"
             )
         enough = next((n for n in range(1, phase.units + 1) if any(phase.later_weights(n))), phase.units + 1)
-        videos = rows[~catalog.picture_N[rows] & (units_N >= enough)]
+        pair_N = catalog.pair_N[rows]
+        videos = rows[np.where(pair_N, units_N > 1, ~catalog.picture_N[rows] & (units_N >= enough))]
         if not len(videos) and phase.first_units < 1:
             raise DataError(
                 f"phase {phase.name} trains later units in {1 - phase.first_units:.0%} of its samples, and no video "
                 f"in {name} has one with a weight: set images to 1, change unit_weights, or prepare longer videos"
             )
-        return cls(Lot.of(rows, catalog, weights), Lot.of(videos, catalog, weights))
+        return cls(Lot.of(rows[~pair_N | (units_N == 1)], catalog, weights), Lot.of(videos, catalog, weights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,16 +156,22 @@ def plan_step(
         generator = generator_for(seed, (position.phase_index, position.step), "training")
         rows_N, unit_weights = _draw_clips(phase, clips, catalog, count, generator)
         choices = choose(unit_weights, schedule, phase.objective, generator)
+        pairs = catalog.pair_N[rows_N].tolist()
+        dropped = tuple(d and not pair for d, pair in zip(choices.dropped, pairs, strict=True))
+        choices = replace(choices, dropped=dropped)
         sizes = zip(catalog.height_N[rows_N].tolist(), catalog.width_N[rows_N].tolist(), strict=True)
         texts = [text_tokens] * count
         if empty_tokens is not None:
             assert catalog.text_N is not None
             stored = catalog.text_N[rows_N].tolist()
             texts = [empty_tokens if d else n for d, n in zip(choices.dropped, stored, strict=True)]
-        tokens = [
-            text + _visual_tokens(unit, stage, height // factor, width // factor, schedule.stages, patch)
-            for text, (unit, stage), (height, width) in zip(texts, choices.cells, sizes, strict=True)
-        ]
+        tokens = []
+        for text, (unit, stage), (height, width), pair in zip(texts, choices.cells, sizes, pairs, strict=True):
+            side = height // factor, width // factor
+            count_ = text + _visual_tokens(unit, stage, *side, schedule.stages, patch)
+            if pair:  # the rival; without history it has a text of its own
+                count_ += _visual_tokens(0, stage, *side, schedule.stages, patch) + (0 if unit else text)
+            tokens.append(count_)
         return StepPlan(position, rows_N, choices, tokens)
 
     if phase.batch is not None:
@@ -208,8 +217,11 @@ def _draw_clips(
         uniform = spread(int(mine.sum()), generator).numpy()
         if len(uniform):
             rows_N[mine] = lot.pick(uniform)
-    units = catalog.units_N[rows_N].tolist()
-    weights = [(1.0,) if first else phase.later_weights(n) for first, n in zip(first_N.tolist(), units, strict=True)]
+    drawn = zip(first_N.tolist(), catalog.units_N[rows_N].tolist(), catalog.pair_N[rows_N].tolist(), strict=True)
+    weights = [
+        (1.0,) if first else ((0.0,) * (units - 1) + (1.0,) if pair else phase.later_weights(units))
+        for first, units, pair in drawn
+    ]
     return rows_N, weights
 
 

@@ -26,8 +26,8 @@ LINES, PICTURE = "loss.jsonl", "loss.png"
 class LossTally:
     """Sums of losses between two lines, by stage, by kind of unit (image: unit 0; video: the others), and by unit.
 
-    ``sums`` has two rows, losses and counts, and a column for each stage, for image and video, and for each unit but
-    the first of clips of up to ``units`` units.
+    ``sums`` has two rows, losses and counts, and a column for each stage, for pairs, whose losses are of another kind,
+    for image and video, and for each unit but the first of clips of up to ``units`` units.
     """
 
     stages: int
@@ -35,14 +35,15 @@ class LossTally:
     sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sums = torch.zeros(2, self.stages + 2 + self.units - 1, dtype=torch.float64)
+        self.sums = torch.zeros(2, self.stages + 3 + self.units - 1, dtype=torch.float64)
 
     def add(self, samples: Sequence[StageSample], losses: Tensor) -> None:
         """Add the losses of one forward pass."""
         for sample, loss in zip(samples, losses.tolist(), strict=True):
             stage, unit = sample.cell.stage, sample.cell.unit
-            image, video = self.stages, self.stages + 1
-            for column in (stage, video, video + unit) if unit else (stage, image):
+            pairs, image, video = range(self.stages, self.stages + 3)
+            columns = (stage, video, video + unit) if unit else (stage, image)
+            for column in columns if sample.rival is None else (pairs,):
                 self.sums[0, column] += loss
                 self.sums[1, column] += 1
 
@@ -50,12 +51,13 @@ class LossTally:
         """Mean losses by name, from sums over all workers; a stage or kind without samples is left out."""
         stages, units = [f"stage{stage}" for stage in range(self.stages)], [f"unit{n}" for n in range(1, self.units)]
         sums, counts = totals.tolist()
-        found = {name: s / n for name, s, n in zip([*stages, "image", "video", *units], sums, counts, strict=True) if n}
-        return {"loss": sum(sums[: self.stages]) / self.count(totals), **found}
+        names = [*stages, "pairs", "image", "video", *units]
+        found = {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
+        return {"loss": sum(sums[: self.stages + 1]) / self.count(totals), **found}
 
     def count(self, totals: Tensor) -> float:
         """How many samples there are in sums over all workers."""
-        return float(totals[1, : self.stages].sum())
+        return float(totals[1, : self.stages + 1].sum())
 
 
 class Curve:
@@ -161,7 +163,7 @@ def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
     panels = figure.subplots(1, 2, sharex=True)
     series = _series(lines)
     by_stage = ["loss", *sorted(name for name in series if name.startswith("stage"))]
-    for panel, names in zip(panels, (by_stage, ["image", "video"]), strict=True):
+    for panel, names in zip(panels, (by_stage, ["image", "video", "pairs"]), strict=True):
         for name in names:
             if name in series:
                 panel.plot(*zip(*series[name], strict=True), label=name, linewidth=1)
@@ -171,7 +173,7 @@ def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
                 steps, losses = zip(*measured, strict=True)
                 panel.plot(steps, losses, "x", color=panel.lines[-1].get_color(), label=f"{name}, held out")
         _mark_phases(panel, lines)
-        panel.set(xlabel="step", ylabel="flow matching loss", yscale="log")
+        panel.set(xlabel="step", ylabel="loss", yscale="log")
         panel.legend(fontsize=8, ncols=2)
     return figure
 

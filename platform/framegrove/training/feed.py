@@ -14,9 +14,9 @@ from torch import Tensor
 
 from framegrove.data.ingest import DataError
 from framegrove.data.reading import ClipReader
-from framegrove.data.schema import LatentClip, StoredText
+from framegrove.data.schema import LatentClip, Rival, StoredText
 from framegrove.flow.noise import generator_for
-from framegrove.flow.objective import StageSample, build
+from framegrove.flow.objective import Contender, StageSample, build
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.vae_files import LatentNorm
@@ -120,6 +120,10 @@ class Feed:
             self._schedule,
             [generator_for(self._seed, (*place, index), "training noise") for index in mine],
             [self._name(row) for row in plan.rows_N[mine].tolist()],
+            [
+                None if clip.rival is None else self._contender(clip.rival, cell.unit)
+                for clip, cell in zip(clips, choices.cells, strict=True)
+            ],
         )
         if self._no_caption is not None:
             texts = [
@@ -134,6 +138,10 @@ class Feed:
         """A clip's units up to the last one that is needed, normalised, each (C, 1, h, w)."""
         latents = torch.from_numpy(clip.latents[:, : last + 1].astype("float32"))
         return list(self._norm.normalise(latents).split(1, dim=1))
+
+    def _contender(self, rival: Rival, unit: int) -> Contender:
+        latents = torch.from_numpy(rival.latents.astype("float32"))
+        return Contender(self._norm.normalise(latents, unit), rival.chances)
 
 
 def _embedding(stored: StoredText | None) -> TextEmbedding:

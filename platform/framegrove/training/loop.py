@@ -114,6 +114,7 @@ def train(
         position = Position.of(config, step)
         phase = position.phase
         engine.module.transformer.recompute = config.recomputes(phase)
+        engine.module.preference = phase.objective.preference
 
         # 1. Take this worker's samples.
         waiting_began = time.monotonic()

@@ -11,6 +11,7 @@ workers W; activations follow from the tokens of a pass (models/sizes.py). In bf
     averaged weights     4 / W       4 / W       4 / W
     text encoders        2           2           2          frozen ones, on every worker whole; none where their
                                                             embeddings of all captions are stored
+    reference            2           2           2          where pairs are learned from, whole; none beside an adapter
 
 Only the weights have a line for what stays as it is (LoRA, named parts): all else is of trained weights alone.
 """
@@ -82,6 +83,7 @@ class Memory:
     moments: int
     averaged: int
     text: int  # frozen text encoders
+    reference: int  # the model of step 0, which pairs are compared by
     buffers: int  # of gradients on their way, and in ZeRO 3 of the weights that are gathered
     activations: int
     working: int
@@ -89,7 +91,8 @@ class Memory:
     @property
     def kept(self) -> int:
         """What is there between two steps."""
-        return self.weights + self.gradients + self.masters + self.moments + self.averaged + self.text
+        trained = self.weights + self.gradients + self.masters + self.moments + self.averaged
+        return trained + self.text + self.reference
 
     @property
     def total(self) -> int:
@@ -114,6 +117,7 @@ def estimate(config: TrainConfig, phase: PhaseConfig, model: Model, workers: int
         moments=8 * spread,
         averaged=4 * spread,
         text=number * model.frozen,
+        reference=number * _compared_with(config, model),
         buffers=(4 if config.zero == 1 else number) * bucket + gathered,
         activations=activation_bytes(
             model.shape, tokens, precision, recompute=config.recomputes(phase), workers=sharing
@@ -135,10 +139,17 @@ def estimate_plain(config: TrainConfig, phase: PhaseConfig, model: Model) -> Mem
         moments=8 * model.trained,
         averaged=4 * model.trained,
         text=(2 if half else 4) * model.frozen,
+        reference=4 * _compared_with(config, model),
         buffers=2 * model.whole if half else 0,
         activations=activation_bytes(model.shape, tokens, precision, recompute=config.recomputes(phase)),
         working=working_bytes(model.shape, tokens, precision),
     )
+
+
+def _compared_with(config: TrainConfig, model: Model) -> int:
+    """Weights of the copy of the model that pairs are compared by."""
+    compares = any(phase.objective.preference is not None for phase in config.phases)
+    return model.whole + model.frozen if compares and config.model.tune.lora is None else 0
 
 
 def pass_tokens(config: TrainConfig, phase: PhaseConfig, model: Model, workers: int) -> int:

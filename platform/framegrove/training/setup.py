@@ -34,7 +34,7 @@ from framegrove.models.pretrained import (
     save_pipeline,
     transformer_at,
 )
-from framegrove.models.sources import find_model
+from framegrove.models.sources import digest_of, find_model
 from framegrove.models.text import TextEncoder
 from framegrove.models.transformers import Take, build_transformer, drop, fresh_transformer, keep
 from framegrove.models.vae import CausalVideoVae
@@ -47,7 +47,7 @@ from framegrove.training.heldout import HeldOut
 from framegrove.training.loop import Engine
 from framegrove.training.plan import check_heads, check_workers
 from framegrove.training.resume import at_hand, check
-from framegrove.training.step import Trainable
+from framegrove.training.step import Copied, Trainable, WithoutAdapter
 from framegrove.training.stored_text import stored_text
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,6 +100,7 @@ class Setup:
                 f"{shard.path} was encoded by another VAE than the model's: prepare the clips anew with "
                 "python -m jobs.prepare"
             )
+        _check_pairs(config, catalog)
         weights = [given.weight for given in config.data_sets]
         name = ", ".join(given.path for given in config.data_sets)
         clips = tuple(PhaseClips.of(phase, catalog, weights, name) for phase in config.phases)
@@ -173,7 +174,20 @@ class Setup:
         if tune.lora is not None:
             _ = self._base  # read now: at the end of a long run the model may have been moved
         module = Trainable(transformer, copy.deepcopy(text) if train_text else text, train_text)
+        if self.compares:
+            vars(module)["reference"] = WithoutAdapter(transformer, text) if tune.lora is not None else self._copied()
         return tuning.restrict(module, tune, self.config.seed).train()
+
+    def _copied(self) -> Copied:
+        """The model of step 0, read a second time: an engine may have cut the first one to pieces by now."""
+        source = self.config.model.source
+        transformer = transformer_at(find_model(source), allow_pickle=source.allow_pickle).requires_grad_(False).eval()
+        return Copied(transformer, copy.deepcopy(self.pipeline.text).requires_grad_(False))
+
+    @property
+    def compares(self) -> bool:
+        """Whether pairs are learned from, which takes the model of step 0 for as long as the run lasts."""
+        return any(phase.objective.preference is not None for phase in self.config.phases)
 
     def plan(self, step: int) -> StepPlan:
         """What all workers together are trained on in a step of the run."""
@@ -297,6 +311,34 @@ class Setup:
     def _text(self) -> Path:
         """Where the text encoders lie that the model begins with."""
         return find_model(self.config.model.source).text
+
+
+def _check_pairs(config: TrainConfig, catalog: Catalog) -> None:
+    """Raise UserError where there are pairs and nobody says how to learn from them, or they are another model's."""
+    shards = [catalog.shards[number] for number in sorted(set(catalog.shard_N[catalog.pair_N].tolist()))]
+    compares = [phase for phase in config.phases if phase.objective.preference is not None]
+    if not shards:
+        if compares:
+            raise DataError(
+                f"phase {compares[0].name} learns from pairs (objective.preference), and there are none in "
+                f"{', '.join(given.path for given in config.data_sets)}: collect some with python -m jobs.collect"
+            )
+        return
+    if len(compares) < len(config.phases):
+        phase = next(phase for phase in config.phases if phase not in compares)
+        raise UserError(
+            f"{shards[0].path} holds pairs, and phase {phase.name} does not say how to learn from them: set its "
+            "objective.preference, or leave the folder out"
+        )
+    if config.model.start is None or config.model.fresh:
+        raise UserError("pairs are learned from by the model that sampled them: name it as model.start")
+    digest = digest_of(config.model.source)
+    for shard in shards:
+        if shard.made_by != digest:
+            raise DataError(
+                f"the pairs in {shard.path} were sampled by another model than model.start: collect them anew with "
+                "python -m jobs.collect, or start from that model"
+            )
 
 
 def _words_in(paths: Iterable[Path]) -> list[str]:
