@@ -23,6 +23,7 @@ from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
 from framegrove.search import policies
 from framegrove.serving.api import PolicyOffer
+from framegrove.serving.backup import USAGE
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.offers import ServedModel
 from framegrove.serving.quotas import Quotas
@@ -99,7 +100,7 @@ class Ingress:
             config,
             passing=PASSING,
             on_queue=self._metrics.queue,
-            quotas=Quotas(config.folder / "usage.sqlite", KeyRing(config.keys)) if config.keys is not None else None,
+            quotas=Quotas(config.folder / USAGE, KeyRing(config.keys)) if config.keys is not None else None,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

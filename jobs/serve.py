@@ -10,6 +10,7 @@ made when it starts again. http://localhost:8000/docs describes the API, with th
 
     python -m jobs.serve keys add alice            # a key, without which nobody is let in once there is a file of keys
     python -m jobs.serve --host 0.0.0.0 --keys runs/serve/keys.json
+    python -m jobs.serve backup DEST               # a copy of requests and videos, while the endpoint runs
 
 Exit statuses are those of jobs.console, and 3 when the cluster or Ray Serve has gone from under the endpoint: started
 again, it goes on.
@@ -23,6 +24,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,7 +55,6 @@ log = logging.getLogger(__name__)
 
 GONE = 3  # exit status when what the endpoint runs on is gone, for a supervisor, which then starts it again
 NAME = "framegrove"  # the application's name in Ray Serve
-_SHUTDOWN_LIMIT = 30.0  # seconds for Ray Serve to end
 _SET = (
     "KEY=VALUE, may be repeated. searches: how many videos are made at a time (default: as many as --generators). "
     "pack: units of several videos that a generator samples together (default 1); with pack and searches raised, more "
@@ -101,6 +102,8 @@ def main(
     What is waiting or in progress then is made when the endpoint starts again with the same --folder.
     """
     if context.invoked_subcommand is not None:
+        with one_line_errors(log_level):
+            _refuse_options_before_a_command(context, context.invoked_subcommand)
         return
     with one_line_errors(log_level):
         given = {
@@ -113,6 +116,35 @@ def main(
             "generators": generators,
         }
         _serve(configured(given, set_ or ()))
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="New folder for the copy.", metavar="DEST")],
+    folder: Annotated[Path, typer.Option(help="Where requests and videos are kept.")] = Path("runs/serve"),
+    storage: Annotated[
+        str, typer.Option(help="Where videos are kept, if the endpoint has --set storage.", metavar="PLACE")
+    ] = "",
+    keys: Annotated[Path | None, typer.Option(help="File of API keys, to be copied too.")] = None,
+    log_level: LogLevelOption = None,
+) -> None:
+    """Copy requests and videos while the endpoint runs. To restore them, serve with the copy as --folder."""
+    with one_line_errors(log_level):
+        from framegrove.serving.backup import back_up
+
+        back_up(folder, target, storage=storage, keys=keys)
+        typer.echo(f"copied {folder} to {target}")
+
+
+def _refuse_options_before_a_command(context: typer.Context, command: str) -> None:
+    """Raise UserError: options of the endpoint would mean nothing to one of its commands."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"{option.opts[0]} stands before `{command}`, which it does not reach: give options after the command, "
+                f"see `python -m jobs.serve {command} --help`"
+            )
 
 
 def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
@@ -136,6 +168,7 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
 
 def _serve(config: ServeConfig) -> None:
     from actors.model_files import ModelFiles
+    from framegrove.cluster.serving import shut_down
     from framegrove.cluster.session import connect
     from framegrove.serving.store import VideoStore
 
@@ -165,7 +198,7 @@ def _serve(config: ServeConfig) -> None:
             if shared:
                 serve.delete(NAME)
             else:
-                _shut_down()
+                shut_down()
 
 
 def _check_keys(config: ServeConfig) -> None:
@@ -191,27 +224,6 @@ def _wait(cluster: Cluster, config: ServeConfig) -> None:
         sys.stderr.flush()
         os._exit(GONE)
     raise typer.Exit(GONE)
-
-
-def _shut_down() -> None:
-    """End Ray Serve as ``serve.shutdown`` does, but without retries: a retry is announced on the console.
-
-    The controller never answers the call by which it ends, so that the call always fails.
-    """
-    import ray
-    from ray import serve
-    from ray.exceptions import RayError
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None:
-        client.shutdown_cached_handles()
-        ending = client._controller.graceful_shutdown.options(max_task_retries=0).remote()
-        try:
-            ray.get(ending, timeout=_SHUTDOWN_LIMIT)
-        except RayError as error:  # that it has died is its answer
-            log.debug("Ray Serve has ended: %s", error)
-    serve.shutdown()
 
 
 def _run(config: ServeConfig) -> None:

@@ -20,6 +20,7 @@ from ray import serve
 from ray.util.state import list_actors
 
 from actors.ingress import application
+from framegrove.cluster.serving import shut_down
 from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
@@ -50,7 +51,7 @@ def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     serve.start(http_options={"host": config.host, "port": config.port})
     serve.run(application(config))
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    serve.shutdown()
+    shut_down()
 
 
 def create(client: openai.OpenAI, seed: int, **search: str) -> Any:

@@ -71,14 +71,7 @@ class Database:
             command.upgrade(config, "head")
 
     def copy_to(self, path: Path) -> None:
-        """Write a copy of the database, as it is at this moment, to a new SQLite file. Writers need not wait.
-
-        Raises UserError for Postgres, which has a program for this.
-        """
-        if self._reading.dialect.name != "sqlite":
-            raise UserError(
-                f"the records are in {self._name}: back them up with pg_dump, and the storage of the files after it"
-            )
+        """Write a copy of an SQLite database, as it is at this moment, to a new file. Writers need not wait."""
         with self._reading.connect() as connection:
             source = connection.connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
@@ -102,10 +95,10 @@ class Database:
             )
 
 
-def open_sqlite(path: Path) -> Database:
+def open_sqlite(path: Path, *, migrate: bool = True) -> Database:
     """The database in a file, which is made where there is none; the caller sees that no other process uses it.
 
-    Raises UserError.
+    One that another process may use is opened without ``migrate``, and is only read. Raises UserError.
     """
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
@@ -130,7 +123,8 @@ def open_sqlite(path: Path) -> Database:
     try:
         path.touch(mode=0o600)
         path.chmod(0o600)  # it holds prompts; SQLite gives the same permissions to the files beside it
-        database.migrate()
+        if migrate:
+            database.migrate()
     except OSError as error:
         raise UserError(f"{path} cannot be used ({error.strerror}): choose another --folder") from None
     except OperationalError as error:

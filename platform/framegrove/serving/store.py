@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from framegrove.errors import UserError
 from framegrove.files import locked
 from framegrove.serving.api import Status
-from framegrove.serving.backup import back_up
+from framegrove.serving.backup import FILES, RECORDS
 from framegrove.serving.database import changed, open_postgres, open_sqlite
 from framegrove.serving.expiry import Finished, choose_expired
 from framegrove.serving.filing import VIDEO, Filing
@@ -89,8 +89,8 @@ class VideoStore:
         except OSError as error:
             raise UserError(f"videos cannot be kept in {folder} ({error.strerror}): choose another --folder") from None
         try:
-            self._media = MediaStore(storage or folder / "videos")
-            self._database = open_postgres(database) if database else open_sqlite(folder / "videos.sqlite")
+            self._media = MediaStore(storage or folder / FILES)
+            self._database = open_postgres(database) if database else open_sqlite(folder / RECORDS)
         except UserError:
             self._lock.close()
             raise
@@ -107,7 +107,7 @@ class VideoStore:
         What was in progress is queued again: returns how many videos that were. Files that belong to no completed video
         are removed, and queued videos that cannot be read are failed.
         """
-        for lost in self._filing.adopt(self._folder / "videos"):
+        for lost in self._filing.adopt(self._folder / FILES):
             self._lose(lost)
         with self._database.writes() as session:
             stranded = session.scalars(select(Row).where(Row.status == "in_progress")).all()
@@ -271,14 +271,6 @@ class VideoStore:
             raise FileGone(f"{name} of {video_id} is gone from the storage, or is not as long as it was")
         end = file.size if end is None else min(end, file.size)
         return OpenedFile(file.size, file.etag, self._media.read(video_id, name, start, end))
-
-    def backup(self, target: Path) -> None:
-        """Write a copy to a new folder, which a store can open; this one goes on meanwhile.
-
-        The copy is consistent: it has the records of one moment, and their files, except for videos that were deleted
-        meanwhile. Raises UserError where the folder is there already, or the records are in Postgres.
-        """
-        back_up(self._database, self._media, target)
 
     # How states change
 
