@@ -64,10 +64,29 @@ class Workplace(Protocol):
     async def close(self) -> None: ...
 
 
+class Neighbours:
+    """Crews that share a cluster: they look for room one after the other, and GPUs are divided among all."""
+
+    def __init__(self) -> None:
+        self.crews: list[Crew] = []
+        self.placing = asyncio.Lock()
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The pools of all of them."""
+        return [pool for crew in self.crews for pool in crew.pools]
+
+    async def settled(self) -> None:
+        """Wait for actors that are coming: until they answer, they may not have taken their place yet."""
+        coming = [asyncio.shield(task) for crew in self.crews for task in crew.coming.values()]
+        await asyncio.gather(*coming, return_exceptions=True)
+
+
 class Crew:
     """Actor groups by the names of their pools. Ray must be connected by the time of ``start``.
 
-    ``on_replaced`` is told the pool of every actor that died and was replaced.
+    ``on_replaced`` is told the pool of every actor that died and was replaced. Crews of one process that use the same
+    cluster at the same time are ``neighbours``.
     """
 
     def __init__(
@@ -76,13 +95,17 @@ class Crew:
         limits: SearchConfig | None = None,
         *,
         on_replaced: Callable[[str], None] = lambda pool: None,
+        neighbours: Neighbours | None = None,
     ) -> None:
+        self.pools = tuple(pools)
         self._pools = {pool.name: pool for pool in pools}
         self._on_replaced = on_replaced
         self._limits = limits or SearchConfig()
         self._groups: dict[str, ActorGroup] = {}
-        self._coming: dict[str, asyncio.Task[None]] = {}  # actors that are there and do not answer yet
-        self._placing = asyncio.Lock()
+        self.coming: dict[str, asyncio.Task[None]] = {}
+        """By pool: actors that are there and do not answer yet."""
+        self._neighbours = neighbours or Neighbours()
+        self._neighbours.crews.append(self)
 
     def __getitem__(self, name: str) -> ActorGroup:
         return self._groups[name]
@@ -94,13 +117,13 @@ class Crew:
         """
         wanted = list(self._pools if names is None else names)
         if any(name not in self._groups for name in wanted):
-            async with self._placing:
+            async with self._neighbours.placing:
                 await self._place(wanted)
         await self._come(wanted)
 
     async def close(self) -> None:
         """End the actors. The crew can be started again."""
-        coming = list(self._coming.values())
+        coming = list(self.coming.values())
         for task in coming:
             task.cancel()
         await asyncio.gather(*coming, return_exceptions=True)
@@ -108,15 +131,16 @@ class Crew:
 
     async def _place(self, names: Sequence[str]) -> None:
         """Create the actors that are missing, of all pools or of none: there must be room for them together."""
-        await self._come(list(self._groups))  # until they answer, they may not have taken their place yet
+        await self._come(list(self._groups))
+        await self._neighbours.settled()
         new = [self._pools[name] for name in names if name not in self._groups]
         if not new:
             return
-        gpus = await asyncio.to_thread(_claim_room, new, list(self._pools.values()))
+        gpus = await asyncio.to_thread(_claim_room, new, self._neighbours.pools)
         for pool in new:
             group = self._group(pool, gpus[pool.name])
             self._groups[pool.name] = group
-            self._coming[pool.name] = asyncio.create_task(self._started(pool.name, group))
+            self.coming[pool.name] = asyncio.create_task(self._started(pool.name, group))
 
     def _group(self, pool: Pool, gpus: float) -> ActorGroup:
         return ActorGroup(
@@ -128,7 +152,7 @@ class Crew:
 
     async def _come(self, names: Sequence[str]) -> None:
         """Wait for actors to answer, each to its end, so that nothing is still starting when a failure is raised."""
-        coming = [asyncio.shield(self._coming[name]) for name in names if name in self._coming]
+        coming = [asyncio.shield(self.coming[name]) for name in names if name in self.coming]
         for failure in await asyncio.gather(*coming, return_exceptions=True):
             if failure is not None:
                 raise failure
@@ -142,8 +166,8 @@ class Crew:
                 raise error.__cause__ from None
             raise
         finally:
-            if self._coming.get(name) is asyncio.current_task():
-                del self._coming[name]
+            if self.coming.get(name) is asyncio.current_task():
+                del self.coming[name]
 
     async def _close(self, names: Sequence[str]) -> None:
         groups = [self._groups.pop(name) for name in names if name in self._groups]
@@ -164,8 +188,7 @@ def _claim_room(new: Sequence[Pool], everyone: Sequence[Pool]) -> dict[str, floa
         splits = [pool.whole_gpus for pool in everyone if pool.whole_gpus for _ in range(pool.size)]
         shares = gpu_shares(offered(), generators, splits=splits, grows=grows())
         gpus = {
-            pool.name: shares.generator if pool.whole_gpus is None else shares.verifier(pool.whole_gpus)
-            for pool in everyone
+            pool.name: shares.generator if pool.whole_gpus is None else shares.verifier(pool.whole_gpus) for pool in new
         }
         wanted = [bundle(pool.role, num_gpus=gpus[pool.name]) for pool in new for _ in range(pool.size)]
         require(cluster, wanted, purpose=_purpose(new))

@@ -14,7 +14,7 @@ from pathlib import Path as File
 from typing import Any
 
 from actors.clients import ask, by_one_of, recovered
-from actors.crew import Crew, Workplace
+from actors.crew import Crew, Neighbours, Workplace
 from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
 from actors.unit_store import UnitStore
 from framegrove import logs
@@ -59,12 +59,13 @@ def search_runner(
     threads: int = 1,
     pack: int = 1,
     metrics: Metrics | None = None,
+    neighbours: Neighbours | None = None,
 ) -> SearchRunner:
     """A runner for a pyramidal model and a panel of verifiers; what is None is what comes with the package.
 
     A generator takes ``pack`` works at a time, of whichever searches, and samples them together: more videos in an
     hour, each of them later, whose last bits depend on what they shared a pass with. With ``metrics``, what its
-    searches do is reported through Ray.
+    searches do is reported through Ray. Runners of one process that use a cluster at the same time are ``neighbours``.
     """
     pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
     return SearchRunner(
@@ -73,6 +74,7 @@ def search_runner(
         search,
         observer=metrics,
         on_replaced=metrics.replaced if metrics else lambda pool: None,
+        neighbours=neighbours,
     )
 
 
@@ -96,6 +98,7 @@ class SearchRunner:
         observer: Observer | None = None,
         on_replaced: Callable[[str], None] = lambda pool: None,
         crew: Workplace | None = None,
+        neighbours: Neighbours | None = None,
         shared: SharedWorkers | None = None,
     ) -> None:
         self._generators = generators
@@ -104,7 +107,9 @@ class SearchRunner:
         self._observer = observer
         self._shared = shared or SharedWorkers()
         Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
-        self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
+        self.crew: Workplace = crew or Crew(
+            [generators, *verifiers], self._search, on_replaced=on_replaced, neighbours=neighbours
+        )
 
     def searching(self, search: SearchConfig) -> SearchRunner:
         """A runner that searches in another way, with the same workers."""

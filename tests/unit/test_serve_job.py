@@ -30,11 +30,16 @@ def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypat
     panels = [load_panel(name) for name in ("verifier.yaml", "verifier", "owner/name")]
     models = [panel.verifiers[0].engine.model for panel in panels]
     assert models == [str(tmp_path / "verifier"), str(tmp_path / "verifier"), "owner/name"]
-    given = {"model": model_source("model", "384p", "bfloat16", True).model_dump(), "folder": "videos", "generators": 3}
+    given = {
+        "models": [model_source("model", "384p", "bfloat16", True).model_dump()],
+        "folder": "videos",
+        "generators": 3,
+    }
     config = serve.configured(
-        given, ["verifier.verifiers=[{engine: {model: other}}]", "model.variant=768p", "most_budget=8x"]
+        given, ["verifier.verifiers=[{engine: {model: other}}]", "models.0.variant=768p", "most_budget=8x"]
     )
-    assert config.model.model_dump(exclude_none=True) == {
+    (model,) = config.models
+    assert model.model_dump(exclude_none=True) == {
         "name": str(tmp_path / "model"),
         "variant": "768p",
         "dtype": "bfloat16",

@@ -37,13 +37,19 @@ class ServeConfig(Config):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    model: ModelSource = ModelSource()
+    models: tuple[ModelSource, ...] = Field(
+        default=(ModelSource(),),
+        min_length=1,
+        description="what is served, by the names of their folders; each has generators and verifiers of its own, and "
+        "requests that name no model get the first",
+    )
     verifier: PanelConfig = PanelConfig()
-    generators: int = Field(default=2, ge=1, description="number of generator actors")
+    generators: int = Field(default=2, ge=1, description="number of generator actors of each model")
     searches: int | None = Field(
         default=None,
         ge=1,
-        description="how many videos are made at a time, sharing the actors; default: as many as there are generators",
+        description="how many videos of a model are made at a time, sharing its actors; default: as many as it has "
+        "generators",
     )
     pack: int = Field(
         default=1,

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from framegrove.errors import UserError
+from framegrove.files import InUse
 
 _PATIENCE = 30.0  # seconds that a transaction of SQLite waits for another program's to end
 _LOCK = 0x6672616D65  # the number of the advisory lock; locks of one database do not meet those of another
@@ -163,7 +164,7 @@ def open_postgres(given: str) -> Database:
     except DatabaseError as error:
         database.close()
         if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-            raise UserError(f"another endpoint uses {name}: stop it, or choose another database") from None
+            raise InUse(f"another endpoint uses {name}: stop it, or choose another database") from None
         reason = " ".join(str(error.orig).split())
         raise UserError(f"{name} cannot be used ({reason}): see to the server, or correct the URL") from None
     except UserError:

@@ -76,8 +76,8 @@ class VideoStore:
 
     Records are in a SQLite file in ``folder``, or in Postgres where ``database`` is a URL. Files are in a folder
     inside ``folder``, or where ``storage`` says: another folder, or any URL that fsspec can write to. The folder and
-    the database belong to one process at a time. Raises UserError when a place cannot be used or another process uses
-    it, STORE_ERRORS (from any method) when the disk fails.
+    the database belong to one process at a time. Raises UserError when a place cannot be used, InUse when another
+    process uses it, STORE_ERRORS (from any method) when the disk fails.
     """
 
     def __init__(self, folder: Path, *, database: str = "", storage: str = "") -> None:
@@ -243,7 +243,7 @@ class VideoStore:
 
     def queued(self) -> list[QueuedVideo]:
         """All videos that wait, in order of arrival."""
-        columns = select(Row.id, Row.owner, Row.price, Row.created_at, Row.number)
+        columns = select(Row.id, Row.owner, Row.price, Row.created_at, Row.number, Row.model)
         with self._database.reads() as session:
             rows = session.execute(columns.where(Row.status == "queued").order_by(Row.number))
             return [QueuedVideo(*row) for row in rows]
