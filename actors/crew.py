@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.clients import recovered
-from framegrove.cluster.placement import Role, bundle, grows, offered, require
+from framegrove.cluster.placement import Role, bundle, grows, has_room, offered, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.shares import gpu_shares
 from framegrove.cluster.supervise import ActorGroup
@@ -26,10 +26,11 @@ from framegrove.search.protocols import WorkFailed
 log = logging.getLogger(__name__)
 
 _CLOSING_S = 10.0  # for actors that have processes of their own to end
+_ROOM_S, _ROOM_GROWING_S = 2.0, 30 * 60.0  # how long room for one more actor is waited for
 
 
 class Pool(Protocol):
-    """``size`` interchangeable actors: where they stand, what they need, how one is made.
+    """Up to ``size`` interchangeable actors, at least ``least``: where they stand, what they need, how one is made.
 
     ``whole_gpus`` is the number of GPUs that each actor takes as a whole where there are GPUs (a verifier that is split
     over several); 0 means none at all, None a share of one where there are not enough.
@@ -45,7 +46,15 @@ class Pool(Protocol):
     def size(self) -> int: ...
 
     @property
+    def least(self) -> int: ...
+
+    @property
     def whole_gpus(self) -> int | None: ...
+
+    @property
+    def worker_names(self) -> list[str]:
+        """What a search calls them, by index."""
+        ...
 
     def create(self, gpus: float) -> ActorHandle[Any]:
         """Make one actor. It has a method ``ready``, which returns once it can work, and may have a ``close``."""
@@ -102,6 +111,7 @@ class Crew:
         self._on_replaced = on_replaced
         self._limits = limits or SearchConfig()
         self._groups: dict[str, ActorGroup] = {}
+        self._gpus: dict[str, float] = {}  # of an actor, by pool
         self.coming: dict[str, asyncio.Task[None]] = {}
         """By pool: actors that are there and do not answer yet."""
         self._neighbours = neighbours or Neighbours()
@@ -129,6 +139,47 @@ class Crew:
         await asyncio.gather(*coming, return_exceptions=True)
         await self._close(list(self._groups))
 
+    async def add(self, name: str, indices: Sequence[int], wanted: Callable[[], bool]) -> list[int]:
+        """Start further actors of a pool that is up, those for which there is room. Returns which have come.
+
+        On a cluster that grows, room for one is waited for, as long as it is ``wanted``. Raises what is wrong with the
+        actors where they cannot work.
+        """
+        group, pool = self._groups[name], self._pools[name]
+        one = [bundle(pool.role, num_gpus=self._gpus[name])]
+        if grows() and not await has_room(one, _ROOM_GROWING_S, wanted):
+            return []
+        async with self._neighbours.placing:
+            await self._neighbours.settled()
+            while not await has_room(one * len(indices), _ROOM_S):
+                if len(indices) == 1:
+                    return []
+                indices = indices[:1]
+            for index in indices:
+                group.start(index)
+            coming = self.coming[f"{name} more"] = asyncio.create_task(self._come_up(group, indices))
+        try:
+            await asyncio.shield(coming)
+        except BaseException:
+            coming.cancel()
+            for index in indices:
+                group.stop(index)
+            raise
+        finally:
+            del self.coming[f"{name} more"]
+        return list(indices)
+
+    async def _come_up(self, group: ActorGroup, indices: Sequence[int]) -> None:
+        await asyncio.gather(*(recovered(group, index, self._limits) for index in indices))
+
+    async def let_go(self, name: str, index: int) -> None:
+        """End one actor of a pool, to which nothing is under way."""
+        group = self._groups[name]
+        actor = group.actor(index)
+        if actor is not None:
+            await asyncio.wait([asyncio.ensure_future(_ended(actor))], timeout=_CLOSING_S)
+            group.stop(index)
+
     async def _place(self, names: Sequence[str]) -> None:
         """Create the actors that are missing, of all pools or of none: there must be room for them together."""
         await self._come(list(self._groups))
@@ -139,13 +190,14 @@ class Crew:
         gpus = await asyncio.to_thread(_claim_room, new, self._neighbours.pools)
         for pool in new:
             group = self._group(pool, gpus[pool.name])
-            self._groups[pool.name] = group
+            self._groups[pool.name], self._gpus[pool.name] = group, gpus[pool.name]
             self.coming[pool.name] = asyncio.create_task(self._started(pool.name, group))
 
     def _group(self, pool: Pool, gpus: float) -> ActorGroup:
         return ActorGroup(
             lambda index: pool.create(gpus),
             pool.size,
+            up=pool.least,
             name=pool.name,
             on_replaced=lambda: self._on_replaced(pool.name),
         )
@@ -159,7 +211,7 @@ class Crew:
 
     async def _started(self, name: str, group: ActorGroup) -> None:
         try:
-            await asyncio.gather(*(recovered(group, index, self._limits) for index in range(len(group))))
+            await self._come_up(group, group.up)
         except BaseException as error:
             await self._close([name])
             if isinstance(error, WorkFailed) and error.__cause__ is not None:
@@ -181,7 +233,7 @@ class Crew:
 def _claim_room(new: Sequence[Pool], everyone: Sequence[Pool]) -> dict[str, float]:
     """GPUs of an actor of each pool. Raises NoRoom where the cluster cannot hold all actors of the new ones together.
 
-    GPUs are divided among all pools, also those that come up later.
+    GPUs are divided among all pools, also those that come up later, as if all had as many actors as they may have.
     """
     with connect() as cluster:
         generators = sum(pool.size for pool in everyone if pool.whole_gpus is None)
@@ -190,13 +242,13 @@ def _claim_room(new: Sequence[Pool], everyone: Sequence[Pool]) -> dict[str, floa
         gpus = {
             pool.name: shares.generator if pool.whole_gpus is None else shares.verifier(pool.whole_gpus) for pool in new
         }
-        wanted = [bundle(pool.role, num_gpus=gpus[pool.name]) for pool in new for _ in range(pool.size)]
+        wanted = [bundle(pool.role, num_gpus=gpus[pool.name]) for pool in new for _ in range(pool.least)]
         require(cluster, wanted, purpose=_purpose(new))
     return gpus
 
 
 def _purpose(pools: Sequence[Pool]) -> str:
-    counts = [f"{pool.name} ({pool.size} actor{'s' if pool.size > 1 else ''})" for pool in pools]
+    counts = [f"{pool.name} ({pool.least} actor{'s' if pool.least > 1 else ''})" for pool in pools]
     return f"starting {' and '.join(counts)}"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.config.base import Config, absolute, validated
+from framegrove.config.pool import PoolSize
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import write_json
@@ -28,6 +29,7 @@ from framegrove.types import DEFAULT_POLICY
 from jobs.console import (
     Display,
     DtypeOption,
+    GeneratorsOption,
     LogLevelOption,
     ModelOption,
     PickleOption,
@@ -107,7 +109,7 @@ def main(
     dtype: DtypeOption = "float32",
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
-    generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
+    generators: GeneratorsOption = "2",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8.")
     ] = None,
@@ -119,6 +121,7 @@ def main(
     """Search for a video and write it with the picture of its search tree and a report."""
     with one_line_errors(log_level), Display() as display:
         _refuse_twice_told(set_ or ())
+        size_of_pool = PoolSize.option("--generators", generators)
         if resume:
             asked = _interrupted(out, prompt)
         else:
@@ -138,10 +141,10 @@ def main(
                 verifier=absolute(verifier),
                 set=tuple(set_ or ()),
             )
-        _answer(asked, out, display, generators=generators, watch=watch)
+        _answer(asked, out, display, generators=size_of_pool, watch=watch)
 
 
-def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool) -> None:
+def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, watch: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
     _refuse_another(asked, out)
     from framegrove.config.base import load

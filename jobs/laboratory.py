@@ -84,7 +84,7 @@ def on_ray(
         lambda search, panel: runner.searching(search),
         searches,
         lambda record, asked: oracle.judge(record.frames, asked),
-        (generators, sum(each.actors for each in panel.verifiers)),
+        (generators, sum(each.actors.most for each in panel.verifiers)),
         connected=connect,
     )
 
@@ -139,7 +139,7 @@ def over_cache(
             searching,
             searches,
             oracle.verdict,
-            (generators, sum(pool.config.actors for pool in pools)),
+            (generators, sum(pool.config.actors.most for pool in pools)),
             run=run_virtual,
             facts={"virtual": {**asdict(speeds), "generators": generators}} | _identities(apart),
             effort=lambda: _effort(cache, folder),

@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.pool import PoolSize
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import InUse
 from jobs import serve_keys
 from jobs.console import (
     DtypeOption,
+    GeneratorsOption,
     LogLevelOption,
     PickleOption,
     VariantOption,
@@ -104,7 +106,7 @@ def main(
     dtype: DtypeOption = "float32",
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
-    generators: Annotated[int, typer.Option(min=1, help="Number of generator actors of each model.")] = 2,
+    generators: GeneratorsOption = "2",
     set_: Annotated[list[str] | None, typer.Option("--set", help=_SET)] = None,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -126,7 +128,7 @@ def main(
                 model_source(name, variant, dtype, allow_pickle).model_dump(mode="json") for name in model or (None,)
             ],
             "verifier": load_panel(verifier).model_dump(mode="json"),
-            "generators": generators,
+            "generators": str(PoolSize.option("--generators", generators)),
         }
         _serve(configured(given, set_ or ()))
 
@@ -246,8 +248,8 @@ def _check_folder(config: ServeConfig) -> InUse | None:
 
 def _actors(config: ServeConfig) -> int:
     """How many actors there are at most, each of which takes a logical CPU."""
-    verifiers = sum(each.actors for each in config.verifier.verifiers)
-    return len(config.models) * (config.generators + verifiers)
+    verifiers = sum(each.actors.most for each in config.verifier.verifiers)
+    return len(config.models) * (config.generators.most + verifiers)
 
 
 def _check_keys(config: ServeConfig) -> None:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
+from framegrove.config.pool import PoolSize, Workers
 from framegrove.config.search import parse_budget
 from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
@@ -44,7 +45,11 @@ class ServeConfig(Config):
         "requests that name no model get the first",
     )
     verifier: PanelConfig = PanelConfig()
-    generators: int = Field(default=2, ge=1, description="number of generator actors of each model")
+    generators: Workers = Field(
+        default=PoolSize(2, 2),
+        description='number of generator actors of each model, or "least:most": more are started while work waits, and '
+        "idle ones are let go",
+    )
     searches: int | None = Field(
         default=None,
         ge=1,
@@ -160,4 +165,4 @@ class ServeConfig(Config):
     @property
     def at_a_time(self) -> int:
         """How many videos are made at a time. More than generators would make each of them late and none early."""
-        return self.searches or self.generators
+        return self.searches or self.generators.most
