@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from framegrove.config.pool import PoolSize
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
@@ -46,7 +47,7 @@ def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypat
         "allow_pickle": True,
     }
     assert (config.folder, config.verifier.verifiers[0].engine.model) == (tmp_path / "videos", str(tmp_path / "other"))
-    assert (config.generators, config.most_budget) == (3, "8x")
+    assert (str(config.generators), config.most_budget) == ("3", "8x")
 
 
 def test_help_names_every_setting() -> None:
@@ -173,6 +174,16 @@ def test_mistakes_about_copies_are_told(
     assert not list((tmp_path / "copy").iterdir())
 
 
+def test_models_and_ranges_are_read_from_options(started: list[ServeConfig], tmp_path: Path) -> None:
+    models = [str(tmp_path / name) for name in ("a", "b")]
+    words = ["--model", models[0], "--model", models[1], "--set", "models.1.variant=384p", "--generators", "1:4"]
+    assert run(*words).exit_code == 0
+    (config,) = started
+    assert [(model.name, model.variant) for model in config.models] == [(models[0], None), (models[1], "384p")]
+    assert config.generators == PoolSize(1, 4)
+    assert serve._actors(config) == 2 * (4 + 1)
+
+
 def test_without_a_subcommand_it_serves(started: list[ServeConfig], tmp_path: Path) -> None:
     assert run("--port", "8123", "--keys", "k.json", "--folder", str(tmp_path)).exit_code == 0
     (config,) = started
@@ -190,6 +201,8 @@ def test_without_a_subcommand_it_serves(started: list[ServeConfig], tmp_path: Pa
         (("--set", "most_budget=abc"), "most_budget: a budget is a number of unsearched samples"),
         (("--set", "budget=0.5"), "budget: a budget below 1x"),
         (("--set", "budget=65x"), "budget is 65x, more than most_budget, which is 64x"),
+        (("--generators", "4:1"), "--generators must be a number as 4 or a range as 2:8, not '4:1'"),
+        (("--generators", "0"), "--generators must be a number"),
         (("--set", "most_budget=2"), "budget is 4x, more than most_budget, which is 2"),
     ],
 )
