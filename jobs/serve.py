@@ -216,15 +216,14 @@ def _serve_on(cluster: Cluster, config: ServeConfig, in_use: InUse | None) -> No
             "this cluster serves Framegrove already, by `serve deploy`: change its file and deploy it again, or end it "
             "with `serve shutdown`"
         )
+    if left is None and in_use is not None:
+        raise in_use
+    config = _at_free_port(config) if running is None else _at_its_address(config)
     if left is not None:
         typer.echo("a driver that was killed has left its endpoint running: this one takes its place")
-    elif in_use is not None:
-        raise in_use
-    if running is None:
-        config = _at_free_port(config)
     alone = set(running or {}) <= {NAME}  # other applications that are served on this cluster stay when this one ends
     try:
-        config = _run(config)
+        _run(config)
         typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
         typer.echo(f"the endpoint logs into {_logs_folder()}/worker-*.err")
         _wait(cluster, config)
@@ -277,26 +276,29 @@ def _wait(cluster: Cluster, config: ServeConfig) -> None:
     raise typer.Exit(GONE)
 
 
-def _run(config: ServeConfig) -> ServeConfig:
-    """Start the endpoint. Returns its configuration with the port on which it listens."""
+def _run(config: ServeConfig) -> None:
     from ray import serve
-    from ray.serve.context import _get_global_client
 
     from actors.ingress import application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
+    serve.run(application(config), name=NAME)
+
+
+def _at_its_address(config: ServeConfig) -> ServeConfig:
+    """The configuration with the port on which this cluster serves already. Raises UserError for another address."""
+    from ray.serve.context import _get_global_client
+
     client = _get_global_client()
-    assert client is not None, "it has just been started"
-    listening = client.http_config  # a cluster that serves already keeps its address, and merely logs a warning
+    assert client is not None, "it has applications"
+    listening = client.http_config  # it keeps its address, and would merely log a warning
     if listening.host != config.host or config.port not in (0, listening.port):
         raise UserError(
             f"this cluster serves on {listening.host}:{listening.port} already, and has no second address: "
             f"give --host {listening.host} --port {listening.port}"
         )
-    config = config.model_copy(update={"port": listening.port})
-    serve.run(application(config), name=NAME)
-    return config
+    return config.model_copy(update={"port": listening.port})
 
 
 def _logs_folder() -> str:

@@ -169,6 +169,9 @@ def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_p
     first.process.kill()
     first.process.wait()
     assert httpx.get(f"{first.url}/healthz", timeout=60).status_code == 200, "it is still served"
+    with pytest.raises(AssertionError, match=r"has no second address: give --host 127\.0\.0\.1 --port \d+"):
+        Driver(tmp_path, "--port", "1", cluster=cluster.address)
+    assert httpx.get(f"{first.url}/healthz", timeout=60).status_code == 200, "a mistake does not end it"
     second = Driver(tmp_path, "--set", "waiting=7", cluster=cluster.address)
     try:
         assert "a driver that was killed has left its endpoint running: this one takes its place" in second.console()
