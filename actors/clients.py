@@ -165,8 +165,9 @@ class RemoteGenerator:
 
     def cancel(self, work: SampleWork) -> None:
         """Ask the actor to give the work up at its next step."""
-        if work in self._running:
-            self._group.actors[self._index].cancel.remote(self._running[work])
+        actor = self._group.actor(self._index)
+        if work in self._running and actor is not None:
+            actor.cancel.remote(self._running[work])
 
     async def recover(self) -> None:
         """Return once the actor's replacement has loaded its model."""
@@ -246,7 +247,7 @@ async def by_one_of(
         try:
             return await _until_it_works(attempt, recover)
         except WorkFailed as failure:
-            failed = failure
+            failed = failed or failure  # the others may merely not be there
     raise failed or AssertionError("there are no workers")
 
 

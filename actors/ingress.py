@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -10,19 +13,25 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
+from actors.crew import Neighbours
 from actors.model_files import ModelFiles
 from actors.pools import costs_of
-from actors.searches import search_runner
+from actors.searches import SearchRunner, search_runner
 from framegrove import logs
 from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
+from framegrove.cluster.health import within
 from framegrove.cluster.metrics import Metrics
+from framegrove.cluster.serving import is_stopping
 from framegrove.config.base import validated
+from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
+from framegrove.files import InUse
 from framegrove.search import policies
 from framegrove.serving.api import PolicyOffer
+from framegrove.serving.backup import USAGE
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.offers import ServedModel
 from framegrove.serving.quotas import Quotas
@@ -45,6 +54,12 @@ PASSING = (NoCluster, NoRoom, ActorLost, RayActorError, ObjectLostError)
 # http-request in HAProxy) and a limit of connections for each client.
 OTHERS = 256
 
+
+# Seconds that a replica which is replaced may take to finish what it is asked at that moment; then it is killed. It
+# begins no more videos, and lets viewers go, as soon as it has noticed.
+ENDING_S = 30.0
+_LOOK_EVERY_S, _ANSWER_LIMIT_S = 2.0, 10.0
+_LETTING_GO_S = 60.0
 
 _TOKENS = 64  # of a prompt, where a video is priced before its prompt is read
 
@@ -85,29 +100,76 @@ class Ingress:
 
     def __init__(self, config: ServeConfig) -> None:
         logs.set_up()
-        files = ModelFiles.read(config.model)
-        model = served(files)
-        self._metrics = Metrics()
-        runner = search_runner(
-            config.model, config.verifier, generators=config.generators, pack=config.pack, metrics=self._metrics
-        )
+        metrics = Metrics()
         self._config = config
         self._service = VideoService(
-            VideoStore(config.folder, database=config.database, storage=config.storage),
-            runner,
-            model,
+            _opened(config),
+            _with_runners(config),
             config,
             passing=PASSING,
-            on_queue=self._metrics.queue,
-            quotas=Quotas(config.folder / "usage.sqlite", KeyRing(config.keys)) if config.keys is not None else None,
+            on_queue=metrics.queue,
+            quotas=Quotas(config.folder / USAGE, KeyRing(config.keys)) if config.keys is not None else None,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._service, self._config, scripts=[tree_page.script_hash()])
+        scripts = [tree_page.script_hash()]
+        return build_app(self._service, self._config, scripts=scripts, ending=_told_to_stop)
 
     async def check_health(self) -> None:
         """Called by Ray Serve at intervals: it replaces a replica that raises here."""
         self._service.check_health()
+
+
+def _opened(config: ServeConfig) -> VideoStore:
+    """The record of videos, once the replica whose place this one takes has let go of it. Raises UserError."""
+    deadline = time.monotonic() + _LETTING_GO_S
+    while True:
+        try:
+            return VideoStore(config.folder, database=config.database, storage=config.storage)
+        except InUse:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.5)
+
+
+async def _told_to_stop() -> None:
+    """Return when Ray Serve has told this replica to stop. It tells the replica nothing that one could wait for."""
+    me = serve.get_replica_context()
+
+    def stopping() -> bool | None:
+        return within(_ANSWER_LIMIT_S, lambda: is_stopping(me.app_name, me.replica_id.unique_id))
+
+    while not await asyncio.to_thread(stopping):  # noqa: ASYNC110 - the event is in another process
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def read_models(sources: Sequence[ModelSource]) -> list[ModelFiles]:
+    """The configurations of models that are to be served together. Raises UserError for two of the same name."""
+    files = [ModelFiles.read(source) for source in sources]
+    names = [each.name for each in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two models are called {twice}, and requests choose by name: rename one of their folders")
+    return files
+
+
+def _with_runners(config: ServeConfig) -> list[tuple[ServedModel, SearchRunner]]:
+    """The models, each with actors of its own."""
+    files, neighbours = read_models(config.models), Neighbours()
+    return [
+        (
+            served(each),
+            search_runner(
+                each.source,
+                config.verifier,
+                generators=config.generators,
+                pack=config.pack,
+                metrics=Metrics(each.name if len(files) > 1 else ""),
+                neighbours=neighbours,
+            ),
+        )
+        for each in files
+    ]
 
 
 def application(config: ServeConfig) -> serve.Application:
@@ -128,10 +190,14 @@ def from_manifest(settings: dict[str, Any]) -> serve.Application:
     for name, path in (("folder", config.folder), ("keys", config.keys)):
         if path is not None and not path.is_absolute():
             raise UserError(f"{name} is {path}, and must be an absolute path that every machine of the cluster has")
+    read_models(config.models)  # what is wrong is told while the old replica still runs
+    config.verifier.check_files()
     return _bound(config)
 
 
 def _bound(config: ServeConfig, **options: Any) -> serve.Application:
     options["num_cpus"] = 0  # a head node may offer no CPUs, as that of cluster.yaml
-    deployment = serve.deployment(max_ongoing_requests=config.reading + OTHERS, ray_actor_options=options)
+    deployment = serve.deployment(
+        max_ongoing_requests=config.reading + OTHERS, ray_actor_options=options, graceful_shutdown_timeout_s=ENDING_S
+    )
     return deployment(serve.ingress()(Ingress)).bind(config)

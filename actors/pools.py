@@ -22,6 +22,7 @@ from actors.verifier import verifier_class
 from framegrove.cluster.placement import Role, placed
 from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.model import ModelSource, Recipe
+from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
 from framegrove.evaluation.report import SearchRecord, Shown
@@ -91,11 +92,17 @@ class GeneratorPool(Protocol):
     name: str
     role: Role
     size: int
+    least: int
     whole_gpus: int | None
     units: Units
     pack: int  # works that each actor takes at a time
 
     def create(self, gpus: float) -> ActorHandle[Any]: ...
+
+    @property
+    def worker_names(self) -> list[str]:
+        """What a search calls its actors, by index."""
+        ...
 
     async def check(self, request: GenerationRequest) -> None:
         """Raise UserError, in one sentence, for what the model cannot make. Needs no actor."""
@@ -113,7 +120,8 @@ class GeneratorPool(Protocol):
 class PyramidPool:
     """``size`` generator actors of one pyramidal model, each with ``threads`` CPU threads; None is the embedded model.
 
-    Each does up to ``pack`` works together. ``worker`` is the class that becomes an actor.
+    Where the size is a range, only the least number of them is always there. Each does up to ``pack`` works together.
+    ``worker`` is the class that becomes an actor.
     """
 
     name = GENERATORS
@@ -124,14 +132,15 @@ class PyramidPool:
     def __init__(
         self,
         model: ModelSource | None = None,
-        size: int = 2,
+        size: int | PoolSize = 2,
         *,
         threads: int = 1,
         pack: int = 1,
         worker: type[Generator] = Generator,
     ) -> None:
         self._model = model or ModelSource()
-        self.size = size
+        actors = PoolSize.read(size)
+        self.size, self.least = actors.most, actors.least
         self.pack = pack
         self._threads = threads
         self._worker = worker
@@ -144,6 +153,11 @@ class PyramidPool:
         source = self._files.source if self._files else self._model
         actor: Any = ray.remote(self._worker).options(**options).remote(source, self._threads, self.pack)
         return actor
+
+    @property
+    def worker_names(self) -> list[str]:
+        """What a search calls its actors, by index."""
+        return generator_names(self.size)
 
     async def check(self, request: GenerationRequest) -> None:
         """Raise UserError, in one sentence, for what the model cannot make, or for a model that is missing."""
@@ -201,7 +215,7 @@ class VerifierPool:
     def __init__(self, config: VerifierConfig, *, worker: type[Any] | None = None) -> None:
         self.config = config
         self.name = config.name
-        self.size = config.actors
+        self.size, self.least = config.actors.most, config.actors.least
         self.whole_gpus = config.engine.tensor_parallel if config.kind == "vllm" else 0
         self._worker = worker or verifier_class(config.kind)
 
@@ -238,6 +252,11 @@ class VerifierPool:
         return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(self.worker_names)}
 
 
+def generator_names(count: int) -> list[str]:
+    """What a search calls so many generators."""
+    return [f"generator {number}" for number in range(1, count + 1)]
+
+
 def opened(
     files: ModelFiles,
     request: GenerationRequest,
@@ -255,7 +274,7 @@ def opened(
         nfe=costs.nfe_table,
         single=costs.unsearched(request.units, len(given)),
         given=tuple(given),
-        clients={f"generator {number}": make(costs) for number, make in enumerate(clients, start=1)},
+        clients={name: make(costs) for name, make in zip(generator_names(len(clients)), clients, strict=True)},
         prompt=read.readable,
         unread=read.unread,
     )

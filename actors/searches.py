@@ -16,14 +16,17 @@ from typing import Any
 from ray.exceptions import ObjectLostError
 
 from actors.clients import ask, by_one_of, recovered
-from actors.crew import Crew, Workplace
+from actors.crew import Crew, Neighbours, Pool, Workplace
 from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
+from actors.resizing import Resizing
 from actors.unit_store import UnitStore
 from framegrove import logs
 from framegrove.cluster.metrics import Metrics
+from framegrove.cluster.resizing import USUAL, Patience
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
+from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
 from framegrove.evaluation.artefacts import artefacts
@@ -57,16 +60,17 @@ def search_runner(
     panel: PanelConfig | None = None,
     search: SearchConfig | None = None,
     *,
-    generators: int = 2,
+    generators: int | PoolSize = 2,
     threads: int = 1,
     pack: int = 1,
     metrics: Metrics | None = None,
+    neighbours: Neighbours | None = None,
 ) -> SearchRunner:
     """A runner for a pyramidal model and a panel of verifiers; what is None is what comes with the package.
 
     A generator takes ``pack`` works at a time, of whichever searches, and samples them together: more videos in an
     hour, each of them later, whose last bits depend on what they shared a pass with. With ``metrics``, what its
-    searches do is reported through Ray.
+    searches do is reported through Ray. Runners of one process that use a cluster at the same time are ``neighbours``.
     """
     pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
     return SearchRunner(
@@ -75,6 +79,7 @@ def search_runner(
         search,
         observer=metrics,
         on_replaced=metrics.replaced if metrics else lambda pool: None,
+        neighbours=neighbours,
     )
 
 
@@ -98,7 +103,9 @@ class SearchRunner:
         observer: Observer | None = None,
         on_replaced: Callable[[str], None] = lambda pool: None,
         crew: Workplace | None = None,
+        neighbours: Neighbours | None = None,
         shared: SharedWorkers | None = None,
+        patience: Patience = USUAL,
     ) -> None:
         self._generators = generators
         self._verifiers = {pool.name: pool for pool in verifiers}
@@ -106,11 +113,15 @@ class SearchRunner:
         self._observer = observer
         self._shared = shared or SharedWorkers()
         Panel([pool.config for pool in verifiers], self._search.weights)  # a weight that is nobody's is told now
-        self.crew: Workplace = crew or Crew([generators, *verifiers], self._search, on_replaced=on_replaced)
+        self.crew: Workplace = crew or Crew(
+            [generators, *verifiers], self._search, on_replaced=on_replaced, neighbours=neighbours
+        )
+        self._patience = patience
+        self._resizing = self._resized()
 
     def searching(self, search: SearchConfig) -> SearchRunner:
         """A runner that searches in another way, with the same workers."""
-        return SearchRunner(
+        other = SearchRunner(
             self._generators,
             list(self._verifiers.values()),
             search,
@@ -118,6 +129,8 @@ class SearchRunner:
             crew=self.crew,
             shared=self._shared,
         )
+        other._resizing = self._resizing
+        return other
 
     async def start(self, *, judging: bool = True) -> None:
         """Bring the actors up and wait until they answer; without verifiers where nothing is to be judged. Idempotent.
@@ -127,12 +140,28 @@ class SearchRunner:
         await self._generators.identity()  # missing files are told before anything is started
         if judging:
             PanelConfig(verifiers=tuple(pool.config for pool in self._verifiers.values())).check_files()
-        await self.crew.start([self._generators.name, *(self._verifiers if judging else ())])
+        names = [self._generators.name, *(self._verifiers if judging else ())]
+        await self.crew.start(names)
+        if self._resizing is not None:
+            self._resizing.start(names)
 
     async def close(self) -> None:
         """End the actors. The runner can be started again."""
+        if self._resizing is not None:
+            await self._resizing.close()
         self._shared = SharedWorkers()  # those that start again are well, whatever became of these
+        self._resizing = self._resized()
         await self.crew.close()
+
+    def _resized(self) -> Resizing | None:
+        """What lets the pools grow and shrink whose size is a range."""
+        everyone: list[Pool] = [self._generators, *self._verifiers.values()]
+        pools = [pool for pool in everyone if pool.least < pool.size]
+        if not pools or not isinstance(self.crew, Crew):
+            return None
+        at_a_time = dict.fromkeys(self._verifiers, self._search.scores_in_flight)
+        at_a_time[self._generators.name] = self._generators.pack
+        return Resizing(self.crew, self._shared, pools, at_a_time, self._patience)
 
     async def run(
         self,
@@ -362,8 +391,7 @@ class SearchRunner:
         group = group or self._group
         limit = Limit(self._search.sample_limit, "reading the request")
         calls = [
-            (functools.partial(ask, group, n, method, limit), functools.partial(recovered, group, n))
-            for n in range(len(group))
+            (functools.partial(ask, group, n, method, limit), functools.partial(recovered, group, n)) for n in group.up
         ]
         return await by_one_of(calls)
 

@@ -118,9 +118,9 @@ def _tell(found: Findings, out: Path, display: Display) -> None:
         *counts, margins = row
         table.add_row(*map(str, (*counts, *margins)))
     display.console.print(table)
-    kept = f"{counted(found.examples, 'winner')} and {counted(found.pairs, 'pair')} kept, of {len(found.compared)} compared"
+    kept = f"{counted(found.examples, 'winner')} and {counted(found.pairs, 'pair')} kept, of {len(found.compared)}"
     spent = f"{found.flops:.3g} FLOPs, {found.seconds / 3600:.2f} h of searching"
-    display.say(f"{counted(found.searches, 'search')}: {kept}; {spent}\n{out}")
+    display.say(f"{counted(found.searches, 'search')}: {kept} compared; {spent}\n{out}")
     write_json(out / "summary.json", found.summary())
 
 

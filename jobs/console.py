@@ -66,6 +66,15 @@ VerifierOption = Annotated[
         "vision-language model; the embedded one if absent.",
     ),
 ]
+GeneratorsOption = Annotated[
+    str,
+    typer.Option(
+        "--generators",
+        help="Generator actors (of each model), or the least and the most, as in 1:4: more are started while work "
+        "waits and the cluster has room, and idle ones are let go after a minute. The videos are the same.",
+        metavar="LEAST[:MOST]",
+    ),
+]
 PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),

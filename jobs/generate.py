@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.config.base import Config, absolute, validated
+from framegrove.config.pool import PoolSize
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import write_json
@@ -31,6 +32,7 @@ from framegrove.words import counted
 from jobs.console import (
     Display,
     DtypeOption,
+    GeneratorsOption,
     LogLevelOption,
     ModelOption,
     OverwriteOption,
@@ -112,7 +114,7 @@ def main(
     dtype: DtypeOption = "float32",
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
-    generators: Annotated[int, typer.Option(min=1, help="Generator actors.")] = 2,
+    generators: GeneratorsOption = "2",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8.")
     ] = None,
@@ -127,6 +129,7 @@ def main(
         _refuse_twice_told(set_ or ())
         if resume and overwrite:
             raise UserError("--resume goes on with a search, and --overwrite starts anew: leave one of them out")
+        size_of_pool = PoolSize.option("--generators", generators)
         if resume:
             asked = _interrupted(out, prompt)
         else:
@@ -146,10 +149,10 @@ def main(
                 verifier=absolute(verifier),
                 set=tuple(set_ or ()),
             )
-        _answer(asked, out, display, generators=generators, watch=watch, overwrite=overwrite)
+        _answer(asked, out, display, generators=size_of_pool, watch=watch, overwrite=overwrite)
 
 
-def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool, overwrite: bool) -> None:
+def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, watch: bool, overwrite: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
     if not overwrite:
         _refuse_another(asked, out)

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.config.improve import CollectConfig, GuardConfig, ImproveConfig
+from framegrove.config.pool import PoolSize
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
-from jobs.train import EngineName, in_this_process, on_a_cluster, workers_of
+from jobs.train import EngineName, in_this_process, on_a_cluster
 
 if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
@@ -60,14 +61,14 @@ def main(
         from framegrove.config.base import load
         from jobs.improving import BEST, PICTURE, REPORT, Loop
 
-        range_ = workers_of(workers)
+        size = PoolSize.option("--workers", workers)
         checked = load(ImproveConfig, config, set_ or ())
         make_folder(out)
 
         def train(run: TrainConfig, folder: Path) -> Path:
             if engine is EngineName.PLAIN:
                 return in_this_process(run, folder, 1, display)
-            return on_a_cluster(run, folder.absolute(), range_, 1, 3, display)
+            return on_a_cluster(run, folder.absolute(), (size.least, size.most), 1, 3, display)
 
         Loop(checked, out, train, generators, searches, cache, display).run()
         display.say("\n".join(str(out / name) for name in (REPORT, PICTURE, BEST) if (out / name).is_file()))

@@ -119,7 +119,8 @@ class Loop:
         with self._laboratory(source, search, None) as lab:
             found = collecting.collect(task, lab, folder, self.display)
         self.display.say(
-            f"round {number}: {found.examples} winners and {found.pairs} pairs of {found.searches} searches"
+            f"round {number}: {counted(found.examples, 'winner')} and {counted(found.pairs, 'pair')} of "
+            f"{counted(found.searches, 'search')}"
         )
         return found
 

@@ -128,7 +128,7 @@ def on_ray(
         lambda search, panel: runner.searching(search),
         searches,
         lambda record, asked: oracle.judge(record.frames, asked),
-        (generators, sum(each.actors for each in panel.verifiers)),
+        (generators, sum(each.actors.most for each in panel.verifiers)),
         connected=connect,
         held_out=functools.partial(judge.judge, again=True) if apart else _nobody,
     )
@@ -184,7 +184,7 @@ def over_cache(
             searching,
             searches,
             oracle.verdict,
-            (generators, sum(pool.config.actors for pool in pools)),
+            (generators, sum(pool.config.actors.most for pool in pools)),
             run=run_virtual,
             facts={"virtual": {**asdict(speeds), "generators": generators}} | _identities(apart),
             effort=lambda: _effort(cache, folder),

@@ -119,7 +119,7 @@ def pretended() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         config = ServeConfig(folder=Path(folder), port=_free_port(), generators=SEARCHES)
         service = VideoService(
-            VideoStore(config.folder), PretendedRunner(), offered(ModelFiles.read(ModelSource())), config
+            VideoStore(config.folder), [(offered(ModelFiles.read(ModelSource())), PretendedRunner())], config
         )
         server = uvicorn.Server(
             uvicorn.Config(
@@ -145,6 +145,7 @@ def served() -> Iterator[str]:
     from ray import serve
 
     from actors.ingress import application
+    from framegrove.cluster.serving import shut_down
     from framegrove.cluster.session import connect
 
     with tempfile.TemporaryDirectory() as folder, connect():
@@ -155,7 +156,7 @@ def served() -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{config.port}"
         finally:
-            serve.shutdown()
+            shut_down()
 
 
 async def _measured(place: str, *, memory: bool) -> tuple[float, float, float]:

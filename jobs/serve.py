@@ -10,6 +10,7 @@ made when it starts again. http://localhost:8000/docs describes the API, with th
 
     python -m jobs.serve keys add alice            # a key, without which nobody is let in once there is a file of keys
     python -m jobs.serve --host 0.0.0.0 --keys runs/serve/keys.json
+    python -m jobs.serve backup DEST               # a copy of requests and videos, while the endpoint runs
 
 Exit statuses are those of jobs.console, and 3 when the cluster or Ray Serve has gone from under the endpoint: started
 again, it goes on.
@@ -17,23 +18,27 @@ again, it goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.pool import PoolSize
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
+from framegrove.files import InUse
 from jobs import serve_keys
 from jobs.console import (
     DtypeOption,
+    GeneratorsOption,
     LogLevelOption,
-    ModelOption,
     PickleOption,
     VariantOption,
     VerifierOption,
@@ -53,23 +58,32 @@ log = logging.getLogger(__name__)
 
 GONE = 3  # exit status when what the endpoint runs on is gone, for a supervisor, which then starts it again
 NAME = "framegrove"  # the application's name in Ray Serve
-_SHUTDOWN_LIMIT = 30.0  # seconds for Ray Serve to end
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="Model folder, or a hub id as in owner/name; the embedded model if absent. May be repeated: the field "
+        "`model` of a request picks one by its name, and the first is for those that name none. --variant, --dtype and "
+        "--allow-pickle are for all of them.",
+    ),
+]
 _SET = (
-    "KEY=VALUE, may be repeated. searches: how many videos are made at a time (default: as many as --generators). "
-    "pack: units of several videos that a generator samples together (default 1); with pack and searches raised, more "
-    "videos are made in an hour and each takes longer, its last bits depend on what was made with it, and nothing is "
-    "done ahead. waiting: how many more may wait, others are refused (default 32). budget: compute for a request that "
-    "names none, in multiples of one unsearched sample's FLOPs, decoding included (default 4x). most_budget: the "
-    "largest budget that a request may name (default 64x). most_units: the longest video, in units: 1 frame, then 8 "
-    "frames per further unit (default 16). body_seconds: how long a request's body may take to arrive (default 30). "
-    "reading: how many requests with bodies are read at a time (default 32). origins: web sites whose pages may use "
-    "the endpoint, as in [https://example.org]. hosts: further names under which an endpoint on a loopback address is "
-    "reached, as in [example.org]. most_work: the largest product of a request's budget, length and size, in samples "
-    "of the model's own size and length (default 64). database: postgresql://USER@HOST/NAME for the records (default: "
-    "SQLite in the folder). storage: where videos are kept, a folder or a URL such as s3://bucket/videos (default: in "
-    "the folder). keep_days, keep_gb: how long finished videos are kept, and how many gigabytes of the newest "
-    "(default: for ever, all). open=true: let everybody in without --keys, on an address that other machines reach. "
-    "verifier.KEY: any key of a verifier's YAML file."
+    "KEY=VALUE, may be repeated. searches: how many videos of a model are made at a time (default: as many as "
+    "--generators). pack: units of several videos that a generator samples together (default 1); with pack and "
+    "searches raised, more videos are made in an hour and each takes longer, its last bits depend on what was made "
+    "with it, and nothing is done ahead. waiting: how many more may wait, others are refused (default 32). budget: "
+    "compute for a request that names none, in multiples of one unsearched sample's FLOPs, decoding included (default "
+    "4x). most_budget: the largest budget that a request may name (default 64x). most_units: the longest video, in "
+    "units: 1 frame, then 8 frames per further unit (default 16). body_seconds: how long a request's body may take to "
+    "arrive (default 30). reading: how many requests with bodies are read at a time (default 32). origins: web sites "
+    "whose pages may use the endpoint, as in [https://example.org]. hosts: further names under which an endpoint on a "
+    "loopback address is reached, as in [example.org]. most_work: the largest product of a request's budget, length "
+    "and size, in samples of the model's own size and length (default 64). database: postgresql://USER@HOST/NAME for "
+    "the records (default: SQLite in the folder). storage: where videos are kept, a folder or a URL such as "
+    "s3://bucket/videos (default: in the folder). keep_days, keep_gb: how long finished videos are kept, and how many "
+    "gigabytes of the newest (default: for ever, all). open=true: let everybody in without --keys, on an address that "
+    "other machines reach. verifier.KEY: any key of a verifier's YAML file. models.0.variant, models.1.dtype and so "
+    "on: of the first and the second --model alone."
 )
 
 
@@ -87,12 +101,12 @@ def main(
             metavar="PATH",
         ),
     ] = None,
-    model: ModelOption = None,
+    model: ModelsOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
-    generators: Annotated[int, typer.Option(min=1, help="Number of generator actors.")] = 2,
+    generators: GeneratorsOption = "2",
     set_: Annotated[list[str] | None, typer.Option("--set", help=_SET)] = None,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -101,6 +115,8 @@ def main(
     What is waiting or in progress then is made when the endpoint starts again with the same --folder.
     """
     if context.invoked_subcommand is not None:
+        with one_line_errors(log_level):
+            _refuse_options_before_a_command(context, context.invoked_subcommand)
         return
     with one_line_errors(log_level):
         given = {
@@ -108,11 +124,42 @@ def main(
             "port": port,
             "folder": folder,
             "keys": keys,
-            "model": model_source(model, variant, dtype, allow_pickle).model_dump(mode="json"),
+            "models": [
+                model_source(name, variant, dtype, allow_pickle).model_dump(mode="json") for name in model or (None,)
+            ],
             "verifier": load_panel(verifier).model_dump(mode="json"),
-            "generators": generators,
+            "generators": str(PoolSize.option("--generators", generators)),
         }
         _serve(configured(given, set_ or ()))
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="New folder for the copy.", metavar="DEST")],
+    folder: Annotated[Path, typer.Option(help="Where requests and videos are kept.")] = Path("runs/serve"),
+    storage: Annotated[
+        str, typer.Option(help="Where videos are kept, if the endpoint has --set storage.", metavar="PLACE")
+    ] = "",
+    keys: Annotated[Path | None, typer.Option(help="File of API keys, to be copied too.")] = None,
+    log_level: LogLevelOption = None,
+) -> None:
+    """Copy requests and videos while the endpoint runs. To restore them, serve with the copy as --folder."""
+    with one_line_errors(log_level):
+        from framegrove.serving.backup import back_up
+
+        back_up(folder, target, storage=storage, keys=keys)
+        typer.echo(f"copied {folder} to {target}")
+
+
+def _refuse_options_before_a_command(context: typer.Context, command: str) -> None:
+    """Raise UserError: options of the endpoint would mean nothing to one of its commands."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"{option.opts[0]} stands before `{command}`, which it does not reach: give options after the command, "
+                f"see `python -m jobs.serve {command} --help`"
+            )
 
 
 def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
@@ -128,44 +175,80 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
     paths = {
         "folder": config.folder.absolute(),
         "keys": config.keys.absolute() if config.keys is not None else None,
-        "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
+        "models": tuple(each.model_copy(update={"name": absolute(each.name)}) for each in config.models),
         "verifier": config.verifier.at_absolute_paths(),
     }
     return config.model_copy(update=paths)
 
 
 def _serve(config: ServeConfig) -> None:
-    from actors.model_files import ModelFiles
+    from actors.ingress import read_models
+    from framegrove.cluster.serving import only_driver
     from framegrove.cluster.session import connect
-    from framegrove.serving.store import VideoStore
 
     # Mistakes are reported before Ray starts, and in this process: a replica could only fail.
-    ModelFiles.read(config.model)
+    read_models(config.models)
     config.verifier.check_files()
-    VideoStore(config.folder, database=config.database, storage=config.storage).close()
     _check_keys(config)
+    in_use = _check_folder(config)
     if not os.environ.get("RAY_ADDRESS"):  # another cluster may be listening on that port itself, for this endpoint
+        if in_use is not None:
+            raise in_use
         config = _at_free_port(config)
     typer.echo("starting the endpoint ...")
-    with connect() as cluster:
-        from ray import serve
+    with (
+        connect(num_cpus=max(8, _actors(config))) as cluster,
+        contextlib.nullcontext() if cluster.own else only_driver(),
+    ):
+        _serve_on(cluster, config, in_use)
 
-        running = serve.status()
-        if NAME in running.applications:
-            raise UserError("this cluster serves Framegrove already: stop that endpoint first (`serve shutdown`)")
-        shared = bool(running.proxies)  # other applications are served on this cluster, and stay when this one ends
-        if not shared:
-            config = _at_free_port(config)
-        try:
-            _run(config)
-            typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
-            typer.echo(f"the endpoint logs into {_logs_folder()}/worker-*.err")
-            _wait(cluster, config)
-        finally:
-            if shared:
-                serve.delete(NAME)
-            else:
-                _shut_down()
+
+def _serve_on(cluster: Cluster, config: ServeConfig, in_use: InUse | None) -> None:
+    """Serve until the process is interrupted, or what it runs on is gone."""
+    from ray import serve
+
+    from framegrove.cluster.serving import applications, is_from_a_file, shut_down
+
+    running = applications()
+    left = (running or {}).get(NAME)
+    if left is not None and is_from_a_file(left):
+        raise UserError(
+            "this cluster serves Framegrove already, by `serve deploy`: change its file and deploy it again, or end it "
+            "with `serve shutdown`"
+        )
+    if left is None and in_use is not None:
+        raise in_use
+    config = _at_free_port(config) if running is None else _at_its_address(config)
+    if left is not None:
+        typer.echo("a driver that was killed has left its endpoint running: this one takes its place")
+    alone = set(running or {}) <= {NAME}  # other applications that are served on this cluster stay when this one ends
+    try:
+        _run(config)
+        typer.echo(f"serving on http://{config.host}:{config.port}/v1/videos, videos are kept in {config.folder}")
+        typer.echo(f"the endpoint logs into {_logs_folder()}/worker-*.err")
+        _wait(cluster, config)
+    finally:
+        if alone:
+            shut_down()
+        else:
+            serve.delete(NAME)
+
+
+def _check_folder(config: ServeConfig) -> InUse | None:
+    """Raise UserError where videos cannot be kept; return what another process that keeps its own there means."""
+    from framegrove.serving.store import VideoStore
+
+    try:
+        VideoStore(config.folder, database=config.database, storage=config.storage).close()
+    except InUse as error:
+        return error  # it may be the endpoint of a driver that was killed, whose place this one takes
+    return None
+
+
+def _actors(config: ServeConfig) -> int:
+    """How many actors there are at most, each of which takes a logical CPU."""
+    verifiers = sum(each.actors.most for each in config.verifier.verifiers)
+    return len(config.models) * (config.generators.most + verifiers)
 
 
 def _check_keys(config: ServeConfig) -> None:
@@ -193,44 +276,29 @@ def _wait(cluster: Cluster, config: ServeConfig) -> None:
     raise typer.Exit(GONE)
 
 
-def _shut_down() -> None:
-    """End Ray Serve as ``serve.shutdown`` does, but without retries: a retry is announced on the console.
-
-    The controller never answers the call by which it ends, so that the call always fails.
-    """
-    import ray
-    from ray import serve
-    from ray.exceptions import RayError
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None:
-        client.shutdown_cached_handles()
-        ending = client._controller.graceful_shutdown.options(max_task_retries=0).remote()
-        try:
-            ray.get(ending, timeout=_SHUTDOWN_LIMIT)
-        except RayError as error:  # that it has died is its answer
-            log.debug("Ray Serve has ended: %s", error)
-    serve.shutdown()
-
-
 def _run(config: ServeConfig) -> None:
     from ray import serve
-    from ray.serve.context import _get_global_client
 
     from actors.ingress import application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
+    serve.run(application(config), name=NAME)
+
+
+def _at_its_address(config: ServeConfig) -> ServeConfig:
+    """The configuration with the port on which this cluster serves already. Raises UserError for another address."""
+    from ray.serve.context import _get_global_client
+
     client = _get_global_client()
-    assert client is not None, "it has just been started"
-    listening = client.http_config  # a cluster that serves already keeps its address, and merely logs a warning
-    if (listening.host, listening.port) != (config.host, config.port):
+    assert client is not None, "it has applications"
+    listening = client.http_config  # it keeps its address, and would merely log a warning
+    if listening.host != config.host or config.port not in (0, listening.port):
         raise UserError(
             f"this cluster serves on {listening.host}:{listening.port} already, and has no second address: "
             f"give --host {listening.host} --port {listening.port}"
         )
-    serve.run(application(config), name=NAME)
+    return config.model_copy(update={"port": listening.port})
 
 
 def _logs_folder() -> str:

@@ -174,7 +174,7 @@ def _studio(generators: int, panel: PanelConfig, cluster: Cluster) -> Any:
 
     from framegrove.cluster.placement import require
 
-    actors = generators + sum(verifier.actors for verifier in panel.verifiers)
+    actors = generators + sum(verifier.actors.most for verifier in panel.verifiers)
     require(cluster, [{"CPU": 1.0}] * actors, purpose="a sweep")
     return ray.remote(Studio).options(num_cpus=0).remote(generators, panel)
 

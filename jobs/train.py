@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from framegrove.config.pool import PoolSize
 from framegrove.config.train import ModelConfig as TrainedModelConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
@@ -92,7 +93,8 @@ def main(
     from framegrove.config.base import load
 
     with one_line_errors(log_level), Display() as display:
-        range_ = workers_of(workers)
+        size = PoolSize.option("--workers", workers)
+        range_ = (size.least, size.most)
         if config is not None:
             checked = load(TrainConfig, config, set_ or ())
         elif out is not None:
@@ -115,18 +117,6 @@ def main(
         else:
             model = on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
         display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
-
-
-def workers_of(workers: str) -> tuple[int, int]:
-    """The least and the most workers of an option like "2:8" or "4". Raises UserError."""
-    parts = workers.split(":")
-    if (
-        len(parts) > 2
-        or not all(part.isdecimal() and int(part) > 0 for part in parts)
-        or int(parts[0]) > int(parts[-1])
-    ):
-        raise UserError(f"--workers must be a number as 4 or a range as 2:8, not {workers!r}")
-    return int(parts[0]), int(parts[-1])
 
 
 def _own(out: Path, overrides: Sequence[str]) -> TrainConfig:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,10 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: Any) -> AsyncIterator[Endpoint]:
+async def endpoint(
+    folder: Path, runner: FakeRunner | None = None, others: Mapping[str, FakeRunner] | None = None, **settings: Any
+) -> AsyncIterator[Endpoint]:
+    """An endpoint whose model is called digits; ``others`` are runners of more models, by their names."""
     runner = runner or FakeRunner()
     limits = ServeConfig(folder=folder, most_units=8, **settings)
     store = VideoStore(folder)
@@ -88,7 +91,8 @@ async def endpoint(folder: Path, runner: FakeRunner | None = None, **settings: A
     )
     queue: list[int] = []
     quotas = Quotas(folder / "usage.sqlite", KeyRing(limits.keys)) if limits.keys is not None else None
-    videos = VideoService(store, runner, model, limits, passing=(NoRoomNow,), on_queue=queue.append, quotas=quotas)
+    models = [(replace(model, name=name), each) for name, each in {"digits": runner, **(others or {})}.items()]
+    videos = VideoService(store, models, limits, passing=(NoRoomNow,), on_queue=queue.append, quotas=quotas)
     app = build_app(videos, limits)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

@@ -52,10 +52,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+class InUse(UserError):
+    """Another process has what this one needs for itself."""
+
+
 def locked(path: Path, taken: str) -> IO[str]:
     """A file at ``path`` that no other process can have locked while this one is open; it holds nothing.
 
-    The lock goes with the process that has it. Storage that knows no locks gives none, with a warning. Raises UserError
+    The lock goes with the process that has it. Storage that knows no locks gives none, with a warning. Raises InUse
     with the sentence ``taken`` where another process has it, OSError where there can be no file.
     """
     file = path.open("w", encoding="utf-8")
@@ -63,7 +67,7 @@ def locked(path: Path, taken: str) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise UserError(taken) from None
+        raise InUse(taken) from None
     except OSError as error:
         _log.warning("%s cannot be locked (%s): see that no two processes use its folder", path, error.strerror)
     return file

@@ -8,7 +8,8 @@ import functools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,13 @@ class FilmRunner(FakeRunner):
 
 
 class Server:
-    """An endpoint whose searches look as ``grow`` says, and end when the gate of ``runner`` opens."""
+    """An endpoint whose searches look as ``grow`` says, and end when the gate of ``runner`` opens.
 
-    def __init__(self, folder: Path, port: int = 0, **settings: Any) -> None:
-        self.folder, self.settings = folder, settings
+    It serves models of these names, which are all the same.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, names: Sequence[str] = ("digits",), **settings: Any) -> None:
+        self.folder, self.names, self.settings = folder, names, settings
         self.port = port or _free_port()
         self.runner = FilmRunner()
         self._thread: threading.Thread | None = None
@@ -137,7 +141,8 @@ class Server:
         )
         self._loop = asyncio.get_running_loop()
         self.runner.gate = _like(self.runner.gate)
-        service = VideoService(VideoStore(self.folder), self.runner, model, limits)
+        models = [(replace(model, name=name), self.runner) for name in self.names]
+        service = VideoService(VideoStore(self.folder), models, limits)
         app = build_app(service, limits, scripts=[tree_page.script_hash()])
         self._server = uvicorn.Server(
             uvicorn.Config(app, port=self.port, log_level="critical", timeout_graceful_shutdown=1)

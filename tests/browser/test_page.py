@@ -29,6 +29,16 @@ def grown(server: Server) -> None:
     server.grow("0-1", "running", workers=["generator 1"])
 
 
+def test_one_of_several_models_is_chosen(page: Page, tmp_path: Path) -> None:
+    with serving(tmp_path, names=("digits", "clouds")) as server:
+        page.goto(server.url)
+        page.get_by_label("Model").select_option("clouds")
+        page.locator("#prompt").fill(PROMPT)
+        page.get_by_role("button", name="Make the video").click()
+        expect(page.locator("#stage-says")).to_contain_text("is finished")
+        assert page.evaluate("fetch('v1/videos').then(r => r.json()).then(found => found.data[0].model)") == "clouds"
+
+
 def test_from_a_prompt_to_a_video(page: Page, server: Server) -> None:
     server.hold()
     page.goto(server.url)

@@ -40,10 +40,11 @@ print("up", flush=True)
 time.sleep(3600)
 """
 
-# Room for a training run of eight workers, as actors/trainer.py asks for it; then what there is.
+# Room for a training run of eight workers, as actors/trainer.py asks for it; then for one more generator, which nobody
+# wants any more, and for one that is wanted. What there is after each.
 JOB = """
-import json
-from framegrove.cluster.placement import Role, bundle, grows, has_gpus, machines, offered, require
+import asyncio, json
+from framegrove.cluster.placement import Role, bundle, grows, has_gpus, has_room, machines, offered, require
 from framegrove.cluster.session import connect
 from framegrove.cluster.shares import gpu_shares
 
@@ -54,7 +55,9 @@ with connect() as cluster:
     shares = gpu_shares(offered(), 4, grows=grows())
     before = {"came": came(), "grows": grows(), "gpus": has_gpus(), "generator": shares.generator}
     require(cluster, [*[bundle(Role.TRAIN, num_gpus=1)] * 8, {"CPU": 1.0}], purpose="a test", wait_seconds=300)
-    print(json.dumps({"before": before, "after": came()}))
+    after, generator = came(), [bundle(Role.GENERATE, num_gpus=1)]
+    room = [asyncio.run(has_room(generator, 300, lambda: wanted)) for wanted in (False, True)]
+    print(json.dumps({"before": before, "after": after, "room": room, "grown": came()}))
 """
 
 
@@ -139,3 +142,5 @@ def test_a_job_brings_up_a_machine_of_its_role_and_no_other(address: str) -> Non
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["before"] == {"came": [], "grows": True, "gpus": True, "generator": 1.0}
     assert said["after"] == [["framegrove_train"]]
+    assert said["room"] == [False, True]
+    assert sorted(said["grown"]) == [["framegrove_generate"], ["framegrove_train"]]

@@ -20,6 +20,7 @@ from ray import serve
 from ray.util.state import list_actors
 
 from actors.ingress import application
+from framegrove.cluster.serving import shut_down
 from framegrove.cluster.session import Cluster
 from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
@@ -41,7 +42,7 @@ def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         port = probe.getsockname()[1]
     config = ServeConfig(
         port=port,
-        model=ModelSource(name=str(save_tiny(folder / "tiny"))),
+        models=tuple(ModelSource(name=str(save_tiny(folder / name))) for name in ("tiny", "other")),
         verifier=load_panel(str(save_tiny_verifier(folder / "verifier"))),
         generators=1,
         folder=folder / "videos",
@@ -50,7 +51,7 @@ def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     serve.start(http_options={"host": config.host, "port": config.port})
     serve.run(application(config))
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    serve.shutdown()
+    shut_down()
 
 
 def create(client: openai.OpenAI, seed: int, **search: str) -> Any:
@@ -112,6 +113,16 @@ def test_every_call_of_openais_client(client: openai.OpenAI) -> None:
     assert client.videos.delete(remix.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(remix.id)
+
+
+def test_each_model_has_actors_of_its_own(cluster: Cluster, client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny", "other"]
+    asked = client.videos.create(prompt=PROMPT, model="other", seconds="1", size="64x64")  # type: ignore[arg-type]
+    assert seen(client, asked.id, "completed", "failed").status == "completed"
+    filters = [("class_name", "=", "Generator"), ("state", "=", "ALIVE")]
+    assert len(list_actors(address=cluster.address, filters=filters)) == 2
+    with pytest.raises(openai.NotFoundError, match="there is no model 'sora-2' here, only tiny, other"):
+        client.videos.create(prompt=PROMPT, model="sora-2")
 
 
 def test_a_search_is_watched_and_cancelled_while_it_goes_on(client: openai.OpenAI) -> None:

@@ -14,8 +14,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from framegrove.cluster.session import Cluster
 from framegrove.serving.auth import FAILURES_PER_MINUTE
 from framegrove.serving.keys import add_key, remove_key
 from tests.tiny import save_tiny, save_tiny_verifier
@@ -25,15 +27,18 @@ pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "FRAMEGROVE_SERVE_DRIVER"  # in the environment of the driver, and so of everything that it starts
 RAYLET, GCS = "/raylet/raylet", "/gcs/gcs_server"
+PROMPT = "a red 3 moves left and right"
 LIMIT = 15.0  # seconds until nothing is left of a cluster whose driver has ended
 
 
 class Driver:
     """``python -m jobs.serve`` with tiny models, which serves by the time this is made."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, cluster: str | None = None) -> None:
         self.name = uuid.uuid4().hex
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: self.name}
+        if cluster is not None:
+            environment["RAY_ADDRESS"] = cluster
         command = [sys.executable, "-m", "jobs.serve", "--port", "0", "--folder", str(folder / "videos")]
         models = [
             "--model",
@@ -153,6 +158,36 @@ def test_a_killed_driver_leaves_no_process(driver: Driver) -> None:
     assert len(driver.processes()) > 5
     driver.process.kill()
     assert driver.ended(5) == -signal.SIGKILL
+
+
+def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_path: Path) -> None:
+    """On a cluster that goes on, its endpoint goes on, too: the next driver upgrades it, and ends it in the end."""
+    first = Driver(tmp_path, cluster=cluster.address)
+    video = httpx.post(
+        f"{first.url}/v1/videos", json={"prompt": PROMPT, "search": {"policy": "beam", "budget": "60x"}}, timeout=60
+    ).json()["id"]
+    first.process.kill()
+    first.process.wait()
+    assert httpx.get(f"{first.url}/healthz", timeout=60).status_code == 200, "it is still served"
+    with pytest.raises(AssertionError, match=r"has no second address: give --host 127\.0\.0\.1 --port \d+"):
+        Driver(tmp_path, "--port", "1", cluster=cluster.address)
+    assert httpx.get(f"{first.url}/healthz", timeout=60).status_code == 200, "a mistake does not end it"
+    second = Driver(tmp_path, "--set", "waiting=7", cluster=cluster.address)
+    try:
+        assert "a driver that was killed has left its endpoint running: this one takes its place" in second.console()
+        assert second.url == first.url
+        assert httpx.get(f"{second.url}/v1/videos/{video}", timeout=60).json()["status"] in ("queued", "in_progress")
+        with pytest.raises(
+            AssertionError, match=r"error: process \d+ on \S+ serves Framegrove on this cluster already"
+        ):
+            Driver(tmp_path, cluster=cluster.address)
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(60) == 130, second.console()
+    finally:
+        second.end()
+        first.end()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{first.url}/healthz", timeout=60)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])

@@ -1,4 +1,4 @@
-"""deploy/kuberay against the schemas of KubeRay and Kubernetes, and against what the code asks of a cluster."""
+"""deploy/kuberay and deploy/serve.yaml against the schemas of KubeRay, Kubernetes and Ray Serve, and our own code."""
 
 from __future__ import annotations
 
@@ -144,9 +144,15 @@ def test_the_service_brings_the_clusters_head_and_searching_groups() -> None:
     assert SERVICE["spec"]["rayClusterConfig"] == {**CLUSTER["spec"], "workerGroupSpecs": searching}
 
 
-def test_ray_serve_accepts_the_services_application() -> None:
+SERVE = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "manifest", [SERVE, yaml.safe_load(SERVICE["spec"]["serveConfigV2"])], ids=["serve deploy", "RayService"]
+)
+def test_ray_serve_accepts_the_application(manifest: dict[str, Any]) -> None:
     """As Ray Serve does once the manifest has reached it: the schema, the builder, and its arguments."""
-    given = ServeDeploySchema.model_validate(yaml.safe_load(SERVICE["spec"]["serveConfigV2"]))
+    given = ServeDeploySchema.model_validate(manifest)
     (served,) = given.applications
     assert served.import_path is not None
     module, _, name = served.import_path.partition(":")
@@ -161,9 +167,18 @@ def test_ray_serve_accepts_the_services_application() -> None:
     assert deployment.ray_actor_options is not None
     assert deployment.ray_actor_options["num_cpus"] == 0
     assert "label_selector" not in deployment.ray_actor_options, "any machine may take the replica: all see /shared"
-    assert served.runtime_env == yaml.safe_load(JOB["spec"]["runtimeEnvYAML"])
-    # One replica, and never two clusters at a time: the folder belongs to one.
-    assert deployment.num_replicas == 1
+    RuntimeEnv(**served.runtime_env)
+    assert deployment.num_replicas == 1, "the folder belongs to one"
+
+
+def test_serve_deploy_and_kuberay_run_the_same_application() -> None:
+    """But for where the checkout is; and KubeRay never has two clusters at a time, since the folder belongs to one."""
+    plain, service = copy.deepcopy(SERVE), yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+    here, there = (manifest["applications"][0].pop("runtime_env") for manifest in (plain, service))
+    assert plain == service
+    assert there == yaml.safe_load(JOB["spec"]["runtimeEnvYAML"])
+    checkout = here["working_dir"].removeprefix("local://")
+    assert here["env_vars"]["PYTHONPATH"] == f"{checkout}/platform"
     assert SERVICE["spec"]["upgradeStrategy"] == {"type": "None"}
 
 
@@ -173,6 +188,7 @@ def test_ray_serve_accepts_the_services_application() -> None:
         ({"folder": "videos"}, "folder is videos, and must be an absolute path"),
         ({"keys": None}, "the arguments of the application: host 0.0.0.0 can be reached"),
         ({"generator": 3}, "unknown key 'generator', did you mean 'generators'?"),
+        ({"models": [{"name": "/nowhere"}]}, "/nowhere"),
     ],
 )
 def test_a_wrong_argument_is_told(change: dict[str, Any], says: str) -> None:

@@ -10,7 +10,7 @@ from framegrove.serving.records import QueuedVideo
 
 
 def waiting(id: str, owner: str = "", price: float = 1.0, created_at: float = 0.0, number: int = 0) -> QueuedVideo:
-    return QueuedVideo(id, owner, price, created_at, number)
+    return QueuedVideo(id, owner, price, created_at, number, "digits")
 
 
 def chosen(*each: QueuedVideo, busy: dict[str, float] | None = None, now: float = 0.0) -> str | None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from framegrove.config.pool import PoolSize
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.serving.keys import KeyRing, Limits, add_key, remove_key
+from framegrove.serving.quotas import Quotas
+from framegrove.serving.store import VideoStore
 from jobs import serve
 from jobs.console import model_source
+from tests.endpoint import PROMPT, Endpoint, serving
 
 
 def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,18 +31,23 @@ def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypat
     panels = [load_panel(name) for name in ("verifier.yaml", "verifier", "owner/name")]
     models = [panel.verifiers[0].engine.model for panel in panels]
     assert models == [str(tmp_path / "verifier"), str(tmp_path / "verifier"), "owner/name"]
-    given = {"model": model_source("model", "384p", "bfloat16", True).model_dump(), "folder": "videos", "generators": 3}
+    given = {
+        "models": [model_source("model", "384p", "bfloat16", True).model_dump()],
+        "folder": "videos",
+        "generators": 3,
+    }
     config = serve.configured(
-        given, ["verifier.verifiers=[{engine: {model: other}}]", "model.variant=768p", "most_budget=8x"]
+        given, ["verifier.verifiers=[{engine: {model: other}}]", "models.0.variant=768p", "most_budget=8x"]
     )
-    assert config.model.model_dump(exclude_none=True) == {
+    (model,) = config.models
+    assert model.model_dump(exclude_none=True) == {
         "name": str(tmp_path / "model"),
         "variant": "768p",
         "dtype": "bfloat16",
         "allow_pickle": True,
     }
     assert (config.folder, config.verifier.verifiers[0].engine.model) == (tmp_path / "videos", str(tmp_path / "other"))
-    assert (config.generators, config.most_budget) == (3, "8x")
+    assert (str(config.generators), config.most_budget) == ("3", "8x")
 
 
 def test_help_names_every_setting() -> None:
@@ -95,6 +106,84 @@ def test_mistakes_about_keys_are_told(words: tuple[str, ...], says: str, tmp_pat
     assert says in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--folder", "x", "keys", "list"), "--folder stands before `keys`"),
+        (("--keys", "x", "keys", "add", "alice"), "--keys stands before `keys`"),
+        (("--folder", "x", "backup", "y"), "--folder stands before `backup`"),
+        (("--set", "waiting=3", "backup", "y"), "--set stands before `backup`"),
+    ],
+)
+def test_options_before_a_command_are_refused(words: tuple[str, ...], says: str, started: list[ServeConfig]) -> None:
+    """They would be lost: the endpoint has other options than its commands."""
+    told = run(*words)
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.count("\n") == 1
+    assert says in told.stderr
+    assert not started
+
+
+def test_a_copy_is_restored_by_serving_it(tmp_path: Path) -> None:
+    """Made while the endpoint runs; another endpoint on the copy lists the same videos and goes on with the rest."""
+    keys, copy, listed = tmp_path / "keys.json", tmp_path / "copy", list[dict[str, Any]]()
+    secret = add_key(keys, "alice", Limits(flops_per_day=1e18))
+
+    async def asked(running: Endpoint) -> None:
+        running.client.headers["Authorization"] = f"Bearer {secret}"
+        running.runner.gates[2] = asyncio.Event()  # the second one is never finished
+        first, second = [(await running.post(prompt=PROMPT, seed=seed)).json()["id"] for seed in (1, 2)]
+        await running.until(first, "completed")
+        await running.until(second, "in_progress")
+        told = run("backup", str(copy), "--folder", str(tmp_path / "serve"), "--keys", str(keys))
+        assert told.exit_code == 0, told.output
+        listed.extend((await running.client.get("/v1/videos")).json()["data"])
+
+    async def restored(running: Endpoint) -> None:
+        running.client.headers["Authorization"] = f"Bearer {secret}"
+        found = (await running.client.get("/v1/videos")).json()["data"]
+        assert [video["id"] for video in found] == [video["id"] for video in listed]
+        content = await running.client.get(f"/v1/videos/{found[1]['id']}/content")
+        assert content.content == f"{PROMPT} from 1".encode()
+        await running.until(found[0]["id"], "completed")
+
+    serving(tmp_path / "serve", asked, keys=keys)
+    serving(copy, restored, keys=copy / "keys.json")
+    used = [Quotas(folder / "usage.sqlite", KeyRing(keys)).flops_of("alice") for folder in (tmp_path / "serve", copy)]
+    assert used[0] == used[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--folder", "nowhere"), "no records of videos are in nowhere: name the endpoint's --folder"),
+        (("--folder", "serve", "--keys", "k.json"), "there is no keys file at k.json"),
+        (("--folder", "serve"), "copy is there already: choose a new folder"),
+    ],
+)
+def test_mistakes_about_copies_are_told(
+    words: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    VideoStore(tmp_path / "serve").close()
+    (tmp_path / "copy").mkdir()
+    told = run("backup", "copy", *words)
+    assert told.exit_code == 1
+    assert told.stderr.count("\n") == 1
+    assert says in told.stderr
+    assert not list((tmp_path / "copy").iterdir())
+
+
+def test_models_and_ranges_are_read_from_options(started: list[ServeConfig], tmp_path: Path) -> None:
+    models = [str(tmp_path / name) for name in ("a", "b")]
+    words = ["--model", models[0], "--model", models[1], "--set", "models.1.variant=384p", "--generators", "1:4"]
+    assert run(*words).exit_code == 0
+    (config,) = started
+    assert [(model.name, model.variant) for model in config.models] == [(models[0], None), (models[1], "384p")]
+    assert config.generators == PoolSize(1, 4)
+    assert serve._actors(config) == 2 * (4 + 1)
+
+
 def test_without_a_subcommand_it_serves(started: list[ServeConfig], tmp_path: Path) -> None:
     assert run("--port", "8123", "--keys", "k.json", "--folder", str(tmp_path)).exit_code == 0
     (config,) = started
@@ -112,6 +201,8 @@ def test_without_a_subcommand_it_serves(started: list[ServeConfig], tmp_path: Pa
         (("--set", "most_budget=abc"), "most_budget: a budget is a number of unsearched samples"),
         (("--set", "budget=0.5"), "budget: a budget below 1x"),
         (("--set", "budget=65x"), "budget is 65x, more than most_budget, which is 64x"),
+        (("--generators", "4:1"), "--generators must be a number as 4 or a range as 2:8, not '4:1'"),
+        (("--generators", "0"), "--generators must be a number"),
         (("--set", "most_budget=2"), "budget is 4x, more than most_budget, which is 2"),
     ],
 )

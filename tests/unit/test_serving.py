@@ -110,7 +110,7 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
         ),
         ({"prompt": PROMPT, "search": {"budget": "lots"}}, 400, "a budget is a number"),
         ({"prompt": PROMPT, "search": {"budget": "1000x"}}, 400, "more than the 64x allowed"),
-        ({"prompt": PROMPT, "model": "sora-2"}, 404, "it is called digits"),
+        ({"prompt": PROMPT, "model": "sora-2"}, 404, "no model 'sora-2' here, only digits"),
         ({"prompt": PROMPT, "input_reference": {"image_url": "http://elsewhere/a.png"}}, 400, "not fetched"),
         ({"prompt": PROMPT, "input_reference": {"image_url": "data:image/png;base64,%%"}}, 400, "not valid base64"),
     ],

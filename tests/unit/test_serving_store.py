@@ -20,6 +20,7 @@ import pytest
 
 from framegrove.config.request import check_prompt, frames_of, parse_size, units_for
 from framegrove.errors import UserError
+from framegrove.serving.backup import back_up
 from framegrove.serving.expiry import Finished, choose_expired
 from framegrove.serving.filing import Filing
 from framegrove.serving.media import MediaStore
@@ -409,9 +410,9 @@ def test_a_copy_of_a_store_in_use_opens(tmp_path: Path, monkeypatch: pytest.Monk
 
         with monkeypatch.context() as patched:
             patched.setattr(MediaStore, "read", delete_meanwhile)
-            store.backup(tmp_path / "deep" / "copy")
+            back_up(tmp_path / "serve", tmp_path / "deep" / "copy")
         with pytest.raises(UserError, match="is there already: choose a new folder"):
-            store.backup(tmp_path / "deep" / "copy")
+            back_up(tmp_path / "serve", tmp_path / "deep" / "copy")
     with opened(tmp_path / "deep" / "copy") as copy:
         records, _ = copy.page(order="asc")
         assert [(each.id, each.status) for each in records] == [
@@ -460,8 +461,8 @@ def test_one_process_a_postgres_database(postgres: Postgres, tmp_path: Path) -> 
         finished(store, 0)
         with pytest.raises(UserError, match="another endpoint uses postgresql://postgres@127"):
             VideoStore(tmp_path / "b", database=postgres.url)
-        with pytest.raises(UserError, match="back them up with pg_dump"):
-            store.backup(tmp_path / "copy")
+        with pytest.raises(UserError, match="records in Postgres are backed up with pg_dump"):
+            back_up(tmp_path / "a", tmp_path / "copy")
         assert not (tmp_path / "copy").exists()
 
 

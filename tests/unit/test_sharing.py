@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,10 +89,12 @@ def test_workers_are_shared_fairly_and_never_idle(seed: int, searches: int, step
             continue
         one.wanted[chance.choice(list(POOLS))] += chance.randint(0, 3)
         one.woken = True
+        come_and_leave(shared, chance, {GENERATORS: ["g0", "g1"]})
         everybody_decides()
         load = Counter(worker for asker in askers for worker in asker.running)
         assert all(count <= (3 if worker == "v0" else 1) for worker, count in load.items())  # 1
-        for pool, limit in ((GENERATORS, 2), ("verifier", 3)):
+        there = len(one.share.there(["g0", "g1"])) if one.share else 0
+        for pool, limit in ((GENERATORS, there), ("verifier", 3)):
             running = sum(asker.share.load(pool) for asker in askers if asker.share)
             if running < limit:
                 assert not any(asker.wanted[pool] for asker in askers)  # 2
@@ -100,6 +102,18 @@ def test_workers_are_shared_fairly_and_never_idle(seed: int, searches: int, step
             for pool, given_since in asker.waiting_since.items():
                 if asker.share is not None and not asker.share.load(pool):
                     assert max(given_since.values(), default=0) <= 1  # 4
+
+
+def come_and_leave(shared: SharedWorkers, chance: random.Random, pools: Mapping[str, Sequence[str]]) -> None:
+    """An idle worker may leave, unless it is the last, and one that is away may come."""
+    for pool, workers in pools.items():
+        there = [worker for worker in workers if shared._workers.is_there(worker)]
+        idle = [worker for worker in shared.idle(pool) if worker in workers]
+        if idle and len(there) > 1 and chance.random() < 0.3:
+            shared.leave(chance.choice(idle))
+        away = [worker for worker in workers if worker not in there]
+        if away and chance.random() < 0.3:
+            shared.come(chance.choice(away))
 
 
 def take(share: Share, pool: str = GENERATORS) -> str:
@@ -190,6 +204,29 @@ def test_a_dead_worker_is_brought_back_by_one_search_and_by_another_if_that_ends
     assert shared.join(POOLS).to_recover() == ["v0"]
 
 
+def test_who_is_away_gets_nothing_until_it_comes() -> None:
+    woken: list[str] = []
+    shared = SharedWorkers()
+    shared.leave("g1")  # before any search needs it
+    one = shared.join(POOLS, lambda: woken.append("one"))
+    assert take(one) == "g0"
+    assert not one.any_free(GENERATORS)
+    assert one.most_waiting(GENERATORS) == 1
+    one.waits(GENERATORS, 1)
+    assert (shared.waiting(GENERATORS), shared.idle(GENERATORS)) == (1, [])
+    shared.come("g1")
+    assert woken == ["one"]
+    assert take(one) == "g1"
+    with pytest.raises(AssertionError, match="only idle workers leave"):
+        shared.leave("g1")
+    one.waits(GENERATORS, 0)
+    one.release("g0")
+    shared.leave("g0")
+    one.down("g1")
+    with pytest.raises(SearchFailed, match="no generator is left, the last one, g1"):
+        one.gone("g1", "node lost")
+
+
 def test_who_is_gone_is_gone_for_all() -> None:
     shared = SharedWorkers()
     one, other = shared.join(POOLS), shared.join(POOLS)
@@ -218,11 +255,19 @@ def test_a_pool_that_is_known_has_the_same_workers_for_all() -> None:
 class Fellowship:
     """Searches by the same fakes, at the same time."""
 
-    def __init__(self, world: World, configs: Sequence[SearchConfig], generators: int, verifiers: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        configs: Sequence[SearchConfig],
+        generators: int,
+        verifiers: int,
+        restless: random.Random | None = None,
+    ) -> None:
         self.generators = {f"g{n}": FakeGenerator(f"g{n}", world) for n in range(generators)}
         self.verifiers = {f"v{n}": FakeVerifier(f"v{n}", world) for n in range(verifiers)}
         self.shared = SharedWorkers()
         self.configs = configs
+        self.restless = restless
         self.conductors: dict[int, Conductor] = {}
 
     async def search(self, number: int, after: float = 0.0) -> SearchResult:
@@ -253,6 +298,13 @@ class Fellowship:
                 assert not any(state.attempts.bets for state in states)  # 5
             await asyncio.sleep(0.25)
 
+    async def moved(self) -> None:
+        """Workers come and leave (law 6), at the moments at which works begin and end, too."""
+        pools = {GENERATORS: list(self.generators), "verifier": list(self.verifiers)}
+        while self.restless is not None:
+            await asyncio.sleep(0.5)
+            come_and_leave(self.shared, self.restless, pools)
+
 
 def could_start(state: Dispatcher, work: Work) -> bool:
     return state._is_open(work) and all(latent in state.handles for latent in state.layout.inputs(work))
@@ -264,11 +316,12 @@ def policy(config: SearchConfig) -> Policy:
 
 def together(fellowship: Fellowship, starts: Sequence[float]) -> list[SearchResult | BaseException]:
     async def main() -> list[SearchResult | BaseException]:
-        watch = asyncio.create_task(fellowship.watched())
+        watch, moving = asyncio.create_task(fellowship.watched()), asyncio.create_task(fellowship.moved())
         searches = [fellowship.search(number, after) for number, after in enumerate(starts)]
         results = await asyncio.gather(*searches, return_exceptions=True)
         assert not watch.done() or watch.exception() is None, watch.exception()
         watch.cancel()
+        moving.cancel()
         return results
 
     return run_virtual(main())
@@ -302,6 +355,7 @@ configurations = st.builds(
     deaths=st.dictionaries(
         st.sampled_from(["g0", "g1", "v0", "v1"]), st.frozensets(st.integers(0, 30), max_size=3), max_size=4
     ),
+    restless=st.none() | st.randoms(use_true_random=False),
 )
 def test_every_search_ends_as_it_would_alone(
     configs: list[SearchConfig],
@@ -311,9 +365,11 @@ def test_every_search_ends_as_it_would_alone(
     generators: int,
     verifiers: int,
     deaths: dict[str, frozenset[int]],
+    restless: random.Random | None,
 ) -> None:
+    """However many workers come and leave meanwhile."""
     world = World(grid=grid, timing=timing, deaths=deaths)
-    results = together(Fellowship(world, configs, generators, verifiers), starts[: len(configs)])
+    results = together(Fellowship(world, configs, generators, verifiers, restless), starts[: len(configs)])
     for config, result in zip(configs, results, strict=True):
         assert isinstance(result, SearchResult), result
         calm = alone(config, World(grid=grid))

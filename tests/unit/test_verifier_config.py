@@ -120,7 +120,7 @@ def test_weights_are_one_number_or_a_number_for_each_score() -> None:
         ({"verifiers": [{"weight": -1}]}, "weight: a weight must be a finite number of at least 0, .*, not -1"),
         ({"verifiers": [{"weight": {"a": float("nan")}}]}, "weight: a weight must be a finite number"),
         ({"verifiers": [{"weight": "much"}]}, "weight: a weight must be .*, not 'much'"),
-        ({"verifiers": [{"actors": 0}]}, "actors must be at least 1, not 0"),
+        ({"verifiers": [{"actors": 0}]}, "actors: give a number as 4 or a range as 2:8, not 0"),
         ({"verifiers": [{"judges": []}]}, "verifier verifier judges nothing"),
         ({"verifiers": [{"judges": ["late"]}]}, "judges.0 must be .*not 'late'"),
         ({"verifiers": [{"kind": "callable"}]}, "needs a function of the form module:function"),

@@ -11,7 +11,8 @@ process. Searches, the service and training know nothing of Ray: they take calla
     ray_framegrove_tokens_per_second              gauge      training speed of a worker
     ray_framegrove_data_wait_seconds_total        counter    time that a training worker waited for data, in seconds
 
-``pool`` is "generators" or the name of a verifier; ``ending`` is "done", "cancelled" or "failed".
+``pool`` is "generators" or the name of a verifier, at an endpoint of several models with the model's before it, as in
+"digits/generators"; ``ending`` is "done", "cancelled" or "failed".
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class Metrics:
     It can observe conductors (search.conductor.Observer). A call hands numbers to Ray's exporter in this process and
     takes microseconds. A gauge shows what it was last set to, for as long as this object exists: Ray itself forgets a
     gauge that is not set again between two exports, so a thread does that. Several objects of this class in one process
-    report into the same metrics.
+    report into the same metrics; those whose pools have the same names are told apart by ``of``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of: str = "") -> None:
+        self._of = f"{of}/" if of else ""
         self._levels: _Levels = {}
         ended = threading.Event()
         weakref.finalize(self, ended.set)
@@ -55,18 +57,18 @@ class Metrics:
 
     def load(self, pool: str, running: int, waiting: int) -> None:
         """How many works of a pool run and wait now."""
-        self._set(self._works, running, pool=pool, state="running")
-        self._set(self._works, waiting, pool=pool, state="waiting")
+        self._set(self._works, running, pool=self._of + pool, state="running")
+        self._set(self._works, waiting, pool=self._of + pool, state="waiting")
 
     def ended(self, pool: str, ending: str, seconds: float, reason: str) -> None:
         """An attempt at a work has ended. The ``reason`` of a failure is for logs: as a label it would be unbounded."""
-        labels = {"pool": pool, "ending": str(ending)}
+        labels = {"pool": self._of + pool, "ending": str(ending)}
         self._ended.inc(1, labels)
         self._seconds.observe(seconds, labels)
 
     def replaced(self, pool: str) -> None:
         """An actor of this pool has died and been replaced."""
-        self._restarts.inc(1, {"pool": pool})
+        self._restarts.inc(1, {"pool": self._of + pool})
 
     def training(self, tokens_per_second: float, data_wait_seconds: float) -> None:
         """A worker's training speed since its last call, and the time that it spent waiting for data since then."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -55,6 +56,7 @@ def placed(role: Role, *, num_cpus: float = 1, num_gpus: float = 0) -> dict[str,
 # How long room is waited for: until other work has ended, or until a machine has been bought, started and set up.
 _PATIENCE_S, _PATIENCE_GROWING_S = 30.0, 30 * 60.0
 _TELL_EVERY_S = 60.0
+_LOOK_EVERY_S = 2.0
 
 
 def require(cluster: Cluster, bundles: Sequence[Bundle], *, purpose: str, wait_seconds: float | None = None) -> None:
@@ -76,6 +78,22 @@ def require(cluster: Cluster, bundles: Sequence[Bundle], *, purpose: str, wait_s
         raise NoRoom(_too_slow(bundles, purpose, patience))
     if not ready:
         raise NoRoom(_too_busy(bundles, purpose, patience) if large_enough else _too_small(bundles, purpose))
+
+
+async def has_room(bundles: Sequence[Bundle], patience: float, wanted: Callable[[], bool] = lambda: True) -> bool:
+    """Whether there is room for all ``bundles`` within so many seconds, as long as it is ``wanted``.
+
+    A cluster that grows makes room meanwhile.
+    """
+    deadline = time.monotonic() + patience
+    probe = placement_group([dict(each) for each in bundles])
+    try:
+        while (left := deadline - time.monotonic()) > 0 and wanted():
+            if await asyncio.to_thread(probe.wait, min(left, _LOOK_EVERY_S)):
+                return True
+        return False
+    finally:
+        remove_placement_group(probe)
 
 
 def machines() -> list[dict[str, float]]:

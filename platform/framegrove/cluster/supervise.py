@@ -27,13 +27,15 @@ class Limit:
 
 @dataclass
 class _Slot:
-    actor: ActorHandle[Any]
+    actor: ActorHandle[Any] | None
     failures: int = 0  # deaths since the last call that came back
+    calls: int = 0  # under way
 
 
 class ActorGroup:
     """``size`` actors made by ``create(index)``; one that dies is replaced, and the caller is told to try again.
 
+    Of these, the first ``up`` (None: all) are made at once, others by ``start``; ``stop`` lets one go.
     Whatever the actors hold must be computable again: a replacement starts empty. An actor that dies
     ``failures_in_a_row`` times without finishing a call is given up. Ray's own restarts should be off (its default),
     so that there is one policy. ``name`` is for the log, ``on_replaced`` for metrics.
@@ -44,6 +46,7 @@ class ActorGroup:
         create: Callable[[int], ActorHandle[Any]],
         size: int,
         *,
+        up: int | None = None,
         name: str = "actors",
         failures_in_a_row: int = 3,
         on_replaced: Callable[[], None] = lambda: None,
@@ -55,15 +58,41 @@ class ActorGroup:
         self._on_replaced = on_replaced
         self._closed = False
         self._limit = failures_in_a_row
-        self._slots = [_Slot(create(index)) for index in range(size)]
+        self._slots = [_Slot(create(index) if up is None or index < up else None) for index in range(size)]
 
     def __len__(self) -> int:
         return len(self._slots)
 
     @property
     def actors(self) -> list[ActorHandle[Any]]:
-        """The actors as they stand now, by index."""
-        return [slot.actor for slot in self._slots]
+        """The actors that are up now, in the order of their indices."""
+        return [slot.actor for slot in self._slots if slot.actor is not None]
+
+    @property
+    def up(self) -> list[int]:
+        """The indices of actors that are up; one that has just died counts, too."""
+        return [index for index, slot in enumerate(self._slots) if slot.actor is not None]
+
+    def actor(self, index: int) -> ActorHandle[Any] | None:
+        """The actor with this index, None where it is not up."""
+        return self._slots[index].actor
+
+    def is_called(self, index: int) -> bool:
+        """Whether a call of this actor is under way."""
+        return self._slots[index].calls > 0
+
+    def start(self, index: int) -> None:
+        """Make an actor that is not up."""
+        assert self._slots[index].actor is None, "it is up already"
+        if not self._closed:
+            self._slots[index] = _Slot(self._create(index))
+
+    def stop(self, index: int) -> None:
+        """Kill an actor, which can be started again."""
+        slot = self._slots[index]
+        actor, slot.actor = slot.actor, None
+        if actor is not None:
+            ray.kill(actor)
 
     async def call(
         self, index: int, method: Callable[[ActorHandle[Any]], Any], *, counts: bool = True, limit: Limit | None = None
@@ -75,12 +104,15 @@ class ActorGroup:
         stuck, out of reach or waiting for room, is killed and replaced.
 
         Exceptions of the method come through as Ray wraps them. Raises ActorLost when the actor died meanwhile (its
-        replacement is starting), CrashLoop when it keeps dying.
+        replacement is starting), CrashLoop when it keeps dying, or is not up.
         """
         slot = self._slots[index]
         if slot.failures >= self._limit:
             raise CrashLoop(self._given_up(index, "it is not started again"))
         actor = slot.actor
+        if actor is None:
+            raise CrashLoop(f"actor {index} of {self._name} is not there now")
+        slot.calls += 1
         try:
             async with asyncio.timeout(limit.seconds if limit else None) as clock:
                 result = await method(actor)
@@ -92,6 +124,8 @@ class ActorGroup:
             )
             self._replace(index, actor, reason, error)
             raise ActorLost(f"actor {index} died and has been replaced ({reason})") from error
+        finally:
+            slot.calls -= 1
         if counts:
             slot.failures = 0
         return result
@@ -118,8 +152,8 @@ class ActorGroup:
     def close(self) -> None:
         """Kill all actors. The group is of no use afterwards."""
         self._closed = True
-        for slot in self._slots:
-            ray.kill(slot.actor)
+        for actor in self.actors:
+            ray.kill(actor)
 
 
 def _reason(error: Exception) -> str:

@@ -186,10 +186,23 @@ def _shown(given: Any) -> str:
     return kinds.get(type(given), f"{text[:_LONGEST]}...")
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1:4 is text, as in version 1.2, and not the number 64."""
+
+    def _number(self, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            return node.value
+        return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Yaml.add_constructor(f"tag:yaml.org,2002:{_kind}", _Yaml._number)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds, empty for an empty file. Raises ConfigError."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}: the shipped ones are in jobs/configs") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -208,7 +221,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"override {override!r} is not of the form key.sub=value, for example steps=100")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Yaml)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     target: Any = data

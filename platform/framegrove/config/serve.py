@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from framegrove.config.base import Config
 from framegrove.config.model import ModelSource
+from framegrove.config.pool import PoolSize, Workers
 from framegrove.config.search import parse_budget
 from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
@@ -37,13 +38,23 @@ class ServeConfig(Config):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    model: ModelSource = ModelSource()
+    models: tuple[ModelSource, ...] = Field(
+        default=(ModelSource(),),
+        min_length=1,
+        description="what is served, by the names of their folders; each has generators and verifiers of its own, and "
+        "requests that name no model get the first",
+    )
     verifier: PanelConfig = PanelConfig()
-    generators: int = Field(default=2, ge=1, description="number of generator actors")
+    generators: Workers = Field(
+        default=PoolSize(2, 2),
+        description='number of generator actors of each model, or "least:most": more are started while work waits, and '
+        "idle ones are let go",
+    )
     searches: int | None = Field(
         default=None,
         ge=1,
-        description="how many videos are made at a time, sharing the actors; default: as many as there are generators",
+        description="how many videos of a model are made at a time, sharing its actors; default: as many as it has "
+        "generators",
     )
     pack: int = Field(
         default=1,
@@ -154,4 +165,4 @@ class ServeConfig(Config):
     @property
     def at_a_time(self) -> int:
         """How many videos are made at a time. More than generators would make each of them late and none early."""
-        return self.searches or self.generators
+        return self.searches or self.generators.most

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config, ConfigError, absolute, read_yaml, validated
+from framegrove.config.pool import PoolSize, Workers
 from framegrove.types import Assessment
 
 
@@ -95,7 +96,7 @@ class VerifierConfig(Config):
     kind: Kind = "vllm"
     # Weight of each of its scores in the fused rank, or weights by score; 0 reports a score without ranking by it.
     weight: float | dict[str, float] = 1.0
-    actors: int = Field(1, ge=1)  # how many share its load
+    actors: Workers = PoolSize(1, 1)  # how many share its load, or the least and the most, as in "1:3"
     judges: tuple[Assessment, ...] | None = None  # None: everything; for signals, whatever has several frames
     # How its scores become the probability that a branch is right; an assessment without one: as their product.
     calibration: dict[Assessment, Calibration] = Field(default={})

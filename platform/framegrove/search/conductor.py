@@ -186,8 +186,9 @@ class Conductor:
 
     def snapshot(self) -> Snapshot:
         """What the search looks like now. Costs nothing unless it is called, on the event loop that ``run`` is on."""
-        verifiers = {name: tuple(member.clients) for name, member in self._panel.items()}
-        return snapshot_of(self._state, {GENERATORS: tuple(self._generators), **verifiers}, self._now())
+        pools = {GENERATORS: self._generators, **{name: member.clients for name, member in self._panel.items()}}
+        there = {name: self._share.there(workers) for name, workers in pools.items()}
+        return snapshot_of(self._state, there, self._now())
 
     def newest(self, path: Path) -> Any | None:
         """The handle of a branch's newest unit, at the highest stage there is; None while there is none."""

@@ -15,7 +15,8 @@ Laws, which hold whenever every search that was woken has decided (tests/unit/te
    worker there.
 5. A speculative work only gets a worker for which no search has a certain work waiting, and as many speculative sample
    works are asked to stop as there are certain ones waiting for a generator, first those of whoever has most running.
-6. A worker that died is brought back by exactly one search: that under which it died, or, once that search has its
+6. Only workers without works leave, and those that are away get none; whether they come changes nothing but the time.
+7. A worker that died is brought back by exactly one search: that under which it died, or, once that search has its
    winner or has ended, any other. One that is gone for good is gone for all.
 
 What a search decides depends on scores alone (law 5 in dispatcher.py), so that sharing changes its time and nothing
@@ -68,6 +69,25 @@ class SharedWorkers:
         self._shares[share] = None
         return share
 
+    # ---- workers that come and leave
+
+    def leave(self, worker: str) -> None:
+        """The worker is not there, not yet or not any more. It must be idle."""
+        self._workers.leave(worker)
+
+    def come(self, worker: str) -> None:
+        """The worker is there now."""
+        self._workers.come(worker)
+        self._settle()
+
+    def idle(self, pool: str) -> list[str]:
+        """The pool's workers that are there and have nothing to do."""
+        return self._workers.idle(pool)
+
+    def waiting(self, pool: str) -> int:
+        """How many certain works could start if the pool had free workers, counted as far as it could have more."""
+        return sum(self._waiting.get(pool, {}).values())
+
     # ---- whose turn it is
 
     def _goes_first(self, share: Share, pool: str) -> bool:
@@ -101,8 +121,8 @@ class SharedWorkers:
             yield share, min(short, len(share.bets))
             short -= len(share.bets)
 
-    def _settle(self, besides: Share) -> None:
-        """Wake whoever should decide again, now that this search has decided or ended."""
+    def _settle(self, besides: Share | None = None) -> None:
+        """Wake whoever should decide again, now that this search has decided or ended, or a worker has come."""
         woken = [self._next(pool) for pool in self._waiting if self._workers.any_free(pool)]
         if self._seeking and self._workers.any_free(GENERATORS) and not self._waiting[GENERATORS]:
             seekers = (share for share in self._seeking if share is not besides)
@@ -246,10 +266,18 @@ class Share:
         return any(self in self._shared._waiting[pool] for pool in self.pools)
 
     def most_waiting(self, pool: str) -> int:
-        """How large a number of waiting works makes a difference: speculative works make room for so many."""
+        """How large a number of waiting works makes a difference.
+
+        Speculative works make room for so many, or so many workers may come for them.
+        """
+        away = self._workers.away(pool)
         if pool != GENERATORS:
-            return 1
-        return max(1, sum(len(share.bets) + len(share.stopping) for share in self._shared._shares))
+            return max(1, away)
+        return max(1, away, sum(len(share.bets) + len(share.stopping) for share in self._shared._shares))
+
+    def there(self, workers: Collection[str]) -> tuple[str, ...]:
+        """Those of these workers that are not away."""
+        return tuple(worker for worker in workers if self._workers.is_there(worker))
 
     @property
     def to_stop(self) -> int:

@@ -26,7 +26,7 @@ class Pool:
 
 
 class Workers:
-    """Workers by name, in pools: up, down (failed, and not back yet) or gone for good."""
+    """Workers by name, in pools: up, down (failed, not back yet), away (not started, or let go) or gone for good."""
 
     def __init__(self) -> None:
         self._pool: dict[str, str] = {}
@@ -38,6 +38,7 @@ class Workers:
         self._idle: dict[str, dict[str, None]] = {}
         self._left: dict[str, set[str]] = {}
         self._down: set[str] = set()
+        self._away: set[str] = set()
         self.lost: dict[str, str] = {}
         """Pools of which nobody is left, and the sentence that says so."""
 
@@ -56,8 +57,8 @@ class Workers:
         self._load |= dict.fromkeys(pool.names, 0)
         self._limit[name] = pool.at_a_time
         self._running[name] = 0
-        self._open[name] = dict.fromkeys(pool.names)
-        self._idle[name] = dict.fromkeys(pool.names)
+        self._open[name] = {each: None for each in pool.names if each not in self._away}
+        self._idle[name] = dict(self._open[name])
         self._left[name] = set(pool.names)
 
     def pool(self, worker: str) -> str:
@@ -71,6 +72,31 @@ class Workers:
     def free(self, pool: str) -> int:
         """How many workers of the pool can take another work."""
         return len(self._open[pool])
+
+    def idle(self, pool: str) -> list[str]:
+        """The pool's workers that have nothing to do."""
+        return list(self._idle.get(pool, ()))
+
+    def away(self, pool: str) -> int:
+        """How many workers of the pool are not there, and may come."""
+        return len(self._left[pool] & self._away)
+
+    def leave(self, worker: str) -> None:
+        """The worker is not there, and gets nothing until it comes. It has no works; its pool may not be known yet."""
+        assert not self._load.get(worker), "only idle workers leave"
+        self._away.add(worker)
+        if worker in self._pool:
+            self._sort_in(worker)
+
+    def come(self, worker: str) -> None:
+        """A worker that was away is there."""
+        self._away.discard(worker)
+        if worker in self._pool:
+            self._sort_in(worker)
+
+    def is_there(self, worker: str) -> bool:
+        """Whether the worker is not away."""
+        return worker not in self._away
 
     def choose(self, pool: str, avoid: Collection[str], prefer: Collection[str]) -> str:
         """The worker that the next work goes to; one must be free.
@@ -117,7 +143,7 @@ class Workers:
         pool = self._pool[worker]
         self.down(worker)
         self._left[pool].discard(worker)
-        if not self._left[pool]:
+        if not self._left[pool] - self._away:
             who = "no generator is left" if pool == GENERATORS else f"the verifier {pool} has no worker left"
             self.lost[pool] = f"{who}, the last one, {worker}, was lost: {reason}"
 
@@ -127,7 +153,7 @@ class Workers:
 
     def _sort_in(self, worker: str) -> None:
         pool = self._pool[worker]
-        up = worker not in self._down
+        up = worker not in self._down and worker not in self._away
         _put(self._open[pool], worker, up and self._load[worker] < self._limit[pool])
         _put(self._idle[pool], worker, up and not self._load[worker])
 

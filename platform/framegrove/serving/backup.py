@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import delete, select
@@ -13,29 +16,55 @@ from framegrove.serving.database import Database, open_sqlite
 from framegrove.serving.media import MediaStore
 from framegrove.serving.records import Damaged, Row, StoredFile, files_of
 
+RECORDS, FILES, USAGE, KEYS = "videos.sqlite", "videos", "usage.sqlite", "keys.json"  # in an endpoint's folder
 
-def back_up(database: Database, media: MediaStore, target: Path) -> None:
-    """Copy the records of this moment, and then their files, to a folder that is not there yet.
 
-    The folder appears once it is complete. Raises UserError where it is there already, or cannot be made, or the
-    records are in Postgres.
+def back_up(folder: Path, target: Path, *, storage: str = "", keys: Path | None = None) -> None:
+    """Copy an endpoint's folder, whether or not an endpoint runs on it, to a folder that is not there yet.
+
+    The copy is one that an endpoint can be started on: the records of one moment, and their files, which are taken from
+    ``storage`` if they are not in the folder, except for videos that were deleted meanwhile; what the owners of keys
+    have used; and the file of API keys, if it is named. It appears once it is complete.
+
+    Raises UserError where no records are in ``folder``, or the copy cannot be made.
     """
+    if not (folder / RECORDS).is_file():
+        raise UserError(
+            f"no records of videos are in {folder}: name the endpoint's --folder; records in Postgres are backed up "
+            "with pg_dump, and the storage of the files after it"
+        )
+    if keys is not None and not keys.is_file():
+        raise UserError(f"there is no keys file at {keys}: leave --keys out, or name the endpoint's")
     if target.exists():
         raise UserError(f"{target} is there already: choose a new folder for the copy")
+    database = open_sqlite(folder / RECORDS, migrate=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as partial:
             partial.mkdir(mode=0o700)
-            database.copy_to(partial / "videos.sqlite")
-            copy = open_sqlite(partial / "videos.sqlite")
+            if keys is not None:
+                shutil.copyfile(keys, partial / KEYS)
+                (partial / KEYS).chmod(0o600)
+            if (folder / USAGE).is_file():
+                _copy_usage(folder / USAGE, partial / USAGE)
+            database.copy_to(partial / RECORDS)
+            copy = open_sqlite(partial / RECORDS)
             try:
-                _copy_files(database, media, copy, MediaStore(partial / "videos"))
+                _copy_files(database, MediaStore(storage or folder / FILES), copy, MediaStore(partial / FILES))
             finally:
                 copy.close()
     except OSError as error:
         raise UserError(
             f"the copy in {target} could not be finished ({error}): make room, or see to the disk"
         ) from None
+    finally:
+        database.close()
+
+
+def _copy_usage(usage: Path, copy: Path) -> None:
+    copy.touch(mode=0o600)
+    with closing(sqlite3.connect(usage)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
 
 
 def _copy_files(database: Database, media: MediaStore, copy: Database, target: MediaStore) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from framegrove.errors import UserError
+from framegrove.files import InUse
 
 _PATIENCE = 30.0  # seconds that a transaction of SQLite waits for another program's to end
 _LOCK = 0x6672616D65  # the number of the advisory lock; locks of one database do not meet those of another
@@ -71,14 +72,7 @@ class Database:
             command.upgrade(config, "head")
 
     def copy_to(self, path: Path) -> None:
-        """Write a copy of the database, as it is at this moment, to a new SQLite file. Writers need not wait.
-
-        Raises UserError for Postgres, which has a program for this.
-        """
-        if self._reading.dialect.name != "sqlite":
-            raise UserError(
-                f"the records are in {self._name}: back them up with pg_dump, and the storage of the files after it"
-            )
+        """Write a copy of an SQLite database, as it is at this moment, to a new file. Writers need not wait."""
         with self._reading.connect() as connection:
             source = connection.connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
@@ -102,10 +96,10 @@ class Database:
             )
 
 
-def open_sqlite(path: Path) -> Database:
+def open_sqlite(path: Path, *, migrate: bool = True) -> Database:
     """The database in a file, which is made where there is none; the caller sees that no other process uses it.
 
-    Raises UserError.
+    One that another process may use is opened without ``migrate``, and is only read. Raises UserError.
     """
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
@@ -130,7 +124,8 @@ def open_sqlite(path: Path) -> Database:
     try:
         path.touch(mode=0o600)
         path.chmod(0o600)  # it holds prompts; SQLite gives the same permissions to the files beside it
-        database.migrate()
+        if migrate:
+            database.migrate()
     except OSError as error:
         raise UserError(f"{path} cannot be used ({error.strerror}): choose another --folder") from None
     except OperationalError as error:
@@ -169,7 +164,7 @@ def open_postgres(given: str) -> Database:
     except DatabaseError as error:
         database.close()
         if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-            raise UserError(f"another endpoint uses {name}: stop it, or choose another database") from None
+            raise InUse(f"another endpoint uses {name}: stop it, or choose another database") from None
         reason = " ".join(str(error.orig).split())
         raise UserError(f"{name} cannot be used ({reason}): see to the server, or correct the URL") from None
     except UserError:

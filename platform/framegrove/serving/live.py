@@ -83,6 +83,7 @@ class EventLog:
         self._more = asyncio.Event()
         self.ended = False
         self.viewers = 0  # who follow it now
+        self._closed = False
 
     def add(self, kind: str, data: Facts, about: str = "") -> None:
         """Something has happened; ``about`` says to which branch."""
@@ -92,6 +93,11 @@ class EventLog:
         self.ended |= kind == "status" and data.get("status") in _LAST
         self._more.set()
         self._more = asyncio.Event()
+
+    def close(self) -> None:
+        """Let viewers go, who are to ask again: another process is about to go on with the video."""
+        self._closed = True
+        self._more.set()
 
     def begin(self) -> None:
         """A search begins: what was known of branches is void."""
@@ -105,7 +111,10 @@ class EventLog:
         return int(number) if name == self.name and number.isdecimal() else 0
 
     async def after(self, number: int, patience: float = math.inf) -> AsyncIterator[list[Event]]:
-        """All events after this one, as they come, to the last; none where nothing has come for so many seconds."""
+        """All events after this one, as they come, to the last; none where nothing has come for so many seconds.
+
+        Ends early once the log is closed.
+        """
         self.viewers += 1
         try:
             while True:
@@ -114,7 +123,7 @@ class EventLog:
                 if news:
                     number = news[-1].number
                     yield news
-                if self.ended and number == self._number:
+                if self._closed or (self.ended and number == self._number):
                     return
                 try:
                     async with asyncio.timeout(patience if patience < math.inf else None):

@@ -1,5 +1,8 @@
 """Makes the videos that wait in the store: some at a time, in a fair order, and lets others watch and cancel.
 
+Each model has a runner of its own, so that no model's videos wait for another's actors; owners take turns over all of
+them. Videos of a model that is not served any more wait until it is.
+
 A video that was in progress when the process ended is made again, from the same seed and hence the same.
 
 An error can be the passing state of the machines, the request's mistake, or anything else:
@@ -10,7 +13,7 @@ An error can be the passing state of the machines, the request's mistake, or any
 - Errors of the store while the disk fails (``STORE_ERRORS``) are logged and retried for as long as it takes.
 - A UserError from a run fails the video with the code "invalid_request" and the error's sentence.
 - Anything else is a defect, or a failure for good. It is logged with its traceback and fails the video with the
-  code "server_error"; the sentence names the video's id and no details. The next video gets new actors.
+  code "server_error"; the sentence names the video's id and no details. The model's next video gets new actors.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -74,25 +77,26 @@ class Keep:
 
 
 class Maker:
-    """Makes at most ``at_a_time`` videos of a ``store`` at a time.
+    """Makes the videos of a ``store``, of each model at most ``at_a_time`` at a time by the model's runner.
 
-    ``judged`` says whether a policy asks verifiers; ``on_change`` is awaited whenever a video's status has changed,
-    with its id. Where errors cannot even be recorded, or the actors cannot be closed, it stops, and ``check`` raises.
+    ``judged`` says whether a video's policy asks verifiers; ``on_change`` is awaited whenever a video's status has
+    changed, with its id. Where errors cannot even be recorded, or the actors cannot be closed, it stops, and ``check``
+    raises.
     """
 
     def __init__(
         self,
         store: VideoStore,
-        runner: Runner,
+        runners: Mapping[str, Runner],
         *,
         at_a_time: int,
-        judged: Callable[[str], bool],
+        judged: Callable[[VideoRecord], bool],
         passing: tuple[type[Exception], ...] = (),
         on_change: Callable[[str], Awaitable[None]],
         keep: Keep = Keep(),
     ) -> None:
         self._store = store
-        self._runner = runner
+        self._runners = runners
         self._at_a_time = at_a_time
         self._judged = judged
         self._passing = passing
@@ -103,27 +107,39 @@ class Maker:
         self._logs: OrderedDict[str, EventLog] = OrderedDict()
         self._making: dict[str, tuple[VideoRecord, asyncio.Task[None]]] = {}
         self._begun: dict[str, float] = {}  # when each owner's last video was begun
-        self._suspect = False  # whether nobody knows in what state the runner's actors are
-        self._next = asyncio.Event()  # there may be a video to begin, or room for one
+        self._suspects: set[str] = set()  # models of which nobody knows in what state the runner's actors are
+        self._next = {model: asyncio.Event() for model in runners}  # there may be a video to begin, or room for one
         self._worker: asyncio.Task[None] | None = None
+        self.leaving = False
+        """Whether another process is about to take this one's place."""
 
     async def start(self) -> None:
         """Begin, first with those videos that an earlier process left unfinished."""
         stranded = await asyncio.to_thread(self._store.recover)
         if stranded:
             log.warning("%d videos were in progress when the last process ended and are made again", stranded)
+        others = Counter(each.model for each in await stored(self._store.queued) if each.model not in self._runners)
+        for model, count in others.items():
+            log.warning("%d videos wait for the model %s: serve it again, or delete them", count, model)
         self.wake()
         self._worker = asyncio.create_task(self._work())
 
     async def close(self) -> None:
         """Stop. What is unfinished stays in the store."""
         async with contextlib.AsyncExitStack() as ending:  # every step is taken, even if another one raises
-            ending.push_async_callback(self._runner.close)
+            for runner in self._runners.values():
+                ending.push_async_callback(runner.close)
             worker, self._worker = self._worker, None
             if worker is not None:
                 worker.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await worker
+
+    def leave(self) -> None:
+        """Begin no more videos, and let viewers go: another process is about to take this one's place."""
+        self.leaving = True
+        for log_ in self._logs.values():
+            log_.close()
 
     def check(self) -> None:
         """Raise RuntimeError if it has stopped for good, so that only a new process can go on."""
@@ -133,7 +149,8 @@ class Maker:
 
     def wake(self) -> None:
         """There may be something to begin."""
-        self._next.set()
+        for event in self._next.values():
+            event.set()
 
     @property
     def in_progress(self) -> int:
@@ -153,6 +170,8 @@ class Maker:
         """What happens to a video, for viewers; begun when somebody first asks for it, or something happens."""
         if video_id not in self._logs:
             self._logs[video_id] = EventLog(f"{int(time.time() * 1000):x}")
+            if self.leaving:
+                self._logs[video_id].close()
             while len(self._logs) > _LOGS:
                 oldest = next(iter(self._logs))
                 if oldest in self._making or not self._logs[oldest].ended:
@@ -176,35 +195,44 @@ class Maker:
     async def _work(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._warm_up())
                 group.create_task(self._tidy())
-                while True:
-                    await self._next.wait()
-                    self._next.clear()
-                    while self._has_room and (record := await self._choose()) is not None:
-                        await self._begin(record, group)
+                for model, runner in self._runners.items():
+                    group.create_task(self._warm_up(runner))
+                    group.create_task(self._begin_all(model, group))
         except Exception:
             log.critical("the service stops making videos", exc_info=True)
             raise
 
-    @property
-    def _has_room(self) -> bool:
-        return len(self._making) < self._at_a_time and not self._suspect
+    async def _begin_all(self, model: str, group: asyncio.TaskGroup) -> None:
+        """Begin a model's videos one after the other, hence in the order chosen."""
+        while True:
+            await self._next[model].wait()
+            self._next[model].clear()
+            while self._has_room(model) and (record := await self._choose(model)) is not None:
+                await self._begin(record, group)
 
-    async def _choose(self) -> VideoRecord | None:
+    def _has_room(self, model: str) -> bool:
+        return self._made_of(model) < self._at_a_time and model not in self._suspects and not self.leaving
+
+    def _made_of(self, model: str) -> int:
+        """How many videos of a model are being made."""
+        return sum(record.model == model for record, _ in self._making.values())
+
+    async def _choose(self, model: str) -> VideoRecord | None:
         busy: dict[str, float] = defaultdict(float)
         for record, _ in self._making.values():
             busy[record.owner] += record.price
-        chosen = next_of(await stored(self._store.queued), busy, self._begun, time.time())
+        waiting = [each for each in await stored(self._store.queued) if each.model == model]
+        chosen = next_of(waiting, busy, self._begun, time.time())
         if chosen is None:
             return None
         self._begun[chosen.owner] = time.time()
         return await stored(self._store.get, chosen.id)
 
-    async def _warm_up(self) -> None:
+    async def _warm_up(self, runner: Runner) -> None:
         """Bring up what searches need before anybody asks: it takes a while."""
         try:
-            await self._runner.start()
+            await runner.start()
         except self._passing as error:
             log.warning("the cluster could not be made ready (%s); the first video tries again", line(error))
         except Exception:
@@ -219,15 +247,14 @@ class Maker:
             await asyncio.sleep(TIDY_EVERY)
 
     async def _begin(self, record: VideoRecord, group: asyncio.TaskGroup) -> None:
-        """Begin to make a video once the cluster is ready for it. One after the other, hence in the order chosen."""
+        """Begin to make a video once the cluster is ready for it."""
         with logs.about(request=record.id):
             async with self._failing(record):
                 await self._bring_up(record)
                 if await stored(self._store.begin, record.id):  # else it was cancelled while it waited for the cluster
                     self._making[record.id] = record, group.create_task(self._make(record))
             await self._on_change(record.id)
-            if not self._making:
-                await self._close_suspects()
+            await self._close_suspects(record.model)
 
     async def _make(self, record: VideoRecord) -> None:
         """Make a video, or fail it."""
@@ -256,23 +283,22 @@ class Maker:
             await stored(self._store.fail, record.id, "invalid_request", str(refusal))
         except Exception:
             log.exception("failed after %.1f s", time.monotonic() - began)
-            self._suspect = True
+            self._suspects.add(record.model)
             await stored(self._store.fail, record.id, "server_error", _internal_error(record.id))
 
     async def _forget(self, record: VideoRecord) -> None:
         """A video is finished, has failed or was cancelled: there is room for another one."""
         self._progress.pop(record.id, None)
         self._making.pop(record.id, None)
-        if not self._making:
-            await self._close_suspects()
+        await self._close_suspects(record.model)
         self.wake()
         await self._on_change(record.id)
 
-    async def _close_suspects(self) -> None:
+    async def _close_suspects(self, model: str) -> None:
         """Once nobody uses them: actors that a defect has left in an unknown state are replaced."""
-        if self._suspect:
-            await self._runner.close()
-            self._suspect = False
+        if model in self._suspects and not self._made_of(model):
+            await self._runners[model].close()
+            self._suspects.discard(model)
 
     async def _begun_with(self, record: VideoRecord) -> VideoRecord:
         """The record with the units that its video begins with, where it extends another one."""
@@ -290,8 +316,8 @@ class Maker:
 
     async def _bring_up(self, record: VideoRecord) -> None:
         """Return once the cluster is ready for this video."""
-        judging = self._judged(record.request.policy)
-        await insist("the video waits", lambda: self._runner.start(judging=judging), self._passing)
+        runner, judging = self._runners[record.model], self._judged(record)
+        await insist("the video waits", lambda: runner.start(judging=judging), self._passing)
 
     async def _run(self, record: VideoRecord) -> GenerationResult:
         """Run the request, again after passing errors. Raises ApiError for the request's mistake."""
@@ -299,7 +325,7 @@ class Maker:
         while True:
             try:
                 async with self._watched(record) as (on_progress, on_live):
-                    return await self._run_once(record.request, on_progress, on_live)
+                    return await self._run_once(record, on_progress, on_live)
             except self._passing as error:
                 if attempt == ATTEMPTS:
                     raise
@@ -310,10 +336,10 @@ class Maker:
             await self._bring_up(record)
 
     async def _run_once(
-        self, request: GenerationRequest, on_progress: Callable[[Progress], None], on_live: OnLive
+        self, record: VideoRecord, on_progress: Callable[[Progress], None], on_live: OnLive
     ) -> GenerationResult:
         try:
-            return await self._runner.run(request, on_progress, on_live)
+            return await self._runners[record.model].run(record.request, on_progress, on_live)
         except self._passing:
             raise
         except UserError as error:

@@ -69,9 +69,6 @@ class Offer:
 
     def accepted(self, asked: VideoRequest, image: bytes | None) -> GenerationRequest:
         """The request with all defaults filled in. Raises ApiError for what is not offered."""
-        name = self.model.name
-        if asked.model not in (None, name):
-            raise ApiError(404, f"there is no model {asked.model[:60]!r} here, it is called {name}", param="model")
         height, width = self._size(asked)
         units, frames = self._length(asked)
         request = GenerationRequest(
@@ -204,6 +201,16 @@ class Offer:
             sentence = f"a budget of {budget:g}x is more than the {self.limits.most_budget} allowed"
             raise ApiError(400, sentence, param="search.budget")
         return budget
+
+
+def offer_of(offers: Mapping[str, Offer], name: str | None) -> Offer:
+    """The offer of the model of this name, of the first one for None. Raises ApiError (404) where there is none."""
+    if name is None:
+        return next(iter(offers.values()))
+    if name not in offers:
+        there = ", ".join(offers)
+        raise ApiError(404, f"there is no model {name[:60]!r} here, only {there}", param="model", code="not_found")
+    return offers[name]
 
 
 def _seed(asked: int | None) -> int:

@@ -72,6 +72,7 @@ class QueuedVideo:
     price: float
     created_at: float
     number: int
+    model: str
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,7 @@ def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -
         asked, image = await read_request(request, pictures)
         owner = _owner(request)
         video = await service.submit(asked, image, owner=owner, key=_key(idempotency_key))
-        async for _ in await service.events(video.id, owner):
-            pass
+        await service.wait_for(video.id, owner)
         answer = await _file(service, request, video.id, content_name("video"), owner)
         answer.headers["X-Video-Id"] = video.id
         return answer
@@ -184,7 +183,7 @@ def _watching(router: APIRouter, service: VideoService, pictures: PictureReader)
 def _models(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
     @router.get("/v1/models")
     async def models() -> ModelList:
-        """The model on offer: sizes, lengths, search policies with their options, and the price of a sample."""
+        """The models on offer: sizes, lengths, search policies with their options, and the price of a sample."""
         return service.models()
 
     @router.get("/v1/models/{name}")

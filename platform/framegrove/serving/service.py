@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from framegrove import logs
@@ -36,7 +36,7 @@ from framegrove.serving.api import (
 )
 from framegrove.serving.live import Event
 from framegrove.serving.making import Keep, Maker, Runner, line
-from framegrove.serving.offers import Offer, ServedModel
+from framegrove.serving.offers import Offer, ServedModel, offer_of
 from framegrove.serving.quotas import Quotas
 from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
 from framegrove.serving.store import STORE_ERRORS, FileGone, KeyReused, QueueFull, VideoStore
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 class VideoService:
     """Accepts requests, keeps them durably, and makes the videos, some at a time.
 
+    Each of ``models`` comes with what makes its videos; requests that name no model get the first one's.
     Callers are told apart by ``owner``, the name of their key: each sees its own videos only. A video counts in its
     owner's ``quotas`` as the FLOPs that its budget allows, unless it is cancelled while it waits. ``on_queue`` is
     called with the number of waiting videos whenever it may have changed. Errors of types in ``passing`` are retried,
@@ -57,8 +58,7 @@ class VideoService:
     def __init__(
         self,
         store: VideoStore,
-        runner: Runner,
-        model: ServedModel,
+        models: Sequence[tuple[ServedModel, Runner]],
         limits: ServeConfig,
         *,
         passing: tuple[type[Exception], ...] = (),
@@ -66,7 +66,7 @@ class VideoService:
         quotas: Quotas | None = None,
     ) -> None:
         self._store = store
-        self._offer = Offer(model, limits)
+        self._offers = {model.name: Offer(model, limits) for model, _ in models}
         self._limits = limits
         self._on_queue = on_queue
         self._quotas = quotas
@@ -75,9 +75,9 @@ class VideoService:
         self.waiting = 0  # videos, when they were last counted
         self._maker = Maker(
             store,
-            runner,
+            {model.name: runner for model, runner in models},
             at_a_time=limits.at_a_time,
-            judged=model.judged,
+            judged=lambda record: self._offers[record.model].model.judged(record.request.policy),
             passing=passing,
             on_change=self._changed,
             keep=Keep(
@@ -98,7 +98,7 @@ class VideoService:
     @property
     def policies(self) -> Mapping[str, PolicyOffer]:
         """The search policies on offer."""
-        return self._offer.model.policies
+        return offer_of(self._offers, None).model.policies
 
     async def start(self) -> None:
         """Begin to make videos, first those that an earlier process left unfinished."""
@@ -110,6 +110,10 @@ class VideoService:
         async with contextlib.AsyncExitStack() as ending:
             ending.callback(self._store.close)
             ending.push_async_callback(self._maker.close)
+
+    def leave(self) -> None:
+        """Another process is about to take this one's place: begin no more videos, and keep nobody waiting."""
+        self._maker.leave()
 
     def check_health(self) -> None:
         """Raise RuntimeError if the service has stopped for good, so that only a new process can go on."""
@@ -124,15 +128,12 @@ class VideoService:
             raise ApiError(503, f"no videos can be made now: {line(error)}", code="not_ready") from None
 
     def models(self) -> ModelList:
-        """What the endpoint offers: one model."""
-        return ModelList(data=[self._offer.described()])
+        """What the endpoint offers; the first model is that of requests which name none."""
+        return ModelList(data=[offer.described() for offer in self._offers.values()])
 
     def model(self, name: str) -> Model:
         """The model of this name. Raises ApiError."""
-        if name != self._offer.model.name:
-            sentence = f"there is no model {name[:60]!r} here, it is called {self._offer.model.name}"
-            raise ApiError(404, sentence, code="not_found")
-        return self._offer.described()
+        return offer_of(self._offers, name).described()
 
     async def submit(
         self, asked: VideoRequest, image: bytes | None = None, *, owner: str = "", key: str | None = None
@@ -141,26 +142,29 @@ class VideoService:
 
         Raises ApiError for what the model or this endpoint does not offer, or a full queue.
         """
-        request = self._offer.accepted(asked, image)
+        offer = offer_of(self._offers, asked.model)
+        request = offer.accepted(asked, image)
         asks = {**asked.model_dump(mode="json"), "image": hashlib.sha256(image or b"").hexdigest()}
         kept = {"user": asked.user, "metadata": asked.metadata}
-        return await self._add(self._queued(request, asks, owner, key, asked.seconds, kept))
+        return await self._add(self._queued(offer, request, asks, owner, key, asked.seconds, kept))
 
     async def remix(self, video_id: str, asked: RemixRequest, *, owner: str = "", key: str | None = None) -> Video:
         """Ask for an earlier video with another prompt, from the same seed. Raises ApiError."""
         earlier = await self._record(video_id, owner)
-        request = self._offer.remixed(earlier.request, asked.prompt)
+        offer = offer_of(self._offers, earlier.model)
+        request = offer.remixed(earlier.request, asked.prompt)
         asks = {"remix": video_id, "prompt": asked.prompt}
         kept = {"user": earlier.user, "metadata": earlier.metadata, "remixed_from": video_id}
-        return await self._add(self._queued(request, asks, owner, key, earlier.seconds, kept))
+        return await self._add(self._queued(offer, request, asks, owner, key, earlier.seconds, kept))
 
     async def extend(self, asked: ExtensionRequest, *, owner: str = "", key: str | None = None) -> Video:
         """Ask for an earlier video to go on. Raises ApiError, also where it is not completed."""
         earlier = await self._completed(asked.video.id, owner)
         _file(earlier, LATENTS)
-        request = self._offer.extended(earlier.request, asked)
+        offer = offer_of(self._offers, earlier.model)
+        request = offer.extended(earlier.request, asked)
         kept = {"user": earlier.user, "metadata": earlier.metadata, "extends": earlier.id}
-        return await self._add(self._queued(request, asked.model_dump(mode="json"), owner, key, None, kept))
+        return await self._add(self._queued(offer, request, asked.model_dump(mode="json"), owner, key, None, kept))
 
     async def find(self, video_id: str, owner: str = "") -> Video:
         """The video's current state."""
@@ -264,8 +268,17 @@ class VideoService:
             log_.add("status", self._described(record).model_dump(mode="json"))
         return log_.after(log_.number_of(last), patience)
 
+    async def wait_for(self, video_id: str, owner: str = "") -> None:
+        """Return once a video is finished. Raises ApiError (503) where another process is about to go on with it."""
+        async for _ in await self.events(video_id, owner):
+            pass
+        if self._maker.leaving and (await self._record(video_id, owner)).status not in FINISHED:
+            sentence = f"the endpoint is being restarted, and goes on with {video_id}: ask for that video in a moment"
+            raise ApiError(503, sentence, code="restarting")
+
     def _queued(
         self,
+        offer: Offer,
         request: GenerationRequest,
         asks: Mapping[str, Any],
         owner: str,
@@ -280,12 +293,12 @@ class VideoService:
         return VideoRecord(
             id=f"video_{uuid.uuid4().hex}",
             request=request,
-            model=self._offer.model.name,
-            seconds=seconds or self._seconds(request),
+            model=offer.model.name,
+            seconds=seconds or _seconds(offer, request),
             status="queued",
             created_at=time.time(),
             owner=owner,
-            price=self._offer.price(request),
+            price=offer.price(request),
             idempotency=(key, _digest(asks)) if key is not None else None,
             **kept,
         )
@@ -323,7 +336,7 @@ class VideoService:
         quotas = self._quotas
         if quotas is None:
             return
-        flops = self._offer.flops(record.request)
+        flops = self._offers[record.model].flops(record.request)
         async with self._charging:
             stored = (await asyncio.to_thread(self._store.usage, record.owner)).stored
             if await asyncio.to_thread(quotas.allowed, record.owner, flops, stored):
@@ -351,12 +364,8 @@ class VideoService:
         return record
 
     def _position(self, record: VideoRecord) -> int:
-        """How many videos have waited for longer."""
-        return sum(each.created_at < record.created_at for each in self._store.queued())
-
-    def _seconds(self, request: GenerationRequest) -> str:
-        frames = request.frames or frames_of(request.units)
-        return f"{frames / (request.fps or self._offer.model.recipe.fps):g}"
+        """How many videos of its model have waited for longer."""
+        return sum(each.created_at < record.created_at for each in self._store.queued() if each.model == record.model)
 
     def _described(self, record: VideoRecord, position: int | None = None) -> Video:
         """The record as the API shows it."""
@@ -421,6 +430,11 @@ def content_name(variant: str) -> str:
             400, f"there is no variant {variant[:40]!r}: choose one of {', '.join(VARIANTS)}", param="variant"
         )
     return VARIANTS[variant]
+
+
+def _seconds(offer: Offer, request: GenerationRequest) -> str:
+    frames = request.frames or frames_of(request.units)
+    return f"{frames / (request.fps or offer.model.recipe.fps):g}"
 
 
 def _file(record: VideoRecord, name: str) -> StoredFile:

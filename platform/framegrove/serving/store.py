@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from framegrove.errors import UserError
 from framegrove.files import locked
 from framegrove.serving.api import Status
-from framegrove.serving.backup import back_up
+from framegrove.serving.backup import FILES, RECORDS
 from framegrove.serving.database import changed, open_postgres, open_sqlite
 from framegrove.serving.expiry import Finished, choose_expired
 from framegrove.serving.filing import VIDEO, Filing
@@ -76,8 +76,8 @@ class VideoStore:
 
     Records are in a SQLite file in ``folder``, or in Postgres where ``database`` is a URL. Files are in a folder
     inside ``folder``, or where ``storage`` says: another folder, or any URL that fsspec can write to. The folder and
-    the database belong to one process at a time. Raises UserError when a place cannot be used or another process uses
-    it, STORE_ERRORS (from any method) when the disk fails.
+    the database belong to one process at a time. Raises UserError when a place cannot be used, InUse when another
+    process uses it, STORE_ERRORS (from any method) when the disk fails.
     """
 
     def __init__(self, folder: Path, *, database: str = "", storage: str = "") -> None:
@@ -89,8 +89,8 @@ class VideoStore:
         except OSError as error:
             raise UserError(f"videos cannot be kept in {folder} ({error.strerror}): choose another --folder") from None
         try:
-            self._media = MediaStore(storage or folder / "videos")
-            self._database = open_postgres(database) if database else open_sqlite(folder / "videos.sqlite")
+            self._media = MediaStore(storage or folder / FILES)
+            self._database = open_postgres(database) if database else open_sqlite(folder / RECORDS)
         except UserError:
             self._lock.close()
             raise
@@ -107,7 +107,7 @@ class VideoStore:
         What was in progress is queued again: returns how many videos that were. Files that belong to no completed video
         are removed, and queued videos that cannot be read are failed.
         """
-        for lost in self._filing.adopt(self._folder / "videos"):
+        for lost in self._filing.adopt(self._folder / FILES):
             self._lose(lost)
         with self._database.writes() as session:
             stranded = session.scalars(select(Row).where(Row.status == "in_progress")).all()
@@ -243,7 +243,7 @@ class VideoStore:
 
     def queued(self) -> list[QueuedVideo]:
         """All videos that wait, in order of arrival."""
-        columns = select(Row.id, Row.owner, Row.price, Row.created_at, Row.number)
+        columns = select(Row.id, Row.owner, Row.price, Row.created_at, Row.number, Row.model)
         with self._database.reads() as session:
             rows = session.execute(columns.where(Row.status == "queued").order_by(Row.number))
             return [QueuedVideo(*row) for row in rows]
@@ -271,14 +271,6 @@ class VideoStore:
             raise FileGone(f"{name} of {video_id} is gone from the storage, or is not as long as it was")
         end = file.size if end is None else min(end, file.size)
         return OpenedFile(file.size, file.etag, self._media.read(video_id, name, start, end))
-
-    def backup(self, target: Path) -> None:
-        """Write a copy to a new folder, which a store can open; this one goes on meanwhile.
-
-        The copy is consistent: it has the records of one moment, and their files, except for videos that were deleted
-        meanwhile. Raises UserError where the folder is there already, or the records are in Postgres.
-        """
-        back_up(self._database, self._media, target)
 
     # How states change
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -71,18 +72,32 @@ class PageFiles(StaticFiles):
         return response
 
 
-def build_app(service: VideoService, config: ServeConfig, *, scripts: Sequence[str] = ()) -> FastAPI:
+def build_app(
+    service: VideoService,
+    config: ServeConfig,
+    *,
+    scripts: Sequence[str] = (),
+    ending: Callable[[], Awaitable[None]] | None = None,
+) -> FastAPI:
     """An application that starts the service when it starts, and closes it when it ends.
 
     Of ``config``, it takes what protects it from its clients. ``scripts`` are hashes of scripts that the page may run
-    inside the finished tree.
+    inside the finished tree. ``ending`` returns when this process is told to end, before its last requests are done.
     """
     pictures = PictureReader(config.reading)
+
+    async def leave() -> None:
+        if ending is not None:
+            await ending()
+            service.leave()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        leaving = asyncio.create_task(leave()) if ending is not None else None
         yield
+        if leaving is not None:
+            leaving.cancel()
         pictures.close()
         await service.close()
 

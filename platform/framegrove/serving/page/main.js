@@ -10,7 +10,8 @@ const DONE = ["completed", "failed", "cancelled"];
 const WORDS = { queued: "waits", in_progress: "is being made", completed: "is finished", failed: "has failed",
   cancelled: "was cancelled" };
 
-let model = null; // what the server offers
+let offered = []; // the models that the server offers
+let model = null; // the one that is chosen
 let shown = null; // the id of the video on the stage
 let watching = null; // ends the watch of it
 let oldest = null; // the last id of the history
@@ -52,7 +53,15 @@ function showPrice() {
 // ---- asking
 
 async function offer() {
-  model = (await api.models()).data[0];
+  offered = (await api.models()).data;
+  $("model").replaceChildren(...offered.map(({ id }) => new Option(id, id)));
+  $("models").hidden = offered.length < 2;
+  choose();
+  $("make").disabled = false;
+}
+
+function choose() {
+  model = offered[$("model").selectedIndex];
   $("knows").textContent = model.knows;
   $("prompt").placeholder = "what the video shows";
   $("seconds").placeholder = model.seconds;
@@ -63,13 +72,12 @@ async function offer() {
   $("budget").value = usual;
   $("policy").replaceChildren(...Object.keys(model.policies).map((name) => new Option(name, name, name === "dfs", name === "dfs")));
   showPrice();
-  $("make").disabled = false;
 }
 
 async function submit(event) {
   event.preventDefault();
   $("ask-error").textContent = "";
-  const body = { prompt: $("prompt").value, search: { policy: $("policy").value } };
+  const body = { model: model.id, prompt: $("prompt").value, search: { policy: $("policy").value } };
   if (body.search.policy !== "single") body.search.budget = `${+budget().toFixed(3)}x`;
   for (const name of ["seconds", "size"]) if ($(name).value.trim()) body[name] = $(name).value.trim();
   if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
@@ -264,6 +272,8 @@ async function download(id) {
 
 function again(video) {
   $("prompt").value = video.prompt;
+  if (offered.some(({ id }) => id === video.model)) $("model").value = video.model;
+  choose();
   $("policy").value = video.search.policy;
   $("budget").value = Math.log2(parseFloat(video.search.budget));
   $("seconds").value = video.seconds;
@@ -361,6 +371,7 @@ async function begin() {
 }
 
 $("ask").addEventListener("submit", submit);
+$("model").addEventListener("change", choose);
 $("policy").addEventListener("change", showPrice);
 $("budget").addEventListener("input", showPrice);
 $("seconds").addEventListener("input", showPrice);
