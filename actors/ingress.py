@@ -19,10 +19,11 @@ from framegrove.cluster.metrics import Metrics
 from framegrove.config.base import validated
 from framegrove.config.search import SearchConfig
 from framegrove.config.serve import ServeConfig
+from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
 from framegrove.search import policies
-from framegrove.serving.api import PolicyOffer
+from framegrove.serving.api import PolicyOffer, VerifierOffer
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.offers import ServedModel
 from framegrove.serving.quotas import Quotas
@@ -49,8 +50,8 @@ OTHERS = 256
 _TOKENS = 64  # of a prompt, where a video is priced before its prompt is read
 
 
-def served(files: ModelFiles) -> ServedModel:
-    """What an endpoint offers that serves this model."""
+def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
+    """What an endpoint offers that serves this model, judged by this panel."""
     vae, patch, stages = files.vae, files.transformer.patch_size, files.recipe.pyramid.stages
 
     def check(request: GenerationRequest) -> None:
@@ -74,6 +75,7 @@ def served(files: ModelFiles) -> ServedModel:
         judged=lambda policy: policies.find(policy).judged,
         side=vae.spatial_factor * patch * 2 ** (stages - 1),
         flops=flops,
+        verifiers={each.name: VerifierOffer(kind=each.kind, judges=list(each.assessments)) for each in panel.verifiers},
     )
 
 
@@ -86,7 +88,7 @@ class Ingress:
     def __init__(self, config: ServeConfig) -> None:
         logs.set_up()
         files = ModelFiles.read(config.model)
-        model = served(files)
+        model = served(files, config.verifier)
         self._metrics = Metrics()
         runner = search_runner(
             config.model, config.verifier, generators=config.generators, pack=config.pack, metrics=self._metrics

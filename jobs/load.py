@@ -119,7 +119,10 @@ def pretended() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         config = ServeConfig(folder=Path(folder), port=_free_port(), generators=SEARCHES)
         service = VideoService(
-            VideoStore(config.folder), PretendedRunner(), offered(ModelFiles.read(ModelSource())), config
+            VideoStore(config.folder),
+            PretendedRunner(),
+            offered(ModelFiles.read(ModelSource()), config.verifier),
+            config,
         )
         server = uvicorn.Server(
             uvicorn.Config(

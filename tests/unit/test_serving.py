@@ -54,6 +54,7 @@ def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
             "seconds": 90.0,
             "speculation": None,
             "options": {},
+            "verifiers": None,
         }
         assert video["search"] == search
 
