@@ -152,6 +152,8 @@ def main(
 def _answer(asked: Asked, out: Path, display: Display, *, generators: int, watch: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
     _refuse_another(asked, out)
+    if asked.image is not None and asked.extend is not None:
+        raise UserError("--image and --extend both say how the video begins: give one of them")
     from framegrove.config.base import load
     from framegrove.config.request import check_prompt
     from framegrove.config.search import SearchConfig
@@ -349,8 +351,6 @@ def _extending(request: GenerationRequest, path: Path, files: ModelFiles) -> Gen
     from framegrove.media.extending import ClipForm, frames_to_extend
     from framegrove.media.writing import encode_lossless
 
-    if request.image is not None:
-        raise UserError("--image and --extend both say how the video begins: give one of them")
     room = files.transformer.max_num_frames - request.units
     if room < 1:
         raise UserError(f"--units is {request.units}, which leaves no room for a clip before them: lower it")

@@ -138,7 +138,7 @@ def test_of_300_requests_at_once_as_many_are_accepted_as_there_are_places(tmp_pa
         assert {video["id"] for video in kept[1:]} == accepted
         assert running.service.waiting == 40
 
-    serving(tmp_path, scene, runner=held(), searches=1, waiting=40, reading=300)
+    serving(tmp_path, scene, runner=held(), searches=1, waiting=40)
 
 
 @pytest.mark.parametrize("n", [1, 3])
