@@ -381,7 +381,7 @@ def test_a_policy_of_ones_own_needs_no_other_file(
     assert "impatient: continues" in policy_help()
     config = ServeConfig(folder=tmp_path)
     with contextlib.closing(VideoStore(tmp_path)) as store:
-        service = VideoService(store, house.runner, served(ModelFiles.read(ModelSource())), config)
+        service = VideoService(store, house.runner, served(ModelFiles.read(ModelSource()), config.verifier), config)
         assert "impatient" in json.dumps(build_app(service, config).openapi())
 
 
