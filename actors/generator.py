@@ -22,9 +22,10 @@ from torch import Tensor
 from actors.packing import Packer
 from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
-from framegrove.flow.generation import encode_image, sampler_of, to_pixels
+from framegrove.flow.generation import encode_clip, encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask, unpacked
 from framegrove.media.pictures import read_picture, reduced
+from framegrove.media.writing import decode_mp4
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_units
@@ -236,6 +237,15 @@ class Generator:
         units: list[Unit] = []
         for number, latent in enumerate(unpacked(start, self._last_stage)):
             units.append(self._whole(latent, number, units[-1].state if units else None))
+        return units
+
+    def after_clip(self, context: Context, clip: bytes) -> list[Unit]:
+        """The units of a clip, a lossless video of the request's size, encoded: those that a video begins with."""
+        frames, _ = decode_mp4(clip)
+        units: list[Unit] = []
+        for number, latent in enumerate(encode_clip(self._pipeline, frames, context.height, context.width)):
+            before = units[-1].state if units else None
+            units.append(self._whole(StageLatent(self._last_stage, latent), number, before))
         return units
 
     def cancel(self, number: int) -> None:

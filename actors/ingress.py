@@ -26,11 +26,12 @@ from framegrove.config.base import validated
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.serve import ServeConfig
+from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
 from framegrove.files import InUse
 from framegrove.search import policies
-from framegrove.serving.api import PolicyOffer
+from framegrove.serving.api import PolicyOffer, VerifierOffer
 from framegrove.serving.backup import USAGE
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.offers import ServedModel
@@ -64,8 +65,8 @@ _LETTING_GO_S = 60.0
 _TOKENS = 64  # of a prompt, where a video is priced before its prompt is read
 
 
-def served(files: ModelFiles) -> ServedModel:
-    """What an endpoint offers that serves this model."""
+def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
+    """What an endpoint offers that serves this model, judged by this panel."""
     vae, patch, stages = files.vae, files.transformer.patch_size, files.recipe.pyramid.stages
 
     def check(request: GenerationRequest) -> None:
@@ -89,6 +90,7 @@ def served(files: ModelFiles) -> ServedModel:
         judged=lambda policy: policies.find(policy).judged,
         side=vae.spatial_factor * patch * 2 ** (stages - 1),
         flops=flops,
+        verifiers={each.name: VerifierOffer(kind=each.kind, judges=list(each.assessments)) for each in panel.verifiers},
     )
 
 
@@ -158,7 +160,7 @@ def _with_runners(config: ServeConfig) -> list[tuple[ServedModel, SearchRunner]]
     files, neighbours = read_models(config.models), Neighbours()
     return [
         (
-            served(each),
+            served(each, config.verifier),
             search_runner(
                 each.source,
                 config.verifier,

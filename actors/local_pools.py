@@ -127,7 +127,7 @@ class LocalPyramidPool(PyramidPool):
 
     async def open(self, request: GenerationRequest, group: Any, ask: Ask, config: SearchConfig) -> Opened:
         """Price the request, by what was once read of its prompt; encode its image, if any."""
-        if request.start is not None:
+        if request.start is not None or request.clip is not None:
             raise ValueError("a video that goes on from another one has no place in a cache of branches")
         model = await self._read()
         model.check(request)

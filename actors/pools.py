@@ -168,7 +168,7 @@ class PyramidPool:
         return await asyncio.to_thread((await self._read()).fingerprint)
 
     async def open(self, request: GenerationRequest, group: ActorGroup, ask: Ask, config: SearchConfig) -> Opened:
-        """Price the request by its exact numbers of tokens, and encode its image, if any."""
+        """Price the request by its exact numbers of tokens, and encode its image or its clip, if any."""
         files = await self._read()
         files.check(request)
         context = context_of(files, request)
@@ -178,6 +178,8 @@ class PyramidPool:
             units = [await ask(lambda actor: actor.given.remote(context, request.image))]
         if request.start is not None:
             units = await ask(lambda actor: actor.gone_on.remote(request.start))
+        if request.clip is not None:
+            units = await ask(lambda actor: actor.after_clip.remote(context, request.clip))
         given = tuple(_kept(unit, last=unit is units[-1]) for unit in units)
 
         states = self._kept_states()

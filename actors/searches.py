@@ -29,6 +29,7 @@ from framegrove.config.model import ModelSource
 from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
 from framegrove.evaluation.artefacts import artefacts
 from framegrove.evaluation.live import LiveSearch
 from framegrove.evaluation.outlook import Lookout
@@ -272,14 +273,16 @@ class SearchRunner:
             if folder is not None:
                 store, identity = UnitStore(folder), await self._whose(request, config)
                 journal = stack.enter_context(Journal(folder / JOURNAL, identity, store))
-            judges = dict(self._verifiers) if policies.find(config.policy).judged else {}
+            judges = self._judges(request) if policies.find(config.policy).judged else {}
+            factors = request.verifiers or {}
             left_out: dict[str, str] = {}
             sampled, loop = None, asyncio.get_running_loop()
             began, limit = loop.time(), config.seconds
             while True:
                 if limit is not None:  # one limit for all attempts
                     config = config.model_copy(update={"seconds": max(limit + began - loop.time(), 1e-3)})
-                policy, prices = await self._planned(request, config, opened, judges)
+                fused = self._fused_by(judges, factors)
+                policy, prices = await self._planned(request, config, opened, judges, fused)
                 conductor = Conductor(
                     policy,
                     opened.clients,
@@ -294,7 +297,7 @@ class SearchRunner:
                     sampled=sampled,
                     shared=self._shared,
                     pack=self._generators.pack,
-                    log_p=self._fused_by(judges).log_p,
+                    log_p=fused.log_p,
                 )
                 frames = functools.partial(self._frames, conductor, policy.layout.last_stage)
                 watch(Lookout(conductor.snapshot, opened.single, prices, frames))
@@ -314,8 +317,21 @@ class SearchRunner:
         shown = await self._generators.units.shown({path: handle}, last_stage) if handle is not None else {}
         return shown[path].frames if path in shown else None
 
+    def _judges(self, request: GenerationRequest) -> dict[str, VerifierPool]:
+        """The verifiers that are to judge for a request. Raises UserError for one that is not there."""
+        asked = self._verifiers if request.verifiers is None else request.verifiers
+        for name in asked:
+            if name not in self._verifiers:
+                raise UserError(f"there is no verifier {name[:60]!r}: choose among {', '.join(self._verifiers)}")
+        return {name: pool for name, pool in self._verifiers.items() if name in asked}
+
     async def _planned(
-        self, request: GenerationRequest, config: SearchConfig, opened: Opened, judges: Mapping[str, VerifierPool]
+        self,
+        request: GenerationRequest,
+        config: SearchConfig,
+        opened: Opened,
+        judges: Mapping[str, VerifierPool],
+        fused: Panel,
     ) -> tuple[Policy, Prices]:
         """The policy of a search that these verifiers judge, and what its works cost."""
         prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges), opened.nfe)
@@ -325,19 +341,19 @@ class SearchRunner:
             opened.stages,
             prices,
             given=len(opened.given),
-            panel=self._fused_by(judges) if judges else None,
+            panel=fused if judges else None,
             seed=request.seed,
         )
         return policy, prices
 
-    def _fused_by(self, judges: Mapping[str, VerifierPool]) -> Panel:
-        """What the scores of these verifiers mean, by the weights that are theirs."""
+    def _fused_by(self, judges: Mapping[str, VerifierPool], factors: Mapping[str, float]) -> Panel:
+        """What the scores of these verifiers mean, by the weights that are theirs, times the ``factors``."""
         weights = {
             name: weight
             for name, weight in self._search.weights.items()
             if name.rpartition("/")[0] in judges or "/" not in name
         }
-        return Panel([pool.config for pool in judges.values()], weights)
+        return Panel([pool.config for pool in judges.values()], weights, factors)
 
     async def _judging_prices(
         self, request: GenerationRequest, prompt: str, judges: Mapping[str, VerifierPool]
@@ -378,6 +394,8 @@ class SearchRunner:
             "size": [request.width, request.height],
             "image": hashlib.sha256(request.image).hexdigest() if request.image is not None else None,
             **({"start": hashlib.sha256(request.start).hexdigest()} if request.start is not None else {}),
+            **({"clip": hashlib.sha256(request.clip).hexdigest()} if request.clip is not None else {}),
+            **({"judges": request.verifiers} if request.verifiers is not None else {}),
             **request.sampling.asked,
             **await self.identity(config),
         }

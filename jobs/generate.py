@@ -72,6 +72,7 @@ class Asked(Config):
     units: int | None
     size: str | None
     image: str | None
+    extend: str | None = None
     model: str | None
     variant: str | None
     dtype: str
@@ -105,10 +106,16 @@ def main(
         ),
     ] = None,
     units: Annotated[
-        int | None, typer.Option(help="1 + 8 (units - 1) frames; the model's own length if absent.")
+        int | None,
+        typer.Option(
+            help="1 + 8 (units - 1) frames, or 8 more for each with --extend; the model's own length if absent."
+        ),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the model's own size if absent.")] = None,
     image: Annotated[Path | None, typer.Option(help="PNG or JPEG file to begin with.")] = None,
+    extend: Annotated[
+        Path | None, typer.Option(help="Video file to go on from: the video begins with it; --units are what follows.")
+    ] = None,
     model: ModelOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
@@ -142,6 +149,7 @@ def main(
                 units=units,
                 size=size,
                 image=absolute(str(image)) if image else None,
+                extend=absolute(str(extend)) if extend else None,
                 model=absolute(model),
                 variant=variant,
                 dtype=dtype,
@@ -156,6 +164,8 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
     if not overwrite:
         _refuse_another(asked, out)
+    if asked.image is not None and asked.extend is not None:
+        raise UserError("--image and --extend both say how the video begins: give one of them")
     from framegrove.config.base import load
     from framegrove.config.request import check_prompt
     from framegrove.config.search import SearchConfig
@@ -179,7 +189,7 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
     request = GenerationRequest(
         prompt=text,
         seed=asked.seed,
-        units=asked.units if asked.units is not None else files.recipe.units,
+        units=_units(asked, files),
         height=height,
         width=width,
         policy=entry.name if entry.name in policies.summaries() else asked.policy,
@@ -187,6 +197,8 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
         image=_picture(Path(asked.image)) if asked.image else None,
         until=asked.until,
     )
+    if asked.extend is not None:
+        request = _extending(request, Path(asked.extend), files)
     files.check(request)
     advice = files.recipe.outside(text)
     if advice is not None:
@@ -344,6 +356,27 @@ def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:
     from framegrove.config.request import parse_size
 
     return parse_size(text) if text is not None else (files.recipe.height, files.recipe.width)
+
+
+def _units(asked: Asked, files: ModelFiles) -> int:
+    return asked.units if asked.units is not None else files.recipe.units
+
+
+def _extending(request: GenerationRequest, path: Path, files: ModelFiles) -> GenerationRequest:
+    """The request with a clip before all of its units."""
+    from dataclasses import replace
+
+    from framegrove.config.request import FRAMES_PER_UNIT
+    from framegrove.media.extending import ClipForm, frames_to_extend
+    from framegrove.media.writing import encode_lossless
+
+    room = files.transformer.max_num_frames - request.units
+    if room < 1:
+        raise UserError(f"--units is {request.units}, which leaves no room for a clip before them: lower it")
+    fps = files.recipe.fps
+    frames = frames_to_extend(path, ClipForm(request.height, request.width, fps, room))
+    given = 1 + (len(frames) - 1) // FRAMES_PER_UNIT
+    return replace(request, units=given + request.units, given=given, clip=encode_lossless(frames, fps))
 
 
 def _picture(path: Path) -> bytes:

@@ -119,7 +119,9 @@ def pretended() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         config = ServeConfig(folder=Path(folder), port=_free_port(), generators=SEARCHES)
         service = VideoService(
-            VideoStore(config.folder), [(offered(ModelFiles.read(ModelSource())), PretendedRunner())], config
+            VideoStore(config.folder),
+            [(offered(ModelFiles.read(ModelSource()), config.verifier), PretendedRunner())],
+            config,
         )
         server = uvicorn.Server(
             uvicorn.Config(

@@ -18,18 +18,23 @@ from PIL import Image
 from framegrove.config.flow import latent_size
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
-from framegrove.serving.api import PolicyOffer
+from framegrove.serving.api import PolicyOffer, VerifierOffer
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.offers import ServedModel
 from framegrove.serving.quotas import Quotas
 from framegrove.serving.service import VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
+from framegrove.types import Assessment
 from tests.fakes import FakeRunner
 from tests.tiny import digits_recipe
 
 DIGITS = {"stages": 3, "patch": 2, "factor": 8}
 PROMPT = "a red 3 moves left and right"
+VERIFIERS = {
+    "eye": VerifierOffer(kind="vllm", judges=list(Assessment)),
+    "signals": VerifierOffer(kind="signals", judges=[Assessment.MOTION, Assessment.FINAL]),
+}
 POLICIES = {"dfs": "goes back", "linear": "keeps the best of several", "single": "takes the first sample"}
 
 
@@ -88,6 +93,7 @@ async def endpoint(
         judged=lambda policy: policy != "single",
         side=64,
         flops=lambda asked: asked.units * asked.height * asked.width,
+        verifiers=VERIFIERS,
     )
     queue: list[int] = []
     quotas = Quotas(folder / "usage.sqlite", KeyRing(limits.keys)) if limits.keys is not None else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import av
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
@@ -16,6 +18,28 @@ def grey_film(path: Path, frames: int, height: int = 64, width: int = 64, fps: f
     greys = 16 + 8 * np.arange(frames, dtype=np.uint8)
     path.write_bytes(encode_mp4(np.broadcast_to(greys[:, None, None, None], (frames, height, width, 3)).copy(), fps))
     return path
+
+
+def recorded(frames: Frames, fps: int = 24, form: str = "mp4", *, pictures: bool = True, sound: bool = False) -> bytes:
+    """A video file as a camera or an editor writes it: an mp4, webm or mov, with silence or without pictures."""
+    video, audio = ("libvpx-vp9", "libopus") if form == "webm" else ("libx264", "aac")
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(video, rate=fps) if pictures else None
+        track = container.add_stream(audio, rate=48_000) if sound else None
+        if stream is not None:
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        if track is not None:
+            silence = np.zeros((1, 2 * 48_000 * len(frames) // fps), np.int16)
+            whole = av.AudioFrame.from_ndarray(silence, format="s16", layout="stereo")
+            whole.rate = 48_000
+            pieces = av.AudioResampler(track.format, "stereo", 48_000, frame_size=track.frame_size or 960)
+            for piece in [*pieces.resample(whole), None]:
+                container.mux(track.encode(piece))
+    return file.getvalue()
 
 
 def scenery(seed: int, height: int = 96, width: int = 160) -> Frames:

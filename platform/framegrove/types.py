@@ -145,7 +145,11 @@ class GenerationRequest:
     does so at a video that is right with probability ``until``, None: as it likes best. Shortly before ``within``
     seconds are up, the most promising branch is finished. ``image`` is an encoded first frame (PNG or JPEG).
 
-    The first ``given`` units are there already: ``start`` has them, the file latents.safetensors of an earlier video.
+    The first ``given`` units are there already: ``start`` has them, the file latents.safetensors of an earlier video,
+    or ``clip``, as frames of this size in a lossless video (media.writing).
+
+    ``verifiers`` are those of the panel that judge, each with how many times its own weight it counts; None: all, as
+    they count by themselves.
 
     The file has the first ``frames`` of it (None: all), ``fps`` a second (None: the model's). ``options`` are those of
     the policy, ``speculate`` says how much is done ahead (None: as the endpoint or the command line says).
@@ -168,6 +172,8 @@ class GenerationRequest:
     speculate: str | None = None
     given: int = 0
     start: bytes | None = None
+    clip: bytes | None = None
+    verifiers: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

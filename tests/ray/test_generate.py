@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from framegrove.cluster.session import Cluster
 from framegrove.digits import world
-from framegrove.media.writing import decode_mp4
+from framegrove.media.writing import decode_mp4, encode_mp4
 from jobs import generate
 from tests.tiny import save_tiny
 
@@ -32,6 +32,26 @@ def test_the_same_command_makes_the_same_video(cluster: Cluster, tmp_path: Path)
     report = json.loads((tmp_path / "two" / "report.json").read_text())
     assert report["price"]["search"] == report["price"]["single_sample"]
     assert report["cost"]["total"]["nfe"] == 12
+
+
+def test_a_video_goes_on_from_a_clip(cluster: Cluster, tmp_path: Path) -> None:
+    model, clip = save_tiny(tmp_path / "model"), tmp_path / "clip.mp4"
+    clip.write_bytes(encode_mp4(world.clip(seed=1, index=0).frames[:12], 8))
+    arguments = ["--prompt", "a red 3 moves left and right", "--policy", "none", "--model", str(model)]
+    arguments += ["--extend", str(clip), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(generate.app, [*arguments, "--units", "1"])
+    assert result.exit_code == 0, result.output
+    assert decode_mp4((tmp_path / "out" / "video.mp4").read_bytes())[0].shape == (17, 64, 64, 3)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["units"] == 3
+    assert report["cost"]["total"]["nfe"] == 6, "of one unit"
+    for more, sentence in (
+        (["--image", str(clip)], "--image and --extend both say how the video begins"),
+        (["--units", "32"], "--units is 32, which leaves no room for a clip"),
+        (["--extend", str(model / "nothing.mp4")], "nothing.mp4 cannot be read"),
+    ):
+        refused = CliRunner().invoke(generate.app, [*arguments, *more])
+        assert (refused.exit_code, sentence in refused.output.replace("\n", " ")) == (1, True), refused.output
 
 
 def test_what_was_interrupted_is_resumed_as_it_was_asked_for(

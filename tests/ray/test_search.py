@@ -302,14 +302,25 @@ def test_a_panel_of_three_kinds(house: House, undisturbed: SearchRecord) -> None
     runner = SearchRunner(house.generators, [vllm, VerifierPool(signals), VerifierPool(own)])
     runner.crew._groups |= house.runner.crew._groups  # those that are up already
 
-    async def searched() -> SearchRecord:
+    async def with_some_of_them() -> tuple[SearchRecord, SearchRecord]:
+        two = await runner.search(dataclasses.replace(REQUEST, verifiers={"verifier": 1.0, "own": 0.5}))
+        return two, await runner.search(dataclasses.replace(REQUEST, verifiers={"verifier": 1.0}))
+
+    async def all_of_it() -> tuple[SearchRecord, tuple[SearchRecord, SearchRecord]]:
         try:
-            return await runner.search(REQUEST)
+            return await runner.search(REQUEST), await with_some_of_them()
         finally:
             for name in ("signals", "own"):
                 await runner.crew._close([name])
 
-    record = house.loop.run(searched())
+    record, (two, one) = house.loop.run(all_of_it())
+    assert set(two.outcome.verifiers) == {"verifier", "own"}
+    assert {name.partition("/")[0] for name in two.scores} == {"verifier", "own"}
+    assert one.outcome.winner == undisturbed.outcome.winner
+    assert one.scores == undisturbed.scores, "as if the others were not there"
+    assert np.array_equal(one.frames, undisturbed.frames)
+    with pytest.raises(UserError, match="there is no verifier 'ear': choose among verifier, signals, own"):
+        house.loop.run(runner.search(dataclasses.replace(REQUEST, verifiers={"ear": 1.0})))
     final = {"verifier/alignment", "verifier/motion", "verifier/clarity", "signals/flicker", "own/dark"}
     assert final <= set(record.scores)
     workers = {span.worker for span in record.outcome.spans if isinstance(span.work, ScoreWork)}
@@ -370,7 +381,8 @@ def test_a_policy_of_ones_own_needs_no_other_file(
     assert "impatient: continues" in policy_help()
     config = ServeConfig(folder=tmp_path)
     with contextlib.closing(VideoStore(tmp_path)) as store:
-        service = VideoService(store, [(served(ModelFiles.read(ModelSource())), house.runner)], config)
+        house_model = served(ModelFiles.read(ModelSource()), config.verifier)
+        service = VideoService(store, [(house_model, house.runner)], config)
         assert "impatient" in json.dumps(build_app(service, config).openapi())
 
 

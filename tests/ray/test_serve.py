@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -26,6 +27,7 @@ from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import load_panel
 from framegrove.media.writing import decode_mp4
+from tests.films import panned, recorded, scenery
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(1200)
@@ -193,3 +195,47 @@ def test_a_video_goes_on_from_another_one(client: openai.OpenAI) -> None:
     before, after = (decode_mp4(client.videos.download_content(each.id).read())[0] for each in (first, longer))
     assert (len(before), len(after)) == (16, 25)
     assert np.abs(after[:16].astype(int) - before.astype(int)).mean() < 3
+
+
+def test_a_video_goes_on_from_an_uploaded_clip(client: openai.OpenAI) -> None:
+    """A camera's clip in a form: the video begins with it as the model's VAE sees it, and with nothing of it lost."""
+    clip = recorded(panned(scenery(3), 60, 2), 24, "mov", sound=True)  # two and a half seconds
+    form = {"prompt": PROMPT, "seconds": "1", "search[budget]": "2x"}
+    answer = httpx.post(
+        f"{client.base_url}videos/extensions", data=form, files={"video": ("clip.mov", clip)}, timeout=60
+    )
+    assert answer.status_code == 200, answer.text
+    longer = seen(client, answer.json()["id"], "completed", "failed")
+    assert longer.status == "completed", longer.error
+    frames, fps = decode_mp4(client.videos.download_content(longer.id).read())
+    assert (frames.shape, fps, longer.seconds) == ((25, 64, 64, 3), 8, "3.125")
+    again = {"video": {"id": longer.id}, "prompt": PROMPT, "seconds": "1", "search": {"policy": "single"}}
+    longest = httpx.post(f"{client.base_url}videos/extensions", json=again, timeout=60).json()
+    assert seen(client, longest["id"], "completed", "failed").status == "completed"
+    refused = httpx.post(
+        f"{client.base_url}videos/extensions", data=form, files={"video": ("clip.mov", clip[:-100])}, timeout=60
+    )
+    assert (refused.status_code, "half a file" in refused.text) == (400, True)
+
+
+def test_of_300_requests_at_once_as_many_are_accepted_as_there_are_places(client: openai.OpenAI) -> None:
+    """Through Ray Serve's proxy: a full queue is a 429 that says when to ask again, for everybody but those inside."""
+    held = create(client, seed=9, policy="beam", budget="60x")
+    seen(client, held.id, "in_progress")
+
+    async def burst() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=300)
+        async with httpx.AsyncClient(timeout=120, limits=limits) as many:
+            body = {"prompt": PROMPT, "seconds": "1", "search": {"policy": "single"}}
+            return await asyncio.gather(*(many.post(f"{client.base_url}videos", json=body) for _ in range(300)))
+
+    answers = asyncio.run(burst())
+    accepted = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+    turned_away = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.status_code for answer in turned_away} <= {429, 503}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in turned_away)
+    waiting = client.videos.list(limit=100, order="asc").data
+    assert {video.id for video in waiting if video.status == "queued"} == set(accepted)
+    assert len(accepted) == ServeConfig().waiting
+    for video_id in [*accepted, held.id]:
+        httpx.delete(f"{client.base_url}videos/{video_id}", timeout=60)

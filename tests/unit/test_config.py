@@ -184,6 +184,16 @@ def test_where_a_key_has_another_name_it_is_called_so() -> None:
     assert describe(caught.value, noun="field") == "the field name is missing"
 
 
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Phase.model_validate({"nmae": "image"})
+    assert describe(caught.value, Phase) == "unknown key 'nmae', did you mean 'name'?"
+    with pytest.raises(ValidationError) as caught:
+        Phase.model_validate({"title": "image"})
+    assert describe(caught.value, Phase).startswith("unknown key 'title', allowed are name")
+    assert describe(caught.value, Phase).endswith(" (and 1 more)")
+
+
 def test_the_whole_may_be_of_the_wrong_kind() -> None:
     with pytest.raises(ValidationError) as caught:
         VaeConfig.model_validate([1])

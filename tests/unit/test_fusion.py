@@ -67,3 +67,21 @@ def test_path_scores(path: str | None, is_: float) -> None:
     scoring = Scoring(path=path)  # type: ignore[arg-type]
     assert scoring.along(-2.0, -1.0, "sum") == is_
     assert scoring.along(None, -1.0, "sum") == -1.0
+
+
+def test_a_request_may_make_a_verifier_count_more_or_less() -> None:
+    """A factor multiplies a verifier's weight, whether it has one or one for each score, and changes no opinion."""
+    left = VerifierConfig(name="left", weight=2.0)
+    right = VerifierConfig(name="right", weight={"a": 1.0, "b": 3.0})
+    scores = (("left/a", 0.5), ("right/a", 0.5), ("right/b", 0.5))
+    own, changed = Panel([left, right], {}), Panel([left, right], {}, {"left": 0.5, "right": 4.0})
+    assert [changed.weigh(name) for name, _ in scores] == [1.0, 4.0, 12.0]
+    alone = {name: Panel([each], {}) for name, each in (("left", left), ("right", right))}
+    opinions = [
+        alone["left"].log_p(IMAGE, (("a", 0.5),)),
+        alone["right"].log_p(IMAGE, (("a", 0.5), ("b", 0.5))),
+    ]
+    assert own.log_p(IMAGE, scores) == pytest.approx((2 * opinions[0] + opinions[1]) / 3)
+    assert changed.log_p(IMAGE, scores) == pytest.approx((opinions[0] + 4 * opinions[1]) / 5)
+    silent = Panel([left, right], {}, {"left": 0.0})
+    assert silent.log_p(IMAGE, scores) == pytest.approx(opinions[1])

@@ -20,9 +20,11 @@ from framegrove.config.model import ModelSource
 from framegrove.digits import world as digits
 from framegrove.errors import UserError
 from framegrove.flow.generation import generate, to_pixels
-from framegrove.flow.sampler import StageLatent
+from framegrove.flow.sampler import StageLatent, packed
 from framegrove.media.frames import MediaError
+from framegrove.media.writing import encode_lossless
 from framegrove.models.pretrained import load_source
+from framegrove.models.vae_files import from_uint8
 from framegrove.types import GenerationRequest, SampleWork, Sampling
 from tests.public_folder import write_public_folder
 from tests.tiny import save_tiny, tiny_pipeline
@@ -224,6 +226,26 @@ def test_a_given_image_is_unit_0(generator: Generator) -> None:
     assert frames.shape == (8, 64, 64, 3)
     with pytest.raises(MediaError, match="the image is not a picture"):
         generator.given(CONTEXT, b"no image")
+
+
+def test_a_given_clip_is_gone_on_from_like_a_video_made_here(generator: Generator) -> None:
+    frames = np.ascontiguousarray(digits.clip(seed=1, index=0).frames[:17])
+    units = generator.after_clip(CONTEXT, encode_lossless(frames, 8))
+    whole_clip = from_uint8(torch.from_numpy(frames[None]))
+    pipeline = generator._pipeline
+    encoded = pipeline.latent_norm.normalise(pipeline.vae.encode(whole_clip).mean)[0]
+    torch.testing.assert_close(torch.cat([unit.latent.x for unit in units], dim=1), encoded, rtol=1e-4, atol=1e-4)
+    again = generator.gone_on(packed([unit.latent for unit in units]))
+    assert len(units) == len(again) == 3
+    for one, other in zip(units, again, strict=True):
+        assert np.array_equal(one.frames, other.frames)
+        assert one.state is not None
+    history = [unit.latent for unit in units]
+    made, _, after, *_ = generator.sample(1, whole((0, 0, 0, 2)), CONTEXT, 3, units[-1].state, *history)
+    assert made.whole
+    assert after.shape == (8, 64, 64, 3)
+    with pytest.raises(ValueError, match="a clip must be uint8"):
+        generator.after_clip(replace(CONTEXT, width=128), encode_lossless(frames, 8))
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:

@@ -169,9 +169,9 @@ class TestQuotas:
     def test_flops_are_counted_over_24_hours(self, quotas: Quotas, clock: list[float]) -> None:
         assert quotas.allowed("alice", 100)
         assert not quotas.allowed("alice", 101)
-        quotas.used("alice", "video_1", 60)
+        quotas.used("alice", {"video_1": 60})
         clock[0] += 3600
-        quotas.used("alice", "video_2", 30)
+        quotas.used("alice", {"video_2": 30})
         assert quotas.flops_of("alice") == 90
         assert quotas.allowed("alice", 10)
         assert not quotas.allowed("alice", 11)
@@ -182,15 +182,15 @@ class TestQuotas:
         assert quotas.flops_of("alice") == 30, "the first video is a day old"
 
     def test_a_video_is_counted_once_and_can_be_corrected(self, quotas: Quotas) -> None:
-        quotas.used("alice", "video_1", 60)
-        quotas.used("alice", "video_1", 60)
+        quotas.used("alice", {"video_1": 60})
+        quotas.used("alice", {"video_1": 60})
         assert quotas.flops_of("alice") == 60
-        quotas.used("alice", "video_1", 25)
+        quotas.used("alice", {"video_1": 25})
         assert quotas.flops_of("alice") == 25
         assert quotas.flops_of("bob") == 0
 
     def test_counts_outlive_the_process(self, quotas: Quotas, path: Path, tmp_path: Path, clock: list[float]) -> None:
-        quotas.used("alice", "video_1", 60)
+        quotas.used("alice", {"video_1": 60})
         assert not Quotas(tmp_path / "usage.db", KeyRing(path), now=lambda: clock[0]).allowed("alice", 41)
 
     def test_stored_bytes_are_limited(self, quotas: Quotas) -> None:
@@ -200,7 +200,7 @@ class TestQuotas:
 
     def test_without_limits_everything_is_allowed(self, quotas: Quotas) -> None:
         for owner in ("bob", "nobody"):
-            quotas.used(owner, f"video_{owner}", 1e30)
+            quotas.used(owner, {f"video_{owner}": 1e30})
             assert quotas.allowed(owner, 1e30, stored=10**15)
 
 

@@ -54,6 +54,7 @@ def test_a_video_from_its_request_to_its_file(tmp_path: Path) -> None:
             "seconds": 90.0,
             "speculation": None,
             "options": {},
+            "verifiers": None,
         }
         assert video["search"] == search
 
@@ -91,6 +92,9 @@ def test_what_is_left_out_is_the_models_own(tmp_path: Path) -> None:
     ("fields", "status", "sentence"),
     [
         ({}, 400, "the field prompt is missing"),
+        ({"promt": PROMPT}, 400, "unknown field 'promt', did you mean 'prompt'?"),
+        ({"promt": PROMPT, "seed": "x"}, 400, "unknown field 'promt', did you mean 'prompt'? (and 1 more)"),
+        ({"search": {"polcy": "dfs"}}, 400, "unknown field 'search.polcy', did you mean 'policy'? (and 1 more)"),
         ({"prompt": "  "}, 400, "the prompt is empty"),
         ({"prompt": "x" * 20_000}, 400, "20,000 characters"),
         ({"prompt": 3}, 400, "prompt must be text, not 3"),

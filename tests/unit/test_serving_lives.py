@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,14 @@ class Life:
 
     owner: str
     idempotency: tuple[str, str] | None
+    clip: bytes | None
     status: str = "queued"
     files: dict[str, bytes] | None = None
     turn: int = 0
 
     @property
     def size(self) -> int:
-        return sum(map(len, (self.files or {}).values()))
+        return sum(map(len, (self.files or {}).values())) + len(self.clip or b"")
 
 
 class Killed(BaseException):
@@ -93,14 +94,12 @@ class Lives(RuleBasedStateMachine):
         target=videos,
         owner=st.sampled_from("ab"),
         idempotency=st.none() | st.tuples(*[st.sampled_from("xy")] * 2),
+        clip=st.none() | st.binary(min_size=1, max_size=3),
+        count=st.sampled_from([1, 1, 1, 2]),
         then=st.sampled_from(["wait", "begin", "begin", "complete"]),
     )
-    def add(self, owner: str, idempotency: tuple[str, str] | None, then: str) -> Any:
-        video_id = f"video_{next(self.numbers)}"
-        request = GenerationRequest("a red 3", seed=1, units=4, height=64, width=64)
-        record = VideoRecord(
-            video_id, request, "digits", "3", "queued", time.time(), owner=owner, idempotency=idempotency
-        )
+    def add(self, owner: str, idempotency: tuple[str, str] | None, clip: bytes | None, count: int, then: str) -> Any:
+        records = self.new_records(owner, idempotency, clip, count)
         earlier = [
             each
             for each, life in self.model.items()
@@ -108,21 +107,43 @@ class Lives(RuleBasedStateMachine):
         ]
         if earlier and self.model[earlier[0]].idempotency != idempotency:
             with pytest.raises(KeyReused):
-                self.store.add(record, MOST_WAITING)
+                self.store.add(*records, most=MOST_WAITING)
         elif earlier:
-            assert self.store.add(record, MOST_WAITING).id == earlier[0]
-        elif len(self.having("queued")) >= MOST_WAITING:  # more, where a restart has queued some again
+            assert self.store.add(*records, most=MOST_WAITING).id == earlier[0]
+        elif len(self.having("queued")) + count > MOST_WAITING:  # more wait, where a restart has queued some again
             with pytest.raises(QueueFull):
-                self.store.add(record, MOST_WAITING)
+                self.store.add(*records, most=MOST_WAITING)
         else:
-            assert self.store.add(record, MOST_WAITING) == record
-            self.model[video_id] = Life(owner, idempotency)
-            if then != "wait":
-                self.begin(video_id)
-            if then == "complete":
-                self.complete(video_id, b"mp4")
-            return video_id
+            assert self.store.add(*records, most=MOST_WAITING).id == records[0].id
+            for record in records:
+                self.model[record.id] = Life(owner, record.idempotency, clip)
+                if then != "wait":
+                    self.begin(record.id)
+                if then == "complete":
+                    self.complete(record.id, b"mp4")
+            return multiple(*(record.id for record in records))
         return multiple()
+
+    def new_records(
+        self, owner: str, idempotency: tuple[str, str] | None, clip: bytes | None, count: int
+    ) -> list[VideoRecord]:
+        request = GenerationRequest("a red 3", seed=1, units=4, height=64, width=64, clip=clip)
+        ids = [f"video_{next(self.numbers)}" for _ in range(count)]
+        made = [VideoRecord(each, request, "digits", "3", "queued", time.time(), owner=owner) for each in ids]
+        return [replace(made[0], idempotency=idempotency), *made[1:]]
+
+    @rule(dies=st.booleans(), count=st.sampled_from([1, 2]))
+    def add_while_the_disk_is_full(self, dies: bool, count: int) -> None:
+        """The clip is written, and the record is not: neither stays, at the latest when the next process begins."""
+
+        def full() -> None:
+            raise Killed if dies else OSError(28, "No space left on device")
+
+        if len(self.having("queued")) + count <= MOST_WAITING:
+            with self.after_writing(full), pytest.raises((OSError, Killed)):
+                self.store.add(*self.new_records("a", None, b"clip", count), most=MOST_WAITING)
+            if dies:
+                self.restart()
 
     @rule(video_id=videos)
     def begin(self, video_id: str) -> None:
@@ -254,6 +275,11 @@ class Lives(RuleBasedStateMachine):
             assert {name: b"".join(self.store.open_file(video_id, name).chunks) for name in files} == files
         stored = self.stored_ids()
         with_files = {each for each, life in self.model.items() if life.files is not None}
+        with_clips = {each for each, life in self.model.items() if life.clip is not None}
+        assert {each: self.store.clip(each) for each in with_clips} == {
+            each: self.model[each].clip for each in with_clips
+        }
+        with_files |= {f"{each}.clip" for each in with_clips}
         assert with_files <= stored <= with_files | self.loose
 
     def having(self, *statuses: str) -> list[str]:

@@ -390,7 +390,7 @@ def test_a_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "videos.sqlite") as database:
         database.execute("UPDATE alembic_version SET version_num = '99'")
     database.close()
-    with pytest.raises(UserError, match=r"written by a newer version of Framegrove .*99, this version knows 2"):
+    with pytest.raises(UserError, match=r"written by a newer version of Framegrove .*99, this version knows 3"):
         VideoStore(tmp_path)
 
 

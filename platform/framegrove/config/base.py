@@ -99,11 +99,23 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None, noun:
     ...     print(describe(error))
     encoder_norm_num_groups must be greater than 0, not 0
     """
+    first, *others = problems_of(error)
+    near = _nearest(first["loc"], model) if first["type"] == _UNKNOWN else None
+    # What was misspelt is not there under its right name either: that is the same mistake.
+    others = [each for each in others if (each["type"], each["loc"]) != ("missing", (*first["loc"][:-1], near))]
+    return _sentence(first, model, noun) + (f" (and {len(others)} more)" if others else "")
+
+
+def problems_of(error: ValidationError) -> list[ErrorDetails]:
+    """What was wrong, in the order in which it is worth telling: unknown keys come first.
+
+    A misspelt key is the likeliest reason why another one is missing.
+    """
     problems = error.errors()
     # A list with a wrong entry is also reported as too short: only the entry is what the user must change.
     parents = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-    first, *others = [problem for problem in problems if problem["loc"] not in parents]
-    return _sentence(first, model, noun) + (f" (and {len(others)} more)" if others else "")
+    own = [problem for problem in problems if problem["loc"] not in parents]
+    return sorted(own, key=lambda problem: problem["type"] != _UNKNOWN)
 
 
 # What pydantic says in the terms of Python, said in plain English; the braces are filled from the error's context.
@@ -133,6 +145,7 @@ _PLAIN = {
     "string_too_long": "must have at most {max_length} characters",
     "string_pattern_mismatch": "must match the regular expression {pattern}",
 }
+_UNKNOWN = "extra_forbidden"  # pydantic's word for a key that the model does not have
 _LONGEST = 60  # characters of what was given that are repeated in a sentence
 
 # For what is shorter than that, nearly what repr says. Of what is not, it looks at the beginning alone, which takes no
@@ -145,7 +158,7 @@ _BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.max
 def _sentence(problem: ErrorDetails, model: type[BaseModel] | None, noun: str) -> str:
     kind, loc = problem["type"], problem["loc"]
     where = ".".join(str(part) for part in loc)
-    if kind == "extra_forbidden":
+    if kind == _UNKNOWN:
         return f"unknown {noun} {where[:_LONGEST]!r}{_suggest(loc, model)}"
     if kind == "missing":
         if isinstance(loc[-1], int):  # pydantic numbers the absent entries of a tuple of fixed length
@@ -251,9 +264,14 @@ def _index(target: list[Any], name: str, override: str) -> int:
 
 
 def _suggest(loc: tuple[int | str, ...], model: type[BaseModel] | None) -> str:
+    near, fields = _nearest(loc, model), _fields_at(loc[:-1], model) if model else []
+    return f", did you mean {near!r}?" if near else f", allowed are {', '.join(fields)}" if fields else ""
+
+
+def _nearest(loc: tuple[int | str, ...], model: type[BaseModel] | None) -> str | None:
+    """The key that an unknown one was probably meant to be."""
     fields = _fields_at(loc[:-1], model) if model else []
-    near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
-    return f", did you mean {near[0]!r}?" if near else f", allowed are {', '.join(fields)}" if fields else ""
+    return next(iter(difflib.get_close_matches(str(loc[-1]), fields, n=1)), None)
 
 
 def _fields_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:

@@ -69,6 +69,9 @@ class ServeConfig(Config):
         default=False, description="let everybody in who reaches the address, although it is not loopback"
     )
     waiting: int = Field(default=32, ge=1, description="how many videos may wait; more are refused")
+    most_videos: int = Field(
+        default=8, ge=1, description="how many videos one request may ask for; never more than may wait"
+    )
     budget: Budget = Field(
         default="4x",
         description="search budget of a request that names none, such as 4x",

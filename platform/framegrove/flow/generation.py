@@ -19,7 +19,7 @@ from framegrove.flow.sampler import Sampler, ShouldStop, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import Pipeline
 from framegrove.models.vae_files import to_uint8
-from framegrove.models.vae_tiling import decode_unit, encode_unit
+from framegrove.models.vae_tiling import decode_unit, encode_frames, encode_unit
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -115,6 +115,14 @@ def encode_image(pipeline: Pipeline, image: Pixels, height: int, width: int) -> 
     video = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None, :, None].to(device) / 127.5 - 1
     moments, _ = encode_unit(pipeline.vae, video)
     return pipeline.latent_norm.normalise(moments.mean)[0]
+
+
+@torch.no_grad()
+def encode_clip(pipeline: Pipeline, frames: Pixels, height: int, width: int) -> list[Tensor]:
+    """The normalised latents (C, 1, h, w) of a clip's units, of frames uint8 (1 + 8 n, height, width, 3)."""
+    if frames.dtype != np.uint8 or frames.shape[1:] != (height, width, 3):
+        raise ValueError(f"a clip must be uint8 (T, {height}, {width}, 3), not {frames.dtype} {frames.shape}")
+    return list(pipeline.latent_norm.normalise(encode_frames(pipeline.vae, frames)).split(1, dim=1))
 
 
 def to_pixels(video_BCTHW: Tensor) -> Pixels:

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from framegrove.media.frames import Frames, MediaError, Size, nearest_size
 from framegrove.media.pictures import NotAPicture, fitted, pictures_of
-from framegrove.media.probe import LONGEST_GAP, opened_video
+from framegrove.media.probe import ANY, LONGEST_GAP, Bounds, opened_video
 
 _NO_COLORSPACE = 2  # ffmpeg's AVCOL_SPC_UNSPECIFIED
 _HIGH_DEFINITION = 1280  # pixels on the longer side
@@ -36,7 +36,13 @@ class ClipFrames:
 
 
 def read_clip(
-    path: Path, fps: float, most: int, sizes: Sequence[Size], start: float = 0.0, end: float = math.inf
+    path: Path,
+    fps: float,
+    most: int,
+    sizes: Sequence[Size],
+    start: float = 0.0,
+    end: float = math.inf,
+    bounds: Bounds = ANY,
 ) -> ClipFrames:
     """Up to ``most`` frames of a file: those nearest in time to the ticks of ``fps`` frames a second.
 
@@ -49,7 +55,7 @@ def read_clip(
     try:
         taken, ended_by_gap = _read_picture(path, fps, most, sizes, start, end)
     except NotAPicture:
-        taken, ended_by_gap = _read_video(path, fps, most, sizes, start, end)
+        taken, ended_by_gap = _read_video(path, fps, most, sizes, start, end, bounds)
     if not taken:
         raise MediaError(f"{path} holds no frame{f' after {start:g} seconds' if start else ''}")
     return ClipFrames(np.stack(taken), ended_by_gap)
@@ -97,9 +103,9 @@ def _read_picture(
 
 
 def _read_video(
-    path: Path, fps: float, most: int, sizes: Sequence[Size], start: float, end: float
+    path: Path, fps: float, most: int, sizes: Sequence[Size], start: float, end: float, bounds: Bounds
 ) -> tuple[list[Frames], bool]:
-    with opened_video(path) as (container, stream):
+    with opened_video(path, bounds) as (container, stream):
         stream.thread_type = "AUTO"
         pixel = _pixel_width(stream.sample_aspect_ratio)
         size: Size | None = None

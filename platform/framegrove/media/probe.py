@@ -22,10 +22,26 @@ LONGEST_GAP = 1.0  # seconds; frames further apart do not belong to one motion
 _STILL = 0.04  # seconds that a frame is shown where nothing says so
 # A file without its end: what is missing must be more than a last long frame, or a sound track that goes on.
 _MISSING_SECONDS, _MISSING_SHARE = 1.0, 0.02
-_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of a frame, as of a picture
 # Streams without a container have no time stamps: they cannot be cut at a time, nor told from a half of themselves.
 _RAW = {"h264", "hevc", "vvc", "m4v", "mpegvideo", "obu", "av1", "vc1", "dirac", "h261", "h263", "mjpeg", "rawvideo"}
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a video file may be. The defaults are for files that the user of a command names.
+
+    ``container`` is the one that the file is read as, in ffmpeg's words, None: whatever it looks like, which includes
+    formats that name other files. ``pixels`` are those of a frame, ``decoded`` those of all its frames together; both
+    are looked at before anything is decoded.
+    """
+
+    container: str | None = None
+    pixels: int = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # as of a picture
+    decoded: int | None = None
+
+
+ANY = Bounds()
 
 
 @dataclass(frozen=True)
@@ -44,28 +60,30 @@ class Probe:
         return sum(end - start for start, end in self.pieces)
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Path, bounds: Bounds = ANY) -> Probe:
     """Look at a file. Raises MediaError, one sentence that names it, for what is no whole video or picture."""
     try:
         times = _picture_times(path)
     except NotAPicture:
-        return _probe_video(path)
+        return _probe_video(path, bounds)
     return Probe("image", ((0.0, 0.0),)) if len(times) == 1 else Probe("video", _pieces(times))
 
 
 @contextlib.contextmanager
-def opened_video(path: Path) -> Iterator[tuple[Any, VideoStream]]:
+def opened_video(path: Path, bounds: Bounds = ANY) -> Iterator[tuple[Any, VideoStream]]:
     """The container and the video stream of a file that can be read as a video. Raises MediaError for any other."""
     try:
         # ffmpeg takes "12:30.mp4" for a protocol, but no absolute path. Titles may be in any encoding: they are unused.
-        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+        with av.open(str(path.absolute()), format=bounds.container, metadata_errors="ignore") as container:
             if _RAW & set(container.format.name.split(",")):
                 raise MediaError(
                     f"{path} cannot be read as a video (it is a bare {container.format.name} stream, without time "
                     "stamps): put it into a container, for example with ffmpeg -i IN -c copy OUT.mp4"
                 )
             stream = _video_stream(path, container.streams.best("video"))
-            _check(path, stream)
+            _check(path, stream, bounds.pixels)
+            # A stream can change the size of its frames on the way: the decoder holds to the same limit.
+            stream.codec_context.options = {"max_pixels": str(bounds.pixels)}
             yield container, stream
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path} cannot be read as a video ({one_line(error)})") from None
@@ -88,7 +106,7 @@ def _video_stream(path: Path, stream: Any) -> VideoStream:
     return stream
 
 
-def _check(path: Path, stream: VideoStream) -> None:
+def _check(path: Path, stream: VideoStream, most_pixels: int) -> None:
     """Raise MediaError for a video whose frames could not be shown as they are meant, or not in memory."""
     context = stream.codec_context
     if context is None:
@@ -98,12 +116,12 @@ def _check(path: Path, stream: VideoStream) -> None:
         raise MediaError(
             f"{path} is HDR video ({curve}), whose brightness would be read wrongly: convert it to SDR (BT.709) first"
         )
-    if context.height * context.width > _MOST_PIXELS:
-        raise MediaError(f"{path} has frames of more than {_MOST_PIXELS:,} pixels: make them smaller")
+    if context.height * context.width > most_pixels:
+        raise MediaError(f"{path} has frames of more than {most_pixels:,} pixels: make them smaller")
 
 
-def _probe_video(path: Path) -> Probe:
-    with opened_video(path) as (container, stream):
+def _probe_video(path: Path, bounds: Bounds) -> Probe:
+    with opened_video(path, bounds) as (container, stream):
         base = stream.time_base or Fraction(1, 90_000)
         packets = [
             (packet.pts, packet.duration or 0, packet.is_corrupt)
@@ -112,6 +130,12 @@ def _probe_video(path: Path) -> Probe:
         ]
         if not packets:
             raise MediaError(f"{path} cannot be read as a video (it holds no frame)")
+        pixels = len(packets) * stream.codec_context.height * stream.codec_context.width
+        if bounds.decoded is not None and pixels > bounds.decoded:
+            raise MediaError(
+                f"{path} has {pixels:,} pixels in its {len(packets):,} frames, more than {bounds.decoded:,}: make it "
+                "shorter or smaller, or leave frames out"
+            )
         packets.sort()
         first = packets[0][0]
         ends = float((packets[-1][0] + packets[-1][1] - first) * base)

@@ -45,10 +45,25 @@ def encode_mp4(frames: Frames, fps: float) -> bytes:
     return target.getvalue()
 
 
+def encode_lossless(frames: Frames, fps: float) -> bytes:
+    """A video file (FFV1 in Matroska) that keeps uint8 frames (T, H, W, 3) as they are. `decode_mp4` reads it."""
+    _check(frames)
+    target = io.BytesIO()
+    with av.open(target, "w", format="matroska", options={"fflags": "bitexact"}) as container:
+        stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        stream.options = {"level": "3", "threads": "1"}
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
 def decode_mp4(source: bytes | Path) -> tuple[Frames, float]:
     """All frames of a video file as they are stored, uint8 (T, H, W, 3), and its rate. Raises MediaError if it is none.
 
-    For files that `encode_mp4` wrote; `media.clips` reads those of others.
+    For files that this module wrote; `media.clips` reads those of others.
     """
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:

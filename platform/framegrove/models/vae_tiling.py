@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from framegrove.config.vae import VaeConfig
 from framegrove.models.vae import CausalVideoVae, Moments, State, cpu_inference
+from framegrove.models.vae_files import from_uint8
 
 TILE = 40  # latent cells along a side, 320 pixels: 768p takes 15 tiles with 1.5 times the cells of the picture
 _WHOLE = 64 * 64  # latent cells of the largest picture that is decoded whole: 384p is, 768p is not
@@ -73,6 +76,23 @@ def encode_unit(vae: CausalVideoVae, video_BCTHW: Tensor, state: State | None = 
     """`CausalVideoVae.encode_unit`, in tiles if the picture is large. All units of a video must have the same size."""
     large = _cells(video_BCTHW) > _WHOLE * vae.config.spatial_factor**2
     return encode_unit_tiled(vae, video_BCTHW, state) if large else vae.encode_unit(video_BCTHW, state)
+
+
+@torch.inference_mode()
+def encode_frames(vae: CausalVideoVae, frames_THWC: npt.NDArray[np.uint8]) -> Tensor:
+    """Latents (C, units, h, w) of a clip of 1 + 8 n frames, on the CPU: the means of the VAE's distributions.
+
+    The device holds one unit at a time, so that long clips fit a GPU.
+    """
+    device = next(vae.parameters()).device
+    step = vae.config.temporal_factor
+    state = None
+    parts = []
+    for first, end in ((0, 1), *((first, first + step) for first in range(1, len(frames_THWC), step))):
+        video = from_uint8(torch.from_numpy(np.ascontiguousarray(frames_THWC[None, first:end])))
+        moments, state = encode_unit(vae, video.to(device), state)
+        parts.append(moments.mean[0].cpu())
+    return torch.cat(parts, dim=1)
 
 
 @cache

@@ -68,13 +68,20 @@ class Panel:
     """The verifiers of a panel as the fusion sees them: what their scores weigh, and their probability.
 
     ``weights`` are those given for a search, by column; otherwise the verifiers' own count. A column is called
-    verifier/aspect, or by its aspect alone where there is a single verifier. Raises UserError for a weight given to a
-    verifier that is not there.
+    verifier/aspect, or by its aspect alone where there is a single verifier. ``factors`` say how many times its weight
+    a verifier counts, by name; once if it is not among them. Raises UserError for a weight given to a verifier that is
+    not there.
     """
 
-    def __init__(self, verifiers: Sequence[VerifierConfig], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        verifiers: Sequence[VerifierConfig],
+        weights: Mapping[str, float],
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self._configs = {config.name: config for config in verifiers}
         self._given = weights
+        self._factors = factors or {}
         for name in weights:
             if len(verifiers) > 1 and name.rpartition("/")[0] not in self._configs:
                 raise UserError(
@@ -84,10 +91,9 @@ class Panel:
 
     def weigh(self, column: str) -> float:
         """The weight of a column of scores in ranks and z-scores."""
-        if column in self._given:
-            return self._given[column]
         config, aspect = self._of(column)
-        return config.weight_of(aspect)
+        own = self._given[column] if column in self._given else config.weight_of(aspect)
+        return own * self._factor(config.name)
 
     def log_p(self, assessment: Assessment, scores: Scores) -> float:
         """The mean of the verifiers' log-probabilities, weighted by verifier; 0 where none of them counts."""
@@ -111,7 +117,10 @@ class Panel:
         if not any(weight for _, _, weight in found):
             return 0.0
         weight = self._configs[name].weight
-        return 1.0 if isinstance(weight, dict) else weight
+        return (1.0 if isinstance(weight, dict) else weight) * self._factor(name)
+
+    def _factor(self, name: str) -> float:
+        return self._factors.get(name, 1.0)
 
     def _opinion(self, name: str, assessment: Assessment, found: Sequence[tuple[str, float, float]]) -> float:
         """One verifier's log-probability: calibrated, or the product of its scores."""
@@ -119,7 +128,7 @@ class Panel:
         calibration = config.calibration.get(assessment)
         if calibration is not None:
             return calibration.log_p({aspect: score for aspect, score, _ in found})
-        one = config.weight if not isinstance(config.weight, dict) else 1.0
+        one = (config.weight if not isinstance(config.weight, dict) else 1.0) * self._factor(name)
         return sum(weight / (one or 1.0) * math.log(max(score, LEAST)) for _, score, weight in found)
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from framegrove.config.base import describe, validating
+from framegrove.config.base import describe, problems_of, validating
 from framegrove.config.request import check_prompt, parse_size
 from framegrove.config.search import parse_budget
 from framegrove.errors import UserError
-from framegrove.types import DEFAULT_POLICY
+from framegrove.types import DEFAULT_POLICY, Assessment
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 Variant = Literal["video", "thumbnail", "spritesheet", "tree"]
@@ -27,7 +27,9 @@ VARIANTS: dict[Variant, str] = {
     "tree": "tree.png",
 }
 MOST_IMAGE_BYTES = 8 * 2**20
-_DATA_URLS = ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
+MOST_CLIP_BYTES = 24 * 2**20
+_IMAGE_URLS = ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
+_CLIP_URLS = ("data:video/mp4;base64", "data:video/webm;base64", "data:video/quicktime;base64")
 
 
 class ApiError(UserError):
@@ -74,6 +76,15 @@ def _as_text(given: Any) -> Any:
     return f"{given:g}" if isinstance(given, float) else given
 
 
+def _as_weights(given: Any) -> Any:
+    """Verifiers that are only named, as a list or in one string with commas, count as they do by themselves."""
+    if isinstance(given, str):  # in a form
+        given = [name.strip() for name in given.split(",")]
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        return dict.fromkeys(given, 1.0)
+    return given
+
+
 def _seconds(text: str) -> str:
     try:
         value = float(text)
@@ -82,6 +93,9 @@ def _seconds(text: str) -> str:
     if not 0 < value < 1e6:
         raise UserError(f"a video lasts more than 0 and less than 1,000,000 seconds, not {value:g}")
     return f"{value:g}"
+
+
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 
 
 class Search(BaseModel):
@@ -116,6 +130,12 @@ class Search(BaseModel):
     options: dict[str, Any] = Field(
         default={}, description='options of the policy, such as {"accept": 0.9}; GET /v1/models lists them'
     )
+    verifiers: Annotated[dict[str, Weight] | None, BeforeValidator(_as_weights)] = Field(
+        default=None,
+        min_length=1,
+        description="the verifiers that judge, by name, each with how many times its own weight it counts, such as "
+        '{"verifier": 1, "signals": 0.5}, or a list of names; all as they are if absent. GET /v1/models lists them',
+    )
 
 
 def _as_reference(given: Any) -> Any:
@@ -138,25 +158,30 @@ class ImageReference(BaseModel):
 
     def image(self) -> bytes:
         """The image file's bytes. Raises ApiError if this is no such data URL, or the image is too large."""
-        head, comma, data = self.image_url.partition(",")
-        if not comma or head.lower() not in _DATA_URLS:
-            raise ApiError(
-                400,
-                f"input_reference.image_url must be a data URL that begins with {', or '.join(_DATA_URLS)},: other "
-                "addresses are not fetched",
-                param="input_reference",
-            )
-        if len(data) > MOST_IMAGE_BYTES * 4 // 3:
-            raise ApiError(413, f"the image is larger than {MOST_IMAGE_BYTES // 2**20} MiB", param="input_reference")
-        try:
-            return base64.b64decode(data, validate=True)
-        except ValueError:  # binascii.Error is one, and so is what characters beyond ASCII lead to
-            raise ApiError(
-                400,
-                "input_reference.image_url is not valid base64: use the letters A-Z, a-z, 0-9, + and /, with = at the "
-                "end, and no white space",
-                param="input_reference",
-            ) from None
+        return _bytes_of(self.image_url, "input_reference.image_url", _IMAGE_URLS, MOST_IMAGE_BYTES)
+
+
+def _bytes_of(url: str, field: str, heads: tuple[str, ...], most: int) -> bytes:
+    """What a data URL holds. Raises ApiError for one with none of these heads, or with more than ``most`` bytes."""
+    param = field.partition(".")[0]
+    head, comma, data = url.partition(",")
+    if not comma or head.lower() not in heads:
+        raise ApiError(
+            400,
+            f"{field} must be a data URL that begins with {', or '.join(heads)},: other addresses are not fetched",
+            param=param,
+        )
+    if len(data) > most * 4 // 3:
+        raise ApiError(413, f"the file in {field} is larger than {most // 2**20} MiB", param=param)
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError:  # binascii.Error is one, and so is what characters beyond ASCII lead to
+        raise ApiError(
+            400,
+            f"{field} is not valid base64: use the letters A-Z, a-z, 0-9, + and /, with = at the end, and no white "
+            "space",
+            param=param,
+        ) from None
 
 
 class VideoRequest(BaseModel):
@@ -201,7 +226,13 @@ class VideoRequest(BaseModel):
     guidance_scale: float | None = Field(
         default=None, ge=0, le=100, description="how strongly the prompt leads; the model's if absent"
     )
-    n: Literal[1] = Field(default=1, description="how many videos: one a request")
+    n: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="how many videos, with the seeds seed, seed + 1 and so on: all are accepted or none. The answer is "
+        "the first, whose field batch names them all",
+    )
     user: str | None = Field(default=None, max_length=256, description="whom the caller asks for; kept, and not used")
     metadata: Annotated[dict[str, str], AfterValidator(_few)] = Field(
         default={}, description="up to 16 values of the caller's own, kept with the video"
@@ -221,25 +252,45 @@ class RemixRequest(BaseModel):
 
 
 class VideoReference(BaseModel):
-    """An earlier video."""
+    """What to go on from: an earlier video by its ``id``, or a clip in a data URL; one of the two."""
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str = Field(max_length=64)
+    id: str | None = Field(default=None, max_length=64, description="the id of a completed video")
+    video_url: str | None = Field(
+        default=None,
+        description="a data URL that holds an MP4, WebM or MOV file in base64; other addresses are not fetched",
+    )
+
+    def clip(self) -> bytes | None:
+        """The bytes of the clip's file; None where an earlier video is named. Raises ApiError for neither and both."""
+        if (self.id is None) == (self.video_url is None):
+            raise ApiError(400, "video needs either an id or a video_url: give one of the two", param="video")
+        if self.video_url is None:
+            return None
+        return _bytes_of(self.video_url, "video.video_url", _CLIP_URLS, MOST_CLIP_BYTES)
 
 
 class ExtensionRequest(BaseModel):
-    """The body of POST /v1/videos/extensions: an earlier video goes on, as large and as fast as it is."""
+    """The body of POST /v1/videos/extensions: an earlier video or a clip goes on.
+
+    A video stays as large and as fast as it is; a clip becomes as large and as fast as the model's own videos.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    video: VideoReference = Field(description="the completed video to go on from")
+    video: VideoReference | None = Field(
+        default=None, description="what to go on from, unless a clip is sent as a file in this field of a form"
+    )
     prompt: Annotated[str, AfterValidator(validating(check_prompt))] = Field(description="what happens next")
     seconds: Annotated[str, BeforeValidator(_as_text), AfterValidator(validating(_seconds))] = Field(
         description="how much longer it becomes, in seconds"
     )
     seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] | None = Field(
         default=None, description="as for a new video: another one, another sequel"
+    )
+    model: str | None = Field(
+        default=None, description="of a clip, one of GET /v1/models; a video is gone on from by the model that made it"
     )
     search: Search = Search()
 
@@ -249,6 +300,13 @@ class PolicyOffer(BaseModel):
 
     description: str
     options: dict[str, str]
+
+
+class VerifierOffer(BaseModel):
+    """A verifier of the panel: its kind (vllm, signals or callable), and the stages of a video that it judges."""
+
+    kind: str
+    judges: list[Assessment]
 
 
 class Model(BaseModel):
@@ -271,6 +329,7 @@ class Model(BaseModel):
     most_budget: str = ""
     flops: float = 0
     policies: dict[str, PolicyOffer] = {}
+    verifiers: dict[str, VerifierOffer] = {}
 
 
 class ModelList(BaseModel):
@@ -307,6 +366,9 @@ class Video(BaseModel):
     metadata: dict[str, str] = {}
     remixed_from_video_id: str | None = None
     extended_from_video_id: str | None = None
+    batch: list[str] = Field(
+        default=[], description="the ids of all videos of the request, by seed, where it asked for several"
+    )
     queue_position: int | None = Field(default=None, description="how many wait before it, while it is queued")
     error: VideoError | None = None
 
@@ -339,5 +401,5 @@ def parse(kind: type[Body], body: Any) -> Body:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        field = ".".join(str(part) for part in problems_of(error)[0]["loc"])
         raise ApiError(400, describe(error, kind, noun="field"), param=field) from None

@@ -13,6 +13,7 @@ from sqlalchemy import delete, select
 from framegrove.errors import UserError
 from framegrove.files import replacing
 from framegrove.serving.database import Database, open_sqlite
+from framegrove.serving.filing import clip_place
 from framegrove.serving.media import MediaStore
 from framegrove.serving.records import Damaged, Row, StoredFile, files_of
 
@@ -69,15 +70,18 @@ def _copy_usage(usage: Path, copy: Path) -> None:
 
 def _copy_files(database: Database, media: MediaStore, copy: Database, target: MediaStore) -> None:
     with copy.reads() as session:
-        completed = session.execute(select(Row.id, Row.files).where(Row.status == "completed")).all()
-    for video_id, listed in completed:
+        listed = session.execute(select(Row.id, Row.status, Row.files, Row.clip)).all()
+    for video_id, status, made, given in listed:
         try:
-            files = files_of(listed)
+            places = {clip_place(video_id): files_of(given)} if given else {}
+            places |= {video_id: files_of(made)} if status == "completed" else {}
         except Damaged:
             continue  # a store that opens the copy finds the same
-        found = _fetched(media, video_id, files)
-        if len(found) == len(files) or _is_kept(database, video_id):  # what is lost in the one is lost in the other
-            target.write(video_id, found)
+        found = {place: _fetched(media, place, files) for place, files in places.items()}
+        whole = all(len(found[place]) == len(files) for place, files in places.items())
+        if whole or _is_kept(database, video_id):  # what is lost in the one is lost in the other
+            for place, files_there in found.items():
+                target.write(place, files_there)
         else:  # deleted since its record was copied
             with copy.writes() as session:
                 session.execute(delete(Row).where(Row.id == video_id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
@@ -43,17 +43,21 @@ class Places:
 class Bodies:
     """Middleware that reads a request's body whole before the application sees the request.
 
-    It refuses a body of more than ``most`` bytes as soon as so many are announced or have arrived (413), one that is
-    not there after ``seconds`` (408), and one that arrives while ``at_a_time`` others do (503). The application is not
-    called for these, nor for a body that was cut off because its connection broke.
+    It refuses a body of more than ``most`` bytes (for the paths in ``larger``: more than are named there) as soon as so
+    many are announced or have arrived (413), one that is not there after ``seconds`` (408), and one that arrives while
+    ``at_a_time`` others do (503). The application is not called for these, nor for a body that was cut off because its
+    connection broke.
 
-    Bodies take at most ``most`` * ``at_a_time`` bytes of memory while they arrive. A refused connection is closed:
-    otherwise a client could go on sending a body for which nobody waits.
+    Bodies take at most the largest of these limits * ``at_a_time`` bytes of memory while they arrive. A refused
+    connection is closed: otherwise a client could go on sending a body for which nobody waits.
     """
 
-    def __init__(self, app: ASGIApp, *, most: int, seconds: float, at_a_time: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, most: int, larger: Mapping[str, int] | None = None, seconds: float, at_a_time: int
+    ) -> None:
         self._app = app
         self._most = most
+        self._larger = larger or {}
         self._seconds = seconds
         self._places = Places(at_a_time, f"{at_a_time} requests are being read already: try again in a moment")
 
@@ -71,31 +75,34 @@ class Bodies:
             await self._app(scope, _replayed(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        most = self._larger.get(scope["path"], self._most)
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and float(announced) > self._most:  # unlike int, float takes any number of digits
-            raise self._too_large()
+        if announced.isdecimal() and float(announced) > most:  # unlike int, float takes any number of digits
+            raise _too_large(most)
         with self._places.taken():
             try:
                 async with asyncio.timeout(self._seconds):
-                    return await self._received(receive)
+                    return await _received(receive, most)
             except TimeoutError:
-                sentence = f"the body was not there after {self._seconds:g} seconds: send it faster, or a smaller image"
+                sentence = f"the body was not there after {self._seconds:g} seconds: send it faster, or a smaller file"
                 raise ApiError(408, sentence) from None
 
-    async def _received(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            body += message.get("body", b"")
-            if len(body) > self._most:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return bytes(body)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._most // 2**20} MiB: send a smaller image")
+async def _received(receive: Receive, most: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most // 2**20} MiB: send a smaller file")
 
 
 def _has_body(scope: Scope) -> bool:

@@ -301,7 +301,13 @@ class Maker:
             self._suspects.discard(model)
 
     async def _begun_with(self, record: VideoRecord) -> VideoRecord:
-        """The record with the units that its video begins with, where it extends another one."""
+        """The record with what its video begins with, where it goes on from a clip or from another video."""
+        if record.clip is not None:
+            try:
+                clip = await stored(self._store.clip, record.id)
+            except (KeyError, FileGone):
+                raise ApiError(400, "the clip that it goes on from is gone: send it again") from None
+            return replace(record, request=replace(record.request, clip=clip))
         if record.extends is None:
             return record
 

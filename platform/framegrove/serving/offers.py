@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from framegrove.config.model import Recipe
 from framegrove.config.request import FRAMES_PER_UNIT, frames_of, parse_size
 from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
-from framegrove.serving.api import LARGEST_DRAWN, ApiError, ExtensionRequest, Model, PolicyOffer, VideoRequest
+from framegrove.media.extending import ClipForm
+from framegrove.serving.api import (
+    LARGEST_DRAWN,
+    LARGEST_SEED,
+    ApiError,
+    ExtensionRequest,
+    Model,
+    PolicyOffer,
+    Search,
+    VerifierOffer,
+    VideoRequest,
+)
 from framegrove.types import GenerationRequest, Sampling
 
 # Another name for a policy, as earlier versions of the API called it.
@@ -24,7 +35,8 @@ class ServedModel:
     """What the service offers.
 
     ``recipe`` says how the model is sampled, ``check`` raises UserError for a request that the model or its policy
-    cannot fulfil. ``policies`` are the search policies on offer; ``judged`` says whether one asks verifiers. Widths and
+    cannot fulfil. ``policies`` are the search policies on offer; ``judged`` says whether one asks verifiers, which
+    ``verifiers`` lists. Widths and
     heights are multiples of ``side`` pixels. ``flops`` are those of one sample of what a request asks for, without a
     search, decoding included.
     """
@@ -36,6 +48,7 @@ class ServedModel:
     judged: Callable[[str], bool]
     side: int
     flops: Callable[[GenerationRequest], float]
+    verifiers: Mapping[str, VerifierOffer] = field(default_factory=dict)
 
     @property
     def native(self) -> GenerationRequest:
@@ -65,31 +78,35 @@ class Offer:
             most_budget=limits.most_budget,
             flops=self.model.flops(native),
             policies=dict(self.model.policies),
+            verifiers=dict(self.model.verifiers),
         )
 
-    def accepted(self, asked: VideoRequest, image: bytes | None) -> GenerationRequest:
-        """The request with all defaults filled in. Raises ApiError for what is not offered."""
+    def accepted(self, asked: VideoRequest, image: bytes | None) -> list[GenerationRequest]:
+        """The request with all defaults filled in, for each of its videos. Raises ApiError for what is not offered."""
+        most = min(self.limits.most_videos, self.limits.waiting)
+        if asked.n > most:
+            raise ApiError(400, f"n is {asked.n}: a request may ask for {most} videos at most", param="n")
+        first = _seed(asked.seed, asked.n)
+        if first + asked.n - 1 > LARGEST_SEED:
+            raise ApiError(400, f"the last of {asked.n} seeds from {first} is too large: begin lower", param="seed")
+        request = self._accepted(asked, image, first)
+        return [replace(request, seed=first + number) for number in range(asked.n)]
+
+    def _accepted(self, asked: VideoRequest, image: bytes | None, seed: int) -> GenerationRequest:
         height, width = self._size(asked)
         units, frames = self._length(asked)
         request = GenerationRequest(
             prompt=asked.prompt,
-            seed=_seed(asked.seed),
+            seed=seed,
             units=units,
             height=height,
             width=width,
-            policy=self._policy(asked.search.policy),
-            budget=self._budget(asked.search.budget),
             image=image,
-            until=asked.search.until,
-            within=asked.search.seconds,
             sampling=Sampling(asked.negative_prompt, asked.num_inference_steps, asked.guidance_scale),
             frames=frames,
             fps=asked.fps,
-            options=asked.search.options,
-            speculate=asked.search.speculation,
         )
-        self._check(request)
-        return request
+        return self._searched(request, asked.search)
 
     def remixed(self, request: GenerationRequest, prompt: str) -> GenerationRequest:
         """The same request, seed included, for another prompt. Raises ApiError for one that the model cannot read."""
@@ -114,18 +131,24 @@ class Offer:
             prompt=asked.prompt,
             seed=_seed(asked.seed),
             units=units,
-            policy=self._policy(asked.search.policy),
-            budget=self._budget(asked.search.budget),
             image=None,
-            until=asked.search.until,
-            within=asked.search.seconds,
             frames=frames_of(earlier.units) + max(1, round(float(asked.seconds) * fps)),
-            options=asked.search.options,
-            speculate=asked.search.speculation,
             given=earlier.units,
         )
-        self._check(request)
-        return request
+        return self._searched(request, asked.search)
+
+    def clip_form(self, asked: ExtensionRequest) -> ClipForm:
+        """What a clip becomes before it is gone on from as asked. Raises ApiError where there is no room for any."""
+        recipe, most = self.model.recipe, self.limits.most_units
+        more = math.ceil(max(1, round(float(asked.seconds) * recipe.fps)) / FRAMES_PER_UNIT)
+        if more >= most:
+            room = (frames_of(most) - 1) / recipe.fps
+            raise ApiError(400, f"{asked.seconds} s more cannot be made: ask for {room:g} s at most", param="seconds")
+        return ClipForm(recipe.height, recipe.width, recipe.fps, most - more)
+
+    def of_clip(self, clip: bytes, units: int) -> GenerationRequest:
+        """What a video that is an uploaded clip of so many units would have been asked for as."""
+        return replace(self.model.native, units=units, clip=clip)
 
     def price(self, request: GenerationRequest) -> float:
         """How much work a request is at most, in samples of the model's own size and length without a search."""
@@ -134,6 +157,21 @@ class Offer:
     def flops(self, request: GenerationRequest) -> float:
         """The FLOPs that a request's budget allows."""
         return request.budget * self.model.flops(request)
+
+    def _searched(self, request: GenerationRequest, search: Search) -> GenerationRequest:
+        """The request, to be searched for like this. Raises ApiError for what is not offered."""
+        request = replace(
+            request,
+            policy=self._policy(search.policy),
+            budget=self._budget(search.budget),
+            until=search.until,
+            within=search.seconds,
+            options=search.options,
+            speculate=search.speculation,
+            verifiers=self._verifiers(search.verifiers),
+        )
+        self._check(request)
+        return request
 
     def _check(self, request: GenerationRequest) -> None:
         try:
@@ -195,6 +233,18 @@ class Offer:
             raise ApiError(400, sentence, param="search.policy")
         return name
 
+    def _verifiers(self, asked: dict[str, float] | None) -> dict[str, float] | None:
+        offered = self.model.verifiers
+        if asked is None:
+            return None
+        for name in asked:
+            if name not in offered:
+                sentence = f"search.verifiers {name[:60]!r} is unknown: choose among {', '.join(offered)}"
+                raise ApiError(400, sentence, param="search.verifiers")
+        if not any(asked.values()):
+            raise ApiError(400, "search.verifiers: one of the weights must be above 0", param="search.verifiers")
+        return asked
+
     def _budget(self, asked: str | None) -> float:
         budget = parse_budget(asked or self.limits.budget)
         if budget > parse_budget(self.limits.most_budget):
@@ -213,6 +263,6 @@ def offer_of(offers: Mapping[str, Offer], name: str | None) -> Offer:
     return offers[name]
 
 
-def _seed(asked: int | None) -> int:
-    """The seed that was asked for; one that is drawn for -1 and None."""
-    return secrets.randbelow(LARGEST_DRAWN) if asked in (None, -1) else asked
+def _seed(asked: int | None, n: int = 1) -> int:
+    """The first of ``n`` seeds that was asked for; one that is drawn for -1 and None."""
+    return secrets.randbelow(LARGEST_DRAWN - n) if asked is None or asked == -1 else asked

@@ -14,6 +14,7 @@ from framegrove.serving.api import ExtensionRequest, PolicyOffer, RemixRequest, 
 _SCHEMA = "#/components/schemas/{model}"
 
 _FORM = "VideoForm"
+_EXTENSION_FORM = "ExtensionForm"
 
 
 class ErrorDetails(BaseModel):
@@ -58,8 +59,13 @@ REMIX_BODY: dict[str, Any] = {
 
 
 EXTENSION_BODY: dict[str, Any] = {
+    "description": "JSON, or a multipart form with the same fields, which can carry a clip (MP4, WebM or MOV) as a "
+    "file in video, or name a video in video[id].",
     "required": True,
-    "content": {"application/json": {"schema": {"$ref": _SCHEMA.format(model=ExtensionRequest.__name__)}}},
+    "content": {
+        "application/json": {"schema": {"$ref": _SCHEMA.format(model=ExtensionRequest.__name__)}},
+        "multipart/form-data": {"schema": {"$ref": _SCHEMA.format(model=_EXTENSION_FORM)}},
+    },
 }
 
 
@@ -72,18 +78,38 @@ def document_requests(app: FastAPI, policies: Mapping[str, PolicyOffer]) -> None
     policy = schemas["Search"]["properties"]["policy"]
     policy["enum"] = list(policies)
     policy["description"] += ". " + "; ".join(f"{name}: {offer.description}" for name, offer in policies.items())
-    schemas[_FORM] = _form(schemas)
+    schemas[_FORM] = _form(schemas, VideoRequest, _FORM, _IMAGE_FILE)
+    schemas[_EXTENSION_FORM] = _form(schemas, ExtensionRequest, _EXTENSION_FORM, _CLIP_FILE)
+    schemas[ExtensionRequest.__name__]["required"].append("video")  # without a form there is no file in its place
     app.openapi()["components"]["schemas"].update(schemas)  # FastAPI keeps the document that it makes
 
 
-def _form(schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a request as a form: nested fields are flat, and the image is a file."""
-    request, search = schemas[VideoRequest.__name__], schemas["Search"]
-    fields = {name: field for name, field in request["properties"].items() if name not in ("search", "input_reference")}
-    fields |= {f"search[{name}]": field for name, field in search["properties"].items()}
-    fields["input_reference"] = {
+_IMAGE_FILE: dict[str, Any] = {
+    "input_reference": {
         "type": "string",
         "format": "binary",
         "description": "the video's first frame, a PNG, JPEG or WebP file",
     }
-    return {**request, "title": _FORM, "description": "The body of POST /v1/videos as a form.", "properties": fields}
+}
+_CLIP_FILE: dict[str, Any] = {
+    "video": {"type": "string", "format": "binary", "description": "a clip to go on from, an MP4, WebM or MOV file"},
+    "video[id]": {"type": "string", "maxLength": 64, "description": "in place of a clip: the id of a completed video"},
+}
+
+
+def _form(
+    schemas: Mapping[str, Any], kind: type[BaseModel], title: str, files: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The schema of a request as a form: nested fields are flat, and ``files`` are files."""
+    request, search = schemas[kind.__name__], schemas["Search"]
+    fields = {name: field for name, field in request["properties"].items() if name not in ("search", *files)}
+    fields |= {f"search[{name}]": field for name, field in search["properties"].items()}
+    description = f"{request['description'].splitlines()[0].rstrip('.')}, as a form."
+    required = [name for name in request["required"] if name not in files]
+    return {
+        **request,
+        "title": title,
+        "description": description,
+        "properties": {**fields, **files},
+        "required": required,
+    }

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
 from framegrove.media.frames import MediaError
 from framegrove.media.pictures import NotAPicture, pictures_of
 from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError
-from framegrove.serving.limits import Places
+from framegrove.serving.decoding import Decoders
 
 log = logging.getLogger(__name__)
 
@@ -23,31 +21,14 @@ MOST_PIXELS = 64_000_000
 MOST_KEPT_PIXELS = 2**22  # more than any model's frame has
 MOST_SCANS = 32  # of a progressive JPEG; encoders write about 10
 
-_DECODERS = 2  # a picture of MOST_PIXELS takes up to 1 GB while it is decoded
 
-
-class PictureReader:
-    """Checks pictures in threads of its own, so that neither the event loop nor the store waits for a decoder.
-
-    ``waiting`` is how many pictures it holds at a time, those in the decoders included.
-    """
-
-    def __init__(self, waiting: int) -> None:
-        self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="pictures")
-        self._places = Places(waiting, f"{waiting} images are being checked already: try again in a moment")
-
-    async def checked(self, encoded: bytes) -> bytes:
-        """The picture, upright and over white, as a PNG file. Raises ApiError."""
-        if len(encoded) > MOST_IMAGE_BYTES:
-            raise ApiError(
-                413, f"the image is larger than {MOST_IMAGE_BYTES // 2**20} MiB: send a smaller one", param=FIELD
-            )
-        with self._places.taken():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, reencoded, encoded)
-
-    def close(self) -> None:
-        """Let go of pictures that no thread has begun with."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+async def checked_picture(encoded: bytes, decoders: Decoders) -> bytes:
+    """The picture, upright and over white, as a PNG file. Raises ApiError."""
+    if len(encoded) > MOST_IMAGE_BYTES:
+        raise ApiError(
+            413, f"the image is larger than {MOST_IMAGE_BYTES // 2**20} MiB: send a smaller one", param=FIELD
+        )
+    return await decoders.run(reencoded, encoded)
 
 
 def reencoded(encoded: bytes) -> bytes:

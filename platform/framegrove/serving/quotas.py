@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from framegrove.serving.api import ApiError
@@ -23,8 +23,8 @@ class Quotas:
 
     >>> if not quotas.allowed(owner, flops=budgeted, stored=bytes_of(owner)):
     ...     raise quotas.refusal(owner, flops=budgeted, stored=bytes_of(owner))
-    >>> quotas.used(owner, video_id, flops=budgeted)
-    >>> quotas.used(owner, video_id, flops=0)  # it was cancelled before it was begun
+    >>> quotas.used(owner, {video_id: budgeted})
+    >>> quotas.used(owner, {video_id: 0})  # it was cancelled before it was begun
 
     Two requests that are checked before either is noted may both pass: hold a lock from the check to the note where
     that matters. An owner without a key, as on an open endpoint, has no limits. Methods block for as long as a disk
@@ -52,13 +52,13 @@ class Quotas:
         sentence = self._exceeded(owner, flops, stored) or f"the key {owner} may not use more now: try again"
         return ApiError(429, sentence, code="quota_exceeded")
 
-    def used(self, owner: str, video: str, flops: float) -> None:
-        """Note that a video takes so many FLOPs of its owner's, in place of what was noted for it before."""
+    def used(self, owner: str, flops: Mapping[str, float]) -> None:
+        """Note how many of its owner's FLOPs each video takes, in place of what was noted for it before."""
         with self._database() as database:
             database.execute("DELETE FROM usage WHERE at <= ?", (self._now() - _DAY_S,))
-            database.execute(
+            database.executemany(
                 "INSERT INTO usage VALUES (?, ?, ?, ?) ON CONFLICT (video) DO UPDATE SET flops = excluded.flops",
-                (video, owner, self._now(), flops),
+                [(video, owner, self._now(), each) for video, each in flops.items()],
             )
 
     def flops_of(self, owner: str) -> float:
@@ -84,7 +84,7 @@ class Quotas:
         if before + flops <= limits.flops_per_day:
             return None
         return (
-            f"this video may take {flops:.3g} FLOPs, and the key {owner} has used {before:.3g} of its "
+            f"this request may take {flops:.3g} FLOPs, and the key {owner} has used {before:.3g} of its "
             f"{limits.flops_per_day:.3g} in 24 hours: ask for a smaller budget, or later"
         )
 

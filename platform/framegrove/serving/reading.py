@@ -1,20 +1,30 @@
-"""From a request's body to a checked video request with its picture."""
+"""From a request's body to a checked request, with the picture or the clip that comes with it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 
-from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError, Body, VideoRequest, parse
+from framegrove.serving import clips, pictures
+from framegrove.serving.api import (
+    MOST_CLIP_BYTES,
+    MOST_IMAGE_BYTES,
+    ApiError,
+    Body,
+    ExtensionRequest,
+    VideoRequest,
+    parse,
+)
+from framegrove.serving.decoding import Decoders
 from framegrove.serving.forms import Part, decoded, parse_form
-from framegrove.serving.pictures import FIELD, PictureReader
 
 MOST_FIELD_BYTES = 64 * 2**10
 _LONGEST_NAME = 100
-_MOST_URL_BYTES = MOST_IMAGE_BYTES * 4 // 3 + 100  # an image in base64, with a data URL's head
+_LONGEST_HEAD = 100  # of a data URL
 _LONGEST_CONTENT_TYPE = 500
 # Brackets and commas in a JSON body: a request needs a few dozen. So many also bound how deep it is nested, and how
 # much larger than its text it becomes in memory.
@@ -22,15 +32,47 @@ _MOST_MARKS = 5000
 _MOST_DIGITS = 4300  # of an integer, for Python's int
 
 
-async def read_request(request: Request, pictures: PictureReader) -> tuple[VideoRequest, bytes | None]:
+@dataclass(frozen=True)
+class _Upload:
+    """The file that a request may carry: as a form's file in ``field``, or as a data URL in ``url`` in that field."""
+
+    field: str
+    url: str
+    most: int  # bytes
+
+    def most_of(self, name: str) -> int:
+        """How many bytes the text of a form's field may have."""
+        return self.most * 4 // 3 + _LONGEST_HEAD if name == f"{self.field}[{self.url}]" else MOST_FIELD_BYTES
+
+
+_IMAGE = _Upload(pictures.FIELD, "image_url", MOST_IMAGE_BYTES)
+_CLIP = _Upload(clips.FIELD, "video_url", MOST_CLIP_BYTES)
+
+
+async def read_request(request: Request, decoders: Decoders) -> tuple[VideoRequest, bytes | None]:
     """The request in the body, with its picture as a PNG file. Raises ApiError, in one sentence."""
-    fields, image = _parsed(await request.body(), request.headers.get("content-type", ""))
+    fields, image = await _parsed(request, _IMAGE)
     asked = parse(VideoRequest, fields)
     if asked.input_reference is not None:
         if image is not None:
-            raise ApiError(400, f"{FIELD} is given both as a file and as a field: send one of them", param=FIELD)
+            raise _given_both(_IMAGE)
         image = asked.input_reference.image()
-    return asked, None if image is None else await pictures.checked(image)
+    return asked, None if image is None else await pictures.checked_picture(image, decoders)
+
+
+async def read_extension(request: Request) -> tuple[ExtensionRequest, bytes | None]:
+    """The request in the body, with the file of the clip that it sends, if any. Raises ApiError, in one sentence."""
+    fields, clip = await _parsed(request, _CLIP)
+    asked = parse(ExtensionRequest, fields)
+    if asked.video is not None:
+        if clip is not None:
+            raise _given_both(_CLIP)
+        clip = asked.video.clip()
+    if clip is not None and len(clip) > MOST_CLIP_BYTES:
+        raise ApiError(
+            413, f"the clip is larger than {MOST_CLIP_BYTES // 2**20} MiB: send a smaller one", param="video"
+        )
+    return asked, clip
 
 
 async def read_json(request: Request, kind: type[Body]) -> Body:
@@ -41,15 +83,16 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
     return parse(kind, parse_json(await request.body()))
 
 
-def _parsed(body: bytes, content_type: str) -> tuple[Any, bytes | None]:
+async def _parsed(request: Request, upload: _Upload) -> tuple[Any, bytes | None]:
+    body, content_type = await request.body(), request.headers.get("content-type", "")
     kind, options = parse_options_header(content_type[:_LONGEST_CONTENT_TYPE])
     if kind == b"application/json":
         return parse_json(body), None
     if kind == b"multipart/form-data":
-        return _fields_and_file(parse_form(body, options.get(b"boundary", b"")))
+        return _fields_and_file(parse_form(body, options.get(b"boundary", b"")), upload)
     given = f"{content_type[:60]!r}" if content_type else "missing"
     raise ApiError(
-        415, f"the Content-Type is {given}: send application/json, or multipart/form-data if an image goes with it"
+        415, f"the Content-Type is {given}: send application/json, or multipart/form-data if a file goes with it"
     )
 
 
@@ -83,23 +126,23 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _fields_and_file(parts: list[Part]) -> tuple[dict[str, Any], bytes | None]:
+def _fields_and_file(parts: list[Part], upload: _Upload) -> tuple[dict[str, Any], bytes | None]:
     fields: dict[str, Any] = {}
-    image = None
+    file = None
     for part in parts:
         if part.filename is None:
-            _put(fields, part.name, _text(part))
-        elif part.name != FIELD:
-            raise ApiError(400, f"the file {part.name[:60]!r} is not expected, only {FIELD} is", param=part.name[:60])
-        elif image is not None:
-            raise _given_twice(FIELD)
+            _put(fields, part.name, _text(part, upload.most_of(part.name)))
+        elif part.name != upload.field:
+            sentence = f"the file {part.name[:60]!r} is not expected, only {upload.field} is"
+            raise ApiError(400, sentence, param=part.name[:60])
+        elif file is not None:
+            raise _given_twice(upload.field)
         elif part.filename or part.content:  # a browser sends neither where no file was chosen
-            image = part.content
-    return fields, image
+            file = part.content
+    return fields, file
 
 
-def _text(part: Part) -> str:
-    most = _MOST_URL_BYTES if part.name == f"{FIELD}[image_url]" else MOST_FIELD_BYTES
+def _text(part: Part, most: int) -> str:
     name = part.name[:60]
     if len(part.content) > most:
         raise ApiError(413, f"the field {name!r} is larger than {most // 2**10:,} KiB: shorten it", param=name)
@@ -150,6 +193,11 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _given_both(upload: _Upload) -> ApiError:
+    sentence = f"{upload.field} is given both as a file and as a field: send one of them"
+    return ApiError(400, sentence, param=upload.field)
 
 
 def _given_twice(name: str) -> ApiError:

@@ -23,7 +23,7 @@ FILE_MISSING = "file_missing"  # the error code of a completed video whose mp4 i
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a completed video. ``etag`` is the SHA-256 of its contents, in hexadecimal and without quotes."""
+    """A file of a video. ``etag`` is the SHA-256 of its contents, in hexadecimal and without quotes."""
 
     name: str
     size: int
@@ -35,7 +35,8 @@ class VideoRecord:
     """What is known of a video. ``seconds`` and ``model`` are as the API shows them; times are in Unix seconds.
 
     ``owner`` is the name of the API key with which it was asked for, empty where the endpoint has no keys.
-    ``remixed_from`` and ``extends`` are ids of other videos. ``price`` is the estimated work, in units of the
+    ``remixed_from`` and ``extends`` are ids of other videos, ``batch`` those of all videos of a request for several.
+    ``clip`` is the stored clip that the video goes on from. ``price`` is the estimated work, in units of the
     service's choice. ``idempotency`` is the key that the client gave and a digest of the request's body.
 
     Where ``error_code`` is "damaged", ``request`` is empty: what was asked for cannot be read any more.
@@ -61,6 +62,8 @@ class VideoRecord:
     price: float = 0.0
     idempotency: tuple[str, str] | None = None
     files: tuple[StoredFile, ...] = ()
+    batch: tuple[str, ...] = ()
+    clip: StoredFile | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class QueuedVideo:
 
 @dataclass(frozen=True)
 class Usage:
-    """What an owner takes up: the bytes of all files of its videos, and how many of its videos are queued."""
+    """What an owner takes up: the bytes of all files of its videos, clips included, and how many videos are queued."""
 
     stored: int
     waiting: int
@@ -120,10 +123,12 @@ class Row(Base):
     idempotency_digest: Mapped[str | None]
     files: Mapped[str | None]  # None in a completed video: it is from before versions, see filing.py
     size: Mapped[int] = mapped_column(BigInteger)  # of all files, in bytes
+    batch: Mapped[str | None]
+    clip: Mapped[str | None]  # the file that the video goes on from, see filing.py
 
 
 class LooseFiles(Base):
-    """An id under which the storage may hold files that belong to no completed video, and are to be removed.
+    """An id under which the storage may hold files that belong to no video, and are to be removed.
 
     It is noted before the first of them is written, and when a video is deleted, so that no crash leaves files behind
     that nobody knows of.
@@ -144,7 +149,7 @@ def row_of(record: VideoRecord) -> Row:
     key, digest = record.idempotency or (None, None)
     return Row(
         id=record.id,
-        request=json.dumps(dataclasses.asdict(dataclasses.replace(record.request, image=None))),
+        request=json.dumps(dataclasses.asdict(dataclasses.replace(record.request, image=None, clip=None))),
         image=record.request.image,
         model=record.model,
         seconds=record.seconds,
@@ -159,7 +164,9 @@ def row_of(record: VideoRecord) -> Row:
         price=record.price,
         idempotency_key=key,
         idempotency_digest=digest,
-        size=0,
+        size=record.clip.size if record.clip else 0,
+        batch=json.dumps(record.batch) if record.batch else None,
+        clip=as_json((record.clip,)) if record.clip else None,
     )
 
 
@@ -171,6 +178,8 @@ def record_of(row: Row, image: bytes | None) -> VideoRecord:
         report=_read("report", _REPORT, row.report) if row.report else None,
         metadata=_read("metadata", _METADATA, row.facts),
         files=files_of(row.files),
+        batch=_read("batch", _IDS, row.batch) if row.batch else (),
+        clip=clip_of(row.clip),
     )
 
 
@@ -180,9 +189,14 @@ def files_of(listed: str | None) -> tuple[StoredFile, ...]:
     return files
 
 
+def clip_of(listed: str | None) -> StoredFile | None:
+    """The clip that a row lists. Raises Damaged."""
+    return next(iter(files_of(listed)), None)
+
+
 def what_is_left(row: Row) -> VideoRecord:
     """The record of a damaged row, without the parts that are kept as JSON."""
-    return _record(row, request=_UNREADABLE, report=None, metadata={}, files=())
+    return _record(row, request=_UNREADABLE, report=None, metadata={}, files=(), batch=(), clip=None)
 
 
 def as_json(files: tuple[StoredFile, ...]) -> str:
@@ -197,6 +211,8 @@ def _record(
     report: dict[str, Any] | None,
     metadata: dict[str, str],
     files: tuple[StoredFile, ...],
+    batch: tuple[str, ...],
+    clip: StoredFile | None,
 ) -> VideoRecord:
     key, digest = row.idempotency_key, row.idempotency_digest
     return VideoRecord(
@@ -220,6 +236,8 @@ def _record(
         price=row.price,
         idempotency=(key, digest) if key is not None and digest is not None else None,
         files=files,
+        batch=batch,
+        clip=clip,
     )
 
 
@@ -227,6 +245,7 @@ def _record(
 _REQUEST = TypeAdapter(GenerationRequest)
 _REPORT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _METADATA = TypeAdapter(dict[str, str])
+_IDS = TypeAdapter(tuple[str, ...])
 _FILES: TypeAdapter[tuple[StoredFile, ...]] = TypeAdapter(tuple[StoredFile, ...])
 
 _UNREADABLE = GenerationRequest(prompt="", seed=0, units=0, height=0, width=0)

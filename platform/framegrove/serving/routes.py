@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from framegrove.serving.api import (
     ApiError,
     DeletedVideo,
-    ExtensionRequest,
     Model,
     ModelList,
     RemixRequest,
@@ -20,12 +19,15 @@ from framegrove.serving.api import (
     Video,
     VideoList,
 )
+from framegrove.serving.clips import checked_clip
+from framegrove.serving.decoding import Decoders
 from framegrove.serving.live import Event
 from framegrove.serving.openapi import EXTENSION_BODY, REMIX_BODY, VIDEO_REQUEST_BODY
-from framegrove.serving.pictures import PictureReader
-from framegrove.serving.reading import read_json, read_request
+from framegrove.serving.reading import read_extension, read_json, read_request
 from framegrove.serving.records import StoredFile
 from framegrove.serving.service import VideoService, content_name
+
+EXTENSIONS = "/v1/videos/extensions"
 
 _KINDS = {"mp4": "video/mp4", "webp": "image/webp", "png": "image/png", "html": "text/html", "json": "application/json"}
 _PAGES = {"Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
@@ -39,22 +41,22 @@ IdempotencyKey = Annotated[
 ]
 
 
-def routes_of(service: VideoService, pictures: PictureReader) -> APIRouter:
+def routes_of(service: VideoService, decoders: Decoders) -> APIRouter:
     """All routes of the API."""
     router = APIRouter()
     for add in (_asking, _managing, _watching, _models, _health):
-        add(router, service, pictures)
+        add(router, service, decoders)
     return router
 
 
-def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+def _asking(router: APIRouter, service: VideoService, decoders: Decoders) -> None:
     @router.post(
         "/v1/videos",
         openapi_extra={"requestBody": VIDEO_REQUEST_BODY},
     )
     async def create(request: Request, idempotency_key: IdempotencyKey = None) -> Video:
-        """Ask for a video: it is queued, and the answer names its id."""
-        asked, image = await read_request(request, pictures)
+        """Ask for a video: it is queued, and the answer names its id; of ``n`` videos, those of all in ``batch``."""
+        asked, image = await read_request(request, decoders)
         return await service.submit(asked, image, owner=_owner(request), key=_key(idempotency_key))
 
     @router.post(
@@ -67,7 +69,9 @@ def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -
     )
     async def create_and_wait(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
         """Ask for a video and wait for its file. Who stops waiting can still ask for it by its id."""
-        asked, image = await read_request(request, pictures)
+        asked, image = await read_request(request, decoders)
+        if asked.n > 1:
+            raise ApiError(400, f"n is {asked.n}: one video at a time can be waited for, use /v1/videos", param="n")
         owner = _owner(request)
         video = await service.submit(asked, image, owner=owner, key=_key(idempotency_key))
         await service.wait_for(video.id, owner)
@@ -81,14 +85,15 @@ def _asking(router: APIRouter, service: VideoService, pictures: PictureReader) -
         asked = await read_json(request, RemixRequest)
         return await service.remix(video_id, asked, owner=_owner(request), key=_key(idempotency_key))
 
-    @router.post("/v1/videos/extensions", openapi_extra={"requestBody": EXTENSION_BODY})
+    @router.post(EXTENSIONS, openapi_extra={"requestBody": EXTENSION_BODY})
     async def extend(request: Request, idempotency_key: IdempotencyKey = None) -> Video:
-        """Ask for an earlier video to go on: a new video that begins with all of it."""
-        asked = await read_json(request, ExtensionRequest)
-        return await service.extend(asked, owner=_owner(request), key=_key(idempotency_key))
+        """Ask for an earlier video, or for a clip of your own, to go on: a new video that begins with all of it."""
+        asked, sent = await read_extension(request)
+        clip = await decoders.run(checked_clip, sent, service.clip_form(asked)) if sent is not None else None
+        return await service.extend(asked, clip, owner=_owner(request), key=_key(idempotency_key))
 
 
-def _managing(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+def _managing(router: APIRouter, service: VideoService, decoders: Decoders) -> None:
     @router.get("/v1/videos")
     async def page(
         request: Request,
@@ -136,7 +141,7 @@ def _managing(router: APIRouter, service: VideoService, pictures: PictureReader)
         return await _file(service, request, video_id, content_name(variant), _owner(request))
 
 
-def _watching(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+def _watching(router: APIRouter, service: VideoService, decoders: Decoders) -> None:
     @router.get(
         "/v1/videos/{video_id}/events",
         response_class=Response,
@@ -180,7 +185,7 @@ def _watching(router: APIRouter, service: VideoService, pictures: PictureReader)
         return Response(strip, media_type="image/webp", headers={"Cache-Control": "private, no-store"})
 
 
-def _models(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+def _models(router: APIRouter, service: VideoService, decoders: Decoders) -> None:
     @router.get("/v1/models")
     async def models() -> ModelList:
         """The models on offer: sizes, lengths, search policies with their options, and the price of a sample."""
@@ -192,7 +197,7 @@ def _models(router: APIRouter, service: VideoService, pictures: PictureReader) -
         return service.model(name)
 
 
-def _health(router: APIRouter, service: VideoService, pictures: PictureReader) -> None:
+def _health(router: APIRouter, service: VideoService, decoders: Decoders) -> None:
     @router.get("/healthz")
     async def health() -> dict[str, str]:
         """Whether the process answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -11,11 +12,13 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from framegrove import logs
 from framegrove.config.request import frames_of
 from framegrove.config.serve import ServeConfig
+from framegrove.media.extending import ClipForm
 from framegrove.serving.api import (
     LATENTS,
     POLL_AFTER_MS,
@@ -34,6 +37,7 @@ from framegrove.serving.api import (
     VideoList,
     VideoRequest,
 )
+from framegrove.serving.clips import CheckedClip
 from framegrove.serving.live import Event
 from framegrove.serving.making import Keep, Maker, Runner, line
 from framegrove.serving.offers import Offer, ServedModel, offer_of
@@ -44,13 +48,18 @@ from framegrove.types import GenerationRequest
 
 log = logging.getLogger(__name__)
 
+_NO_SOURCE = (
+    'the field video is missing: send a clip as a file, or name what to go on from, such as {"id": "video_..."} or '
+    '{"video_url": "data:video/mp4;base64,..."}'
+)
+
 
 class VideoService:
     """Accepts requests, keeps them durably, and makes the videos, some at a time.
 
     Each of ``models`` comes with what makes its videos; requests that name no model get the first one's.
     Callers are told apart by ``owner``, the name of their key: each sees its own videos only. A video counts in its
-    owner's ``quotas`` as the FLOPs that its budget allows, unless it is cancelled while it waits. ``on_queue`` is
+    owner's ``quotas`` as the FLOPs that its budget allows, unless it is given up while it waits. ``on_queue`` is
     called with the number of waiting videos whenever it may have changed. Errors of types in ``passing`` are retried,
     see making.py. Every method that takes an id raises ApiError (404) for an unknown one.
     """
@@ -140,31 +149,65 @@ class VideoService:
     ) -> Video:
         """Accept a request; one that comes again with the same idempotency ``key`` is answered with the same video.
 
+        A request for ``n`` videos becomes ``n`` of them, with seeds that follow each other, and the answer is the first
+        with the ids of all. They are accepted together or not at all. Of other servers of this API, SGLang has one
+        video with several files for ``n``, and vLLM-Omni has no ``n``; here each is searched for by itself, has a tree,
+        costs and scores of its own, and can be watched, cancelled and deleted, and is made again alone by its seed.
+
         Raises ApiError for what the model or this endpoint does not offer, or a full queue.
         """
         offer = offer_of(self._offers, asked.model)
-        request = offer.accepted(asked, image)
+        requests = offer.accepted(asked, image)
         asks = {**asked.model_dump(mode="json"), "image": hashlib.sha256(image or b"").hexdigest()}
         kept = {"user": asked.user, "metadata": asked.metadata}
-        return await self._add(self._queued(offer, request, asks, owner, key, asked.seconds, kept))
+        records = [self._queued(offer, request, owner, asked.seconds, kept) for request in requests]
+        if len(records) > 1:
+            ids = tuple(record.id for record in records)
+            records = [replace(record, batch=ids) for record in records]
+        return await self._add(records, key, asks)
 
     async def remix(self, video_id: str, asked: RemixRequest, *, owner: str = "", key: str | None = None) -> Video:
         """Ask for an earlier video with another prompt, from the same seed. Raises ApiError."""
         earlier = await self._record(video_id, owner)
         offer = offer_of(self._offers, earlier.model)
-        request = offer.remixed(earlier.request, asked.prompt)
+        request = offer.remixed(await self._with_clip(earlier), asked.prompt)
+        if earlier.extends is not None:  # the remix goes on from the same video
+            await self._completed(earlier.extends, owner)
         asks = {"remix": video_id, "prompt": asked.prompt}
         kept = {"user": earlier.user, "metadata": earlier.metadata, "remixed_from": video_id}
-        return await self._add(self._queued(offer, request, asks, owner, key, earlier.seconds, kept))
+        record = self._queued(offer, request, owner, earlier.seconds, {**kept, "extends": earlier.extends})
+        return await self._add([record], key, asks)
 
-    async def extend(self, asked: ExtensionRequest, *, owner: str = "", key: str | None = None) -> Video:
-        """Ask for an earlier video to go on. Raises ApiError, also where it is not completed."""
-        earlier = await self._completed(asked.video.id, owner)
+    def clip_form(self, asked: ExtensionRequest) -> ClipForm:
+        """What an uploaded clip is to become before ``extend``. Raises ApiError where it could not be gone on from."""
+        return offer_of(self._offers, asked.model).clip_form(asked)
+
+    async def extend(
+        self, asked: ExtensionRequest, clip: CheckedClip | None = None, *, owner: str = "", key: str | None = None
+    ) -> Video:
+        """Ask for an earlier video, or for an uploaded clip, to go on.
+
+        Raises ApiError, also where the video is not completed.
+        """
+        asks: dict[str, Any] = asked.model_dump(mode="json", exclude={"video"})
+        if clip is not None:
+            offer = offer_of(self._offers, asked.model)
+            request = offer.extended(offer.of_clip(clip.video, clip.units), asked)
+            asks["clip"] = hashlib.sha256(clip.video).hexdigest()
+            return await self._add([self._queued(offer, request, owner, None, {})], key, asks)
+        source = asked.video.id if asked.video is not None else None
+        if source is None:
+            raise ApiError(400, _NO_SOURCE, param="video")
+        earlier = await self._completed(source, owner)
         _file(earlier, LATENTS)
         offer = offer_of(self._offers, earlier.model)
+        if asked.model not in (None, earlier.model):
+            sentence = f"{source} is gone on from by the model that made it, {earlier.model}: leave model out"
+            raise ApiError(400, sentence, param="model")
         request = offer.extended(earlier.request, asked)
+        asks["video"] = {"id": source}
         kept = {"user": earlier.user, "metadata": earlier.metadata, "extends": earlier.id}
-        return await self._add(self._queued(offer, request, asked.model_dump(mode="json"), owner, key, None, kept))
+        return await self._add([self._queued(offer, request, owner, None, kept)], key, asks)
 
     async def find(self, video_id: str, owner: str = "") -> Video:
         """The video's current state."""
@@ -197,18 +240,16 @@ class VideoService:
 
     async def cancel(self, video_id: str, owner: str = "") -> Video:
         """Give a video up; what is sampled for it ends within a denoising step. Raises ApiError if it is finished."""
-        record = await self._record(video_id, owner)
-        if not await self._maker.cancel(video_id):
+        await self._record(video_id, owner)
+        if not await self._give_up(video_id, owner):
             record = await self._record(video_id, owner)
             raise ApiError(409, f"the video {video_id} cannot be cancelled any more, it is {record.status}")
-        if self._quotas is not None and record.status == "queued":
-            await asyncio.to_thread(self._quotas.used, owner, video_id, 0.0)
         return await self.find(video_id, owner)
 
     async def delete(self, video_id: str, owner: str = "") -> DeletedVideo:
         """Remove a video and its files; one that waits or is being made is cancelled first."""
         await self._record(video_id, owner)
-        await self._maker.cancel(video_id)
+        await self._give_up(video_id, owner)
         await asyncio.to_thread(self._store.delete, video_id)
         return DeletedVideo(id=video_id)
 
@@ -276,20 +317,29 @@ class VideoService:
             sentence = f"the endpoint is being restarted, and goes on with {video_id}: ask for that video in a moment"
             raise ApiError(503, sentence, code="restarting")
 
-    def _queued(
-        self,
-        offer: Offer,
-        request: GenerationRequest,
-        asks: Mapping[str, Any],
-        owner: str,
-        key: str | None,
-        seconds: str | None,
-        kept: Mapping[str, Any],
-    ) -> VideoRecord:
-        """The record of a new video; ``asks`` tells what was asked for from anything else that comes with the key.
+    async def _give_up(self, video_id: str, owner: str) -> bool:
+        """Cancel a video; one that was never begun costs its owner nothing. False where it was finished already."""
+        given_up = await self._maker.cancel(video_id)
+        if given_up and self._quotas is not None:
+            record = await asyncio.to_thread(self._store.get, video_id)
+            if record is not None and record.started_at is None:
+                await asyncio.to_thread(self._quotas.used, owner, {video_id: 0.0})
+        return given_up
 
-        ``kept`` are further fields of the record.
-        """
+    async def _with_clip(self, record: VideoRecord) -> GenerationRequest:
+        """What a video was asked for, with the clip that it goes on from, if any. Raises ApiError where it is lost."""
+        if record.clip is None:
+            return record.request
+        try:
+            return replace(record.request, clip=await asyncio.to_thread(self._store.clip, record.id))
+        except (FileGone, KeyError):
+            sentence = f"the clip from which {record.id} went on is gone from the endpoint's storage: send it again"
+            raise ApiError(410, sentence, code="file_missing") from None
+
+    def _queued(
+        self, offer: Offer, request: GenerationRequest, owner: str, seconds: str | None, kept: Mapping[str, Any]
+    ) -> VideoRecord:
+        """The record of a new video; ``kept`` are further fields of it."""
         return VideoRecord(
             id=f"video_{uuid.uuid4().hex}",
             request=request,
@@ -299,52 +349,68 @@ class VideoService:
             created_at=time.time(),
             owner=owner,
             price=offer.price(request),
-            idempotency=(key, _digest(asks)) if key is not None else None,
             **kept,
         )
 
-    async def _add(self, record: VideoRecord) -> Video:
-        with logs.about(request=record.id):
-            try:
-                kept = await asyncio.to_thread(self._store.add, record, self._limits.waiting)
-            except QueueFull:
-                sentence = f"{self._limits.waiting} videos are waiting already: try again later"
-                raise ApiError(429, sentence, code="queue_full") from None
-            except KeyReused:
-                raise ApiError(
-                    409,
-                    "this Idempotency-Key came with another request before: use a new key for a new request",
-                    code="idempotency_key_reused",
-                ) from None
-            if kept.id == record.id:
-                request = record.request
-                log.info(
-                    "accepted: %d units of %dx%d pixels, policy %s, budget %gx",
-                    *(request.units, request.width, request.height, request.policy, request.budget),
+    async def _add(self, records: Sequence[VideoRecord], key: str | None, asks: Mapping[str, Any]) -> Video:
+        """Accept the videos of a request, and describe the first; or that of an earlier request with the same key.
+
+        ``asks`` tells this request from any other that comes with the key. Raises ApiError.
+        """
+        first = replace(records[0], idempotency=(key, _digest(asks)) if key is not None else None)
+        records = [first, *records[1:]]
+        try:
+            kept = await self._charged(records) if self._quotas is not None else await self._stored(records)
+        except QueueFull:
+            sentence = f"{self._limits.waiting} videos are waiting already: try again later"
+            if len(records) > 1:
+                sentence = (
+                    f"there is no room for {len(records)} more videos: try again later, or ask for fewer at a time"
                 )
-        if kept.id == record.id:
-            await self._charge(record)
+            raise ApiError(429, sentence, code="queue_full") from None
+        except KeyReused:
+            raise ApiError(
+                409,
+                "this Idempotency-Key came with another request before: use a new key for a new request",
+                code="idempotency_key_reused",
+            ) from None
+        if kept.id == first.id:
+            for record in records:
+                _log_accepted(record)
             self._maker.wake()
-            await self._changed(record.id)
+            for record in records:
+                await self._changed(record.id)
         return self._described(kept)
 
-    async def _charge(self, record: VideoRecord) -> None:
-        """Count a new video in its owner's quotas. Raises ApiError (429) where there is no room; then it is dropped.
+    async def _stored(self, records: Sequence[VideoRecord]) -> VideoRecord:
+        return await asyncio.to_thread(functools.partial(self._store.add, *records, most=self._limits.waiting))
 
-        It is in the store by then: a request that comes again is told from a new one there, and is not counted again.
+    async def _charged(self, records: Sequence[VideoRecord]) -> VideoRecord:
+        """Count new videos in their owner's quotas, and then keep them; or return the one for the same key.
+
+        A disk that fails in between, or a process that ends, leaves videos that are counted and not made, which a day
+        forgets, but none that are made and not counted. Raises ApiError (429) where there is no room in the quotas, and
+        what ``VideoStore.add`` raises; then what was counted is taken back, if it is certain that nothing was kept.
         """
-        quotas = self._quotas
-        if quotas is None:
-            return
-        flops = self._offers[record.model].flops(record.request)
+        quotas, owner = self._quotas, records[0].owner
+        assert quotas is not None
+        flops = {record.id: self._offers[record.model].flops(record.request) for record in records}
+        total = sum(flops.values())
         async with self._charging:
-            stored = (await asyncio.to_thread(self._store.usage, record.owner)).stored
-            if await asyncio.to_thread(quotas.allowed, record.owner, flops, stored):
-                await asyncio.to_thread(quotas.used, record.owner, record.id, flops)
-                return
-        await self._maker.cancel(record.id)
-        await asyncio.to_thread(self._store.delete, record.id)
-        raise await asyncio.to_thread(quotas.refusal, record.owner, flops, stored)
+            # A request that comes again is not counted again.
+            earlier = await asyncio.to_thread(self._store.earlier, records[0])
+            if earlier is not None:
+                return earlier
+            stored = (await asyncio.to_thread(self._store.usage, owner)).stored
+            if not await asyncio.to_thread(quotas.allowed, owner, total, stored):
+                raise await asyncio.to_thread(quotas.refusal, owner, total, stored)
+            await asyncio.to_thread(quotas.used, owner, flops)
+            try:
+                return await self._stored(records)
+            except Exception:
+                if await asyncio.to_thread(self._store.get, records[0].id) is None:
+                    await asyncio.to_thread(quotas.used, owner, dict.fromkeys(flops, 0.0))
+                raise
 
     async def _record(self, video_id: str, owner: str) -> VideoRecord:
         record = await asyncio.to_thread(self._store.get, video_id, owner)
@@ -390,11 +456,13 @@ class VideoService:
                 seconds=request.within,
                 speculation=request.speculate,
                 options=request.options,
+                verifiers=request.verifiers,
             ),
             user=record.user,
             metadata=dict(record.metadata),
             remixed_from_video_id=record.remixed_from,
             extended_from_video_id=record.extends,
+            batch=list(record.batch),
             queue_position=position,
             error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
         )
@@ -443,6 +511,15 @@ def _file(record: VideoRecord, name: str) -> StoredFile:
     if found is None:
         raise ApiError(404, f"the video {record.id} has no {name}, it was made before there was one")
     return found
+
+
+def _log_accepted(record: VideoRecord) -> None:
+    request = record.request
+    with logs.about(request=record.id):
+        log.info(
+            "accepted: %d units of %dx%d pixels, policy %s, budget %gx",
+            *(request.units, request.width, request.height, request.policy, request.budget),
+        )
 
 
 def _digest(asks: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from framegrove.serving.api import Status
 from framegrove.serving.backup import FILES, RECORDS
 from framegrove.serving.database import changed, open_postgres, open_sqlite
 from framegrove.serving.expiry import Finished, choose_expired
-from framegrove.serving.filing import VIDEO, Filing
+from framegrove.serving.filing import VIDEO, Filing, clip_place
 from framegrove.serving.media import MediaStore
 from framegrove.serving.records import (
     DAMAGED,
@@ -104,8 +104,8 @@ class VideoStore:
     def recover(self) -> int:
         """Put in order what the last process left, before anything else is called.
 
-        What was in progress is queued again: returns how many videos that were. Files that belong to no completed video
-        are removed, and queued videos that cannot be read are failed.
+        What was in progress is queued again: returns how many videos that were. Files that belong to no video are
+        removed, and queued videos that cannot be read are failed.
         """
         for lost in self._filing.adopt(self._folder / FILES):
             self._lose(lost)
@@ -120,23 +120,32 @@ class VideoStore:
 
     # From a request to its video
 
-    def add(self, record: VideoRecord, most: int) -> VideoRecord:
-        """Keep a new record, and return it.
+    def add(self, record: VideoRecord, *others: VideoRecord, most: int) -> VideoRecord:
+        """Keep the new record of a request, or all of the records of a request for several videos; return the first.
 
-        Where its owner has given the same idempotency key before, nothing is kept: the same request gets the record of
-        that time, another one raises KeyReused. Raises QueueFull if ``most`` videos are waiting already.
+        The clips of their requests are kept with them. Where the owner has given the first one's idempotency key
+        before, nothing is kept: the same request gets the first record of that time, another one raises KeyReused.
+        Raises QueueFull if more than ``most`` videos would be waiting; then none is kept either.
         """
-        with self._database.writes() as session:
-            if record.idempotency is not None and (row := _earlier(session, record)) is not None:
-                if row.idempotency_digest != record.idempotency[1]:
-                    raise KeyReused
-                earlier = row.id
-            elif _waiting(session) >= most:
-                raise QueueFull
-            else:
-                session.add(row_of(record))
-                return record
-        return self.get(earlier) or self.add(record, most)  # it may have been deleted at this moment
+        records = (record, *others)
+        with self._database.reads() as session:  # before large clips are written in vain
+            earlier = _earlier_or_room(session, records, most)
+        if earlier is None:
+            with self._filing.with_clips(records) as kept, self._database.writes() as session:
+                earlier = _earlier_or_room(session, kept, most)
+                if earlier is None:
+                    for each in kept:
+                        session.add(row_of(each))
+                        session.flush()  # one by one, so that they are numbered in this order
+                    self._filing.settle_clips(session, kept)
+                    return kept[0]
+        return self.get(earlier) or self.add(*records, most=most)  # it may have been deleted at this moment
+
+    def earlier(self, record: VideoRecord) -> VideoRecord | None:
+        """The record that ``add`` would return in place of this one, if there is such. Raises KeyReused."""
+        with self._database.reads() as session:
+            earlier = _earlier(session, record)
+        return self.get(earlier) if earlier is not None else None
 
     def begin(self, video_id: str) -> bool:
         """Mark a queued video as in progress. Returns whether it now is: it may have been cancelled or deleted."""
@@ -254,6 +263,16 @@ class VideoStore:
             stored = session.scalar(_of(select(func.coalesce(func.sum(Row.size), 0)), owner))
             return Usage(int(stored or 0), _waiting(session, owner))
 
+    def clip(self, video_id: str) -> bytes:
+        """The clip that a video goes on from. Raises KeyError where it has none, FileGone where that is lost."""
+        record = self.get(video_id)
+        if record is None or record.clip is None:
+            raise KeyError(video_id)
+        place = clip_place(video_id)
+        if not self._media.holds(place, record.clip):
+            raise FileGone(f"the clip of {video_id} is gone from the storage, or is not as long as it was")
+        return b"".join(self._media.read(place, record.clip.name, 0, record.clip.size))
+
     def open_file(self, video_id: str, name: str = VIDEO, start: int = 0, end: int | None = None) -> OpenedFile:
         """The bytes of a completed video's file from ``start`` up to but not including ``end`` (None: all that follow).
 
@@ -298,11 +317,25 @@ class VideoStore:
             return session.scalars(select(Row.id).where(*conditions).order_by(Row.number)).all()
 
 
-def _earlier(session: Session, record: VideoRecord) -> Row | None:
-    """The video for which the owner gave the same idempotency key."""
-    assert record.idempotency is not None
-    same = select(Row).where(Row.owner == record.owner, Row.idempotency_key == record.idempotency[0])
-    return session.scalar(same)
+def _earlier_or_room(session: Session, records: Sequence[VideoRecord], most: int) -> str | None:
+    """The id of the earlier video for the same key. Raises KeyReused, and QueueFull where neither it nor room is."""
+    earlier = _earlier(session, records[0])
+    if earlier is None and _waiting(session) + len(records) > most:
+        raise QueueFull
+    return earlier
+
+
+def _earlier(session: Session, record: VideoRecord) -> str | None:
+    """The id of the video for which the owner gave the same idempotency key. Raises KeyReused for another request."""
+    if record.idempotency is None:
+        return None
+    key, digest = record.idempotency
+    row = session.scalar(select(Row).where(Row.owner == record.owner, Row.idempotency_key == key))
+    if row is None:
+        return None
+    if row.idempotency_digest != digest:
+        raise KeyReused
+    return row.id
 
 
 def _of(query: Select[Any], owner: str | None) -> Select[Any]:

@@ -20,17 +20,18 @@ from starlette.staticfiles import StaticFiles
 
 from framegrove.config.serve import ServeConfig
 from framegrove.serving.answers import Contained, refusal
-from framegrove.serving.api import MOST_IMAGE_BYTES, ApiError
+from framegrove.serving.api import MOST_CLIP_BYTES, MOST_IMAGE_BYTES, ApiError
 from framegrove.serving.auth import KeyAuth
+from framegrove.serving.decoding import Decoders
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.limits import Bodies
 from framegrove.serving.openapi import ERROR_ANSWERS, document_requests
 from framegrove.serving.origins import CrossSite, ForeignHosts, allowed_hosts
-from framegrove.serving.pictures import PictureReader
-from framegrove.serving.routes import routes_of
+from framegrove.serving.routes import EXTENSIONS, routes_of
 from framegrove.serving.service import VideoService
 
 MOST_BODY_BYTES = 2 * MOST_IMAGE_BYTES
+LARGER_BODIES = {EXTENSIONS: MOST_CLIP_BYTES * 4 // 3 + 2**20}  # a clip in base64, and the fields beside it
 
 PAGE = Path(__file__).parent / "page"
 
@@ -84,7 +85,7 @@ def build_app(
     Of ``config``, it takes what protects it from its clients. ``scripts`` are hashes of scripts that the page may run
     inside the finished tree. ``ending`` returns when this process is told to end, before its last requests are done.
     """
-    pictures = PictureReader(config.reading)
+    decoders = Decoders(config.reading)
 
     async def leave() -> None:
         if ending is not None:
@@ -98,13 +99,13 @@ def build_app(
         yield
         if leaving is not None:
             leaving.cancel()
-        pictures.close()
+        decoders.close()
         await service.close()
 
     app = FastAPI(title="Framegrove", lifespan=lifespan, responses=ERROR_ANSWERS)
     protect(app, config)
 
-    app.include_router(routes_of(service, pictures))
+    app.include_router(routes_of(service, decoders))
     headers = page_headers(scripts)
     app.mount("/page", PageFiles(headers))
 
@@ -149,7 +150,9 @@ def count(app: FastAPI, service: VideoService) -> None:
 
 def protect(app: FastAPI, config: ServeConfig) -> None:
     """Put the middlewares around the routes. The last one added is the outermost: it sees a request first."""
-    app.add_middleware(Bodies, most=MOST_BODY_BYTES, seconds=config.body_seconds, at_a_time=config.reading)
+    app.add_middleware(
+        Bodies, most=MOST_BODY_BYTES, larger=LARGER_BODIES, seconds=config.body_seconds, at_a_time=config.reading
+    )
     if config.keys is not None:  # before any body is read: who is not let in takes up no place
         app.add_middleware(KeyAuth, keys=KeyRing(config.keys))
     app.add_middleware(CrossSite, origins=config.origins)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from framegrove.curation.clip import Clip, Stage, through
 from framegrove.curation.collecting import Encoded, Outcome
@@ -22,13 +21,12 @@ from framegrove.data.schema import Embedder, LatentClip, StoredText
 from framegrove.data.shards import ShardWriter
 from framegrove.errors import UserError
 from framegrove.files import replacing
-from framegrove.media.frames import Frames
 from framegrove.models.pretrained import load_text
 from framegrove.models.text import TextEncoder
 from framegrove.models.text_public import PublicTextEncoder
 from framegrove.models.vae import CausalVideoVae
-from framegrove.models.vae_files import from_uint8, read_vae
-from framegrove.models.vae_tiling import encode_unit
+from framegrove.models.vae_files import read_vae
+from framegrove.models.vae_tiling import encode_frames
 
 _SAMPLE = 2**20  # bytes at a time that tell one large file from another
 _CAPTIONS = 1024  # whose embeddings are held, because all clips of a video may share one
@@ -75,7 +73,7 @@ class ClipEncoder:
     def __call__(self, clip: Clip) -> Encoded:
         """Encode one clip, unit by unit."""
         began = time.monotonic()
-        latents = _streamed(self._vae, clip.frames)
+        latents = encode_frames(self._vae, clip.frames)
         height, width = clip.frames.shape[1:3]
         encoded = LatentClip(
             id=clip.id,
@@ -156,21 +154,6 @@ def outcomes(
         for found in footage.clips(entry):
             outcome = through(found, later) if isinstance(found, Clip) else found
             yield encoder()(outcome) if isinstance(outcome, Clip) else outcome
-
-
-@torch.inference_mode()
-def _streamed(vae: CausalVideoVae, frames: Frames) -> Tensor:
-    """Latents (C, units, h, w) on the CPU. The device holds one unit at a time, so that long clips fit a GPU."""
-    device = next(vae.parameters()).device
-    step = vae.config.temporal_factor
-    state = None
-    parts = []
-    for clip in (frames[:1], *(frames[first : first + step] for first in range(1, len(frames), step))):
-        moments, state = encode_unit(
-            vae, from_uint8(torch.from_numpy(np.ascontiguousarray(clip[None]))).to(device), state
-        )
-        parts.append(moments.mean[0].cpu())
-    return torch.cat(parts, dim=1)
 
 
 def vae_digest(vae: CausalVideoVae) -> str:
