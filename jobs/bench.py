@@ -50,6 +50,7 @@ class Bench(enum.StrEnum):
     ENDURANCE = "endurance"
     MEMORY = "memory"
     LOAD = "load"
+    SURVIVAL = "survival"
 
 
 @app.command()
@@ -88,6 +89,7 @@ def main(
         from jobs.overhead import overhead
         from jobs.overlap import overlap
         from jobs.packs import packs
+        from jobs.survival import survival
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,6 +114,7 @@ def main(
             Bench.ENDURANCE: endurance,
             Bench.MEMORY: memory,
             Bench.LOAD: load,
+            Bench.SURVIVAL: survival,
         }
         findings: list[Finding] = []
         try:
