@@ -176,7 +176,11 @@ def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_p
     try:
         assert "a driver that was killed has left its endpoint running: this one takes its place" in second.console()
         assert second.url == first.url
-        assert httpx.get(f"{second.url}/v1/videos/{video}", timeout=60).json()["status"] in ("queued", "in_progress", "completed")
+        assert httpx.get(f"{second.url}/v1/videos/{video}", timeout=60).json()["status"] in (
+            "queued",
+            "in_progress",
+            "completed",
+        )
         with pytest.raises(
             AssertionError, match=r"error: process \d+ on \S+ serves Framegrove on this cluster already"
         ):
