@@ -215,7 +215,7 @@ def test_muon_is_for_all_phases_or_none(world: Path) -> None:
         make_config(world, phases=phases)
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if "phases:" in path.read_text()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "\nphases:" in path.read_text()], ids=lambda p: p.stem)
 def test_shipped_training_configurations_load(path: Path) -> None:
     assert load(TrainConfig, path, ["data=somewhere"]).steps > 0
 

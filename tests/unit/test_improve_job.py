@@ -12,6 +12,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from framegrove.config.base import load
 from framegrove.config.improve import ImproveConfig
 from framegrove.errors import UserError
 from framegrove.evaluation.guards import GuardLedger, GuardRow, draw, variety_of, verdicts
@@ -141,6 +142,13 @@ def test_what_cannot_be_improved_is_told(folder: Path, tmp_path: Path) -> None:
     given["guard"]["settings"] = [{"policy": "linear", "budget": "2x"}]
     with pytest.raises(ValueError, match="the first of the settings must be unsearched"):
         ImproveConfig.model_validate(given)
+
+
+def test_the_shipped_configuration_loads() -> None:
+    shipped = Path(improve.__file__).parent / "configs" / "digits_improve.yaml"
+    config = load(ImproveConfig, shipped, [])
+    assert config.guard.settings[0].policy == "single"
+    assert config.train.phases[0].objective.preference is not None
 
 
 def test_no_pairs_left_is_one_sentence_with_the_numbers(folder: Path, tmp_path: Path) -> None:
