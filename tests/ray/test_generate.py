@@ -50,7 +50,7 @@ def test_a_video_goes_on_from_a_clip(cluster: Cluster, tmp_path: Path) -> None:
         (["--units", "32"], "--units is 32, which leaves no room for a clip"),
         (["--extend", str(model / "nothing.mp4")], "nothing.mp4 cannot be read"),
     ):
-        refused = CliRunner().invoke(generate.app, [*arguments, *more])
+        refused = CliRunner().invoke(generate.app, [*arguments, "--out", str(tmp_path / "other"), *more])
         assert (refused.exit_code, sentence in refused.output.replace("\n", " ")) == (1, True), refused.output
 
 
