@@ -157,7 +157,8 @@ class VideoService:
         Raises ApiError for what the model or this endpoint does not offer, or a full queue.
         """
         offer = offer_of(self._offers, asked.model)
-        requests = offer.accepted(asked, image)
+        # Off the event loop: of a size that comes for the first time, FLOPs are counted.
+        requests = await asyncio.to_thread(offer.accepted, asked, image)
         asks = {**asked.model_dump(mode="json"), "image": hashlib.sha256(image or b"").hexdigest()}
         kept = {"user": asked.user, "metadata": asked.metadata}
         records = [self._queued(offer, request, owner, asked.seconds, kept) for request in requests]
