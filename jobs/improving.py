@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from framegrove.errors import UserError
 from framegrove.files import replacing, write_json
 from framegrove.words import counted
 from jobs import collecting
-from jobs.laboratory import Laboratory, on_ray, over_cache, side_by_side
+from jobs.laboratory import ORACLE, Laboratory, on_ray, over_cache, side_by_side
 from jobs.measuring import search_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from framegrove.types import GenerationRequest
     from jobs.console import Display
 
-ORACLE = "oracle"
 REPORT, BEST, PICTURE = "report.json", "best.json", "improved.png"
 _APART = 1_000_000  # between the seeds of two rounds' searches
 
@@ -85,12 +84,12 @@ class Loop:
     def _folder(self, number: int) -> File:
         return self.out / f"round-{number}"
 
-    @contextlib.contextmanager
-    def _laboratory(self, source: ModelSource, search: SearchConfig, judge: PanelConfig | None) -> Iterator[Laboratory]:
+    def _laboratory(
+        self, source: ModelSource, search: SearchConfig, judge: PanelConfig | None
+    ) -> contextlib.AbstractContextManager[Laboratory]:
         panel = load_panel(self.config.verifier)
         place = functools.partial(over_cache, self.cache) if self.cache else on_ray
-        with place(source, panel, search, self.generators, searches=self.searches, held_out=judge) as lab:
-            yield lab
+        return place(source, panel, search, self.generators, searches=self.searches, held_out=judge)
 
     def _collected(self, source: ModelSource, number: int) -> collecting.Findings:
         """What searches with a model leave, in a round's folder."""
@@ -190,15 +189,16 @@ class Loop:
         from framegrove.training import curve
 
         lines = curve.read(self._folder(number) / "run" / curve.LINES)
+        over_first = verdicts(first, rows)
         report = {
             "round": number,
             "collected": found.summary(),
             "training": {"steps": lines[-1]["step"], "seconds": lines[-1]["seconds"]} if lines else {},
-            "over_first": [each.as_json() for each in verdicts(first, rows)],
+            "over_first": [each.as_json() for each in over_first],
             "over_best": [each.as_json() for each in verdicts(best, rows)],
         }
         write_json(self._folder(number) / REPORT, report)
-        self._tell(number, verdicts(first, rows))
+        self._tell(number, over_first)
         return report
 
     def _tell(self, number: int, found: Sequence[Verdict]) -> None:

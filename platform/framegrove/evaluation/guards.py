@@ -167,15 +167,17 @@ class GuardLedger:
         if other is not None:
             raise UserError(f"{path} has figures of another model or judge, {other}: remove it, or give another --out")
         self.rows = [GuardRow(**line) for line in lines[1:]]
+        self._there = {(row.prompt, row.setting) for row in self.rows}
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.append_line(path, wanted)
 
     def has(self, prompt: int, setting: str) -> bool:
         """Whether the row of this prompt and setting is there."""
-        return any(row.prompt == prompt and row.setting == setting for row in self.rows)
+        return (prompt, setting) in self._there
 
     def add(self, row: GuardRow) -> None:
         """Keep a row; when this returns it is on the disk."""
         files.append_line(self._path, asdict(row))
         self.rows.append(row)
+        self._there.add((row.prompt, row.setting))
