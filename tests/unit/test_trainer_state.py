@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from framegrove.errors import UserError
+from framegrove.files import append_line
 from framegrove.models.trainer_state import (
-    append_line,
     check_same_run,
     read_checkpoint,
     save_checkpoint,

@@ -42,9 +42,8 @@ from framegrove.digits.verifier_codes import Codes
 from framegrove.digits.verifier_heads import TrackHeads, WindowHeads, frame_loss, track_loss, window_loss
 from framegrove.digits.verifier_siblings import SiblingScenes
 from framegrove.digits.verifier_sights import MOST
-from framegrove.files import identity
+from framegrove.files import append_line, identity
 from framegrove.models.trainer_state import (
-    append_line,
     check_same_run,
     read_checkpoint,
     save_checkpoint,

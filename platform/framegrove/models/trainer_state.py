@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,3 @@ def check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any
     found = difference(theirs, ours)
     if found is not None:
         raise UserError(f"{path} is of another configuration ({found}): give another --out, or remove it")
-
-
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line to a log."""
-    with path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(values) + "\n")

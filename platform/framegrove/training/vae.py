@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from framegrove.config.vae import VaeTrainingConfig
-from framegrove.files import identity
+from framegrove.files import append_line, identity
 from framegrove.models.trainer_state import (
-    append_line,
     check_same_run,
     read_checkpoint,
     save_checkpoint,
