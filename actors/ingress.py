@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ray
@@ -30,7 +30,9 @@ from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
 from framegrove.files import InUse
+from framegrove.flow.cost import SamplingCosts
 from framegrove.search import policies
+from framegrove.search.prices import Prices
 from framegrove.serving.api import PolicyOffer, VerifierOffer
 from framegrove.serving.backup import USAGE
 from framegrove.serving.keys import KeyRing
@@ -39,7 +41,7 @@ from framegrove.serving.quotas import Quotas
 from framegrove.serving.service import VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
-from framegrove.types import GenerationRequest
+from framegrove.types import Assessment, GenerationRequest
 
 # What a cluster recovers from. An actor that keeps dying is given up as a CrashLoop, which is not among these.
 PASSING = (NoCluster, NoRoom, ActorLost, RayActorError, ObjectLostError)
@@ -71,12 +73,23 @@ def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
 
     def check(request: GenerationRequest) -> None:
         files.check(request)
-        wanted = {"policy": request.policy, "options": {request.policy: request.options}}
-        policies.options_of(validated(SearchConfig, wanted, "the request"), policies.find(request.policy))
+        entry = policies.find(request.policy)
+        policies.check_until(entry, request.until)
+        wanted = {"policy": request.policy, "options": {request.policy: request.options}, "until": request.until}
+        config = validated(SearchConfig, wanted | {"budget": f"{request.budget:g}x"}, "the request")
+        policies.options_of(config, entry)
+        if request.verifiers is not None:
+            given = request.given or int(request.image is not None)
+            prices = Prices(costs(request).table)
+            policy, _ = policies.make_policy(config, request.units, stages, prices, given=given)
+            _check_judges(request.verifiers, policy.assessments, panel)
+
+    def costs(request: GenerationRequest) -> SamplingCosts:
+        return costs_of(files, files.recipe.sampled(request.sampling), files.check(request), _TOKENS, _TOKENS)
 
     def flops(request: GenerationRequest) -> float:
-        costs = costs_of(files, files.recipe.sampled(request.sampling), files.check(request), _TOKENS, _TOKENS)
-        return float(costs.unsearched(request.units, request.given or int(request.image is not None)).all_flops)
+        given = request.given or int(request.image is not None)
+        return float(costs(request).unsearched(request.units, given).all_flops)
 
     def offer(name: str, summary: str) -> PolicyOffer:
         fields = policies.find(name).options.model_fields
@@ -92,6 +105,18 @@ def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
         flops=flops,
         verifiers={each.name: VerifierOffer(kind=each.kind, judges=list(each.assessments)) for each in panel.verifiers},
     )
+
+
+def _check_judges(chosen: Collection[str], assessments: Collection[Assessment], panel: PanelConfig) -> None:
+    """Raise UserError where a search asks for an assessment that none of the chosen verifiers makes."""
+    for assessment in sorted(assessments):
+        able = [each.name for each in panel.verifiers if assessment in each.assessments]
+        if not set(able) & set(chosen):
+            others = f"add {' or '.join(able)}" if able else "choose another policy"
+            raise UserError(
+                f"search.verifiers: none of {', '.join(chosen)} makes the {assessment} assessment, which this search "
+                f"asks for: {others}"
+            )
 
 
 class Ingress:

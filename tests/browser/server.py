@@ -28,7 +28,7 @@ from framegrove.serving.service import VideoService
 from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from framegrove.types import GenerationRequest, GenerationResult, Progress
-from tests.endpoint import DIGITS, POLICIES
+from tests.endpoint import DIGITS, POLICIES, VERIFIERS
 from tests.fakes import FakeRunner
 from tests.tiny import digits_recipe
 
@@ -138,6 +138,7 @@ class Server:
             judged=lambda policy: policy != "single",
             side=64,
             flops=lambda asked: asked.units * asked.height * asked.width,
+            verifiers=VERIFIERS,
         )
         self._loop = asyncio.get_running_loop()
         self.runner.gate = _like(self.runner.gate)

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from framegrove.serving.keys import add_key
 from tests.browser.conftest import watched
 from tests.browser.server import Server, serving
+from tests.films import panned, recorded, scenery
 
 PROMPT = "a red 3 moves left and right"
 
@@ -133,6 +134,38 @@ def test_a_video_is_deleted_and_another_prompt_is_asked_for(page: Page, server: 
     page.get_by_role("button", name="Delete").click()
     expect(page.locator("#history li")).to_have_count(2)
     expect(page.get_by_role("heading", name="Deleted")).to_be_visible()
+
+
+def test_several_videos_by_some_of_the_verifiers(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("How many videos").fill("3")
+    page.get_by_label("signals").uncheck()
+    page.locator("#prompt").fill(PROMPT)
+    page.get_by_role("button", name="Make the video").click()
+    expect(page.locator("#history li")).to_have_count(3)
+    expect(page.locator("#history .how", has_text="is finished")).to_have_count(3, timeout=20_000)
+    assert [asked.verifiers for asked in server.runner.asked] == [{"eye": 1.0}] * 3
+    page.get_by_label("eye").uncheck()
+    page.get_by_role("button", name="Make the video").click()
+    expect(page.locator("#ask-error")).to_have_text("Choose at least one verifier.")
+
+
+def test_a_clip_is_gone_on_from(page: Page, server: Server, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mov"
+    clip.write_bytes(recorded(panned(scenery(3), 60, 2), 24, "mov"))
+    page.goto(server.url)
+    page.get_by_text("More", exact=True).click()
+    page.locator("#prompt").fill(PROMPT)
+    page.get_by_label("Length, seconds").fill("1")
+    page.get_by_label("Clip to go on from").set_input_files(clip)
+    expect(page.get_by_label("First frame")).to_be_disabled()
+    page.get_by_role("button", name="Make the video").click()
+    expect(page.locator("#stage-says")).to_contain_text("is finished")
+    (asked,) = server.runner.asked
+    assert (asked.given, asked.clip is not None) == (3, True)
+    page.get_by_role("button", name="Without the clip").click()
+    expect(page.get_by_label("First frame")).to_be_enabled()
 
 
 def test_a_key_is_asked_for_and_used(page: Page, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """README's commands as written, in a fresh copy of the checkout, on one shared cluster.
 
+But for fewer clips, and fewer steps in the configurations of the copy: `make demo` trains for as long as they say.
+
 Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
 /shared, what starts clusters on fixed ports, on other machines or on Kubernetes, the evaluation of 64 prompts, which
 takes an hour, the calibration of a panel of the reader's own (done to a small one in tests/unit/test_evaluate_job.py),
@@ -10,6 +12,7 @@ which takes days. tests/unit/test_plan.py runs the plan.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -37,6 +40,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     left = shutil.ignore_patterns(".git", ".venv", "runs", ".*_cache", ".hypothesis", "__pycache__")
     shutil.copytree(ROOT, copy, ignore=left)
     (copy / ".venv").symlink_to(sys.prefix)
+    for name in ("digits_demo.yaml", "digits_lora.yaml"):
+        config = copy / "jobs" / "configs" / name
+        config.write_text(re.sub(r"steps: \d+", "steps: 4", config.read_text()))
     return copy
 
 
@@ -50,6 +56,7 @@ def run(block: Block, checkout: Path, cluster: Cluster, port: int = 8000) -> str
     """Run a block in bash, as a user does after activating .venv; returns what it prints."""
     assert cluster.dashboard_url is not None
     text = block.text.replace("http://127.0.0.1:8265", cluster.dashboard_url).replace("8000", str(port))
+    text = text.replace("--clips 200", "--clips 40")
     done = subprocess.run(
         ["bash", "-c", f"source .venv/bin/activate\nset -euo pipefail\n{text}"],
         cwd=checkout,

@@ -322,6 +322,7 @@ def test_a_model_says_what_a_request_may_ask_for(tmp_path: Path) -> None:
     async def scene(running: Endpoint) -> None:
         model = (await running.client.get("/v1/models/digits")).json()
         assert (model["size"], model["fps"], model["seconds"], model["most_budget"]) == ("64x64", 8, 3.125, "64x")
+        assert model["most_videos"] == 8
         assert model["policies"]["dfs"]["description"] == "goes back"
         missing = await running.client.get("/v1/models/veo")
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")

@@ -312,8 +312,8 @@ class VerifierOffer(BaseModel):
 class Model(BaseModel):
     """A model on offer. ``knows`` says which prompts it was trained on; empty where any prompt is worth trying.
 
-    A request that names neither size nor length gets ``size`` and ``seconds``. ``flops`` are those of one such video
-    without a search, decoding included: 1x.
+    A request that names neither size nor length gets ``size`` and ``seconds``, and may ask for ``most_videos``.
+    ``flops`` are those of one such video without a search, decoding included: 1x.
     """
 
     id: str
@@ -327,6 +327,7 @@ class Model(BaseModel):
     most_seconds: float = 0
     budget: str = ""
     most_budget: str = ""
+    most_videos: int = 1
     flops: float = 0
     policies: dict[str, PolicyOffer] = {}
     verifiers: dict[str, VerifierOffer] = {}

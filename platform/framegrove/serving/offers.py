@@ -76,14 +76,19 @@ class Offer:
             most_seconds=frames_of(limits.most_units) / recipe.fps,
             budget=limits.budget,
             most_budget=limits.most_budget,
+            most_videos=self._most_videos,
             flops=self.model.flops(native),
             policies=dict(self.model.policies),
             verifiers=dict(self.model.verifiers),
         )
 
+    @property
+    def _most_videos(self) -> int:
+        return min(self.limits.most_videos, self.limits.waiting)
+
     def accepted(self, asked: VideoRequest, image: bytes | None) -> list[GenerationRequest]:
         """The request with all defaults filled in, for each of its videos. Raises ApiError for what is not offered."""
-        most = min(self.limits.most_videos, self.limits.waiting)
+        most = self._most_videos
         if asked.n > most:
             raise ApiError(400, f"n is {asked.n}: a request may ask for {most} videos at most", param="n")
         first = _seed(asked.seed, asked.n)

@@ -437,7 +437,9 @@ class VideoService:
     def _described(self, record: VideoRecord, position: int | None = None) -> Video:
         """The record as the API shows it."""
         request = record.request
-        done = 100 if record.status == "completed" else min(99, int(self._maker.progress(record.id) * 100))
+        done = 100 if record.status == "completed" else 0
+        if record.status == "in_progress":
+            done = min(99, int(self._maker.progress(record.id) * 100))
         return Video(
             id=record.id,
             model=record.model,

@@ -46,6 +46,9 @@ export const video = (id) => json(`v1/videos/${id}`);
 export const create = (body) => post("v1/videos", body, { "Idempotency-Key": crypto.randomUUID() });
 export const remix = (id, prompt) => post(`v1/videos/${id}/remix`, { prompt });
 export const extend = (id, prompt, seconds) => post("v1/videos/extensions", { video: { id }, prompt, seconds });
+/** Goes on from a clip: the fields of the form, the file among them. */
+export const extendClip = (form) =>
+  json("v1/videos/extensions", { method: "POST", headers: { "Idempotency-Key": crypto.randomUUID() }, body: form });
 export const cancel = (id) => post(`v1/videos/${id}/cancel`, {});
 export const remove = (id) => json(`v1/videos/${id}`, { method: "DELETE" });
 export const tree = (id) => json(`v1/videos/${id}/tree`);

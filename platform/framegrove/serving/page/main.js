@@ -67,6 +67,10 @@ function choose() {
   $("seconds").placeholder = model.seconds;
   $("seconds").max = model.most_seconds;
   $("size").placeholder = model.size;
+  $("n").max = model.most_videos;
+  const judges = Object.keys(model.verifiers);
+  $("judges").hidden = judges.length < 2;
+  $("judges").replaceChildren($("judges").firstElementChild, ...(judges.length < 2 ? [] : judges.map(judge)));
   const most = Math.log2(parseFloat(model.most_budget)), usual = Math.log2(parseFloat(model.budget));
   $("budget").max = most;
   $("budget").value = usual;
@@ -74,30 +78,75 @@ function choose() {
   showPrice();
 }
 
+function judge(name) {
+  const label = document.createElement("label"), box = document.createElement("input");
+  Object.assign(box, { type: "checkbox", value: name, checked: true });
+  label.append(box, name);
+  return label;
+}
+
 async function submit(event) {
   event.preventDefault();
   $("ask-error").textContent = "";
-  const body = { model: model.id, prompt: $("prompt").value, search: { policy: $("policy").value } };
-  if (body.search.policy !== "single") body.search.budget = `${+budget().toFixed(3)}x`;
-  for (const name of ["seconds", "size"]) if ($(name).value.trim()) body[name] = $(name).value.trim();
-  if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
   const button = event.submitter;
   button.disabled = true;
   try {
-    if ($("seed").value.trim()) {
-      body.seed = Number($("seed").value);
-      if (!Number.isSafeInteger(body.seed)) throw new api.Refused(400, "The seed must be a whole number below 9,007,199,254,740,992.");
-    }
-    if ($("frame").files.length) body.input_reference = { image_url: await dataURL($("frame").files[0]) };
-    const video = await api.create(body);
+    const clip = $("clip").files[0];
+    const video = await (clip ? api.extendClip(clipForm(clip)) : api.create(await request()));
     keep(video);
     select(video.id);
+    if (video.batch?.length) history().catch(() => {}); // the others of the batch
   } catch (error) {
     if (error.status === 401) return askForKey();
     $("ask-error").textContent = words(error);
   } finally {
     button.disabled = false;
   }
+}
+
+/** How to search, as the form says. */
+function search() {
+  const asked = { policy: $("policy").value };
+  if (asked.policy !== "single") asked.budget = `${+budget().toFixed(3)}x`;
+  const boxes = [...$("judges").querySelectorAll("input")], chosen = boxes.filter((box) => box.checked);
+  if (boxes.length && !chosen.length) throw new api.Refused(400, "Choose at least one verifier.");
+  if (chosen.length < boxes.length) asked.verifiers = chosen.map((box) => box.value);
+  return asked;
+}
+
+function seed() {
+  const given = $("seed").value.trim();
+  if (given && !Number.isSafeInteger(Number(given))) {
+    throw new api.Refused(400, "The seed must be a whole number below 9,007,199,254,740,992.");
+  }
+  return given && Number(given);
+}
+
+async function request() {
+  const body = { model: model.id, prompt: $("prompt").value, search: search() };
+  for (const name of ["seconds", "size"]) if ($(name).value.trim()) body[name] = $(name).value.trim();
+  if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
+  if (seed() !== "") body.seed = seed();
+  if (Number($("n").value) > 1) body.n = Number($("n").value);
+  if ($("frame").files.length) body.input_reference = { image_url: await dataURL($("frame").files[0]) };
+  return body;
+}
+
+/** The same for a clip that is gone on from. */
+function clipForm(clip) {
+  const form = new FormData();
+  const fields = { model: model.id, prompt: $("prompt").value, seconds: $("seconds").value || model.seconds, seed: seed() };
+  for (const [name, value] of Object.entries(search())) fields[`search[${name}]`] = value;
+  for (const [name, value] of Object.entries(fields)) if (value !== "") form.append(name, value);
+  form.append("video", clip);
+  return form;
+}
+
+/** A clip has a size and a beginning of its own: what would say otherwise cannot be filled in beside it. */
+function withClip() {
+  const clip = $("clip").files.length > 0;
+  for (const id of ["negative", "size", "n", "frame"]) $(id).disabled = clip;
+  $("no-clip").hidden = !clip;
 }
 
 const dataURL = (file) => new Promise((resolve, reject) => {
@@ -375,6 +424,8 @@ $("model").addEventListener("change", choose);
 $("policy").addEventListener("change", showPrice);
 $("budget").addEventListener("input", showPrice);
 $("seconds").addEventListener("input", showPrice);
+$("clip").addEventListener("change", withClip);
+$("no-clip").addEventListener("click", () => { $("clip").value = ""; withClip(); $("clip").focus(); });
 $("older").addEventListener("click", () => history(oldest).catch((error) => connection(words(error))));
 $("back-frame").addEventListener("click", () => step(-1));
 $("next-frame").addEventListener("click", () => step(1));
