@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from framegrove.config.search import SearchConfig
     from framegrove.config.suite import Setting
     from framegrove.digits.world import DigitObject
-    from framegrove.evaluation.guards import GuardLedger, GuardRow, Verdict
+    from framegrove.evaluation.guards import GuardRow, Verdict
+    from framegrove.evaluation.ledger import Ledger
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
     from jobs.console import Display
@@ -148,7 +149,7 @@ class Loop:
         """How good a round's model is, by what it was not trained on."""
         from actors.model_files import ModelFiles
         from framegrove.config.search import SearchConfig
-        from framegrove.evaluation.guards import GuardLedger
+        from framegrove.evaluation import guards
 
         guard, display = self.config.guard, self.display
         display.begin(f"round {number}: reading the model")
@@ -161,7 +162,7 @@ class Loop:
                 "guard": guard.model_dump(mode="json"),
                 "units": self.config.units,
             }
-            ledger = GuardLedger(self._folder(number) / "guards.jsonl", facts)
+            ledger = guards.open_ledger(self._folder(number) / "guards.jsonl", facts)
             wanted = [
                 (index, setting)
                 for index in range(len(prompts))
@@ -256,7 +257,7 @@ class _Look:
     files: ModelFiles
     lab: Laboratory
     prompts: Sequence[tuple[str, tuple[DigitObject, ...]]]
-    ledger: GuardLedger
+    ledger: Ledger[GuardRow]
     judge: PanelConfig | None
     display: Display
     count: int

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from actors.model_files import ModelFiles
     from framegrove.config.search import SearchConfig
     from framegrove.digits.world import DigitObject
+    from framegrove.evaluation.ledger import Ledger
     from framegrove.evaluation.report import SearchRecord
-    from framegrove.evaluation.results import Ledger, Row
+    from framegrove.evaluation.results import Row
     from framegrove.types import GenerationRequest
     from jobs.console import Display
     from jobs.laboratory import Laboratory
@@ -90,19 +91,19 @@ def search_of(base: SearchConfig, setting: Setting) -> SearchConfig:
     return search
 
 
-def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger:
+def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger[Row]:
     """The rows that are there already; ``which``, JSON values, says what is measured besides what ``lab`` is.
 
     Raises UserError where the file holds others.
     """
-    from framegrove.evaluation.results import Ledger
+    from framegrove.evaluation import results
 
     identity = lab.run(lab.runner.identity())
     identity["search"] = {key: value for key, value in identity["search"].items() if key not in ("policy", "budget")}
-    return Ledger(path, {**identity, **lab.facts, **which})
+    return results.open_ledger(path, {**identity, **lab.facts, **which})
 
 
-def measure(lab: Laboratory, wanted: Sequence[tuple[Item, Ledger]], display: Display) -> None:
+def measure(lab: Laboratory, wanted: Sequence[tuple[Item, Ledger[Row]]], display: Display) -> None:
     """Make the videos of which a ledger has no row yet, and add it."""
     missing = [(item, ledger) for item, ledger in wanted if not ledger.has(item.index, item.setting)]
     if len(missing) < len(wanted):

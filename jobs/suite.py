@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from framegrove.config.verifier import PanelConfig
     from framegrove.evaluation.blame import Blame
     from framegrove.evaluation.evidence import Chapter
-    from framegrove.evaluation.results import Ledger, Row
+    from framegrove.evaluation.ledger import Ledger
+    from framegrove.evaluation.results import Row
     from jobs.console import Display
     from jobs.laboratory import Laboratory
 
@@ -98,7 +99,7 @@ def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str,
     for setting in suite.left_out:
         display.say(f"{setting} is left out: there is no policy {setting.policy}")
     oracle = oracle_fingerprint()
-    wanted: list[tuple[measuring.Item, Ledger]] = []
+    wanted: list[tuple[measuring.Item, Ledger[Row]]] = []
     for length in suite.lengths:
         which = {
             "prompts": [suite.seed, suite.config.digits],

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from framegrove.config.base import load
 from framegrove.config.improve import ImproveConfig
 from framegrove.errors import UserError
-from framegrove.evaluation.guards import GuardLedger, GuardRow, draw, variety_of, verdicts
+from framegrove.evaluation.guards import GuardRow, draw, open_ledger, variety_of, verdicts
 from framegrove.models.pretrained import load_pipeline
 from jobs import collecting, improve, improving
 from tests.tiny import save_tiny
@@ -80,7 +80,7 @@ def test_every_round_searches_with_the_model_of_the_one_before(folder: Path, who
     first, second = (json.loads((whole / f"round-{n}/collected/collection.json").read_text()) for n in (1, 2))
     assert first["made_by"] != second["made_by"]
     assert first["seed"] != second["seed"]
-    rows = GuardLedger(whole / "round-2/guards.jsonl", _facts(whole / "round-2/guards.jsonl")).rows
+    rows = open_ledger(whole / "round-2/guards.jsonl", _facts(whole / "round-2/guards.jsonl")).rows
     assert {(row.prompt, row.setting) for row in rows} == {(p, s) for p in (0, 1) for s in ("single", "linear 2x")}
     assert {row.prompt: row.videos for row in rows if row.setting == "single"} == {0: 2, 1: 1}
     (varied,) = (row.variety for row in rows if row.variety is not None)
@@ -173,6 +173,6 @@ def test_verdicts_are_paired_and_motion_and_variety_are_ratios(tmp_path: Path) -
 
 
 def test_figures_of_another_model_are_refused(tmp_path: Path) -> None:
-    GuardLedger(tmp_path / "guards.jsonl", {"model": "one"}).add(rows(1, 1, 1)[0])
+    open_ledger(tmp_path / "guards.jsonl", {"model": "one"}).add(rows(1, 1, 1)[0])
     with pytest.raises(UserError, match="its model is 'one' and here it is 'two'"):
-        GuardLedger(tmp_path / "guards.jsonl", {"model": "two"})
+        open_ledger(tmp_path / "guards.jsonl", {"model": "two"})

@@ -9,7 +9,7 @@ import pytest
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.evaluation import results
-from framegrove.evaluation.results import Ledger, Row
+from framegrove.evaluation.results import Row, open_ledger
 
 SINGLE, LINEAR, TOF = Setting(policy="single"), Setting(policy="linear", budget=4.0), Setting(policy="tof", budget=4.0)
 
@@ -70,19 +70,19 @@ def test_findings_are_json_and_split_by_objects() -> None:
 
 def test_ledger_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    first = Ledger(path, {"model": "m"})
+    first = open_ledger(path, {"model": "m"})
     first.add(ROWS[0])
     first.add(ROWS[1])
     with path.open("a", encoding="utf-8") as file:
         file.write('{"prompt_index": 2, "pro')  # killed while writing
-    second = Ledger(path, {"model": "m"})
+    second = open_ledger(path, {"model": "m"})
     assert second.rows == ROWS[:2]
     assert second.has(0, LINEAR)
     assert not second.has(0, TOF)
     second.add(ROWS[2])
-    assert Ledger(path, {"model": "m"}).rows == ROWS[:3]
+    assert open_ledger(path, {"model": "m"}).rows == ROWS[:3]
     with pytest.raises(UserError, match=r"another evaluation, its model is 'm' and here it is 'n'"):
-        Ledger(path, {"model": "n"})
+        open_ledger(path, {"model": "n"})
 
 
 def test_parquet_has_every_row(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from framegrove import files
-from framegrove.errors import UserError
 from framegrove.evaluation.curves import COLOURS, GRID, Comparison, Interval, bootstrap, compare
+from framegrove.evaluation.ledger import Ledger
 
 Latents = npt.NDArray[np.float32]
 
@@ -42,6 +42,20 @@ class GuardRow:
     motion: float
     variety: float | None
     price: float
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Its place in a ledger."""
+        return self.prompt, self.setting
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def open_ledger(path: Path, identity: Mapping[str, Any]) -> Ledger[GuardRow]:
+    """The rows that are there. Raises UserError when the file holds figures of another model or judge."""
+    return Ledger(path, identity, lambda line: GuardRow(**line))
 
 
 def variety_of(latents: Sequence[Latents]) -> float | None:
@@ -152,32 +166,3 @@ def _points(axes: Any, xs: Sequence[float], scores: Sequence[Interval], label: s
     means = [score.mean for score in scores]
     spread = [[s.mean - s.low for s in scores], [s.high - s.mean for s in scores]]
     axes.errorbar(xs, means, yerr=spread, marker="o", capsize=3, color=colour, label=label)
-
-
-class GuardLedger:
-    """Rows as lines of JSON, each on the disk when it is added; the first line says what is measured.
-
-    Raises UserError where the file has rows of something else.
-    """
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self._path, wanted = path, files.identity(identity)
-        lines = files.whole_lines(path)
-        other = files.difference(lines[0], wanted) if lines else None
-        if other is not None:
-            raise UserError(f"{path} has figures of another model or judge, {other}: remove it, or give another --out")
-        self.rows = [GuardRow(**line) for line in lines[1:]]
-        self._there = {(row.prompt, row.setting) for row in self.rows}
-        if not lines:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.append_line(path, wanted)
-
-    def has(self, prompt: int, setting: str) -> bool:
-        """Whether the row of this prompt and setting is there."""
-        return (prompt, setting) in self._there
-
-    def add(self, row: GuardRow) -> None:
-        """Keep a row; when this returns it is on the disk."""
-        files.append_line(self._path, asdict(row))
-        self.rows.append(row)
-        self._there.add((row.prompt, row.setting))

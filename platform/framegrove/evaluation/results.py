@@ -12,6 +12,7 @@ from framegrove import files
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.evaluation.curves import Comparison, CurvePoint, Interval, bootstrap, compare
+from framegrove.evaluation.ledger import Ledger
 from framegrove.evaluation.report import Price
 
 Metric = Callable[["Row"], float]
@@ -73,6 +74,11 @@ class Row:
         return cls(setting=Setting.model_validate(of_setting), **own)
 
     @property
+    def key(self) -> tuple[int, Setting]:
+        """Its place in a ledger."""
+        return self.prompt_index, self.setting
+
+    @property
     def price(self) -> Price:
         """What the video cost, in samples without a search."""
         return Price(
@@ -90,35 +96,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
-class Ledger:
-    """Rows as lines of JSON, on the disk one by one; the first line says what is measured.
-
-    Raises UserError when the file holds rows of another evaluation. A torn last line is dropped.
-    """
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self._path = path
-        wanted = files.identity({**identity, "rows": _VERSION})
-        lines = files.whole_lines(path)
-        other = files.difference(lines[0], wanted) if lines else None
-        if other is not None:
-            raise UserError(
-                f"{path} holds results of another evaluation, {other}: choose another --out, or remove the file"
-            )
-        self.rows = [Row.from_json(line) for line in lines[1:]]
-        self._there = {(row.prompt_index, row.setting) for row in self.rows}
-        if not lines:
-            files.append_line(path, wanted)
-
-    def has(self, prompt_index: int, setting: Setting) -> bool:
-        """Whether the row of this prompt and setting is there."""
-        return (prompt_index, setting) in self._there
-
-    def add(self, row: Row) -> None:
-        """Keep a row; when this returns it is on the disk."""
-        self.rows.append(row)
-        self._there.add((row.prompt_index, row.setting))
-        files.append_line(self._path, row.as_json())
+def open_ledger(path: Path, identity: Mapping[str, Any]) -> Ledger[Row]:
+    """The rows that are there. Raises UserError when the file holds rows of another evaluation."""
+    return Ledger(path, {**identity, "rows": _VERSION}, Row.from_json)
 
 
 def read_ledger(path: Path) -> tuple[dict[str, Any], list[Row]]:
