@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from framegrove.config.train import TrainConfig
 from framegrove.config.vae import VaeConfig
-from framegrove.data.schema import LatentClip, to_table
+from framegrove.data.schema import LatentClip, Rival, schema_of, table_of, to_table
 from framegrove.digits import world
+from framegrove.models.pretrained import save_pipeline
+from framegrove.models.sources import digest_of
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import Affine, LatentNorm, save_vae
 from framegrove.training import curve
 from framegrove.training.encode import vae_digest
+from framegrove.training.setup import Setup
 from tests.tiny import digits_recipe
 
 TRANSFORMER = {
@@ -53,6 +58,31 @@ def make_world(folder: Path, widths: tuple[int, ...] = (4, 4, 4, 4), heldout: in
     for number in range(3):
         table = to_table(clips[8 * number : 8 * number + 8], vae_digest(vae))
         pq.write_table(table, folder / "clips" / f"{number}.parquet")
+    return folder
+
+
+def pair(seed: int, units: int = 3, **changes: Any) -> LatentClip:
+    rng = np.random.default_rng(seed)
+    own, other = (rng.standard_normal((16, n, 8, 8)).astype(np.float16) for n in (units, 1))
+    rival = Rival(other, (0.9, 0.2), stage=2, cut=True, scores={"v/whole": (0.9, 0.2)})
+    return LatentClip(seed, "a red 3 moves left and right", 64, 64, 8.0, own, rival=replace(rival, **changes))
+
+
+def make_pair_world(folder: Path, heldout: int = 0) -> Path:
+    """A world with a whole model in ``base``, whose weights all matter, and ``pairs`` that it is said to have made."""
+    setup = Setup.of(make_config(make_world(folder, heldout=heldout)))
+    pipeline = setup.pipeline
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        for parameter in pipeline.transformer.parameters():
+            nn.init.normal_(parameter, std=0.15)
+    save_pipeline(pipeline, folder / "base")
+    made_by = digest_of(make_config(folder, model={"start": str(folder / "base")}).model.source)
+    pairs = [pair(seed, units=1 + seed % 3) for seed in range(12)]
+    (folder / "pairs").mkdir()
+    pq.write_table(
+        table_of(pairs, schema_of(setup.vae, made_by=made_by, pairs=True)), folder / "pairs" / "clips-00000.parquet"
+    )
     return folder
 
 

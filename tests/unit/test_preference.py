@@ -13,26 +13,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from framegrove.config.flow import PreferenceConfig
 from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.data.ingest import DataError, open_catalog
 from framegrove.data.reading import ClipReader
-from framegrove.data.schema import LatentClip, Rival, from_table, schema_of, table_of
+from framegrove.data.schema import from_table, schema_of, table_of
 from framegrove.errors import UserError
 from framegrove.flow.objective import Cell, Choices, Contender, StageSample, build, sample_losses
 from framegrove.flow.preference import contrast, prefer
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.packed import Prefix, Sample
-from framegrove.models.pretrained import load_pipeline, save_pipeline
-from framegrove.models.sources import digest_of
+from framegrove.models.pretrained import load_pipeline
 from framegrove.training.engine import PlainEngine
 from framegrove.training.loop import Hooks
 from framegrove.training.run import run
 from framegrove.training.setup import Setup
 from framegrove.training.step import Trainable
-from tests.tiny_training import PHASE, losses_of, make_config, make_world
+from tests.tiny_training import PHASE, losses_of, make_config, make_pair_world, pair
 from tests.unit.test_engine import CPU
 from tests.unit.test_training import Stopped, stop_at
 
@@ -67,13 +66,6 @@ def test_what_contrast_pulls_to(chance: float, beta: float, seed: int) -> None:
 def test_contrast_of_what_is_certainly_right_is_flow_matching() -> None:
     v, reference, u = torch.randn(3, 2, 5).unbind(0)
     torch.testing.assert_close(contrast([v], [reference], [u], torch.ones(1), 1.0), sample_losses([v], [u]))
-
-
-def pair(seed: int, units: int = 3, **changes: Any) -> LatentClip:
-    rng = np.random.default_rng(seed)
-    own, other = (rng.standard_normal((16, n, 8, 8)).astype(np.float16) for n in (units, 1))
-    rival = Rival(other, (0.9, 0.2), stage=2, cut=True, scores={"v/whole": (0.9, 0.2)})
-    return LatentClip(seed, "a red 3 moves left and right", 64, 64, 8.0, own, rival=replace(rival, **changes))
 
 
 def test_pairs_come_back_from_a_file(tmp_path: Path) -> None:
@@ -124,23 +116,7 @@ def test_siblings_are_noised_alike(unit: int, stage: int) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips, a whole model in ``base`` whose weights all matter, and ``pairs`` that it is said to have sampled."""
-    folder = make_world(tmp_path_factory.mktemp("world"))
-    setup = Setup.of(make_config(folder))
-    pipeline = setup.pipeline
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(5)
-        for parameter in pipeline.transformer.parameters():
-            nn.init.normal_(parameter, std=0.15)
-    save_pipeline(pipeline, folder / "base")
-    config = make_config(folder, model={"start": str(folder / "base")})
-    made_by = digest_of(config.model.source)
-    pairs = [pair(seed, units=1 + seed % 3) for seed in range(12)]
-    (folder / "pairs").mkdir()
-    pq.write_table(
-        table_of(pairs, schema_of(setup.vae, made_by=made_by, pairs=True)), folder / "pairs" / "clips-00000.parquet"
-    )
-    return folder
+    return make_pair_world(tmp_path_factory.mktemp("world"))
 
 
 def learning(world: Path, preference: dict[str, Any] | None = None, **model: Any) -> TrainConfig:

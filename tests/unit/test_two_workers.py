@@ -1,8 +1,10 @@
-"""Two workers in one process group: together they make the steps that one process makes alone."""
+"""Two workers in one process group: together they make the steps of one process, on clips and on pairs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from framegrove.training.engine import DeepSpeedEngine, PlainEngine
 from framegrove.training.heldout import measure
 from framegrove.training.loop import Hooks, Point, train
 from framegrove.training.setup import Setup
-from tests.tiny_training import PHASE, make_config, make_world
+from tests.tiny_training import PHASE, make_config, make_pair_world, make_world
 from tests.workers import together
 
 WORKERS, CPU = 2, torch.device("cpu")
@@ -38,17 +40,30 @@ def work(rank: int, folder: Path, config: TrainConfig) -> None:
     torch.save(left, folder / f"{rank}.pt")
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_two_workers_step_like_one_process(zero: int, tmp_path: Path) -> None:
+def of_clips(folder: Path, **changes: Any) -> TrainConfig:
+    return make_config(make_world(folder, heldout=6), phases=[ONLY | {"pack_tokens": 100}], **changes)
+
+
+def of_pairs(folder: Path, **changes: Any) -> TrainConfig:
+    """As many pairs as clips; every worker makes a pass of the model of step 0, too."""
+    make_pair_world(folder, heldout=6)
+    objective = {"stage_weights": [1, 1, 1], "preference": {"kind": "prefer", "beta": 50.0}}
+    data = [{"path": str(folder / name), "weight": 1.0} for name in ("clips", "pairs")]
+    phases = [ONLY | {"pack_tokens": 200, "objective": objective}]
+    return make_config(folder, data=data, model={"start": str(folder / "base")}, phases=phases, **changes)
+
+
+@pytest.mark.parametrize(("zero", "of"), [(2, of_clips), (3, of_clips), (3, of_pairs)])
+def test_two_workers_step_like_one_process(zero: int, of: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """Losses, held-out ones too, gradient norms and averaged weights; they share the same samples out in other passes.
 
     The held-out loss is measured after every step, of which it leaves no trace.
     """
-    phases, world = [ONLY | {"pack_tokens": 100}], make_world(tmp_path, heldout=6)
-    config = make_config(world, phases=phases, precision="fp32", zero=zero, log_every=1, validate_on=11)
+    config = of(tmp_path, precision="fp32", zero=zero, log_every=1, validate_on=11)
     wait = together(work, (tmp_path, config), WORKERS)
     setup, phase = Setup.of(config), config.phases[0]
     engine = PlainEngine(setup.trainable(), config.precision, CPU)
+    engine.module.preference = phase.objective.preference
     averaged = [weight.detach().clone() for weight in engine.parameters]
     curve, feed, passes = [], setup.feed(), set()
     held_out, heldout_feed = [], setup.heldout_feed()
