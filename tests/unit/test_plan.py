@@ -146,6 +146,20 @@ def test_only_what_is_trained_is_counted_beside_the_weights() -> None:
     assert estimate_plain(config, config.phases[3], parts).weights == 4 * whole
 
 
+def test_learning_from_pairs_holds_a_second_model_unless_an_adapter_is_trained() -> None:
+    """The copy is whole on every worker, in the run's precision, with the text encoders that belong to it."""
+    pairs = ["phases.3.objective.preference={kind: prefer, beta: 500}"]
+    config = load(TrainConfig, SD3, pairs)
+    model, _ = model_of(config)
+    copied = estimate(config, config.phases[3], model, 8)
+    without = estimate(load(TrainConfig, SD3), config.phases[3], model, 8)
+    assert copied.reference == 2 * (model.whole + model.frozen)
+    assert copied.kept - without.kept == copied.reference
+    adapted = load(TrainConfig, SD3, [*pairs, "model.tune.lora.rank=8"])
+    assert estimate(adapted, adapted.phases[3], model_of(adapted)[0], 8).reference == 0
+    assert estimate_plain(config, config.phases[3], model).reference == 4 * (model.whole + model.frozen)
+
+
 def test_workers_and_heads_that_cannot_be_grouped() -> None:
     check_heads(5, FluxConfig())
     with pytest.raises(UserError, match=r"does not divide the model's 30 attention heads: choose one of 1, 2, 3, 5, 6"):

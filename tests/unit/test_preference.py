@@ -38,6 +38,7 @@ from tests.unit.test_training import Stopped, stop_at
 LORA = {"lora": {"rank": 4, "alpha": 8, "targets": ["*"]}}
 PREFER = {"kind": "prefer", "beta": 50.0}
 CONTRAST = {"kind": "contrast", "beta": 0.5}
+CURVES = {"prefer": [0.6778, 0.6799, 0.6361, 0.5132, 0.5810], "contrast": [0.7750, 0.7248, 1.0267, 0.8628, 0.9043]}
 
 
 def vector(*numbers: float) -> Tensor:
@@ -224,6 +225,8 @@ def test_a_run_learns_what_is_preferred_and_resumes_to_the_bit(
     run(config, tmp_path / "stopped")
     curve = losses_of(tmp_path / "whole")
     assert losses_of(tmp_path / "stopped") == curve
+    if not tune:  # as when this was written
+        assert [losses["pairs"] for _, losses in curve] == pytest.approx(CURVES[preference["kind"]], rel=1e-3)
     assert (tmp_path / "whole" / "model").is_dir()
 
     setup = Setup.of(config)
