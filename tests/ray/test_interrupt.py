@@ -18,6 +18,7 @@ from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.vae_files import load_vae
 from framegrove.training.encode import vae_digest, write_clips
 from jobs.demo import CLIPS
+from tests.processes import marked
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ("--prompt", "a red 3 moves left and right")
@@ -29,7 +30,7 @@ LIMIT = 20.0  # seconds from Ctrl-C to the end
 def mark() -> Iterator[str]:
     name = uuid.uuid4().hex
     yield name
-    for pid in marked(name):  # after a failure
+    for pid in marked(MARK, name):  # after a failure
         os.kill(pid, signal.SIGKILL)
 
 
@@ -83,22 +84,9 @@ def test_an_interrupted_job_ends_soon_and_leaves_nothing(
     assert "Traceback" not in rest
     print(f"{took:.1f} s from Ctrl-C to the end")
     assert took < LIMIT
-    assert not marked(mark)
+    assert not marked(MARK, mark)
 
 
 def take_interrupts() -> None:
     """What is started in the background of a script ignores SIGINT, and so would what this test starts there."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def marked(name: str) -> list[int]:
-    """Living processes that have ``name`` as their mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if f"{MARK}={name}".encode() in (entry / "environ").read_bytes():  # empty of a zombie
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found

@@ -209,11 +209,11 @@ def test_searches_at_the_same_time_share_the_actors_and_change_nothing(house: Ho
 
 def test_every_video_is_right_while_actors_are_killed(house: House) -> None:
     """As ``jobs.bench --only endurance``, in small."""
-    model, requests = house.generators._model, endurance.requested(40)
+    model, requests = house.generators._model, endurance.requested(16)
     expected = endurance.undisturbed(requests, model)
     found = house.loop.run(endurance.under_fire(requests, expected, every=1.5, model=model))
     assert found.kills >= 1
-    assert (found.finished, found.right, found.same_cost) == (40, 40, 40)
+    assert (found.finished, found.right, found.same_cost) == (16, 16, 16)
 
 
 class Grave:

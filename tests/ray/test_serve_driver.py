@@ -20,6 +20,7 @@ import pytest
 from framegrove.cluster.session import Cluster
 from framegrove.serving.auth import FAILURES_PER_MINUTE
 from framegrove.serving.keys import add_key, remove_key
+from tests.processes import marked
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(300)
@@ -73,16 +74,7 @@ class Driver:
 
     def processes(self, program: str = "") -> list[int]:
         """Living processes that hang on this driver, itself included: all, or those of one program."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    ours = f"{MARK}={self.name}".encode() in (entry / "environ").read_bytes()  # empty of a zombie
-                    if ours and program in (entry / "cmdline").read_bytes().split(b"\0")[0].decode():
-                        found.append(int(entry.name))
-                except OSError:
-                    continue
-        return found
+        return marked(MARK, self.name, program)
 
     def ended(self, limit: float) -> int:
         """Its exit status; nothing that it has started is left within LIMIT."""
