@@ -266,7 +266,7 @@ class SearchRunner:
         """
 
         def tell(tally: Tally) -> None:
-            on_progress(Progress(tally.share, f"{tally.done} works done of at most {tally.at_most}"))
+            on_progress(Progress(tally.share, f"{tally.done} of at most {tally.at_most} works done"))
 
         with contextlib.ExitStack() as stack:
             journal = None

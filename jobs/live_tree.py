@@ -108,7 +108,7 @@ def _title(snapshot: Snapshot, request: GenerationRequest) -> Iterator[Text]:
     done = snapshot.certain - len(snapshot.undone)
     yield _line((request.prompt, ""))
     yield _line(
-        (f"{_duration(snapshot.seconds)}, {done} works done of at most {snapshot.at_most}", "bold"),
+        (f"{_duration(snapshot.seconds)}, {done} of at most {snapshot.at_most} works done", "bold"),
         (f"  {request.policy}, budget {request.budget:g}x, seed {request.seed}", "dim"),
     )
 

@@ -121,6 +121,10 @@ class Server:
 
         self.on_loop(act)
 
+    def give_up(self, branch: str) -> None:
+        """A branch of the running search is no longer there."""
+        self.on_loop(lambda: self.runner.live.branches.pop(branch))
+
     def hold(self) -> None:
         """Searches go on until ``finish``."""
         self.on_loop(self.runner.gate.clear)

@@ -43,6 +43,17 @@ def test_only_what_has_changed_is_told() -> None:
     assert [event.number for event in asyncio.run(seen(log))] == [2, 3, 4]
 
 
+def test_a_branch_that_was_given_up_is_told_to_be_gone() -> None:
+    log = EventLog("a")
+    watch = Watch(Growing(tree(b0="running", b1="running"), tree(b0="judged")), log)
+    watch.look()
+    watch.look()
+    log.add("status", {"status": "completed"})
+    events = asyncio.run(seen(log))
+    assert told(events) == [("branch", "b0"), ("branch", "b1"), ("status", "completed")]
+    assert events[1].data == {"id": "b1", "gone": True}
+
+
 def test_who_comes_back_gets_what_was_missed_and_who_stays_all_of_it() -> None:
     async def viewers() -> tuple[list[Event], list[Event]]:
         log = EventLog("a")

@@ -59,7 +59,7 @@ def drawn(shown: Snapshot, lines: int = 40, width: int = 140) -> list[str]:
 def test_costs_and_counts_come_first() -> None:
     prompt, title, cost, parts, counts, *_ = drawn(snapshot())
     assert prompt == "a [bold]red[/bold] 3"
-    assert title == "30 s, 8 works done of at most 20  tof, budget 4x, seed 5"
+    assert title == "30 s, 8 of at most 20 works done  tof, budget 4x, seed 5"
     assert cost == "cost 2.38x, to go 0.80x certain, about 2.10x at most"
     assert parts == "  sampling 1.50, decoding 0.50, judging 0.12, speculative or wasted 0.25"
     assert counts == "6 branches:  2 running  1 kept  1 judged  2 cut"

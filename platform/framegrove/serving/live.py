@@ -61,7 +61,7 @@ class Event:
 KINDS = {
     "status": "the video's status has changed; the data is the video",
     "started": "a search begins, or begins again: forget all branches",
-    "branch": "all that is known of a branch",
+    "branch": "all that is known of a branch; or that it is gone: it was begun ahead of need, and given up",
     "summary": "costs so far and to go, who works, the winner once it is known",
     "works": "works that have ended since the last such event: who did what, from when to when",
     "progress": "the video's progress in per cent",
@@ -151,6 +151,9 @@ class Watch:
             if self._known.get(name) != facts:
                 self._known[name] = facts
                 self.log.add("branch", {"id": name, **facts}, about=name)
+        for name in [name for name in self._known if name not in tree.branches]:
+            del self._known[name]
+            self.log.add("branch", {"id": name, "gone": True}, about=name)
         if news := tree.works[self._works :]:
             self.log.add("works", {"works": list(news)}, about=str(self._works))
             self._works = len(tree.works)

@@ -245,7 +245,8 @@ function show(video) {
   keep(video);
   if (video.id !== shown) return;
   $("stage-title").textContent = video.prompt;
-  const where = video.status === "queued" && video.queue_position != null ? `, ${video.queue_position} before it` : "";
+  const before = video.status === "queued" ? video.queue_position : null;
+  const where = before === 0 ? " and is next" : before ? `, ${before} before it` : "";
   $("stage-says").textContent = `${video.size}, ${video.seconds} s, ${video.search.policy} ${video.search.budget}, seed ${video.seed}: it ${WORDS[video.status]}${where}.`;
   $("stage-error").textContent = video.error ? video.error.message[0].toUpperCase() + video.error.message.slice(1) + "." : "";
   $("bar").hidden = video.status !== "in_progress";

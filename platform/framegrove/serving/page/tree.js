@@ -34,7 +34,8 @@ export class Tree {
 
   /** All that is known of a branch now. Drawing waits for the next animation frame, however many come. */
   update(branch) {
-    this.branches.set(branch.id, branch);
+    if (branch.gone) this.branches.delete(branch.id);
+    else this.branches.set(branch.id, branch);
     if (!this.due) {
       this.due = true;
       requestAnimationFrame(() => { this.due = false; this.draw(); });
