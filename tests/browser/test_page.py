@@ -172,6 +172,21 @@ def test_a_clip_is_gone_on_from(page: Page, server: Server, tmp_path: Path) -> N
     expect(page.get_by_label("First frame")).to_be_enabled()
 
 
+def test_a_video_that_is_gone_leaves_no_other_in_its_place(page: Page, server: Server) -> None:
+    """Its buttons must not be those of the video that was shown before."""
+    ask(page, server)
+    ask(page, server, "a blue 5 moves up and down")
+    expect(page.locator("#history li")).to_have_count(2)
+    gone = page.locator("#history li").nth(1)
+    video = gone.get_attribute("data-id")
+    page.evaluate(f"fetch('v1/videos/{video}', {{ method: 'DELETE' }})")
+    gone.locator("button").click()
+    expect(page.locator("#stage-error")).to_contain_text("There is no video")
+    expect(page.get_by_role("heading", name=PROMPT)).to_be_visible()
+    expect(page.locator("#actions button")).to_have_count(0)
+    expect(page.locator("#history li")).to_have_count(1)
+
+
 def test_a_key_is_asked_for_and_used(page: Page, tmp_path: Path) -> None:
     secret = add_key(tmp_path / "keys.json", "somebody")
     with serving(tmp_path / "videos", keys=tmp_path / "keys.json") as server:

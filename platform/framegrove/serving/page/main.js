@@ -198,13 +198,25 @@ function select(id) {
   for (const item of $("history").children) item.toggleAttribute("data-shown", item.dataset.id === id);
   tree.clear(id);
   lanes.clear();
-  for (const part of ["player", "costs", "tree-part", "page-part", "bar"]) $(part).hidden = true;
-  for (const part of ["stage-error", "stage-says"]) $(part).textContent = "";
-  $("compare").replaceChildren();
-  $("video").removeAttribute("src");
+  clearStage(known.get(id)?.prompt ?? "");
   watching = new AbortController();
   watch(id, watching.signal);
   $("stage").focus({ preventScroll: matchMedia("(min-width: 60rem)").matches });
+}
+
+/** Nothing of the video that was shown is left, least of all its buttons. */
+function clearStage(title) {
+  $("stage-title").textContent = title;
+  for (const part of ["player", "costs", "tree-part", "page-part", "bar"]) $(part).hidden = true;
+  for (const part of ["stage-error", "stage-says"]) $(part).textContent = "";
+  for (const part of ["compare", "actions"]) $(part).replaceChildren();
+  delete $("actions").dataset.offers;
+  $("video").removeAttribute("src");
+}
+
+function dropEntry(id) {
+  known.delete(id);
+  $("history").querySelector(`[data-id="${id}"]`)?.remove();
 }
 
 /** Follows a video to its end, again and again while the server is gone. */
@@ -222,8 +234,12 @@ async function watch(id, signal) {
     } catch (error) {
       if (signal.aborted || error.name === "AbortError") return;
       if (error.status === 401) return askForKey();
-      if (error.status) { $("stage-error").textContent = words(error); return; }
-      connection("The connection is lost: trying again.");
+      if (error.status === 404) dropEntry(id);
+      if (error.status && error.status !== 429 && error.status < 500) {
+        $("stage-error").textContent = words(error);
+        return;
+      }
+      connection(error.status ? words(error) : "The connection is lost: trying again.");
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(attempt, RETRY_MS.length - 1)]));
   }
@@ -335,16 +351,11 @@ function again(video) {
 
 async function forget(id) {
   await api.remove(id);
-  known.delete(id);
-  $("history").querySelector(`[data-id="${id}"]`)?.remove();
+  dropEntry(id);
   watching?.abort();
   shown = null;
   history_hash("");
-  $("stage-title").textContent = "Deleted";
-  for (const part of ["player", "costs", "tree-part", "page-part", "bar"]) $(part).hidden = true;
-  for (const part of ["stage-error", "stage-says"]) $(part).textContent = "";
-  $("actions").replaceChildren();
-  delete $("actions").dataset.offers;
+  clearStage("Deleted");
   $("stage").focus();
 }
 
