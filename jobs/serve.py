@@ -168,14 +168,15 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
 
     Raises UserError, in one sentence.
     """
-    from framegrove.config.base import absolute, load
+    from framegrove.config.base import absolute, absolute_place, load
     from framegrove.config.serve import ServeConfig
 
     settings = [f"{name}={json.dumps(value)}" for name, value in given.items()]
     config = load(ServeConfig, None, [*settings, *overrides])
     paths = {
-        "folder": config.folder.absolute(),
-        "keys": config.keys.absolute() if config.keys is not None else None,
+        "folder": config.folder.expanduser().absolute(),
+        "keys": config.keys.expanduser().absolute() if config.keys is not None else None,
+        "storage": absolute_place(config.storage),
         "models": tuple(each.model_copy(update={"name": absolute(each.name)}) for each in config.models),
         "verifier": config.verifier.at_absolute_paths(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,26 @@ def test_paths_become_absolute_wherever_they_are_given(tmp_path: Path, monkeypat
     }
     assert (config.folder, config.verifier.verifiers[0].engine.model) == (tmp_path / "videos", str(tmp_path / "other"))
     assert (str(config.generators), config.most_budget) == ("3", "8x")
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("", ""),
+        ("s3://bucket/videos", "s3://bucket/videos"),
+        ("videos", "{here}/videos"),
+        ("~/videos", "{home}/videos"),
+        ("file://{here}/videos", "{here}/videos"),
+    ],
+)
+def test_storage_is_one_place_for_every_process(
+    given: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    where = {"here": tmp_path, "home": tmp_path / "home"}
+    config = serve.configured({}, [f"storage={json.dumps(given.format(**where))}", "folder=~/serve"])
+    assert (config.storage, config.folder) == (place.format(**where), tmp_path / "home/serve")
 
 
 def test_help_names_every_setting() -> None:
@@ -203,6 +224,8 @@ def test_without_a_subcommand_it_serves(started: list[ServeConfig], tmp_path: Pa
         (("--set", "budget=65x"), "budget is 65x, more than most_budget, which is 64x"),
         (("--generators", "4:1"), "--generators must be a number as 4 or a range as 2:8, not '4:1'"),
         (("--generators", "0"), "--generators must be a number"),
+        (("--set", "keep_days=.inf"), "keep_days must be at most 36500"),
+        (("--set", "keep_gb=.inf"), "keep_gb must be at most 1e+09"),
         (("--set", "most_budget=2"), "budget is 4x, more than most_budget, which is 2"),
     ],
 )

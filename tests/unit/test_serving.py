@@ -522,8 +522,8 @@ def test_a_failing_disk_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptur
         running.runner.gate.set()
         await noted(caplog, "no such table")
         refused = await running.post(prompt=PROMPT)
-        assert (refused.status_code, refused.json()["error"]["type"]) == (500, "server_error")
-        assert "internal error" in refused.json()["error"]["message"]
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+        assert "cannot keep or read videos now" in refused.json()["error"]["message"]
         database.execute("ALTER TABLE elsewhere RENAME TO videos")
         for video in videos:
             await running.until(video["id"], "completed")

@@ -158,21 +158,21 @@ def test_a_disk_that_fails_leaves_no_video_uncounted(tmp_path: Path, monkeypatch
                 body = ASK | {"search": {"budget": "3x"}, "n": n}
                 return await running.client.post("/v1/videos", json=body, headers=headers)
 
-            quotas = running.service._quotas
+            quotas = running.service._intake._quotas
             assert quotas is not None
             with monkeypatch.context() as patch:
                 patch.setattr(Quotas, "used", full)
-                assert (await post()).status_code == 500
+                assert (await post()).status_code == 503
             with monkeypatch.context() as patch:
                 patch.setattr(VideoStore, "add", broken)
-                assert (await post()).status_code == 500
+                assert (await post()).status_code == 503
             assert await listed(running, alice) == []
             assert running.runner.asked == []
             assert quotas.flops_of("alice") == 0, "what was not kept is not counted"
             with monkeypatch.context() as patch:  # neither can be said whether it is kept
                 patch.setattr(VideoStore, "add", broken)
                 patch.setattr(VideoStore, "get", broken)
-                assert (await post()).status_code == 500
+                assert (await post()).status_code == 503
             assert quotas.flops_of("alice") == 3 * n * SAMPLE
             assert await listed(running, alice) == []
 

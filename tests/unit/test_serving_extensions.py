@@ -149,7 +149,7 @@ def test_no_clip_stays_of_what_was_not_accepted(tmp_path: Path, monkeypatch: pyt
             await running.until((await running.post(prompt=PROMPT)).json()["id"], "in_progress")
             with monkeypatch.context() as patch:
                 patch.setattr("framegrove.serving.store.row_of", broken)
-                assert (await upload(running, FILES["mp4"])).status_code == 500
+                assert (await upload(running, FILES["mp4"])).status_code == 503
             assert not list((tmp_path / "videos").glob("*.clip"))
             headers = {"Idempotency-Key": "one"}
             answers = [

@@ -272,8 +272,10 @@ def test_pages_go_both_ways_and_keep_to_an_owner(tmp_path: Path) -> None:
                 store.page(owner=owner, after=after)
 
 
-@pytest.mark.parametrize("storage", ["", "memory://ranges", "s3://lab/ranges"])
-def test_files_are_read_in_parts(tmp_path: Path, storage: str) -> None:
+@pytest.mark.parametrize("storage", ["", "memory://ranges", "s3://lab/ranges", "~/ranges", "file://{folder}/ranges"])
+def test_files_are_read_in_parts(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storage = storage.format(folder=tmp_path)
     with s3_bucket() if storage.startswith("s3") else nullcontext(), opened(tmp_path, storage=storage) as store:
         finished(store, 0)
         done = store.get("video_0")

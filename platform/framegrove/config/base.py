@@ -32,6 +32,12 @@ def absolute(name: str | None) -> str | None:
     return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
 
+def absolute_place(place: str) -> str:
+    """A folder's absolute path, also where it is not there yet; a URL and an empty text as they are."""
+    local = place.removeprefix("file://")
+    return str(Path(local).expanduser().absolute()) if local and "://" not in local else place
+
+
 def imported(dotted: str, whose: str, kind: str = "") -> Any:
     """What stands at ``module:attribute``. Raises ConfigError, which begins with ``whose`` it is; ``kind`` names it."""
     module, _, attribute = dotted.partition(":")

@@ -85,10 +85,10 @@ class ServeConfig(Config):
         description="where the files of videos are: a folder or a URL such as s3://bucket/videos; empty: in the folder",
     )
     keep_days: float | None = Field(
-        default=None, gt=0, description="how long a finished video is kept, in days; null: for ever"
+        default=None, gt=0, le=36_500, description="how long a finished video is kept, in days; null: for ever"
     )
     keep_gb: float | None = Field(
-        default=None, gt=0, description="how many gigabytes of finished videos are kept, the newest; null: any"
+        default=None, gt=0, le=1e9, description="how many gigabytes of finished videos are kept, the newest; null: any"
     )
     most_work: float = Field(
         default=64,
@@ -99,7 +99,7 @@ class ServeConfig(Config):
     most_units: int = Field(default=16, ge=1, description="longest video that a request may ask for, in units")
 
     body_seconds: float = Field(
-        default=30, gt=0, description="how long a request's body may take to arrive, in seconds"
+        default=30, gt=0, le=86_400, description="how long a request's body may take to arrive, in seconds"
     )
     reading: int = Field(
         default=32, ge=1, description="how many requests with bodies are read at a time; more are told to try again"

@@ -203,7 +203,7 @@ class VideoRequest(BaseModel):
         default=None, description='how long the video lasts, in seconds, such as "3"; the model\'s if absent'
     )
     num_frames: int | None = Field(default=None, ge=1, le=100_000, description="how many frames it has, instead")
-    fps: Annotated[float, Field(gt=0, le=240)] | None = Field(
+    fps: Annotated[float, Field(ge=0.1, le=240)] | None = Field(
         default=None,
         description="frames a second at which it plays; the model's if absent. Another rate plays the same frames "
         "faster or slower",

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from framegrove.serving.api import ApiError
-from framegrove.serving.keys import Key, KeyRing, KeysUnreadable
+from framegrove.serving.keys import UNREADABLE, Key, KeyRing, KeysUnreadable
 
 FAILURES_PER_MINUTE = 20  # failed authentications from one client address
 _LONGEST_SECRET = 256  # characters; anything longer is no secret of ours, and is not hashed
@@ -59,7 +59,7 @@ class KeyAuth:
             key = await self._key(_secret(scope))
         except KeysUnreadable as error:
             log.error("every request is refused: %s", error)
-            raise Refused(503, "the endpoint cannot read its API keys: tell whoever runs it, or try later") from error
+            raise Refused(503, UNREADABLE) from error
         if key is None:
             await self._count_failure(scope)
             raise Refused(

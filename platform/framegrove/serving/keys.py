@@ -37,6 +37,9 @@ _PRIVATE = 0o600
 log = logging.getLogger(__name__)
 
 
+UNREADABLE = "the endpoint cannot read its API keys: tell whoever runs it, or try later"
+
+
 class KeysUnreadable(UserError):
     """The keys file is missing, cannot be read, or does not hold keys."""
 

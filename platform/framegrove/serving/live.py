@@ -66,6 +66,7 @@ KINDS = {
     "works": "works that have ended since the last such event: who did what, from when to when",
     "progress": "the video's progress in per cent",
 }
+_LONGEST_NUMBER = 18  # digits
 _LAST = {"completed", "failed", "cancelled"}
 
 
@@ -106,9 +107,10 @@ class EventLog:
         self.add("started", {})
 
     def number_of(self, event_id: str | None) -> int:
-        """The number of an event's id, 0 for one of another log."""
+        """The number of an event's id, 0 for one of another log; of one that is yet to come, that of the last."""
         name, _, number = (event_id or "").partition("-")
-        return int(number) if name == self.name and number.isdecimal() else 0
+        known = name == self.name and len(number) <= _LONGEST_NUMBER and number.isdecimal()
+        return min(int(number), self._number) if known else 0
 
     async def after(self, number: int, patience: float = math.inf) -> AsyncIterator[list[Event]]:
         """All events after this one, as they come, to the last; none where nothing has come for so many seconds.

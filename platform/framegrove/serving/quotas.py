@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from framegrove.serving.api import ApiError
-from framegrove.serving.keys import KeyRing, Limits
+from framegrove.serving.keys import UNREADABLE, KeyRing, KeysUnreadable
 
 _DAY_S = 86_400.0
 _LOCK_TIMEOUT_S = 30.0
@@ -27,7 +27,7 @@ class Quotas:
     >>> quotas.used(owner, {video_id: 0})  # it was cancelled before it was begun
 
     Two requests that are checked before either is noted may both pass: hold a lock from the check to the note where
-    that matters. An owner without a key, as on an open endpoint, has no limits. Methods block for as long as a disk
+    that matters. An owner whose key is gone may use nothing. Methods block for as long as a disk
     does, and may be called from any thread. They raise sqlite3.OperationalError while the disk fails.
     """
 
@@ -71,8 +71,13 @@ class Quotas:
 
     def _exceeded(self, owner: str, flops: float, stored: int) -> str | None:
         """The limit that would be exceeded, in a sentence."""
-        key = self._keys.find(owner)
-        limits = key.limits if key is not None else Limits()
+        try:
+            key = self._keys.find(owner)
+        except KeysUnreadable as error:
+            raise ApiError(503, UNREADABLE) from error
+        if key is None:  # it was removed while the request arrived
+            raise ApiError(401, f"the API key {owner} is no longer valid: use another one", code="invalid_api_key")
+        limits = key.limits
         if limits.bytes is not None and stored >= limits.bytes:
             return (
                 f"the videos of the key {owner} take {stored:,} bytes of the {limits.bytes:,} allowed: delete some, or "

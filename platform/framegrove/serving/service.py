@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import logging
 import math
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from framegrove import logs
 from framegrove.config.request import frames_of
@@ -38,15 +39,21 @@ from framegrove.serving.api import (
     VideoRequest,
 )
 from framegrove.serving.clips import CheckedClip
+from framegrove.serving.intake import Intake
 from framegrove.serving.live import Event
 from framegrove.serving.making import Keep, Maker, Runner, line
 from framegrove.serving.offers import Offer, ServedModel, offer_of
 from framegrove.serving.quotas import Quotas
 from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
-from framegrove.serving.store import STORE_ERRORS, FileGone, KeyReused, QueueFull, VideoStore
+from framegrove.serving.store import STORE_ERRORS, FileGone, VideoStore
 from framegrove.types import GenerationRequest
 
 log = logging.getLogger(__name__)
+
+_ID = re.compile(r"video_[0-9a-f]{32}")
+MOST_STREAMS = 128  # of one owner: the replica holds as many requests as actors/ingress.py says, for all
+
+Answer = TypeVar("Answer")
 
 _NO_SOURCE = (
     'the field video is missing: send a clip as a file, or name what to go on from, such as {"id": "video_..."} or '
@@ -78,8 +85,11 @@ class VideoService:
         self._offers = {model.name: Offer(model, limits) for model, _ in models}
         self._limits = limits
         self._on_queue = on_queue
-        self._quotas = quotas
-        self._charging = asyncio.Lock()  # so that no two requests pass on the same room in a quota
+        self._intake = Intake(
+            store, quotas, limits.waiting, lambda record: self._offers[record.model].flops(record.request)
+        )
+        self._changes = set[asyncio.Future[Any]]()  # that are under way
+        self._streams = Counter[str]()  # of events, by owner
         self._counting = asyncio.Lock()
         self.waiting = 0  # videos, when they were last counted
         self._maker = Maker(
@@ -118,6 +128,7 @@ class VideoService:
         """Stop. What is unfinished stays in the store."""
         async with contextlib.AsyncExitStack() as ending:
             ending.callback(self._store.close)
+            ending.push_async_callback(asyncio.gather, *self._changes, return_exceptions=True)
             ending.push_async_callback(self._maker.close)
 
     def leave(self) -> None:
@@ -132,7 +143,7 @@ class VideoService:
         """Raise ApiError (503) while no video could be made or kept."""
         try:
             self._maker.check()
-            await asyncio.to_thread(self._store.queued)
+            await asyncio.to_thread(self._store.check)
         except (RuntimeError, *STORE_ERRORS) as error:
             raise ApiError(503, f"no videos can be made now: {line(error)}", code="not_ready") from None
 
@@ -226,10 +237,12 @@ class VideoService:
     ) -> VideoList:
         """Videos, newest or oldest first, from the one after ``after``. Raises ApiError where that is unknown."""
         try:
+            if after is not None and not _ID.fullmatch(after):
+                raise KeyError(after)
             records, more = await asyncio.to_thread(self._store.page, owner, after, limit, order, status)
         except KeyError:
             raise ApiError(
-                400, f"there is no video {after!r} to go on after", param="after", code="not_found"
+                400, f"there is no video {(after or '')[:60]!r} to go on after", param="after", code="not_found"
             ) from None
         videos = [self._described(record) for record in records]
         return VideoList(
@@ -242,16 +255,20 @@ class VideoService:
     async def cancel(self, video_id: str, owner: str = "") -> Video:
         """Give a video up; what is sampled for it ends within a denoising step. Raises ApiError if it is finished."""
         await self._record(video_id, owner)
-        if not await self._give_up(video_id, owner):
+        if not await self._whole(self._give_up(video_id, owner)):
             record = await self._record(video_id, owner)
             raise ApiError(409, f"the video {video_id} cannot be cancelled any more, it is {record.status}")
         return await self.find(video_id, owner)
 
     async def delete(self, video_id: str, owner: str = "") -> DeletedVideo:
         """Remove a video and its files; one that waits or is being made is cancelled first."""
+
+        async def change() -> None:
+            await self._give_up(video_id, owner)
+            await asyncio.to_thread(self._store.delete, video_id)
+
         await self._record(video_id, owner)
-        await self._give_up(video_id, owner)
-        await asyncio.to_thread(self._store.delete, video_id)
+        await self._whole(change())
         return DeletedVideo(id=video_id)
 
     async def file(self, video_id: str, name: str, owner: str = "") -> StoredFile:
@@ -303,12 +320,27 @@ class VideoService:
     async def events(
         self, video_id: str, owner: str = "", last: str | None = None, patience: float = math.inf
     ) -> AsyncIterator[list[Event]]:
-        """What happens to a video, from the event after the one with the id ``last``, to its end (EventLog.after)."""
+        """What happens to a video, from the event after the one with the id ``last``, to its end (EventLog.after).
+
+        Raises ApiError, also where the owner follows too many videos already.
+        """
         record = await self._record(video_id, owner)
+        if self._streams[owner] >= MOST_STREAMS:
+            sentence = f"{MOST_STREAMS} event streams are open already: close some, or ask for a video's state"
+            raise ApiError(429, sentence, code="too_many_streams")
         log_ = self._maker.events(video_id)
         if record.status in FINISHED and not log_.ended:  # by an earlier process: there is nothing to tell but that
             log_.add("status", self._described(record).model_dump(mode="json"))
-        return log_.after(log_.number_of(last), patience)
+        return self._followed(log_.after(log_.number_of(last), patience), owner)
+
+    async def _followed(self, news: AsyncIterator[list[Event]], owner: str) -> AsyncIterator[list[Event]]:
+        """The same, counted among the streams of its owner."""
+        self._streams[owner] += 1
+        try:
+            async for events in news:
+                yield events
+        finally:
+            self._streams[owner] -= 1
 
     async def wait_for(self, video_id: str, owner: str = "") -> None:
         """Return once a video is finished. Raises ApiError (503) where another process is about to go on with it."""
@@ -319,12 +351,10 @@ class VideoService:
             raise ApiError(503, sentence, code="restarting")
 
     async def _give_up(self, video_id: str, owner: str) -> bool:
-        """Cancel a video; one that was never begun costs its owner nothing. False where it was finished already."""
+        """Cancel a video. False where it was finished already."""
         given_up = await self._maker.cancel(video_id)
-        if given_up and self._quotas is not None:
-            record = await asyncio.to_thread(self._store.get, video_id)
-            if record is not None and record.started_at is None:
-                await asyncio.to_thread(self._quotas.used, owner, {video_id: 0.0})
+        if given_up:
+            await self._intake.give_back(video_id, owner)
         return given_up
 
     async def _with_clip(self, record: VideoRecord) -> GenerationRequest:
@@ -358,63 +388,36 @@ class VideoService:
 
         ``asks`` tells this request from any other that comes with the key. Raises ApiError.
         """
-        first = replace(records[0], idempotency=(key, _digest(asks)) if key is not None else None)
-        records = [first, *records[1:]]
-        try:
-            kept = await self._charged(records) if self._quotas is not None else await self._stored(records)
-        except QueueFull:
-            sentence = f"{self._limits.waiting} videos are waiting already: try again later"
-            if len(records) > 1:
-                sentence = (
-                    f"there is no room for {len(records)} more videos: try again later, or ask for fewer at a time"
-                )
-            raise ApiError(429, sentence, code="queue_full") from None
-        except KeyReused:
-            raise ApiError(
-                409,
-                "this Idempotency-Key came with another request before: use a new key for a new request",
-                code="idempotency_key_reused",
-            ) from None
-        if kept.id == first.id:
-            for record in records:
-                _log_accepted(record)
-            self._maker.wake()
-            for record in records:
-                await self._changed(record.id)
-        return self._described(kept)
 
-    async def _stored(self, records: Sequence[VideoRecord]) -> VideoRecord:
-        return await asyncio.to_thread(functools.partial(self._store.add, *records, most=self._limits.waiting))
+        async def change() -> VideoRecord:
+            kept = await self._intake.take(records, key, asks)
+            if kept.id == records[0].id:
+                for record in records:
+                    _log_accepted(record)
+                self._maker.wake()
+                for record in records:
+                    await self._changed(record.id)
+            return kept
 
-    async def _charged(self, records: Sequence[VideoRecord]) -> VideoRecord:
-        """Count new videos in their owner's quotas, and then keep them; or return the one for the same key.
+        return self._described(await self._whole(change()))
 
-        A disk that fails in between, or a process that ends, leaves videos that are counted and not made, which a day
-        forgets, but none that are made and not counted. Raises ApiError (429) where there is no room in the quotas, and
-        what ``VideoStore.add`` raises; then what was counted is taken back, if it is certain that nothing was kept.
+    async def _whole(self, change: Coroutine[Any, Any, Answer]) -> Answer:
+        """The answer of a change that goes on to its end even where its caller hangs up.
+
+        A half of one would be a video that is kept and not made, or one that is cancelled and goes on being made.
         """
-        quotas, owner = self._quotas, records[0].owner
-        assert quotas is not None
-        flops = {record.id: self._offers[record.model].flops(record.request) for record in records}
-        total = sum(flops.values())
-        async with self._charging:
-            # A request that comes again is not counted again.
-            earlier = await asyncio.to_thread(self._store.earlier, records[0])
-            if earlier is not None:
-                return earlier
-            stored = (await asyncio.to_thread(self._store.usage, owner)).stored
-            if not await asyncio.to_thread(quotas.allowed, owner, total, stored):
-                raise await asyncio.to_thread(quotas.refusal, owner, total, stored)
-            await asyncio.to_thread(quotas.used, owner, flops)
-            try:
-                return await self._stored(records)
-            except Exception:
-                if await asyncio.to_thread(self._store.get, records[0].id) is None:
-                    await asyncio.to_thread(quotas.used, owner, dict.fromkeys(flops, 0.0))
-                raise
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_told)
+            raise
 
     async def _record(self, video_id: str, owner: str) -> VideoRecord:
-        record = await asyncio.to_thread(self._store.get, video_id, owner)
+        # Some databases refuse texts that are no ids, such as one with a zero byte.
+        record = await asyncio.to_thread(self._store.get, video_id, owner) if _ID.fullmatch(video_id) else None
         if record is None:
             raise ApiError(404, f"there is no video {video_id[:60]!r}", code="not_found")
         return record
@@ -489,6 +492,12 @@ class VideoService:
                 self._on_queue(waiting)
 
 
+def _told(task: asyncio.Future[Any]) -> None:
+    """Nobody is left to whom a change's failure could be told but the log."""
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        log.warning("a change whose caller had hung up failed", exc_info=failure)
+
+
 async def _pieces(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while (piece := await asyncio.to_thread(next, chunks, None)) is not None:
         yield piece
@@ -523,7 +532,3 @@ def _log_accepted(record: VideoRecord) -> None:
             "accepted: %d units of %dx%d pixels, policy %s, budget %gx",
             *(request.units, request.width, request.height, request.policy, request.budget),
         )
-
-
-def _digest(asks: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(asks, sort_keys=True).encode()).hexdigest()

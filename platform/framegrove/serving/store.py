@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 # What any method of a store may raise when the disk is full, slow or out of reach, and what may pass. A damaged file is
 # none of these, nor is a broken constraint: both stay as they are however often they are tried again.
+_PROBE, _PROBED = "probe", 2**16  # a file, and its bytes
 STORE_ERRORS = (OSError, OperationalError, TimeoutError)
 
 _UNFINISHED: tuple[Status, ...] = ("queued", "in_progress")
@@ -249,6 +250,15 @@ class VideoStore:
             return record_of(row, image=None)
         except Damaged:
             return self.get(row.id)
+
+    def check(self) -> None:
+        """Read from the database and write to the folder, where a full disk shows. Raises STORE_ERRORS."""
+        self.queued()
+        probe = self._folder / _PROBE
+        try:
+            probe.write_bytes(bytes(_PROBED))
+        finally:
+            probe.unlink(missing_ok=True)
 
     def queued(self) -> list[QueuedVideo]:
         """All videos that wait, in order of arrival."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,10 +27,14 @@ from framegrove.serving.auth import KeyAuth
 from framegrove.serving.decoding import Decoders
 from framegrove.serving.keys import KeyRing
 from framegrove.serving.limits import Bodies
+from framegrove.serving.making import line
 from framegrove.serving.openapi import ERROR_ANSWERS, document_requests
 from framegrove.serving.origins import CrossSite, ForeignHosts, allowed_hosts
 from framegrove.serving.routes import EXTENSIONS, routes_of
 from framegrove.serving.service import VideoService
+from framegrove.serving.store import STORE_ERRORS
+
+log = logging.getLogger(__name__)
 
 MOST_BODY_BYTES = 2 * MOST_IMAGE_BYTES
 LARGER_BODIES = {EXTENSIONS: MOST_CLIP_BYTES * 4 // 3 + 2**20}  # a clip in base64, and the fields beside it
@@ -116,6 +122,13 @@ def build_app(
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
         return refusal(error)
+
+    async def not_kept(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %.80r failed: %s", request.method, request.scope["path"], line(error), exc_info=error)
+        return refusal(ApiError(503, "the endpoint cannot keep or read videos now: try again later", code="storage"))
+
+    for kind in (*STORE_ERRORS, sqlite3.OperationalError):  # the latter: of quotas
+        app.add_exception_handler(kind, not_kept)
 
     @app.exception_handler(HTTPException)
     async def not_understood(request: Request, error: HTTPException) -> JSONResponse:
