@@ -165,14 +165,14 @@ def test_a_disk_that_fails_leaves_no_video_uncounted(tmp_path: Path, monkeypatch
                 assert (await post()).status_code == 503
             with monkeypatch.context() as patch:
                 patch.setattr(VideoStore, "add", broken)
-                assert (await post()).status_code == 503
+                assert (await post()).status_code == 500
             assert await listed(running, alice) == []
             assert running.runner.asked == []
             assert quotas.flops_of("alice") == 0, "what was not kept is not counted"
             with monkeypatch.context() as patch:  # neither can be said whether it is kept
                 patch.setattr(VideoStore, "add", broken)
                 patch.setattr(VideoStore, "get", broken)
-                assert (await post()).status_code == 503
+                assert (await post()).status_code == 500
             assert quotas.flops_of("alice") == 3 * n * SAMPLE
             assert await listed(running, alice) == []
 
