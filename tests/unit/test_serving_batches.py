@@ -172,7 +172,7 @@ def test_a_disk_that_fails_leaves_no_video_uncounted(tmp_path: Path, monkeypatch
             with monkeypatch.context() as patch:  # neither can be said whether it is kept
                 patch.setattr(VideoStore, "add", broken)
                 patch.setattr(VideoStore, "get", broken)
-                assert (await post()).status_code == 500
+                assert (await post()).status_code == 503
             assert quotas.flops_of("alice") == 3 * n * SAMPLE
             assert await listed(running, alice) == []
 
