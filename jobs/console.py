@@ -127,14 +127,23 @@ def one_line_errors(log_level: str | None = None) -> Iterator[None]:
     except UserError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(": ".join(["stopped", *map(str, stop.args)]), err=True)
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
         log.critical("unexpected %s: this is no mistake in what was asked for", type(error).__name__, exc_info=error)
         raise typer.Exit(70) from None
+
+
+@contextlib.contextmanager
+def when_stopped(advice: str) -> Iterator[None]:
+    """Have a job that is interrupted inside this block say how it is gone on with, or what was lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(advice) from None
 
 
 def make_folder(path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ import typer
 
 from framegrove.config.base import Config, absolute, validated
 from framegrove.config.pool import PoolSize
+from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import write_json
@@ -45,7 +47,9 @@ from jobs.console import (
     one_line_errors,
     policy_help,
     refuse_finished,
+    when_stopped,
 )
+from jobs.keys import keys_help
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles
@@ -81,9 +85,19 @@ class Asked(Config):
     set: tuple[str, ...]
 
 
-@app.command()
+_KEYS = keys_help(
+    ("Settings of a search, for --set (--set seconds=60):", SearchConfig, ""),
+    *(
+        (f"Of the policy {name}:", entry.options, f"options.{name}.")
+        for name, entry in ((name, policies.find(name)) for name in policies.summaries())
+        if entry.options.model_fields
+    ),
+)
+
+
+@app.command(epilog=_KEYS)
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png, tree.html and report.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png, tree.html, slide.png and report.json.")],
     prompt: Annotated[str | None, typer.Option(help="What the video should show.")] = None,
     resume: Annotated[
         bool,
@@ -123,7 +137,7 @@ def main(
     verifier: VerifierOption = None,
     generators: GeneratorsOption = "2",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8.")
+        list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8; listed below.")
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Draw the search tree in the terminal while it grows.")
@@ -168,7 +182,6 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
         raise UserError("--image and --extend both say how the video begins: give one of them")
     from framegrove.config.base import load
     from framegrove.config.request import check_prompt
-    from framegrove.config.search import SearchConfig
 
     search = load(SearchConfig, None, asked.set)
     entry = policies.find(asked.policy)
@@ -205,7 +218,8 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
         log.warning(advice)
     _begin(asked, out, display, overwrite=overwrite)
     runner = search_runner(source, panel, search, generators=generators)
-    record = generate(runner, request, out, display, watch=watch)
+    with when_stopped(f"go on with it by python -m jobs.generate --resume --out {shlex.quote(str(out))}"):
+        record = generate(runner, request, out, display, watch=watch)
     display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
     warn(record)
 

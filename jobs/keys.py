@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -25,8 +26,16 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         elif field.default_factory is not None or isinstance(field.default, BaseModel):
             default = "a section"
         else:
-            given = list(field.default) if isinstance(field.default, tuple) else field.default
-            default = f"default {'null' if given is None else str(given).lower()}"
-        line = f"{prefix}{name} ({default}): {field.description}"
+            default = f"default {_shown(field.default)}"
+        line = f"{prefix}{name} ({default}): {field.description or 'listed below'}"
         lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
     return lines
+
+
+def _shown(value: Any) -> str:
+    """A default as it would stand in a YAML file, without what a section leaves out."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, BaseModel):
+        return str(value.model_dump(mode="json", exclude_defaults=True)).replace("'", "")
+    return "null" if value is None else str(value).lower()

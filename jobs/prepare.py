@@ -40,6 +40,7 @@ from jobs.console import (
     make_folder,
     one_line_errors,
     refuse_taken,
+    when_stopped,
 )
 from jobs.keys import keys_help
 
@@ -159,7 +160,8 @@ def main(
             if config is not None or set_:
                 raise UserError("--config and --set are for footage: give --videos, or leave them out to draw digits")
             refuse_taken(out, SHARDS, overwrite)
-            _digits(Drawing(clips, units or 4, seed, pairs, heldout), vae_folder, allow_pickle, out, display)
+            with when_stopped("drawn clips are kept together or not at all, and nothing was kept"):
+                _digits(Drawing(clips, units or 4, seed, pairs, heldout), vae_folder, allow_pickle, out, display)
             return
         if overwrite:
             raise UserError("--overwrite is for digits, and --out with footage is gone on with: leave --overwrite out")
@@ -192,7 +194,7 @@ def _digits(drawing: Drawing, vae: Path, allow_pickle: bool, out: Path, display:
     torch.set_num_threads(1)  # for pictures this small a second thread costs more than it brings
     make_folder(out.parent)
     model, count = read_vae(vae, allow_pickle=allow_pickle), drawing.clips
-    display.begin(f"encoding {counted(count, 'clip')}")
+    display.begin(f"drawing and encoding {counted(count, 'clip')} of the digits world")
     drawn = digits_clips(
         model, count, seed=drawing.seed, units=drawing.units, pairs=drawing.pairs, heldout=drawing.heldout
     )

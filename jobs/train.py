@@ -25,7 +25,7 @@ from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.config.watch import SamplesConfig, TrackingConfig
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, application, duration, make_folder, one_line_errors
+from jobs.console import Display, LogLevelOption, application, duration, make_folder, one_line_errors, when_stopped
 from jobs.keys import keys_help
 
 if TYPE_CHECKING:
@@ -112,10 +112,11 @@ def main(
             raise UserError("--out is missing: name the folder of the run, or give --plan to start nothing")
         make_folder(out.parent)
         checked = _from_newest(checked, out, display)
-        if engine is EngineName.PLAIN:
-            model = in_this_process(checked, out, threads, display)
-        else:
-            model = on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
+        with when_stopped("run the same command again, and it goes on from its newest checkpoint"):
+            if engine is EngineName.PLAIN:
+                model = in_this_process(checked, out, threads, display)
+            else:
+                model = on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
         display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
 
 

@@ -136,7 +136,7 @@ class Server:
         limits = ServeConfig(folder=self.folder, most_units=8, port=self.port, **self.settings)
         model = ServedModel(
             "digits",
-            digits_recipe().model_copy(update={"knows": "digits that move"}),
+            digits_recipe().model_copy(update={"knows": "digits that move", "known_prompts": "a .* moves .*"}),
             check=lambda asked: latent_size(asked.height, asked.width, **DIGITS),
             policies={name: PolicyOffer(description=text, options={}) for name, text in POLICIES.items()},
             judged=lambda policy: policy != "single",

@@ -194,7 +194,7 @@ def test_a_key_is_asked_for_and_used(page: Page, tmp_path: Path) -> None:
         expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
         page.get_by_label("API key").fill("fg_wrong")
         page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
+        expect(page.locator("#key-error")).to_have_text("The server does not accept this key.")
         page.get_by_label("API key").fill(secret)
         page.get_by_role("button", name="Use it").click()
         page.locator("#prompt").fill(PROMPT)
@@ -252,6 +252,10 @@ def test_markup_in_prompts_and_names_stays_text(page: Page, server: Server) -> N
     ask(page, server, prompt)
     server.grow("0", "kept", name="<b>bold</b>", scores={"<i>": {"<u>": 0.5}})
     expect(page.locator(".branch .name")).to_have_text("<b>bold</b>")
+    expect(page.locator("#stage-warnings li")).to_have_text(
+        "The prompt is unlike anything this model was trained on, and the video will hardly show it; what it knows: "
+        "digits that move."
+    )
     page.locator(".branch").click()
     assert page.locator("main b, main i, main u, main img[onerror]").count() == 0
 
@@ -277,6 +281,12 @@ def test_large_trees_stay_fluid(page: Page, server: Server, capsys: pytest.Captu
         scores = {"motion": {"alignment": round_ / 3}}
         server.grow_all({name: {"standing": "judged", "scores": scores} for name in branches})
         expect(page.locator(".branch .score").first).to_have_text(f"{round_ / 3:.2f}")
+    server.runner.live.summary = {
+        "spent": {"sampling": 1.0, "decoding": 0.3, "judging": 0.1, "wasted": 0.0, "total": 1.4},
+        "to_go": 0.0, "at_most": 2.0, "works": {"certain": 5, "undone": 0, "at_most": 9}, "pools": {},
+        "winner": "3-5-6",
+    }  # fmt: skip
+    expect(page.locator('.branch[data-id="3-5-6"]')).to_be_in_viewport()
     frames = sorted(page.evaluate("frames_"))
     with capsys.disabled():
         print(f"\nframes of a tree of 196 branches that all change: median {frames[len(frames) // 2]:.0f} ms, "

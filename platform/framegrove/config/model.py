@@ -226,7 +226,8 @@ class Recipe(Config):
         if not self.known_prompts or re.fullmatch(self.known_prompts, text, re.IGNORECASE):
             return None
         return (
-            f"the prompt is unlike anything this model was trained on, and the video will hardly show it: {self.knows}"
+            "the prompt is unlike anything this model was trained on, and the video will hardly show it; what it "
+            f"knows: {self.knows}"
         )
 
     @field_validator("known_prompts")

@@ -131,7 +131,10 @@ def _files(folder: Path) -> list[Path]:
     paths = shard_paths(folder)
     if not paths:
         what = "has no parquet files" if folder.is_dir() else "is no folder"
-        raise DataError(f"the data folder {folder} {what}: make one with python -m jobs.prepare --out {folder}")
+        raise DataError(
+            f"the data folder {folder} {what}: make one of footage with python -m jobs.prepare --videos FOLDER --out "
+            f"{folder}, or of drawn digits with --clips 200 in the place of --videos"
+        )
     return paths
 
 

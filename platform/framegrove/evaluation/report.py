@@ -134,6 +134,12 @@ def warnings_of(record: SearchRecord) -> list[str]:
             "the time limit ended the search: the winner is the most promising branch by then, and another run may "
             "find another"
         )
+    unjudged = _unjudged(record)
+    if unjudged > 1 and not record.outcome.hurried:
+        warnings.append(
+            f"the winner's last {unjudged} units were not judged, since the budget was spent: a larger one may find a "
+            "better video"
+        )
     scores = record.scores
     if scores and max(scores.values()) < DOUBTFUL:
         said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
@@ -141,6 +147,14 @@ def warnings_of(record: SearchRecord) -> list[str]:
             f"the verifier finds nothing of the prompt in the winner ({said}, each out of 1): look before you use it"
         )
     return warnings
+
+
+def _unjudged(record: SearchRecord) -> int:
+    """How many units of the winner are newer than the last that was judged; 0 where a search judges nothing."""
+    winner = record.outcome.winner
+    judged = {node.path for node in record.outcome.nodes if node.scores}
+    last = max((length for length in range(1, len(winner) + 1) if winner[:length] in judged), default=0)
+    return len(winner) - max(last, record.request.given) if judged else 0
 
 
 def was_needed(span: Span, outcome: SearchResult) -> bool:
@@ -155,7 +169,10 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
         "prompt": request.prompt,
         "seed": request.seed,
         "policy": request.policy,
+        "options": dict(request.options),
         "budget": request.budget,
+        "until": request.until,
+        "given_units": request.given,
         "size": f"{request.width}x{request.height}",
         "units": request.units,
         "frames": len(record.frames),

@@ -372,6 +372,11 @@ class Video(BaseModel):
     )
     queue_position: int | None = Field(default=None, description="how many wait before it, while it is queued")
     error: VideoError | None = None
+    warnings: list[str] = Field(
+        default=[],
+        description="what a viewer should know: that the model hardly knows such a prompt, and what the "
+        "search has met with",
+    )
 
 
 class VideoList(BaseModel):

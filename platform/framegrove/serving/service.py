@@ -470,8 +470,15 @@ class VideoService:
             extended_from_video_id=record.extends,
             batch=list(record.batch),
             queue_position=position,
+            warnings=self._warnings(record),
             error=VideoError(code=record.error_code or "", message=record.error or "") if record.error else None,
         )
+
+    def _warnings(self, record: VideoRecord) -> list[str]:
+        """Of the prompt, and of a finished search."""
+        offer = self._offers.get(record.model)
+        outside = offer.model.recipe.outside(record.request.prompt) if offer is not None else None
+        return [*([outside] if outside else []), *(record.report or {}).get("warnings", [])]
 
     async def _changed(self, video_id: str) -> None:
         """A video's status has changed: viewers are told, and the queue is counted."""

@@ -209,7 +209,7 @@ function clearStage(title) {
   $("stage-title").textContent = title;
   for (const part of ["player", "costs", "tree-part", "page-part", "bar"]) $(part).hidden = true;
   for (const part of ["stage-error", "stage-says"]) $(part).textContent = "";
-  for (const part of ["compare", "actions"]) $(part).replaceChildren();
+  for (const part of ["compare", "actions", "stage-warnings"]) $(part).replaceChildren();
   delete $("actions").dataset.offers;
   $("video").removeAttribute("src");
 }
@@ -254,7 +254,7 @@ function happened(id, kind, data) {
   else if (kind === "started") { tree.clear(id); lanes.clear(); $("compare").replaceChildren(); }
   else if (kind === "branch") { $("tree-part").hidden = false; tree.update(data); }
   else if (kind === "works") lanes.add(data.works);
-  else if (kind === "summary") costs(data);
+  else if (kind === "summary") { costs(data); if (data.winner) tree.reveal(data.winner); }
 }
 
 function show(video) {
@@ -265,6 +265,11 @@ function show(video) {
   const where = before === 0 ? " and is next" : before ? `, ${before} before it` : "";
   $("stage-says").textContent = `${video.size}, ${video.seconds} s, ${video.search.policy} ${video.search.budget}, seed ${video.seed}: it ${WORDS[video.status]}${where}.`;
   $("stage-error").textContent = video.error ? video.error.message[0].toUpperCase() + video.error.message.slice(1) + "." : "";
+  $("stage-warnings").replaceChildren(...video.warnings.map((text) => {
+    const item = document.createElement("li");
+    item.textContent = text[0].toUpperCase() + text.slice(1) + ".";
+    return item;
+  }));
   $("bar").hidden = video.status !== "in_progress";
   if (video.status === "in_progress") progress(video.progress);
   actions(video);
@@ -404,6 +409,7 @@ function compare(id) {
 // ---- keys, frames, start
 
 function askForKey() {
+  $("key-error").textContent = api.key.get() ? "The server does not accept this key." : "";
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 

@@ -28,6 +28,7 @@ export class Tree {
     this.wanted = [];
     this.fetching = 0;
     this.due = false;
+    this.revealed = null;
     for (const button of this.box.querySelectorAll("button")) button.remove();
     this.edges.replaceChildren();
   }
@@ -40,6 +41,17 @@ export class Tree {
       this.due = true;
       requestAnimationFrame(() => { this.due = false; this.draw(); });
     }
+  }
+
+  /** Scroll to a branch once it is drawn. */
+  reveal(id) {
+    requestAnimationFrame(() => {
+      const place = this.buttons.get(id)?.style.transform;
+      if (!place || this.revealed === id) return;
+      this.revealed = id;
+      const { e, f } = new DOMMatrix(place), frame = this.box.parentElement;
+      frame.scrollTo(e - (frame.clientWidth - WIDTH) / 2, f - (frame.clientHeight - HEIGHT) / 2);
+    });
   }
 
   draw() {
