@@ -125,10 +125,13 @@ def lay_out(record: SearchRecord, look: Look = PAGE, chosen: Collection[Path] | 
 
 
 def columns(request: GenerationRequest, look: Look) -> list[float]:
-    """Where the column of each unit begins and, at last, where that of the last one ends."""
+    """Where the column of each unit begins and, at last, where that of the last one ends.
+
+    Units that were given, as those of a clip, have no branches, and take no room.
+    """
     lefts = [0.0]
     for depth in range(request.units):
-        lefts.append(lefts[-1] + _width(request, look, depth) + _GAP_X)
+        lefts.append(lefts[-1] + (_width(request, look, depth) + _GAP_X if depth >= request.given else 0.0))
     return [*lefts[:-1], lefts[-1] - _GAP_X]
 
 
@@ -146,9 +149,14 @@ def _width(request: GenerationRequest, look: Look, depth: int, thumb: float = 1.
 
 
 def by_interest(record: SearchRecord) -> list[Path]:
-    """The branches that can be shown: by fate, the winner first; of equals the deepest first."""
-    nodes = [node for node in record.outcome.nodes if node.path in record.shown]
-    return [n.path for n in sorted(nodes, key=lambda n: (_INTEREST.index(n.fate), -len(n.path), n.path))]
+    """The branches that can be shown: by fate, the winner first; of equals the deepest first, then the best."""
+
+    def order(node: Node) -> tuple[int, int, float, Path]:
+        panel = node.scores[-1][1] if node.scores else ()
+        score = sum(score for _, score in panel) / len(panel) if panel else 0.0
+        return _INTEREST.index(node.fate), -len(node.path), -score, node.path
+
+    return [node.path for node in sorted(record.outcome.nodes, key=order) if node.path in record.shown]
 
 
 def with_ancestors(order: Iterable[Path], most: int) -> set[Path]:

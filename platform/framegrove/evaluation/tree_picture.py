@@ -131,7 +131,7 @@ def _fitting(request: GenerationRequest, rows: int) -> tuple[Look, float]:
             inch = hundredths / 100
             room = (strip * request.width / request.height + 2 * PAD) * inch / _CHARACTER
             lines = 1 if room >= _ON_A_LINE else 2
-            characters = 12 if lines == 1 else 9  # of a unit 0, whose names are short, or of a verdict
+            characters = 15 if lines == 1 else 9  # of a unit 0, as in 39 0.17 39/45, or of a verdict
             look = Look(strip, text=lines * _LINE / inch, least=characters * _CHARACTER / inch)
             low = rows * row_height(look) * inch <= _HEIGHT
             if low and columns(request, look)[-1] * inch <= _WIDTH - 2 * _MARGIN:
@@ -188,8 +188,9 @@ def _draw_title(
     request, fates = record.request, [node.fate for node in record.outcome.nodes]
     prompt = textwrap.shorten(request.prompt, characters, placeholder=" …")
     axes.text(0, 1, prompt, fontsize=large, fontweight="bold", color=INK, va="top", transform=axes.transAxes)
+    given = f"going on from {counted(request.given, 'unit')}, " if request.given else ""
     said = (
-        f"{request.policy}, budget {request.budget:g}x, seed {request.seed}: {counted(len(fates), 'branch')}, "
+        f"{given}{request.policy}, budget {request.budget:g}x, seed {request.seed}: {counted(len(fates), 'branch')}, "
         f"{fates.count(Fate.DROPPED)} cut, {record.outcome.seconds:.1f} s{more}"
     )
     below = 1 - (large * 1.7 / 72) / inches
@@ -254,10 +255,11 @@ def _draw_tree(axes: Axes, cards: Mapping[Path, Card], record: SearchRecord, inc
     axes.set_xlim(-0.05, across + 0.05)
     axes.set_ylim(down + 0.05, -0.8)
     axes.set_aspect("equal", anchor="NW")
-    for depth in range(record.request.units):
+    first = record.request.given
+    for depth in range(first, record.request.units):
         column = [card for path, card in cards.items() if len(path) == depth + 1]
         if column:
-            size, label = (9.5, f"unit {depth}") if inch else (8, "unit\n0" if depth == 0 else str(depth))
+            size, label = (9.5, f"unit {depth}") if inch else (8, f"unit\n{depth}" if depth == first else str(depth))
             axes.text(column[0].x, -0.25, label, fontsize=size, fontweight="bold", color=INK)
     for path, card in cards.items():
         if path[:-1] in cards:

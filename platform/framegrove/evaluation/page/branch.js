@@ -48,7 +48,7 @@ function table(caption, rows) {
   const body = make("tbody", {}, ...rows.map(([name, score]) => {
     const meter = make("span", {class: "meter"});
     meter.style.width = `${100 * score}%`;
-    return make("tr", {}, make("td", {}, name, meter), make("td", {class: "number"}, score.toFixed(3)));
+    return make("tr", {}, make("td", {}, name, make("span", {class: "track"}, meter)), make("td", {class: "number"}, score.toFixed(3)));
   }));
   return make("table", {}, ...(caption ? [make("caption", {}, caption)] : []), body);
 }

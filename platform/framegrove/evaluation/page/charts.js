@@ -11,7 +11,7 @@ function legend(id, entries) {
 
 // ---- price
 
-const PARTS = ["sampling", "wasted", "decoding", "judging"];
+const PARTS = ["sampling", "decoding", "judging", "wasted"];
 const most = Math.max(search.budget, ...search.prices.map((price) => price.total));
 search.prices.forEach((price, row) => {
   const stack = make("div", {class: "stack"});
@@ -33,7 +33,7 @@ if (search.prices.length > 1) $("price-legend").append(make("li", {}, `the line 
 
 const count = (value) => value >= 1e6 ? value.toExponential(2) : String(value);
 $("costs").querySelector("tbody").append(...search.costs.map(([name, nfe, flops, decoding, seconds]) =>
-  make("tr", {}, make("th", {scope: "row"}, name), ...[count(nfe), count(flops), count(decoding), seconds.toFixed(1)].map((said) => make("td", {}, said)))));
+  make("tr", {}, make("th", {scope: "row"}, name), ...[count(nfe), count(flops), count(decoding), seconds ? seconds.toFixed(1) : ""].map((said) => make("td", {}, said)))));
 
 // ---- timeline
 
