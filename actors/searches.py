@@ -217,7 +217,8 @@ class SearchRunner:
             layout, result = await self._searched(request, config, opened, journal, on_progress, watch, whole)
             shown = await self._generators.units.shown(result.handles, layout.last_stage)
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
-        return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread)
+        made_by = await self._whose(request, config)
+        return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread, made_by)
 
     async def latents(self, record: SearchRecord) -> dict[Path, StageLatent]:
         """The newest units of all branches that are finished ones; those that went with a machine are missing."""
@@ -386,7 +387,7 @@ class SearchRunner:
         }
 
     async def _whose(self, request: GenerationRequest, config: SearchConfig) -> dict[str, Any]:
-        """Everything that decides the outcome of one search, for its journal."""
+        """Everything that decides the outcome of one search, for its journal and its report."""
         return {
             "prompt": request.prompt,
             "seed": request.seed,

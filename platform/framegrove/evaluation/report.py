@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class SearchRecord:
 
     ``shown`` has the branches of its tree, except for those that were cut and then lost with a machine; ``single`` is
     the cost of one sample without a search. ``unread`` are the first words of the prompt that the model did not read.
+    ``made_by`` says what decided the outcome, as JSON values: the request, fingerprints of models, settings.
     """
 
     request: GenerationRequest
@@ -69,6 +70,7 @@ class SearchRecord:
     shown: Mapping[Path, Shown]
     single: Cost
     unread: str | None = None
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def frames(self) -> Frames:
@@ -177,6 +179,7 @@ def report_json(record: SearchRecord) -> dict[str, Any]:
         "units": request.units,
         "frames": len(record.frames),
         "fps": record.fps,
+        "made_by": dict(record.made_by),
         "winner": {"path": list(outcome.winner), "verifier": record.scores},
         "seconds": round(outcome.seconds, 3),
         "restored_works": outcome.restored,
