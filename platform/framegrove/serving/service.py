@@ -37,7 +37,7 @@ from framegrove.serving.api import (
     VideoList,
     VideoRequest,
 )
-from framegrove.serving.clips import CheckedClip
+from framegrove.serving.decode_clip import CheckedClip
 from framegrove.serving.live import Event
 from framegrove.serving.making import Keep, Maker, Runner, line
 from framegrove.serving.offers import Offer, ServedModel, offer_of
