@@ -26,6 +26,7 @@ _WIDEST_PIXEL = 16  # times its height; whatever claims more is damaged in this 
 # How many times as large as the wanted frame one is that covers it. The widest screens (32:9) as a phone's upright
 # picture (9:16) are 6.3; of what is beyond 8, less than an eighth of the picture would be left.
 _MOST_COVERED = 8
+_STRIP = 64  # rows of a frame that are laid over white at a time
 
 Source = TypeVar("Source")
 
@@ -260,7 +261,10 @@ def _over_white(frame: Any) -> Any:
     """The frame without transparency; laid over white before it is scaled, so that hidden colours do not bleed."""
     if not (frame.format.has_palette or any(component.is_alpha for component in frame.format.components)):
         return frame
-    pixels = frame.reformat(format="rgba").to_ndarray().astype(np.uint16)
-    colours, alpha = pixels[..., :3], pixels[..., 3:]
-    blended = (colours * alpha + 255 * (255 - alpha) + 127) // 255
-    return av.VideoFrame.from_ndarray(blended.astype(np.uint8), format="rgb24")
+    pixels = frame.reformat(format="rgba").to_ndarray()
+    blended = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), _STRIP):  # the whole frame in 16 bits, at each step, would be a gigabyte
+        strip = pixels[top : top + _STRIP].astype(np.uint16)
+        colours, alpha = strip[..., :3], strip[..., 3:]
+        blended[top : top + _STRIP] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return av.VideoFrame.from_ndarray(blended, format="rgb24")
