@@ -10,11 +10,13 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -216,6 +218,31 @@ def test_a_video_goes_on_from_an_uploaded_clip(client: openai.OpenAI) -> None:
         f"{client.base_url}videos/extensions", data=form, files={"video": ("clip.mov", clip[:-100])}, timeout=60
     )
     assert (refused.status_code, "half a file" in refused.text) == (400, True)
+
+
+def test_a_caller_that_hangs_up_ends_the_decoding_of_its_clip(cluster: Cluster, client: openai.OpenAI) -> None:
+    replica = psutil.Process(replica_of(cluster).pid)
+
+    def decoding() -> list[psutil.Process]:
+        return [each for each in replica.children() if "framegrove.serving.decode_clip" in each.cmdline()]
+
+    def until(count: int) -> list[psutil.Process]:
+        for _ in range(3000):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if len(found := decoding()) == count:
+                    return found
+            time.sleep(0.01)
+        raise AssertionError(f"there are never {count} processes that decode a clip")
+
+    clip = recorded(panned(scenery(3), 60, 2), 24)
+    form = {"prompt": PROMPT, "seconds": "1"}
+    with ThreadPoolExecutor(1) as caller:
+        address = f"{client.base_url}videos/extensions"
+        call = caller.submit(httpx.post, address, data=form, files={"video": ("clip.mp4", clip)}, timeout=15)
+        until(1)[0].suspend()
+        with pytest.raises(httpx.ReadTimeout):
+            call.result()
+    until(0)
 
 
 def test_of_300_requests_at_once_as_many_are_accepted_as_there_are_places(client: openai.OpenAI) -> None:

@@ -359,7 +359,7 @@ def test_more_pictures_than_places_are_turned_away(tmp_path: Path, monkeypatch: 
             more, waiting = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
             done |= more
         for turned_away in done:
-            refused(turned_away.result(), 503, "3 files are being checked already")
+            refused(turned_away.result(), 503, "3 pictures are being checked already")
         assert (await running.client.get("/v1/models")).status_code == 200
         gate.set()
         assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200] * 3

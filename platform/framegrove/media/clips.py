@@ -18,11 +18,15 @@ from av.video.stream import VideoStream
 
 from framegrove.media.frames import Frames, MediaError, Size, nearest_size
 from framegrove.media.pictures import NotAPicture, fitted, pictures_of
-from framegrove.media.probe import ANY, LONGEST_GAP, Bounds, opened_video
+from framegrove.media.probe import ANY, LONGEST_GAP, Bounds, counted, opened_video
 
 _NO_COLORSPACE = 2  # ffmpeg's AVCOL_SPC_UNSPECIFIED
 _HIGH_DEFINITION = 1280  # pixels on the longer side
 _WIDEST_PIXEL = 16  # times its height; whatever claims more is damaged in this field
+# How many times as large as the wanted frame one is that covers it. The widest screens (32:9) as a phone's upright
+# picture (9:16) are 6.3; of what is beyond 8, less than an eighth of the picture would be left.
+_MOST_COVERED = 8
+_STRIP = 64  # rows of a frame that are laid over white at a time
 
 Source = TypeVar("Source")
 
@@ -50,7 +54,7 @@ def read_clip(
     square become square, and what is transparent is white. Each frame is then scaled to cover the one of the (height,
     width) ``sizes`` whose aspect ratio is closest, and cut to its middle. A picture is one frame. Where two frames are
     more than a second apart the clip ends before the gap; a slide show thus becomes a still. Raises MediaError for a
-    file that cannot be read.
+    file that cannot be read, and for a video more than 8 times as wide or high as that aspect ratio.
     """
     try:
         taken, ended_by_gap = _read_picture(path, fps, most, sizes, start, end)
@@ -113,14 +117,16 @@ def _read_video(
         def fit(frame: Any) -> Frames:
             nonlocal size  # of the first frame: all frames of a clip have one size
             turn = Turn.of(frame)
+            shown = turn.shown(frame.height, frame.width * pixel)
             if size is None:
-                size = nearest_size(*turn.shown(frame.height, frame.width * pixel), sizes)
+                size = nearest_size(*shown, sizes)
+            _check_shape(path, shown, size)
             return _fitted(frame, size, pixel, turn)
 
         rate, origin = _rate(stream, fps), _origin(stream)
         if start and stream.time_base:
             container.seek(int((origin + start) / stream.time_base), stream=stream)  # to the key frame before it
-        timed = _timed(container.decode(stream), rate, origin)
+        timed = _timed(counted(path, container.decode(stream), bounds.decoded), rate, origin)
         half = 0.5 / rate  # of a frame: times are rounded
         begun = itertools.dropwhile(lambda each: each[0] < start - half, timed)
         return sampled(itertools.takewhile(lambda each: each[0] < end - half, begun), fps, most, fit)
@@ -218,6 +224,16 @@ def _pixel_width(ratio: Fraction | None) -> float:
     return float(ratio)
 
 
+def _check_shape(path: Path, shown: tuple[float, float], size: Size) -> None:
+    """Raise MediaError for a frame of which next to nothing would be left, and which is huge where it covers a size."""
+    wider = (shown[1] / shown[0]) / (size[1] / size[0])
+    if max(wider, 1 / wider) > _MOST_COVERED:
+        raise MediaError(
+            f"{path} is shown at {shown[1]:.0f}x{shown[0]:.0f} pixels, which is more than {_MOST_COVERED} times as "
+            f"{'wide' if wider > 1 else 'high'} as the shape of {size[1]}x{size[0]}: cut it closer to that shape"
+        )
+
+
 def _fitted(frame: Any, size: Size, pixel: float, turn: Turn) -> Frames:
     """The middle of a frame, scaled to cover ``size`` = (height, width) as it is shown."""
     height, width = (int(side) for side in turn.shown(*size))
@@ -231,7 +247,8 @@ def _fitted(frame: Any, size: Size, pixel: float, turn: Turn) -> Frames:
         src_colorspace=_colorspace(frame),
     ).to_ndarray()
     top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
-    return turn.apply(scaled[top : top + height, left : left + width])
+    middle = scaled[top : top + height, left : left + width]
+    return turn.apply(middle.copy())  # a view would keep all of the scaled frame in memory
 
 
 def _colorspace(frame: Any) -> Colorspace | None:
@@ -244,7 +261,10 @@ def _over_white(frame: Any) -> Any:
     """The frame without transparency; laid over white before it is scaled, so that hidden colours do not bleed."""
     if not (frame.format.has_palette or any(component.is_alpha for component in frame.format.components)):
         return frame
-    pixels = frame.reformat(format="rgba").to_ndarray().astype(np.uint16)
-    colours, alpha = pixels[..., :3], pixels[..., 3:]
-    blended = (colours * alpha + 255 * (255 - alpha) + 127) // 255
-    return av.VideoFrame.from_ndarray(blended.astype(np.uint8), format="rgb24")
+    pixels = frame.reformat(format="rgba").to_ndarray()
+    blended = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), _STRIP):  # the whole frame in 16 bits, at each step, would be a gigabyte
+        strip = pixels[top : top + _STRIP].astype(np.uint16)
+        colours, alpha = strip[..., :3], strip[..., 3:]
+        blended[top : top + _STRIP] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return av.VideoFrame.from_ndarray(blended, format="rgb24")

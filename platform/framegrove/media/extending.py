@@ -8,7 +8,9 @@ from pathlib import Path
 from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.media.clips import read_clip
 from framegrove.media.frames import Frames, MediaError
-from framegrove.media.probe import ANY, Bounds, probe
+from framegrove.media.probe import Bounds, probe
+
+_OWN = Bounds(decoded=2**36, frames=2**18)  # of the user's own files: two minutes of 4K at 60 frames a second, an hour
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ClipForm:
     units: int
 
 
-def frames_to_extend(path: Path, form: ClipForm, bounds: Bounds = ANY) -> Frames:
+def frames_to_extend(path: Path, form: ClipForm, bounds: Bounds = _OWN) -> Frames:
     """The clip in a file as uint8 (1 + 8 n, H, W, 3): scaled and cut to its middle, resampled, ending as it ends.
 
     Of a length in between, up to 7 frames at the beginning are left out, since what follows goes on from the end.

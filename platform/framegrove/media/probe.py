@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+import numpy as np
+import numpy.typing as npt
 from av.stream import Disposition
 from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
@@ -32,13 +35,16 @@ class Bounds:
     """What a video file may be. The defaults are for files that the user of a command names.
 
     ``container`` is the one that the file is read as, in ffmpeg's words, None: whatever it looks like, which includes
-    formats that name other files. ``pixels`` are those of a frame, ``decoded`` those of all its frames together; both
-    are looked at before anything is decoded.
+    formats that name other files. ``pixels`` are those of a frame, ``decoded`` those of all its frames together. Both
+    are looked at before anything is decoded, and again while it is: frames may be larger than the file says.
+    ``frames`` are how many it has. ``threads`` are those of its decoder, which take memory; None: by processors.
     """
 
     container: str | None = None
     pixels: int = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # as of a picture
     decoded: int | None = None
+    frames: int | None = None
+    threads: int | None = None
 
 
 ANY = Bounds()
@@ -84,9 +90,28 @@ def opened_video(path: Path, bounds: Bounds = ANY) -> Iterator[tuple[Any, VideoS
             _check(path, stream, bounds.pixels)
             # A stream can change the size of its frames on the way: the decoder holds to the same limit.
             stream.codec_context.options = {"max_pixels": str(bounds.pixels)}
+            if bounds.threads is not None:
+                stream.codec_context.thread_count = bounds.threads
             yield container, stream
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path} cannot be read as a video ({one_line(error)})") from None
+
+
+def counted(path: Path, frames: Iterable[Any], most: int | None) -> Iterator[Any]:
+    """Decoded frames, as long as they have ``most`` pixels together. Raises MediaError for the first one beyond."""
+    pixels = 0
+    for frame in frames:
+        pixels += frame.height * frame.width
+        if most is not None and pixels > most:
+            raise _too_much(path, most)
+        yield frame
+
+
+def _too_much(path: Path, most: int) -> MediaError:
+    return MediaError(
+        f"{path} has more than {most:,} pixels in all its frames together: make it shorter or smaller, or leave frames "
+        "out"
+    )
 
 
 def _picture_times(path: Path) -> list[float]:
@@ -123,31 +148,64 @@ def _check(path: Path, stream: VideoStream, most_pixels: int) -> None:
 def _probe_video(path: Path, bounds: Bounds) -> Probe:
     with opened_video(path, bounds) as (container, stream):
         base = stream.time_base or Fraction(1, 90_000)
-        packets = [
-            (packet.pts, packet.duration or 0, packet.is_corrupt)
-            for packet in container.demux(stream)
-            if packet.size and packet.pts is not None
-        ]
-        if not packets:
-            raise MediaError(f"{path} cannot be read as a video (it holds no frame)")
-        pixels = len(packets) * stream.codec_context.height * stream.codec_context.width
-        if bounds.decoded is not None and pixels > bounds.decoded:
-            raise MediaError(
-                f"{path} has {pixels:,} pixels in its {len(packets):,} frames, more than {bounds.decoded:,}: make it "
-                "shorter or smaller, or leave frames out"
-            )
-        packets.sort()
-        first = packets[0][0]
-        ends = float((packets[-1][0] + packets[-1][1] - first) * base)
+        packets = _packets(path, container, stream, bounds)
+        first, last = int(packets.times[0]), int(packets.times[-1])
+        ends = float((last + packets.last - first) * base)
         declared = _declared(container, stream)
         if declared is not None and declared - ends > max(_MISSING_SECONDS, _MISSING_SHARE * declared):
             raise MediaError(
                 f"{path} is half a file: it ends after {ends:.1f} of {declared:.1f} seconds, get the whole one"
             )
-        if any(corrupt for *_, corrupt in packets):
+        if packets.damaged:
             raise MediaError(f"{path} cannot be read as a video (parts of it are damaged or missing)")
-        last = float(packets[-1][1] * base) or None
-        return Probe("video", _pieces([float((time - first) * base) for time, *_ in packets], last))
+        times = (float((int(time) - first) * base) for time in packets.times)
+        return Probe("video", _pieces(times, float(packets.last * base) or None))
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """The encoded frames of a file: their times, sorted, and how long the last one lasts, in units of the stream."""
+
+    times: npt.NDArray[np.int64]
+    last: int
+    damaged: bool
+
+
+def _packets(path: Path, container: Any, stream: VideoStream, bounds: Bounds) -> _Packets:
+    """Go through all packets of a stream, and keep 8 bytes of each. Raises MediaError for none, or too many."""
+    most = _most_frames(stream, bounds)
+    times = array("q")
+    last = (0, 0)
+    damaged = shown = False
+    for packet in container.demux(stream):
+        if not packet.size or packet.pts is None:
+            continue
+        if most is not None and len(times) == most:
+            raise _too_many(path, most, bounds)
+        end = (packet.pts, packet.duration or 0)
+        last = max(last, end) if times else end
+        times.append(packet.pts)
+        damaged = damaged or packet.is_corrupt
+        shown = shown or not packet.is_discard
+    if not times:
+        raise MediaError(f"{path} cannot be read as a video (it holds no frame)")
+    if not shown:
+        raise MediaError(f"{path} shows nothing: its edit list begins after its last frame, save it again without one")
+    return _Packets(np.sort(np.frombuffer(times, np.int64)), last[1], damaged)
+
+
+def _most_frames(stream: VideoStream, bounds: Bounds) -> int | None:
+    """How many frames of the declared size are within the bounds; None for any number."""
+    limits = [] if bounds.frames is None else [bounds.frames]
+    if bounds.decoded is not None:
+        limits.append(bounds.decoded // max(1, stream.codec_context.height * stream.codec_context.width))
+    return min(limits, default=None)
+
+
+def _too_many(path: Path, most: int, bounds: Bounds) -> MediaError:
+    if most == bounds.frames:
+        return MediaError(f"{path} has more than {most:,} frames: make it shorter, or leave frames out")
+    return _too_much(path, bounds.decoded or 0)
 
 
 def _declared(container: Any, stream: VideoStream) -> float | None:
@@ -166,12 +224,11 @@ def _pieces(times: Iterable[float], last: float | None = None) -> tuple[tuple[fl
     >>> _pieces([0, 0.5, 1, 9, 9.5])
     ((0, 1.5), (9, 10.0))
     """
-    pieces: list[list[float]] = []
+    pieces: list[tuple[float, float | None, float]] = []  # first time, the one before the last if any, last
     for time in times:
-        if pieces and time - pieces[-1][-1] <= LONGEST_GAP:
-            pieces[-1].append(time)
+        if pieces and time - pieces[-1][2] <= LONGEST_GAP:
+            first, _, before = pieces[-1]
+            pieces[-1] = (first, before, time)
         else:
-            pieces.append([time])
-    return tuple(
-        (piece[0], piece[-1] + (piece[-1] - piece[-2] if len(piece) > 1 else last or _STILL)) for piece in pieces
-    )
+            pieces.append((time, None, time))
+    return tuple((first, end + (last or _STILL if before is None else end - before)) for first, before, end in pieces)

@@ -1,104 +1,80 @@
-"""Clips that clients send for videos to go on from: decoded before a request is accepted, and kept as our own files."""
+"""Clips that clients send for videos to go on from: decoded before a request is accepted, and kept as our own files.
+
+Each is decoded in a process of its own, which ends when it takes too much or when nobody waits for it any more. This
+process reads nothing of what was sent.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import os
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
-from framegrove.config.request import FRAMES_PER_UNIT
-from framegrove.media.extending import ClipForm, frames_to_extend
-from framegrove.media.frames import MediaError
-from framegrove.media.probe import Bounds
-from framegrove.media.writing import encode_lossless
+from framegrove.media.extending import ClipForm
 from framegrove.serving.api import ApiError
+from framegrove.serving.decode_clip import UNREADABLE, CheckedClip, Limits, Task
+from framegrove.serving.decoding import Decoders
 
 log = logging.getLogger(__name__)
 
 FIELD = "video"
-MOST_PIXELS = 2**24  # of a frame: 4K has half as many
-MOST_DECODED = 2**31  # of all frames together: 1080p for 17 seconds at 60 frames a second
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # with which an MP4 or MOV file begins
-_PICTURES = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")  # brands
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # with which a WebM file begins, and what all else is in
+_LIMITS = Limits()
+# Threads and memory arenas, of which there would be some for each processor, count as memory before any is used.
+_FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 
-@dataclass(frozen=True)
-class CheckedClip:
-    """A clip of ``units`` units as a lossless video of frames that the model can encode."""
-
-    video: bytes
-    units: int
-
-
-def checked_clip(sent: bytes, form: ClipForm) -> CheckedClip:
+async def checked_clip(sent: bytes, form: ClipForm, decoders: Decoders, limits: Limits = _LIMITS) -> CheckedClip:
     """An MP4, WebM or MOV file, told by its content, as frames of the ``form``; no later reader sees what was sent.
 
-    Raises ApiError (400), whatever a damaged file does to its decoder.
+    Raises ApiError (400) for one that cannot be read within the limits, and (503) where too many others wait.
     """
-    bounds = Bounds(_container(sent), MOST_PIXELS, MOST_DECODED)
-    if _is_cut_off(sent):
-        raise _refused("the clip is half a file: send the whole one")
+    return await decoders.in_process(_decoded, sent, Task(form, limits))
+
+
+async def _decoded(sent: bytes, task: Task) -> CheckedClip:
+    # Files without a name: whoever is killed, none stays behind, and no pipe is left half read.
+    with tempfile.TemporaryFile() as clip, tempfile.TemporaryFile() as answer:
+        clip.write(sent)
+        clip.flush()
+        status = await _ended(clip, answer, task)
+        if status != 0:
+            log.error("the process that decoded a clip of %d bytes ended with status %d", len(sent), status)
+            raise _too_long(task.limits) if status == -signal.SIGXCPU else _refused(UNREADABLE)
+        answer.seek(0)
+        said = json.loads(answer.readline())
+        if "refused" in said:
+            raise _refused(said["refused"])
+        return CheckedClip(answer.read(), said["units"])
+
+
+async def _ended(clip: IO[bytes], answer: IO[bytes], task: Task) -> int:
+    """The exit status of a process that decodes the clip. It is gone when this returns, raises or is cancelled."""
+    command = [sys.executable, "-P", "-m", "framegrove.serving.decode_clip", task.to_json()]
+    paths = os.pathsep.join(path for path in sys.path if path)  # wherever this package was found
+    environment = {**os.environ, **_FEW_THREADS, "PYTHONPATH": paths}
+    process = await asyncio.create_subprocess_exec(*command, stdin=clip, stdout=answer, env=environment)
     try:
-        with tempfile.TemporaryDirectory(prefix="framegrove-clip-") as folder:
-            path = Path(folder) / "clip"
-            path.write_bytes(sent)
-            try:
-                frames = frames_to_extend(path, form, bounds)
-            except MediaError as error:
-                sentence = str(error).replace(f": '{path}'", "").removeprefix(str(path))
-                raise _refused(f"the clip{sentence}") from None
-        return CheckedClip(encode_lossless(frames, form.fps), 1 + (len(frames) - 1) // FRAMES_PER_UNIT)
-    except (ApiError, OSError):  # a full disk is not the clip's fault
-        raise
-    except Exception:
-        log.exception("a clip of %d bytes could not be decoded", len(sent))
-        raise _refused("the clip cannot be decoded: save it again, as MP4, and send that") from None
+        async with asyncio.timeout(task.limits.seconds):
+            return await process.wait()
+    except TimeoutError:
+        raise _too_long(task.limits) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _too_long(limits: Limits) -> ApiError:
+    return _refused(
+        f"the clip takes more than {limits.processor_seconds} seconds of a processor's time, or {limits.seconds:g} "
+        "seconds in all, to decode: make it shorter or smaller"
+    )
 
 
 def _refused(sentence: str) -> ApiError:
     return ApiError(400, sentence, param=FIELD)
-
-
-def _container(sent: bytes) -> str:
-    """How ffmpeg is to read the file. It is never left to guess: some formats name other files and addresses."""
-    if sent.startswith(_EBML):
-        return "matroska"
-    if sent[4:8] in _BOXES and sent[8:12] not in _PICTURES:
-        return "mov"
-    raise _refused("the clip is no video that can be read: send an MP4, WebM or MOV file")
-
-
-def _is_cut_off(sent: bytes) -> bool:
-    """Whether the file ends before a part of it that says how long it is."""
-    ends = _ends_of_boxes(sent) if not sent.startswith(_EBML) else _ends_of_elements(sent)
-    return any(end > len(sent) for end in ends)
-
-
-def _ends_of_boxes(sent: bytes) -> Iterator[int]:
-    """Where the outermost boxes end (ISO/IEC 14496-12, section 4.2)."""
-    at = 0
-    while at + 8 <= len(sent):
-        size, head = int.from_bytes(sent[at : at + 4]), 8
-        if size == 1:
-            size, head = int.from_bytes(sent[at + 8 : at + 16]), 16
-        if size < head:  # 0: to the end of the file; anything else is for the decoder to find damaged
-            return
-        at += size
-        yield at
-
-
-def _ends_of_elements(sent: bytes) -> Iterator[int]:
-    """Where the EBML header and the segment end (RFC 8794, sections 4 to 6); nothing of one whose size is not known."""
-    at = 0
-    for name in (_EBML, _SEGMENT):
-        if sent[at : at + 4] != name or at + 4 >= len(sent):
-            return
-        length = 9 - sent[at + 4].bit_length()  # bytes of the size, by the leading zeros of the first
-        size = int.from_bytes(sent[at + 4 : at + 4 + length]) & ((1 << 7 * length) - 1)
-        if length > 8 or size == (1 << 7 * length) - 1:
-            return
-        at += 4 + length + size
-        yield at

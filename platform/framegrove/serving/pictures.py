@@ -28,7 +28,7 @@ async def checked_picture(encoded: bytes, decoders: Decoders) -> bytes:
         raise ApiError(
             413, f"the image is larger than {MOST_IMAGE_BYTES // 2**20} MiB: send a smaller one", param=FIELD
         )
-    return await decoders.run(reencoded, encoded)
+    return await decoders.in_thread(reencoded, encoded)
 
 
 def reencoded(encoded: bytes) -> bytes:

@@ -89,7 +89,7 @@ def _asking(router: APIRouter, service: VideoService, decoders: Decoders) -> Non
     async def extend(request: Request, idempotency_key: IdempotencyKey = None) -> Video:
         """Ask for an earlier video, or for a clip of your own, to go on: a new video that begins with all of it."""
         asked, sent = await read_extension(request)
-        clip = await decoders.run(checked_clip, sent, service.clip_form(asked)) if sent is not None else None
+        clip = await checked_clip(sent, service.clip_form(asked), decoders) if sent is not None else None
         return await service.extend(asked, clip, owner=_owner(request), key=_key(idempotency_key))
 
 

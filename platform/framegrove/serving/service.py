@@ -38,7 +38,7 @@ from framegrove.serving.api import (
     VideoList,
     VideoRequest,
 )
-from framegrove.serving.clips import CheckedClip
+from framegrove.serving.decode_clip import CheckedClip
 from framegrove.serving.intake import Intake
 from framegrove.serving.live import Event
 from framegrove.serving.making import Keep, Maker, Runner, line

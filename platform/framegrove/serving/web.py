@@ -105,7 +105,7 @@ def build_app(
         yield
         if leaving is not None:
             leaving.cancel()
-        decoders.close()
+        await decoders.close()
         await service.close()
 
     app = FastAPI(title="Framegrove", lifespan=lifespan, responses=ERROR_ANSWERS)
