@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ _LONGEST_CONTENT_TYPE = 500
 # Brackets and commas in a JSON body: a request needs a few dozen. So many also bound how deep it is nested, and how
 # much larger than its text it becomes in memory.
 _MOST_MARKS = 5000
+_LONG = 2**20  # bytes of a body that takes too long to read for everybody else to wait meanwhile
 _MOST_DIGITS = 4300  # of an integer, for Python's int
 
 
@@ -56,7 +58,7 @@ async def read_request(request: Request, decoders: Decoders) -> tuple[VideoReque
     if asked.input_reference is not None:
         if image is not None:
             raise _given_both(_IMAGE)
-        image = asked.input_reference.image()
+        image = await asyncio.to_thread(asked.input_reference.image)
     return asked, None if image is None else await pictures.checked_picture(image, decoders)
 
 
@@ -67,7 +69,7 @@ async def read_extension(request: Request) -> tuple[ExtensionRequest, bytes | No
     if asked.video is not None:
         if clip is not None:
             raise _given_both(_CLIP)
-        clip = asked.video.clip()
+        clip = await asyncio.to_thread(asked.video.clip)
     if clip is not None and len(clip) > MOST_CLIP_BYTES:
         raise ApiError(
             413, f"the clip is larger than {MOST_CLIP_BYTES // 2**20} MiB: send a smaller one", param="video"
@@ -87,7 +89,7 @@ async def _parsed(request: Request, upload: _Upload) -> tuple[Any, bytes | None]
     body, content_type = await request.body(), request.headers.get("content-type", "")
     kind, options = parse_options_header(content_type[:_LONGEST_CONTENT_TYPE])
     if kind == b"application/json":
-        return parse_json(body), None
+        return await asyncio.to_thread(parse_json, body) if len(body) > _LONG else parse_json(body), None
     if kind == b"multipart/form-data":
         return _fields_and_file(parse_form(body, options.get(b"boundary", b"")), upload)
     given = f"{content_type[:60]!r}" if content_type else "missing"
