@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from framegrove.serving.keys import add_key
 from tests.browser.conftest import watched
 from tests.browser.server import Server, serving
+from tests.endpoint import picture
 from tests.films import panned, recorded, scenery
 
 PROMPT = "a red 3 moves left and right"
@@ -153,6 +154,19 @@ def test_several_videos_by_some_of_the_verifiers(page: Page, server: Server) -> 
     page.get_by_label("eye").uncheck()
     page.get_by_role("button", name="Make the video").click()
     expect(page.locator("#ask-error")).to_have_text("Choose at least one verifier.")
+
+
+def test_a_video_begins_with_a_picture(page: Page, server: Server, tmp_path: Path) -> None:
+    frame = tmp_path / "frame.png"
+    frame.write_bytes(picture(size=(64, 64)))
+    page.goto(server.url)
+    page.get_by_text("More", exact=True).click()
+    page.locator("#prompt").fill(PROMPT)
+    page.get_by_label("First frame").set_input_files(frame)
+    page.get_by_role("button", name="Make the video").click()
+    expect(page.locator("#stage-says")).to_contain_text("is finished")
+    (asked,) = server.runner.asked
+    assert asked.image is not None
 
 
 def test_a_clip_is_gone_on_from(page: Page, server: Server, tmp_path: Path) -> None:

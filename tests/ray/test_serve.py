@@ -119,6 +119,28 @@ def test_every_call_of_openais_client(client: openai.OpenAI) -> None:
         client.videos.retrieve(remix.id)
 
 
+def test_a_script_for_vllm_omnis_server_works_unchanged(client: openai.OpenAI) -> None:
+    """Form fields, polling, download and the synchronous route as in its documentation of the Videos API.
+
+    https://docs.vllm.ai/projects/vllm-omni/en/latest/serving/videos_api/
+    """
+    fields = {"prompt": PROMPT, "width": "64", "height": "64", "num_frames": "9", "fps": "8", "seed": "42"}
+    fields |= {"num_inference_steps": "2", "guidance_scale": "4.0", "negative_prompt": "blurry"}
+    with httpx.Client(base_url=str(client.base_url).removesuffix("/v1/"), timeout=120) as http:
+        form = {name: (None, value) for name, value in fields.items()}
+        made = http.post("/v1/videos", files=form).raise_for_status().json()
+        while (state := http.get(f"/v1/videos/{made['id']}").json())["status"] not in ("completed", "failed"):
+            time.sleep(0.5)
+        assert state["status"] == "completed", state
+        frames, fps = decode_mp4(http.get(f"/v1/videos/{made['id']}/content").raise_for_status().content)
+        assert (frames.shape, fps) == ((9, 64, 64, 3), 8)
+        at_once = http.post("/v1/videos/sync", files=form).raise_for_status()
+        assert at_once.headers["content-type"] == "video/mp4"
+        assert np.array_equal(decode_mp4(at_once.content)[0], frames), "the same seed"
+        assert any(each["id"] == made["id"] for each in http.get("/v1/videos").json()["data"])
+        assert http.delete(f"/v1/videos/{made['id']}").json()["deleted"]
+
+
 def test_each_model_has_actors_of_its_own(cluster: Cluster, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "other"]
     asked = client.videos.create(prompt=PROMPT, model="other", seconds="1", size="64x64")  # type: ignore[arg-type]

@@ -6,6 +6,9 @@ import asyncio
 import itertools
 import json
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from tests.browser.server import serving
 from tests.endpoint import PROMPT, Endpoint, endpoint, picture
 
 FIELDS = ["prompt", "model", "seconds", "size", "seed", "search", "input_reference", "search[budget]", "search[until]"]
@@ -231,6 +235,30 @@ def answers_as_documented(player: Player, operation: Any, statuses: set[int]) ->
         statuses.add(answer.status_code)
 
     one()
+
+
+STATEFUL_CHECKS = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "use_after_free",
+    "ensure_resource_availability",
+]
+
+
+def test_lives_of_videos_are_as_the_document_says(tmp_path: Path) -> None:
+    """Made, asked for, remixed, cancelled, deleted in any order, by the document's links from one to another."""
+    with serving(tmp_path, waiting=10**4) as server:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}openapi.json", "--phases", "stateful"]
+        command += ["--max-examples", "40", "--generation-deterministic", "--mode", "positive"]
+        command += ["--exclude-path-regex", "models|healthz|readyz|sync|preview", "--checks", ",".join(STATEFUL_CHECKS)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert passed is not None, done.stdout
+    assert int(passed[1]) == int(passed[2]) > 50
 
 
 async def prepared(running: Endpoint) -> tuple[Any, str]:

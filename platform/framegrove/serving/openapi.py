@@ -81,7 +81,24 @@ def document_requests(app: FastAPI, policies: Mapping[str, PolicyOffer]) -> None
     schemas[_FORM] = _form(schemas, VideoRequest, _FORM, _IMAGE_FILE)
     schemas[_EXTENSION_FORM] = _form(schemas, ExtensionRequest, _EXTENSION_FORM, _CLIP_FILE)
     schemas[ExtensionRequest.__name__]["required"].append("video")  # without a form there is no file in its place
-    app.openapi()["components"]["schemas"].update(schemas)  # FastAPI keeps the document that it makes
+    document = app.openapi()  # FastAPI keeps the document that it makes
+    document["components"]["schemas"].update(schemas)
+    _link(document["paths"])
+
+
+def _link(paths: Mapping[str, Any]) -> None:
+    """Say of every answer that is a new video which operations take its id (OpenAPI 3.1, Link Object)."""
+    of_video = {
+        operation["operationId"]: {
+            "operationId": operation["operationId"],
+            "parameters": {"video_id": "$response.body#/id"},
+        }
+        for path, operations in paths.items()
+        if "{video_id}" in path and "{branch}" not in path
+        for operation in operations.values()
+    }
+    for path in ("/v1/videos", "/v1/videos/{video_id}/remix"):
+        paths[path]["post"]["responses"]["200"]["links"] = of_video
 
 
 _IMAGE_FILE: dict[str, Any] = {
