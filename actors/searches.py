@@ -214,10 +214,10 @@ class SearchRunner:
             on_progress(Progress(0.0, "starting the actors"))
             await self.start(judging=policies.find(request.policy).judged)
             opened = await self._generators.open(request, self._group, self._insist, config)
-            layout, result = await self._searched(request, config, opened, journal, on_progress, watch, whole)
+            made_by = await self._whose(request, config)  # before it begins: files may be others by the end
+            layout, result = await self._searched(request, config, opened, made_by, journal, on_progress, watch, whole)
             shown = await self._generators.units.shown(result.handles, layout.last_stage)
             log.info("search ends: %d branches in %.1f s", len(result.nodes), result.seconds)
-        made_by = await self._whose(request, config)
         return SearchRecord(request, opened.fps, result, shown, opened.single, opened.unread, made_by)
 
     async def latents(self, record: SearchRecord) -> dict[Path, StageLatent]:
@@ -256,6 +256,7 @@ class SearchRunner:
         request: GenerationRequest,
         config: SearchConfig,
         opened: Opened,
+        made_by: Mapping[str, Any],
         folder: File | None,
         on_progress: OnProgress,
         watch: Callable[[Lookout], None],
@@ -272,8 +273,7 @@ class SearchRunner:
         with contextlib.ExitStack() as stack:
             journal = None
             if folder is not None:
-                store, identity = UnitStore(folder), await self._whose(request, config)
-                journal = stack.enter_context(Journal(folder / JOURNAL, identity, store))
+                journal = stack.enter_context(Journal(folder / JOURNAL, made_by, UnitStore(folder)))
             judges = self._judges(request) if policies.find(config.policy).judged else {}
             factors = request.verifiers or {}
             left_out: dict[str, str] = {}

@@ -195,9 +195,12 @@ async def _asked(client: aiohttp.ClientSession, seed: int) -> str:
 async def _begun(client: aiohttp.ClientSession, video: str) -> None:
     """Return once a search has sampled something."""
     async with client.get(f"/v1/videos/{video}/events") as stream:
+        rest = b""
         async for chunk in stream.content.iter_any():
-            if b"event: branch" in chunk:
+            if b"event: branch\n" in rest + chunk:
                 return
+            rest = chunk[-20:]
+    raise AssertionError("the search ended before it had a branch")
 
 
 async def _got(client: aiohttp.ClientSession, video: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import resource
+import signal
 import struct
 import time
 import tracemalloc
@@ -208,14 +209,21 @@ def test_a_clip_that_takes_too_long_is_refused() -> None:
     assert "or 0.5 seconds in all" in asyncio.run(refusal(slow, Limits(seconds=0.5)))
 
 
-def test_a_clip_whose_process_dies_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("by", "status", "says"),
+    [
+        (signal.SIGSEGV, 400, "the clip cannot be decoded: save it again"),
+        (signal.SIGKILL, 503, "the endpoint cannot decode clips now: try again later"),  # a machine without memory left
+    ],
+)
+def test_whose_fault_it_is_that_a_clips_process_dies(by: signal.Signals, status: int, says: str) -> None:
     async def play() -> None:
         async with decoding() as decoders:
             (task,) = await stuck(decoders, 1)
-            children()[0].kill()
-            with pytest.raises(ApiError, match=r"the clip cannot be decoded") as refused:
+            children()[0].send_signal(by)
+            with pytest.raises(ApiError, match=says) as refused:
                 await task
-            assert refused.value.status == 400
+            assert refused.value.status == status
             assert (await checked_clip(FILES["mp4"], FORM, decoders)).units == 3
 
     asyncio.run(play())

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FIELD = "video"
 _LIMITS = Limits()
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 # Threads and memory arenas, of which there would be some for each processor, count as memory before any is used.
 _FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
@@ -39,17 +40,30 @@ async def checked_clip(sent: bytes, form: ClipForm, decoders: Decoders, limits: 
 async def _decoded(sent: bytes, task: Task) -> CheckedClip:
     # Files without a name: whoever is killed, none stays behind, and no pipe is left half read.
     with tempfile.TemporaryFile() as clip, tempfile.TemporaryFile() as answer:
-        clip.write(sent)
-        clip.flush()
+        await asyncio.to_thread(_write, clip, sent)
         status = await _ended(clip, answer, task)
         if status != 0:
             log.error("the process that decoded a clip of %d bytes ended with status %d", len(sent), status)
-            raise _too_long(task.limits) if status == -signal.SIGXCPU else _refused(UNREADABLE)
+            raise _failure(status, task.limits)
         answer.seek(0)
         said = json.loads(answer.readline())
         if "refused" in said:
             raise _refused(said["refused"])
-        return CheckedClip(answer.read(), said["units"])
+        return CheckedClip(await asyncio.to_thread(answer.read), said["units"])
+
+
+def _write(clip: IO[bytes], sent: bytes) -> None:
+    clip.write(sent)
+    clip.flush()
+
+
+def _failure(status: int, limits: Limits) -> ApiError:
+    """Whose fault it was: the clip's, if its decoder crashed; otherwise the machine's, as of a full disk."""
+    if status == -signal.SIGXCPU:
+        return _too_long(limits)
+    if -status in _CRASHES:
+        return _refused(UNREADABLE)
+    return ApiError(503, "the endpoint cannot decode clips now: try again later", code="not_ready")
 
 
 async def _ended(clip: IO[bytes], answer: IO[bytes], task: Task) -> int:

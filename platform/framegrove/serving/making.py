@@ -181,8 +181,11 @@ class Maker:
         return self._logs[video_id]
 
     async def cancel(self, video_id: str) -> bool:
-        """Give a video up, whether it waits or is being made. False where it was finished already."""
-        cancelled = await stored(self._store.cancel, video_id)
+        """Give a video up, whether it waits or is being made. False where it was finished already.
+
+        Raises STORE_ERRORS while the disk fails: then it goes on.
+        """
+        cancelled = await asyncio.to_thread(self._store.cancel, video_id)
         if cancelled:
             _, task = self._making.get(video_id, (None, None))
             if task is not None:

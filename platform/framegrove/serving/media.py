@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from framegrove.serving.records import StoredFile
 
 _MARK = "storage.txt"
 _TEXT = b"The files of videos that Framegrove has made, a folder for each video; its endpoint needs this file too.\n"
+_PROBE, _PROBED = "probe.bin", 2**16  # a file, and its bytes
 _PIECE = 2**21  # bytes that are read at a time
 
 # What storage services and their clients raise beside OSError: botocore and aiohttp have families of their own.
@@ -43,6 +45,12 @@ class MediaStore:
         except (OSError, ImportError, ValueError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"videos cannot be kept in {self._name} ({reason}): choose another place") from None
+
+    def check(self) -> None:
+        """Write something and remove it. Raises OSError."""
+        with _as_os_errors():
+            self._put(_PROBE, os.urandom(_PROBED))
+            self._filesystem.rm(self._path(_PROBE))
 
     def write(self, video_id: str, files: Mapping[str, bytes]) -> tuple[StoredFile, ...]:
         """Keep the files of a video. They are all there, durably, when this returns.

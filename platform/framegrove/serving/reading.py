@@ -91,11 +91,18 @@ async def _parsed(request: Request, upload: _Upload) -> tuple[Any, bytes | None]
     if kind == b"application/json":
         return await asyncio.to_thread(parse_json, body) if len(body) > _LONG else parse_json(body), None
     if kind == b"multipart/form-data":
-        return _fields_and_file(parse_form(body, options.get(b"boundary", b"")), upload)
+        boundary = options.get(b"boundary", b"")
+        if len(body) > _LONG:
+            return await asyncio.to_thread(_read_form, body, boundary, upload)
+        return _read_form(body, boundary, upload)
     given = f"{content_type[:60]!r}" if content_type else "missing"
     raise ApiError(
         415, f"the Content-Type is {given}: send application/json, or multipart/form-data if a file goes with it"
     )
+
+
+def _read_form(body: bytes, boundary: bytes, upload: _Upload) -> tuple[dict[str, Any], bytes | None]:
+    return _fields_and_file(parse_form(body, boundary), upload)
 
 
 def parse_json(body: bytes) -> Any:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import sqlite3
 import time
 import uuid
 from collections import Counter
@@ -53,6 +54,9 @@ log = logging.getLogger(__name__)
 _ID = re.compile(r"video_[0-9a-f]{32}")
 MOST_STREAMS = 128  # of one owner: the replica holds as many requests as actors/ingress.py says, for all
 
+_SETTLING_S = 10.0
+_READY_S = 2.0  # for which a look at the storage holds
+
 Answer = TypeVar("Answer")
 
 _NO_SOURCE = (
@@ -89,6 +93,7 @@ class VideoService:
             store, quotas, limits.waiting, lambda record: self._offers[record.model].flops(record.request)
         )
         self._changes = set[asyncio.Future[Any]]()  # that are under way
+        self._ready_until = -math.inf
         self._streams = Counter[str]()  # of events, by owner
         self._counting = asyncio.Lock()
         self.waiting = 0  # videos, when they were last counted
@@ -128,8 +133,13 @@ class VideoService:
         """Stop. What is unfinished stays in the store."""
         async with contextlib.AsyncExitStack() as ending:
             ending.callback(self._store.close)
-            ending.push_async_callback(asyncio.gather, *self._changes, return_exceptions=True)
+            ending.push_async_callback(self._settle)
             ending.push_async_callback(self._maker.close)
+
+    async def _settle(self) -> None:
+        """Wait for changes that are under way; a store that hangs is not waited for."""
+        if self._changes:
+            await asyncio.wait(self._changes, timeout=_SETTLING_S)
 
     def leave(self) -> None:
         """Another process is about to take this one's place: begin no more videos, and keep nobody waiting."""
@@ -143,7 +153,9 @@ class VideoService:
         """Raise ApiError (503) while no video could be made or kept."""
         try:
             self._maker.check()
-            await asyncio.to_thread(self._store.check)
+            if time.monotonic() >= self._ready_until:  # anybody may ask, as often as they like
+                await asyncio.to_thread(self._store.check)
+                self._ready_until = time.monotonic() + _READY_S
         except (RuntimeError, *STORE_ERRORS) as error:
             raise ApiError(503, f"no videos can be made now: {line(error)}", code="not_ready") from None
 
@@ -182,7 +194,7 @@ class VideoService:
         """Ask for an earlier video with another prompt, from the same seed. Raises ApiError."""
         earlier = await self._record(video_id, owner)
         offer = offer_of(self._offers, earlier.model)
-        request = offer.remixed(await self._with_clip(earlier), asked.prompt)
+        request = await asyncio.to_thread(offer.remixed, await self._with_clip(earlier), asked.prompt)
         if earlier.extends is not None:  # the remix goes on from the same video
             await self._completed(earlier.extends, owner)
         asks = {"remix": video_id, "prompt": asked.prompt}
@@ -204,7 +216,7 @@ class VideoService:
         asks: dict[str, Any] = asked.model_dump(mode="json", exclude={"video"})
         if clip is not None:
             offer = offer_of(self._offers, asked.model)
-            request = offer.extended(offer.of_clip(clip.video, clip.units), asked)
+            request = await asyncio.to_thread(offer.extended, offer.of_clip(clip.video, clip.units), asked)
             asks["clip"] = hashlib.sha256(clip.video).hexdigest()
             return await self._add([self._queued(offer, request, owner, None, {})], key, asks)
         source = asked.video.id if asked.video is not None else None
@@ -216,7 +228,7 @@ class VideoService:
         if asked.model not in (None, earlier.model):
             sentence = f"{source} is gone on from by the model that made it, {earlier.model}: leave model out"
             raise ApiError(400, sentence, param="model")
-        request = offer.extended(earlier.request, asked)
+        request = await asyncio.to_thread(offer.extended, earlier.request, asked)
         asks["video"] = {"id": source}
         kept = {"user": earlier.user, "metadata": earlier.metadata, "extends": earlier.id}
         return await self._add([self._queued(offer, request, owner, None, kept)], key, asks)
@@ -324,14 +336,20 @@ class VideoService:
 
         Raises ApiError, also where the owner follows too many videos already.
         """
-        record = await self._record(video_id, owner)
+        news = await self._news(video_id, owner, last, patience)
         if self._streams[owner] >= MOST_STREAMS:
             sentence = f"{MOST_STREAMS} event streams are open already: close some, or ask for a video's state"
             raise ApiError(429, sentence, code="too_many_streams")
+        return self._followed(news, owner)
+
+    async def _news(
+        self, video_id: str, owner: str, last: str | None = None, patience: float = math.inf
+    ) -> AsyncIterator[list[Event]]:
+        record = await self._record(video_id, owner)
         log_ = self._maker.events(video_id)
         if record.status in FINISHED and not log_.ended:  # by an earlier process: there is nothing to tell but that
             log_.add("status", self._described(record).model_dump(mode="json"))
-        return self._followed(log_.after(log_.number_of(last), patience), owner)
+        return log_.after(log_.number_of(last), patience)
 
     async def _followed(self, news: AsyncIterator[list[Event]], owner: str) -> AsyncIterator[list[Event]]:
         """The same, counted among the streams of its owner."""
@@ -344,7 +362,7 @@ class VideoService:
 
     async def wait_for(self, video_id: str, owner: str = "") -> None:
         """Return once a video is finished. Raises ApiError (503) where another process is about to go on with it."""
-        async for _ in await self.events(video_id, owner):
+        async for _ in await self._news(video_id, owner):
             pass
         if self._maker.leaving and (await self._record(video_id, owner)).status not in FINISHED:
             sentence = f"the endpoint is being restarted, and goes on with {video_id}: ask for that video in a moment"
@@ -354,7 +372,10 @@ class VideoService:
         """Cancel a video. False where it was finished already."""
         given_up = await self._maker.cancel(video_id)
         if given_up:
-            await self._intake.give_back(video_id, owner)
+            try:
+                await self._intake.give_back(video_id, owner)
+            except (*STORE_ERRORS, sqlite3.OperationalError) as error:  # it stays given up
+                log.warning("%s stays counted in its owner's quota (%s)", video_id, line(error))
         return given_up
 
     async def _with_clip(self, record: VideoRecord) -> GenerationRequest:
@@ -501,7 +522,8 @@ class VideoService:
 
 def _told(task: asyncio.Future[Any]) -> None:
     """Nobody is left to whom a change's failure could be told but the log."""
-    if not task.cancelled() and (failure := task.exception()) is not None:
+    failure = None if task.cancelled() else task.exception()
+    if failure is not None and not isinstance(failure, ApiError):
         log.warning("a change whose caller had hung up failed", exc_info=failure)
 
 

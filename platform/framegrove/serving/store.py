@@ -39,9 +39,9 @@ from framegrove.types import GenerationResult
 
 log = logging.getLogger(__name__)
 
+_PROBE, _PROBED = "probe", 2**16  # a file, and its bytes
 # What any method of a store may raise when the disk is full, slow or out of reach, and what may pass. A damaged file is
 # none of these, nor is a broken constraint: both stay as they are however often they are tried again.
-_PROBE, _PROBED = "probe", 2**16  # a file, and its bytes
 STORE_ERRORS = (OSError, OperationalError, TimeoutError)
 
 _UNFINISHED: tuple[Status, ...] = ("queued", "in_progress")
@@ -252,8 +252,9 @@ class VideoStore:
             return self.get(row.id)
 
     def check(self) -> None:
-        """Read from the database and write to the folder, where a full disk shows. Raises STORE_ERRORS."""
+        """Read from the database and write where records and files are: a full disk shows. Raises STORE_ERRORS."""
         self.queued()
+        self._media.check()
         probe = self._folder / _PROBE
         try:
             probe.write_bytes(bytes(_PROBED))

@@ -385,6 +385,7 @@ function goOn(video, longer) {
 /** Two branches side by side: the one that was chosen last beside the one before. */
 function compare(id) {
   const branch = tree.branches.get(id);
+  if (!branch) return; // it has just been given up
   const card = document.createElement("figure");
   card.dataset.id = id;
   const picture = document.createElement("img");

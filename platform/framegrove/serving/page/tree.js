@@ -35,12 +35,20 @@ export class Tree {
 
   /** All that is known of a branch now. Drawing waits for the next animation frame, however many come. */
   update(branch) {
-    if (branch.gone) this.branches.delete(branch.id);
+    if (branch.gone) this.forget(branch.id);
     else this.branches.set(branch.id, branch);
     if (!this.due) {
       this.due = true;
       requestAnimationFrame(() => { this.due = false; this.draw(); });
     }
+  }
+
+  /** A branch is gone; if it is begun again it needs a new picture. */
+  forget(id) {
+    this.branches.delete(id);
+    if (this.pictures.get(id)) URL.revokeObjectURL(this.pictures.get(id));
+    this.pictures.delete(id);
+    this.wanted = this.wanted.filter((each) => each !== id);
   }
 
   /** Scroll to a branch once it is drawn. */
@@ -144,12 +152,12 @@ export class Tree {
   move(event) {
     const here = this.branches.get(event.target.dataset?.id);
     if (!here) return;
-    const siblings = [...this.buttons.keys()].filter((id) => this.branches.get(id).unit === here.unit)
+    const siblings = [...this.buttons.keys()].filter((id) => this.branches.get(id)?.unit === here.unit)
       .sort((a, b) => top(this.buttons.get(a)) - top(this.buttons.get(b)));
     const place = siblings.indexOf(here.id);
     const target = {
       ArrowLeft: () => here.parent,
-      ArrowRight: () => [...this.buttons.keys()].find((id) => this.branches.get(id).parent === here.id),
+      ArrowRight: () => [...this.buttons.keys()].find((id) => this.branches.get(id)?.parent === here.id),
       ArrowUp: () => siblings[place - 1],
       ArrowDown: () => siblings[place + 1],
     }[event.key]?.();
