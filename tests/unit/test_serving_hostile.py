@@ -220,7 +220,10 @@ def test_whose_fault_it_is_that_a_clips_process_dies(by: signal.Signals, status:
     async def play() -> None:
         async with decoding() as decoders:
             (task,) = await stuck(decoders, 1)
-            children()[0].send_signal(by)
+            (child,) = children()
+            child.send_signal(by)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.resume()
             with pytest.raises(ApiError, match=says) as refused:
                 await task
             assert refused.value.status == status
