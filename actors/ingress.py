@@ -16,7 +16,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 from actors.crew import Neighbours
 from actors.model_files import ModelFiles
 from actors.pools import costs_of
-from actors.searches import SearchRunner, search_runner
+from actors.searches import SearchRunner, config_of, search_runner
 from framegrove import logs
 from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
 from framegrove.cluster.health import within
@@ -75,21 +75,21 @@ def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
         files.check(request)
         entry = policies.find(request.policy)
         policies.check_until(entry, request.until)
-        wanted = {"policy": request.policy, "options": {request.policy: request.options}, "until": request.until}
-        config = validated(SearchConfig, wanted | {"budget": f"{request.budget:g}x"}, "the request")
+        config = config_of(request, SearchConfig())
         policies.options_of(config, entry)
         if request.verifiers is not None:
-            given = request.given or int(request.image is not None)
             prices = Prices(costs(request).table)
-            policy, _ = policies.make_policy(config, request.units, stages, prices, given=given)
+            policy, _ = policies.make_policy(config, request.units, stages, prices, given=given(request))
             _check_judges(request.verifiers, policy.assessments, panel)
+
+    def given(request: GenerationRequest) -> int:
+        return request.given or int(request.image is not None)
 
     def costs(request: GenerationRequest) -> SamplingCosts:
         return costs_of(files, files.recipe.sampled(request.sampling), files.check(request), _TOKENS, _TOKENS)
 
     def flops(request: GenerationRequest) -> float:
-        given = request.given or int(request.image is not None)
-        return float(costs(request).unsearched(request.units, given).all_flops)
+        return float(costs(request).unsearched(request.units, given(request)).all_flops)
 
     def offer(name: str, summary: str) -> PolicyOffer:
         fields = policies.find(name).options.model_fields

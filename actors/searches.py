@@ -197,16 +197,7 @@ class SearchRunner:
         cancellation the works under way are given up and the actors stay usable.
         """
         await self._generators.check(request)
-        wanted = {**self._search.model_dump(), "policy": request.policy, "budget": request.budget}
-        if request.until is not None:
-            wanted["until"] = request.until
-        if request.within is not None:
-            wanted["seconds"] = request.within
-        if request.options:
-            wanted["options"] = {**wanted["options"], request.policy: request.options}
-        if request.speculate is not None:
-            wanted["speculate"] = request.speculate
-        config = validated(SearchConfig, wanted, "the request")
+        config = config_of(request, self._search)
         if self._generators.pack > 1:  # no generator idles while another search has something to do
             config = config.model_copy(update={"speculate": "off"})
         with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
@@ -417,6 +408,20 @@ class SearchRunner:
 
 def _nothing(unit: Any) -> None:
     """What is released otherwise is kept."""
+
+
+def config_of(request: GenerationRequest, search: SearchConfig) -> SearchConfig:
+    """The configuration of one search: what the request says, and otherwise ``search``. Raises UserError."""
+    wanted = {**search.model_dump(), "policy": request.policy, "budget": request.budget}
+    if request.until is not None:
+        wanted["until"] = request.until
+    if request.within is not None:
+        wanted["seconds"] = request.within
+    if request.options:
+        wanted["options"] = {**wanted["options"], request.policy: request.options}
+    if request.speculate is not None:
+        wanted["speculate"] = request.speculate
+    return validated(SearchConfig, wanted, "the request")
 
 
 def _can_do_without(verifier: str, judges: Mapping[str, VerifierPool], policy: Policy) -> bool:

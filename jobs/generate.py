@@ -88,8 +88,8 @@ class Asked(Config):
 _KEYS = keys_help(
     ("Settings of a search, for --set (--set seconds=60):", SearchConfig, ""),
     *(
-        (f"Of the policy {name}:", entry.options, f"options.{name}.")
-        for name, entry in ((name, policies.find(name)) for name in policies.summaries())
+        (f"Of the policy {entry.name}:", entry.options, f"options.{entry.name}.")
+        for entry in map(policies.find, policies.summaries())
         if entry.options.model_fields
     ),
 )

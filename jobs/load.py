@@ -170,8 +170,8 @@ async def _measured(place: str, *, memory: bool) -> tuple[float, float, float]:
     """
     import aiohttp
 
-    limits = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None, sock_read=60)
-    async with aiohttp.ClientSession(place, connector=limits[0], timeout=limits[1], raise_for_status=True) as client:
+    many, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None, sock_read=60)
+    async with aiohttp.ClientSession(place, connector=many, timeout=patience, raise_for_status=True) as client:
         ids = [await _asked(client, seed) for seed in range(SEARCHES)]
         await _begun(client, ids[0])
         times: list[float] = []

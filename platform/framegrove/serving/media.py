@@ -12,6 +12,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from framegrove.config.base import absolute_place
 from framegrove.errors import UserError
 from framegrove.files import replacing, sync
 from framegrove.serving.records import StoredFile
@@ -33,13 +34,13 @@ class MediaStore:
 
     def __init__(self, location: str | Path) -> None:
         """Raises UserError where nothing can be kept at ``location``, a folder or a URL."""
-        self._name = str(location).removeprefix("file://")
-        self._local = None if "://" in self._name else Path(self._name).expanduser().absolute()
+        self._name = absolute_place(str(location))
+        self._local = None if "://" in self._name else Path(self._name)
         try:
             if self._local is not None and not self._local.exists():
                 self._local.mkdir(mode=0o700, parents=True)
             # Other programs may write to the same bucket: a listing that is remembered may be wrong.
-            self._filesystem, root = url_to_fs(str(self._local or self._name), use_listings_cache=False)
+            self._filesystem, root = url_to_fs(self._name, use_listings_cache=False)
             self._root = root.rstrip("/")
             self._put(_MARK, _TEXT)
         except (OSError, ImportError, ValueError, NotImplementedError) as error:

@@ -87,22 +87,21 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
 
 async def _parsed(request: Request, upload: _Upload) -> tuple[Any, bytes | None]:
     body, content_type = await request.body(), request.headers.get("content-type", "")
+    if len(body) > _LONG:
+        return await asyncio.to_thread(_fields, body, content_type, upload)
+    return _fields(body, content_type, upload)
+
+
+def _fields(body: bytes, content_type: str, upload: _Upload) -> tuple[Any, bytes | None]:
     kind, options = parse_options_header(content_type[:_LONGEST_CONTENT_TYPE])
     if kind == b"application/json":
-        return await asyncio.to_thread(parse_json, body) if len(body) > _LONG else parse_json(body), None
+        return parse_json(body), None
     if kind == b"multipart/form-data":
-        boundary = options.get(b"boundary", b"")
-        if len(body) > _LONG:
-            return await asyncio.to_thread(_read_form, body, boundary, upload)
-        return _read_form(body, boundary, upload)
+        return _fields_and_file(parse_form(body, options.get(b"boundary", b"")), upload)
     given = f"{content_type[:60]!r}" if content_type else "missing"
     raise ApiError(
         415, f"the Content-Type is {given}: send application/json, or multipart/form-data if a file goes with it"
     )
-
-
-def _read_form(body: bytes, boundary: bytes, upload: _Upload) -> tuple[dict[str, Any], bytes | None]:
-    return _fields_and_file(parse_form(body, boundary), upload)
 
 
 def parse_json(body: bytes) -> Any:

@@ -33,8 +33,11 @@ async function ask(path, options = {}) {
   try {
     message = (await answer.json()).error.message;
   } catch { /* no sentence of the server's own: a proxy's answer */ }
-  throw new Refused(answer.status, message[0].toUpperCase() + message.slice(1) + (/[.!?]$/.test(message) ? "" : "."));
+  throw new Refused(answer.status, sentence(message));
 }
+
+/** What the server says without a capital and a full stop, as it stands on a page. */
+export const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 const json = async (path, options) => (await ask(path, options)).json();
 const post = (path, body, more = {}) =>

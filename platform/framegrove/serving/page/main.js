@@ -264,10 +264,10 @@ function show(video) {
   const before = video.status === "queued" ? video.queue_position : null;
   const where = before === 0 ? " and is next" : before ? `, ${before} before it` : "";
   $("stage-says").textContent = `${video.size}, ${video.seconds} s, ${video.search.policy} ${video.search.budget}, seed ${video.seed}: it ${WORDS[video.status]}${where}.`;
-  $("stage-error").textContent = video.error ? video.error.message[0].toUpperCase() + video.error.message.slice(1) + "." : "";
+  $("stage-error").textContent = video.error ? api.sentence(video.error.message) : "";
   $("stage-warnings").replaceChildren(...video.warnings.map((text) => {
     const item = document.createElement("li");
-    item.textContent = text[0].toUpperCase() + text.slice(1) + ".";
+    item.textContent = api.sentence(text);
     return item;
   }));
   $("bar").hidden = video.status !== "in_progress";
