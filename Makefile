@@ -47,13 +47,14 @@ install-gpu:
 
 # Unit tests are as many processes as there are cores. Tests of Ray wait for processes to start half of the time: two at
 # a time, each with a cluster of its own. Parity prints a closing table, which is of one process.
-test: setup ## run every test, about 25 minutes on 2 cores
+test: setup ## run every test, about 35 minutes on 2 cores
 	@failed=0; \
 	python -m pytest tests --ignore tests/parity --ignore tests/ray --ignore tests/browser \
-		--numprocesses auto --maxprocesses 4 --dist loadscope --durations=15 || failed=1; \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15 || failed=1; \
 	python -m pytest tests/parity || failed=1; \
 	python -m pytest tests/browser || failed=1; \
-	python -m pytest tests/ray --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15 || failed=1; \
+	python -m pytest tests/ray --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 \
+		--durations=15 || failed=1; \
 	exit $$failed
 
 check: setup ## check lint, format and types

@@ -12,7 +12,8 @@ import numpy as np
 from actors.verifier import VllmVerifier
 from framegrove.config.base import ConfigError
 from framegrove.config.curate import CaptionsConfig
-from framegrove.config.verifier import VerifierConfig, environment, load_panel, model_folder
+from framegrove.config.engine import model_folder
+from framegrove.config.verifier import VerifierConfig, environment, load_panel
 from framegrove.curation.clip import Clip, Frames, Rejection
 
 

@@ -11,31 +11,41 @@ import itertools
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from actors.generator import Context, Made
+from actors.generator import Made
+from actors.model_files import Costs
 from framegrove.cluster.errors import ActorLost, CrashLoop
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.search import SearchConfig
 from framegrove.evaluation.report import SearchRecord, Shown
-from framegrove.flow.cost import SamplingCosts
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import UnitsLost, WorkCancelled, WorkFailed
 from framegrove.types import Cost, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
 
 Answer = TypeVar("Answer")
+Decode = Callable[[Mapping[Path, Any]], Awaitable[None]]
+"""Gives frames to those units of a branch, oldest first, that have none."""
+
 _DEFAULTS = SearchConfig()
 _numbers = itertools.count(1)  # names works to actors, which serve many searches
+
+
+async def nothing_to_decode(units: Mapping[Path, Any]) -> None:
+    """All units of a branch have frames already."""
 
 
 @dataclass(eq=False)
 class UnitRef:
     """A branch's newest unit in the object store: references to its latent, frames and decoder state (Unit).
+
+    ``frames`` is None of a unit that was left as a latent, until it is decoded.
 
     ``small`` are the frames that are kept of a branch that is dropped, None where its frames are no larger. ``state``
     is None where it is not kept; a generator can compute it again. States are by far the largest of these
@@ -51,6 +61,11 @@ class UnitRef:
     small: Any = None
     given: bool = False
     reduced: bool = False
+
+    def decoded(self, frames: Any, small: Any) -> None:
+        """There are frames of what was left as a latent: the same ones, whoever has decoded it."""
+        if self.frames is None:
+            self.frames, self.small = frames, small
 
     def let_go(self) -> None:
         """Release the decoder's state."""
@@ -100,6 +115,15 @@ class KeptStates:
                 self._bytes -= size
 
 
+class Told(Protocol):
+    """What an actor is told of a request, as its clients see it: actors.generator.Context, for one."""
+
+    @property
+    def are_frames_large(self) -> bool:
+        """Whether frames come in a small size, too."""
+        ...
+
+
 class RemoteGenerator:
     """One generator actor of a group, sampling for one request (search.protocols.GeneratorClient)."""
 
@@ -107,8 +131,8 @@ class RemoteGenerator:
         self,
         group: ActorGroup,
         index: int,
-        context: Context,
-        costs: SamplingCosts,
+        context: Told,
+        costs: Costs,
         states: KeptStates,
         config: SearchConfig = _DEFAULTS,
     ) -> None:
@@ -124,12 +148,14 @@ class RemoteGenerator:
         """Sample a work on the actor; handles are UnitRefs. Raises as the protocol says."""
         history = [parents[prefix] for prefix in prefixes(work.paths[0][:-1])]
         starts = [parents[path] for path in work.paths] if work.first_stage > 0 else []
-        before = history[-1] if history else None
+        left = self._costs.left
+        decoded, late = not left.has_work(work), left.before_work(work)
+        before = history[late.start - 1] if decoded and late.start > 0 else None
         number = self._running[work] = next(_numbers)
         refs: list[Any] = []
 
         def submit(actor: Any) -> Any:
-            refs[:] = actor.sample.options(num_returns=1 + 4 * len(work.paths)).remote(
+            refs[:] = actor.sample.options(num_returns=1 + 4 * len(work.paths) + 2 * len(late)).remote(
                 number,
                 work,
                 self._context,
@@ -152,11 +178,16 @@ class RemoteGenerator:
         if not made.whole:
             raise WorkCancelled(cost)
         large = self._context.are_frames_large
+        own, others = refs[1 : 1 + 4 * len(work.paths)], refs[1 + 4 * len(work.paths) :]
         units = tuple(
             UnitRef(work.last_stage, latent, frames, state, small if large else None)
-            for latent, frames, state, small in zip(refs[1::4], refs[2::4], refs[3::4], refs[4::4], strict=True)
+            if decoded
+            else UnitRef(work.last_stage, latent, None, None)
+            for latent, frames, state, small in zip(own[::4], own[1::4], own[2::4], own[3::4], strict=True)
         )
-        if before:
+        for number, frames, small in zip(late, others[::2], others[1::2], strict=True):
+            history[number].decoded(frames, small if large else None)
+        if before and not late:
             before.let_go()
         if made.state_bytes:
             for unit in units:
@@ -174,26 +205,43 @@ class RemoteGenerator:
         await recovered(self._group, self._index, self._config)
 
 
-def spent(costs: SamplingCosts, work: SampleWork, made: Made) -> Cost:
+def spent(costs: Costs, work: SampleWork, made: Made) -> Cost:
     """What a work has cost, whole or given up on the way."""
     cost = costs.unit(work.depth, range(work.first_stage, work.last_stage + 1), len(work.paths), made.steps)
     return replace(cost, seconds=made.ended - made.started)
 
 
 class RemoteVerifier:
-    """One actor of a verifier, judging videos made for one prompt (search.protocols.VerifierClient)."""
+    """One actor of a verifier, judging videos made for one prompt (search.protocols.VerifierClient).
 
-    def __init__(self, group: ActorGroup, index: int, prompt: str, config: SearchConfig = _DEFAULTS) -> None:
+    ``reads`` says what of each unit it is shown (VerifierConfig.reads). Should there be no frames where it is shown
+    frames, since those that there were went with a machine, its units are ``decode``d again.
+    """
+
+    def __init__(
+        self,
+        group: ActorGroup,
+        index: int,
+        prompt: str,
+        config: SearchConfig = _DEFAULTS,
+        reads: Literal["frames", "latent"] = "frames",
+        decode: Decode = nothing_to_decode,
+    ) -> None:
         self._group = group
         self._index = index
         self._prompt = prompt
         self._config = config
+        self._reads = reads
+        self._decode = decode
 
     async def score(self, work: ScoreWork, units: Mapping[Path, UnitRef]) -> Scored:
         """Score a branch. Raises as the protocol says."""
-        clip = [units[prefix].frames for prefix in prefixes(work.path)]
         limit = Limit(self._config.score_limit, "scoring")
         try:
+            if self._reads == "frames":
+                for branch in (work.path, *work.against):
+                    await self._decode({path: units[path] for path in prefixes(branch)})
+            clip = [getattr(units[path], self._reads) for path in work.shown]
             answer: Scored = await ask(
                 self._group, self._index, lambda actor: actor.score.remote(work, self._prompt, *clip), limit
             )
@@ -263,15 +311,21 @@ class ObjectStore:
     """Units in Ray's object store (pools.Units)."""
 
     async def shown(self, units: Mapping[Path, UnitRef], last_stage: int) -> dict[Path, Shown]:
-        """What the branches look like, except for those that are lost."""
-        frames = await frames_of(units)
-        return {
+        """What the branches look like, except for those that are lost; white of what was left as a latent."""
+        frames = await frames_of({path: unit for path, unit in units.items() if unit.frames is not None})
+        shapes = {len(path): pixels.shape for path, pixels in frames.items() if not units[path].reduced}
+        blank = {
+            path: Shown(np.broadcast_to(np.uint8(255), shapes[len(path)]), blank=True)
+            for path, unit in units.items()
+            if unit.frames is None and len(path) in shapes
+        }
+        return blank | {
             path: Shown(pixels, draft=units[path].stage < last_stage, small=units[path].reduced)
             for path, pixels in frames.items()
         }
 
     async def lost(self, units: Mapping[Path, UnitRef]) -> list[Path]:
-        """The branches whose newest frames are gone."""
+        """The branches whose newest frames are gone, or latents where there are no frames yet."""
         return await lost_of(units)
 
     async def latent(self, unit: UnitRef) -> StageLatent:
@@ -285,13 +339,17 @@ class ObjectStore:
 
     def again(self, record: SearchRecord, path: Path) -> UnitRef:
         """A handle for what a record shows of a branch, whatever has become of the search's own."""
-        return UnitRef(0, None, ray.put(record.shown[path].frames), None)
+        return UnitRef(0, record.outcome.handles[path].latent, ray.put(record.shown[path].frames), None)
 
 
 async def lost_of(units: Mapping[Path, UnitRef]) -> list[Path]:
-    """The branches whose newest frames are gone with the machine that held them. Fetches the others."""
-    there = await frames_of(units)
-    return [path for path in units if path not in there]
+    """The branches whose newest frames are gone with the machine that held them. Fetches the others.
+
+    Of a unit that was left as a latent it is the latent that counts.
+    """
+    held = [unit.latent if unit.frames is None else unit.frames for unit in units.values()]
+    there = await asyncio.gather(*map(_value, held))
+    return [path for path, found in zip(units, there, strict=True) if found is None]
 
 
 async def frames_of(units: Mapping[Path, UnitRef]) -> dict[Path, Any]:

@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from actors.captions import CaptionStage, caption_environment
 from framegrove.cluster.placement import require
+from framegrove.cluster.priority import give_way
 from framegrove.cluster.session import Cluster
 from framegrove.config.curate import CaptionsConfig
 from framegrove.curation.clip import Clip
@@ -141,6 +142,7 @@ class Describing:
     """An actor that describes clips, several at a time."""
 
     def __init__(self, config: CaptionsConfig) -> None:
+        give_way()  # an engine takes whatever processors there are
         self._stage = CaptionStage(config)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:

@@ -1,4 +1,6 @@
-"""The generator: samples the newest units of branches and decodes them. A plain class, made an actor by ``ray.remote``.
+"""The generator: samples the newest units of branches, and decodes them where somebody is to look at them.
+
+A plain class, made an actor by ``ray.remote``.
 
 It keeps nothing that a search depends on: what a branch is made from comes in as arguments, what it makes goes out as
 returned values, and the same call gives the same bits on any generator. So one that dies is replaced by a new one.
@@ -19,12 +21,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors.packing import Packer
+from actors.packing import Packer, alike_together
+from framegrove.cluster.priority import give_way
 from framegrove.config.flow import latent_size
 from framegrove.config.model import ModelSource
+from framegrove.flow.decoding import NOTHING_LEFT, LeftAsLatents
 from framegrove.flow.generation import encode_clip, encode_image, sampler_of, to_pixels
 from framegrove.flow.sampler import CancelledSampling, Sampler, StageLatent, UnitTask, unpacked
-from framegrove.media.pictures import read_picture, reduced
+from framegrove.media.pictures import read_picture, small_copy
 from framegrove.media.writing import decode_mp4
 from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
@@ -41,7 +45,7 @@ SMALL = 192  # px: large enough to see what a branch was like
 class Context:
     """What a generator must know of a request: the same for all its branches. Sides in pixels.
 
-    Of a branch that is dropped frames are kept whose longer side is at most ``small``.
+    Of a branch that is dropped frames are kept whose longer side is at most ``small``. What is ``left`` is not decoded.
     """
 
     prompt: str
@@ -53,6 +57,7 @@ class Context:
     from_image: bool = False  # unit 0 is given
     sampling: Sampling = Sampling()  # noqa: RUF009 - it is frozen
     small: int = SMALL
+    left: LeftAsLatents = NOTHING_LEFT
 
     @property
     def are_frames_large(self) -> bool:
@@ -88,11 +93,11 @@ class Unit(NamedTuple):
     """A branch's newest unit: its latent, its frames, uint8 (T, H, W, 3), and the decoder's state after it.
 
     Of a draft the frames are a preview (the draft finished in a few large steps). Its state is None, and so is that of
-    a video's last unit.
+    a video's last unit. Where it is left as a latent, there are neither frames nor a state.
     """
 
     latent: StageLatent
-    frames: Frames
+    frames: Frames | None
     state: State | None
 
 
@@ -108,26 +113,35 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of a work: one Unit a path, none if it was cancelled."""
+    """What became of a work: one Unit a path, none if it was cancelled.
+
+    ``before`` are the frames of the units before it that were left as latents, and are decoded by now.
+    """
 
     made: Made
     units: tuple[Unit, ...]
+    before: tuple[Frames, ...] = ()
 
 
 class Generator:
     """Samples and decodes with one model. ``cancel`` may come from another thread.
 
-    Up to ``pack`` works that were given at the same time, each from a thread of its own, are done together.
+    Up to ``pack`` works that were given at the same time, each from a thread of its own, are done together. With
+    ``gives_way`` other processes of this machine go first.
     """
 
-    def __init__(self, model: ModelSource | None = None, threads: int = 1, pack: int = 1) -> None:
+    def __init__(
+        self, model: ModelSource | None = None, threads: int = 1, pack: int = 1, *, gives_way: bool = False
+    ) -> None:
+        if gives_way:
+            give_way()
         self._threads = threads
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._pipeline = load_source(model or ModelSource()).to(device)
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
-        self._cancellations = _Cancellations()
+        self._cancellations = Cancellations()
         self._packer: Packer[Job, Done] = Packer(self.sample_together, pack)
 
     def ready(self) -> bool:
@@ -158,18 +172,26 @@ class Generator:
         """Do one piece of work, which ``cancel`` knows by its ``number``.
 
         Of ``latents``, the first ``history`` are the finished units before, oldest first, and the others what each path
-        continues from (none: noise); ``state`` is the decoder's after that history, None where it must be made again.
-        Laid out flat for Ray, which moves each result only to where it is asked for: 1 + 4 x paths values, Made and
-        then the three of each path's Unit and its small frames, all None when the work was cancelled; so are the small
-        frames of a video that is small itself.
+        continues from (none: noise); ``state`` is the decoder's after what of that history is decoded, None where it
+        must be made again. Laid out flat for Ray, which moves each result only to where it is asked for: Made, then
+        the three of each path's Unit and its small frames, then frames and small frames of every unit of the history
+        that was left as a latent, if the work is decoded. All but the first are None when the work was cancelled; so
+        are the small frames of a video that is small itself.
         """
-        done = self._packer.ask(Job(number, work, context, latents[:history], latents[history:], state))
+        job = Job(number, work, context, latents[:history], latents[history:], state)
+        done = self._packer.ask(job)
         if not done.made.whole:
-            return (done.made, *[None] * (4 * len(work.paths)))
+            return (done.made, *[None] * (4 * len(work.paths) + 2 * len(context.left.before_work(work))))
         parts: list[Any] = []
         for unit in done.units:
-            parts += (*unit, reduced(unit.frames, context.small) if context.are_frames_large else None)
+            parts += (*unit, small_copy(unit.frames, context.small))
+        for frames in done.before:
+            parts += (frames, small_copy(frames, context.small))
         return (done.made, *parts)
+
+    def decode(self, state: State | None, first: int, *latents: StageLatent) -> list[Frames]:
+        """The frames of a branch's units from number ``first`` on; ``state`` is the decoder's before that one."""
+        return [unit.frames for unit in self.decoded(latents[first:], first, state) if unit.frames is not None]
 
     def sample_together(self, jobs: Sequence[Job]) -> list[Done]:
         """Do some works in as few forward passes as they allow, of whichever searches they are.
@@ -178,15 +200,12 @@ class Generator:
         A work that was cancelled stops unless it shares its passes with one that was not.
         """
         torch.set_num_threads(self._threads)  # a setting of the thread, and an actor may run each call in another one
-        packs: dict[tuple[Any, ...], list[int]] = {}
-        for place, job in enumerate(jobs):
+
+        def alike(job: Job) -> tuple[Any, ...]:
             work, asked = job.work, job.context.sampling
-            alike = work.first_stage, work.last_stage, min(work.depth, 1), asked.steps, asked.guidance
-            packs.setdefault(alike, []).append(place)
-        done: dict[int, Done] = {}
-        for places in packs.values():
-            done.update(zip(places, self._packed([jobs[place] for place in places]), strict=True))
-        return [done[place] for place in range(len(jobs))]
+            return work.first_stage, work.last_stage, min(work.depth, 1), asked.steps, asked.guidance
+
+        return alike_together(jobs, alike, self._packed)
 
     def _packed(self, jobs: Sequence[Job]) -> list[Done]:
         """Do works that go through the same stages in the same steps."""
@@ -212,41 +231,52 @@ class Generator:
         finally:
             for job in jobs:
                 self._cancellations.ended(job.number)
-        before = [state for job in jobs for state in [self._before(job)] * len(job.work.paths)]
+        before = [self._before(job) for job in jobs]
+        states = [state for job, (state, _) in zip(jobs, before, strict=True) for _ in job.work.paths]
         last = [job.work.depth + 1 == job.context.units for job in jobs for _ in job.work.paths]
-        shown = iter(self._shown(sampled, finished, [task.unit for task in tasks], before, last))
+        left = [job.context.left.has_work(job.work) for job in jobs for _ in job.work.paths]
+        seen = [number for number, is_left in enumerate(left) if not is_left]
+        shown = self._shown(
+            [sampled[n] for n in seen],
+            [finished[n] for n in seen],
+            [tasks[n].unit for n in seen],
+            [states[n] for n in seen],
+            [last[n] for n in seen],
+        )
+        decoded = dict(zip(seen, shown, strict=True))
+        made = iter([decoded.get(n) or _undecoded(latent) for n, latent in enumerate(sampled)])
         done = []
-        for job in jobs:
-            units = tuple(next(shown) for _ in job.work.paths)
+        for job, (_, frames) in zip(jobs, before, strict=True):
+            units = tuple(next(made) for _ in job.work.paths)
             size = sum(part.nbytes for part in units[0].state or ())
-            done.append(Done(Made(steps, started, time.time(), state_bytes=size), units))
+            done.append(Done(Made(steps, started, time.time(), state_bytes=size), units, tuple(frames)))
         return done
 
-    def _before(self, job: Job) -> State | None:
-        """The decoder's state after a work's history."""
-        return job.state if job.state is not None or not job.history else self._state_after(job.history)
+    def _before(self, job: Job) -> tuple[State | None, list[Frames]]:
+        """The decoder's state after a work's history, and the frames of what of it is decoded only now."""
+        if job.context.left.has_work(job.work):
+            return None, []
+        late, state = job.context.left.before_work(job.work), job.state
+        if state is None:
+            state = self._state_after(job.history[: late.start])
+        units = self.decoded(job.history[late.start :], late.start, state)
+        return (units[-1].state if units else state), [unit.frames for unit in units if unit.frames is not None]
 
     def given(self, context: Context, image: bytes) -> Unit:
         """A given first frame (an image file's bytes) as unit 0, fitted to the request's size."""
         frame = read_picture(image, (context.height, context.width))
         clean = encode_image(self._pipeline, frame, context.height, context.width)
-        return self._whole(StageLatent(self._last_stage, clean), 0)
+        return self._whole(StageLatent(self._last_stage, clean), 0, None)
 
     def gone_on(self, start: bytes) -> list[Unit]:
         """The units of an earlier video, as ``packed`` has kept them, decoded: those that a longer one begins with."""
-        units: list[Unit] = []
-        for number, latent in enumerate(unpacked(start, self._last_stage)):
-            units.append(self._whole(latent, number, units[-1].state if units else None))
-        return units
+        return self.decoded(unpacked(start, self._last_stage), 0, None)
 
     def after_clip(self, context: Context, clip: bytes) -> list[Unit]:
         """The units of a clip, a lossless video of the request's size, encoded: those that a video begins with."""
         frames, _ = decode_mp4(clip)
-        units: list[Unit] = []
-        for number, latent in enumerate(encode_clip(self._pipeline, frames, context.height, context.width)):
-            before = units[-1].state if units else None
-            units.append(self._whole(StageLatent(self._last_stage, latent), number, before))
-        return units
+        clean = encode_clip(self._pipeline, frames, context.height, context.width)
+        return self.decoded([StageLatent(self._last_stage, latent) for latent in clean], 0, None)
 
     def cancel(self, number: int) -> None:
         """Give up the work of this number at its next denoising step, or as soon as it is started."""
@@ -309,12 +339,17 @@ class Generator:
         return units
 
     def _state_after(self, history: Sequence[StageLatent]) -> State | None:
-        state = None
-        for unit, latent in enumerate(history):
-            state = self._whole(latent, unit, state).state
-        return state
+        units = self.decoded(history, 0, None)
+        return units[-1].state if units else None
 
-    def _whole(self, latent: StageLatent, depth: int, before: State | None = None) -> Unit:
+    def decoded(self, latents: Sequence[StageLatent], first: int, state: State | None) -> list[Unit]:
+        """Decode units that follow on each other, from number ``first`` on."""
+        units: list[Unit] = []
+        for number, latent in enumerate(latents, start=first):
+            units.append(self._whole(latent, number, units[-1].state if units else state))
+        return units
+
+    def _whole(self, latent: StageLatent, depth: int, before: State | None) -> Unit:
         """Decode a unit that is finished and may have children."""
         return self._shown([latent], [latent], [depth], [before], [False])[0]
 
@@ -323,7 +358,11 @@ class Generator:
         return self._pipeline.recipe.pyramid.stages - 1
 
 
-class _Cancellations:
+def _undecoded(latent: StageLatent) -> Unit:
+    return Unit(StageLatent(latent.stage, latent.x.cpu()), None, None)
+
+
+class Cancellations:
     """Numbers of works that are to be given up, from several threads.
 
     A cancellation may come before its work is started, or after it has ended; the latter is of no use and forgotten.

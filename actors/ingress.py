@@ -13,9 +13,9 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
+from actors.adapted import card_of
 from actors.crew import Neighbours
-from actors.model_files import ModelFiles
-from actors.pools import costs_of
+from actors.model_files import Card
 from actors.searches import SearchRunner, config_of, search_runner
 from framegrove import logs
 from framegrove.cluster.errors import ActorLost, NoCluster, NoRoom
@@ -23,15 +23,15 @@ from framegrove.cluster.health import within
 from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.serving import is_stopping
 from framegrove.config.base import validated
-from framegrove.config.model import ModelSource
+from framegrove.config.generator import AnySource
 from framegrove.config.search import SearchConfig
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import PanelConfig
 from framegrove.errors import UserError
 from framegrove.evaluation import tree_page
 from framegrove.files import InUse
-from framegrove.flow.cost import SamplingCosts
 from framegrove.search import policies
+from framegrove.search.panel import unjudged
 from framegrove.search.prices import Prices
 from framegrove.serving.api import PolicyOffer, VerifierOffer
 from framegrove.serving.backup import USAGE
@@ -64,44 +64,39 @@ ENDING_S = 30.0
 _LOOK_EVERY_S, _ANSWER_LIMIT_S = 2.0, 10.0
 _LETTING_GO_S = 60.0
 
-_TOKENS = 64  # of a prompt, where a video is priced before its prompt is read
 
-
-def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
+def served(card: Card, panel: PanelConfig) -> ServedModel:
     """What an endpoint offers that serves this model, judged by this panel."""
-    vae, patch, stages = files.vae, files.transformer.patch_size, files.recipe.pyramid.stages
 
     def check(request: GenerationRequest) -> None:
-        files.check(request)
+        card.check(request)
         entry = policies.find(request.policy)
         policies.check_until(entry, request.until)
         config = config_of(request, SearchConfig())
         policies.options_of(config, entry)
+        judging = [each for each in panel.verifiers if request.verifiers is None or each.name in request.verifiers]
+        policies.check_comparing(config, [each.name for each in judging if each.anchors])
         if request.verifiers is not None:
-            prices = Prices(costs(request).table)
-            policy, _ = policies.make_policy(config, request.units, stages, prices, given=given(request))
+            prices, given = Prices(card.costs(request).table), card.given(request)
+            policy, _ = policies.make_policy(config, request.units, card.stages, prices, given=given)
             _check_judges(request.verifiers, policy.assessments, panel)
 
-    def given(request: GenerationRequest) -> int:
-        return request.given or int(request.image is not None)
-
-    def costs(request: GenerationRequest) -> SamplingCosts:
-        return costs_of(files, files.recipe.sampled(request.sampling), files.check(request), _TOKENS, _TOKENS)
-
     def flops(request: GenerationRequest) -> float:
-        return float(costs(request).unsearched(request.units, given(request)).all_flops)
+        return float(card.costs(request).unsearched(request.units, card.given(request)).all_flops)
 
     def offer(name: str, summary: str) -> PolicyOffer:
-        fields = policies.find(name).options.model_fields
-        return PolicyOffer(description=summary, options={key: field.description or "" for key, field in fields.items()})
+        options = policies.find(name).options
+        described = {key: field.description or "" for key, field in options.model_fields.items()}
+        return PolicyOffer(description=summary, options=described, defaults=options().model_dump(mode="json"))
 
     return ServedModel(
-        files.name,
-        files.recipe,
+        card.name,
+        card.native,
         check=check,
         policies={name: offer(name, summary) for name, summary in policies.summaries().items()},
         judged=lambda policy: policies.find(policy).judged,
-        side=vae.spatial_factor * patch * 2 ** (stages - 1),
+        side=card.side,
+        most_units=card.most_units,
         flops=flops,
         verifiers={each.name: VerifierOffer(kind=each.kind, judges=list(each.assessments)) for each in panel.verifiers},
     )
@@ -109,14 +104,13 @@ def served(files: ModelFiles, panel: PanelConfig) -> ServedModel:
 
 def _check_judges(chosen: Collection[str], assessments: Collection[Assessment], panel: PanelConfig) -> None:
     """Raise UserError where a search asks for an assessment that none of the chosen verifiers makes."""
-    for assessment in sorted(assessments):
-        able = [each.name for each in panel.verifiers if assessment in each.assessments]
-        if not set(able) & set(chosen):
-            others = f"add {' or '.join(able)}" if able else "choose another policy"
-            raise UserError(
-                f"search.verifiers: none of {', '.join(chosen)} makes the {assessment} assessment, which this search "
-                f"asks for: {others}"
-            )
+    for assessment in unjudged(assessments, [each.assessments for each in panel.verifiers if each.name in chosen]):
+        able = [each.name for each in panel.judging(assessment)]
+        others = f"add {' or '.join(able)}" if able else "choose another policy"
+        raise UserError(
+            f"search.verifiers: none of {', '.join(chosen)} makes the {assessment} assessment, which this search "
+            f"asks for: {others}"
+        )
 
 
 class Ingress:
@@ -170,19 +164,19 @@ async def _told_to_stop() -> None:
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-def read_models(sources: Sequence[ModelSource]) -> list[ModelFiles]:
+def read_models(sources: Sequence[AnySource]) -> list[Card]:
     """The configurations of models that are to be served together. Raises UserError for two of the same name."""
-    files = [ModelFiles.read(source) for source in sources]
-    names = [each.name for each in files]
+    cards = [card_of(source) for source in sources]
+    names = [each.name for each in cards]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models are called {twice}, and requests choose by name: rename one of their folders")
-    return files
+    return cards
 
 
 def _with_runners(config: ServeConfig) -> list[tuple[ServedModel, SearchRunner]]:
     """The models, each with actors of its own."""
-    files, neighbours = read_models(config.models), Neighbours()
+    cards, neighbours = read_models(config.models), Neighbours()
     return [
         (
             served(each, config.verifier),
@@ -191,11 +185,11 @@ def _with_runners(config: ServeConfig) -> list[tuple[ServedModel, SearchRunner]]
                 config.verifier,
                 generators=config.generators,
                 pack=config.pack,
-                metrics=Metrics(each.name if len(files) > 1 else ""),
+                metrics=Metrics(each.name if len(cards) > 1 else ""),
                 neighbours=neighbours,
             ),
         )
-        for each in files
+        for each in cards
     ]
 
 

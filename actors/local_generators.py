@@ -54,10 +54,11 @@ USUAL_SPEEDS = Speeds()
 
 @dataclass(frozen=True, eq=False)
 class LocalUnit:
-    """A branch's newest unit: where it stands in the cache."""
+    """A branch's newest unit: where it stands in the cache, whose ``host`` decodes it when somebody looks at it."""
 
     ground: Ground
     branch: Latent
+    host: HostedGenerator
 
     @property
     def latent(self) -> StageLatent:
@@ -67,7 +68,13 @@ class LocalUnit:
     @property
     def frames(self) -> Frames:
         """uint8 (T, H, W, 3); of a draft its preview."""
+        self.decoded()
         return self.ground.frames(self.branch)
+
+    def decoded(self) -> None:
+        """There are frames of it, if there were none."""
+        if not self.ground.has_frames(self.branch):
+            self.host.decode(self.ground, self.branch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +124,19 @@ class HostedGenerator:
         branch = Latent((0,), last_stage)
         if not ground.has(branch):
             self._keep(ground, {branch: self._generator.given(context, image)})
-        return LocalUnit(ground, branch)
+        return LocalUnit(ground, branch, self)
+
+    def decode(self, ground: Ground, branch: Latent) -> None:
+        """Decode a finished unit, and those before it that have no frames: from the last state that is there on."""
+        line = [Latent(path, branch.stage) for path in prefixes(branch.path)]
+        known = (n for n in range(len(line) - 1, 0, -1) if (ground.number, line[n - 1]) in self._states)
+        first = next((n for n in known if all(map(ground.has_frames, line[:n]))), 0)
+        latents = [StageLatent(each.stage, ground.latent(each)) for each in line]
+        state = self._states.get((ground.number, line[first - 1])) if first else None
+        units = dict(zip(line[first:], self._generator.decoded(latents[first:], first, state), strict=True))
+        missing = {each: unit.frames for each, unit in units.items() if not ground.has_frames(each)}
+        ground.decoded({each: frames for each, frames in missing.items() if frames is not None})
+        self._remember(ground, units)
 
     def begin(self, order: Order) -> None:
         """A work is under way, and will be due."""
@@ -131,7 +150,7 @@ class HostedGenerator:
         """The units that a work makes, which is due; those of its paths that are missing are sampled in step."""
         if order.without(()) is not None:
             self._sample([order, *(other for other in self._under_way if other is not order)])
-        return tuple(LocalUnit(order.ground, branch) for branch in order.branches())
+        return tuple(LocalUnit(order.ground, branch, self) for branch in order.branches())
 
     def _sample(self, orders: Sequence[Order]) -> None:
         """Sample what is missing of the first few works of which something is."""
@@ -144,17 +163,25 @@ class HostedGenerator:
         done = self._generator.sample_together([self._job(order) for order in needed])
         for order, each in zip(needed, done, strict=True):
             self._keep(order.ground, dict(zip(order.branches(), each.units, strict=True)))
+            late = order.context.left.before_work(order.work)
+            before = [Latent(order.work.paths[0][: unit + 1], order.context.left.last_stage) for unit in late]
+            order.ground.decoded(dict(zip(before, each.before, strict=True)))
 
     def _job(self, order: Order) -> Job:
         work = order.work
         history = [order.parents[prefix] for prefix in prefixes(work.paths[0][:-1])]
         starts = [order.parents[path] for path in work.paths] if work.first_stage > 0 else []
-        state = self._states.get((history[-1].ground.number, history[-1].branch)) if history else None
+        late = order.context.left.before_work(work)
+        decoded = history[: late.start]
+        state = self._states.get((decoded[-1].ground.number, decoded[-1].branch)) if decoded else None
         before, begun = (tuple(unit.latent for unit in units) for units in (history, starts))
         return Job(0, work, order.context, before, begun, state)
 
     def _keep(self, ground: Ground, units: Mapping[Latent, Unit]) -> None:
         ground.keep({branch: (unit.latent.x, unit.frames) for branch, unit in units.items()})
+        self._remember(ground, units)
+
+    def _remember(self, ground: Ground, units: Mapping[Latent, Unit]) -> None:
         for branch, unit in units.items():
             if unit.state is not None:
                 self._states.keep((ground.number, branch), unit.state)
@@ -175,6 +202,9 @@ class _States:
     def __init__(self) -> None:
         self._states: OrderedDict[Place, State] = OrderedDict()
         self._bytes = 0
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._states
 
     def get(self, place: Place) -> State | None:
         if place in self._states:

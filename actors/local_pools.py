@@ -7,29 +7,42 @@ dispatcher, conductor, records) is what runs on Ray. Run it in virtual time.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from actors.clients import Decode, nothing_to_decode
 from actors.generator import Generator
 from actors.local_generators import USUAL_SPEEDS, HostedGenerator, LocalGenerator, LocalUnit, Speeds
 from actors.local_verifiers import Desk, HostedVerifier, LocalVerifier
 from actors.model_files import ModelFiles
-from actors.pools import Ask, Opened, PyramidPool, Units, VerifierPool, context_of, opened
+from actors.pools import (
+    Ask,
+    Opened,
+    PyramidPool,
+    Units,
+    VerifierPool,
+    context_of,
+    opened,
+)
 from actors.searches import SearchRunner
+from actors.verifier_kinds import set_environment
 from framegrove import files
 from framegrove.config.model import ModelSource
+from framegrove.config.request import unit_lengths
 from framegrove.config.search import SearchConfig
-from framegrove.config.verifier import PanelConfig, VerifierConfig, environment, model_folder
+from framegrove.config.verifier import PanelConfig, VerifierConfig
 from framegrove.evaluation.branch_cache import BranchCache, Ground
 from framegrove.evaluation.report import SearchRecord, Shown
+from framegrove.flow.cost import SamplingCosts
 from framegrove.flow.sampler import StageLatent
 from framegrove.search.protocols import VerifierClient
-from framegrove.types import Assessment, GenerationRequest, Path
-from framegrove.verification.identity import verifier_identity
+from framegrove.types import Assessment, Cost, GenerationRequest, Path, Scored, ScoreWork
+from framegrove.verification.identity import model_of, verifier_identity
 
 # Facts of a verifier that decide what is asked of it and how that counts, and not what it says.
 _NOT_THE_VERDICT = {"name", "weight", "judges", "calibration"}
@@ -48,7 +61,9 @@ def local_runner(
     """A runner over a cache, with so many virtual generators; ``verifiers`` take the place of the panel's own."""
     pool = LocalPyramidPool(cache, model, generators, speeds=speeds)
     if verifiers is None:
-        verifiers = [LocalVerifierPool(cache, each, speeds=speeds) for each in (panel or PanelConfig()).verifiers]
+        configs = (panel or PanelConfig()).verifiers
+        set_environment(configs)
+        verifiers = [LocalVerifierPool(cache, each, speeds=speeds) for each in configs]
     return SearchRunner(pool, verifiers, search, crew=LocalCrew(verifiers))
 
 
@@ -136,8 +151,15 @@ class LocalPyramidPool(PyramidPool):
         given = []
         if request.image is not None:
             given = [self._host.given(ground, context, request.image, model.recipe.pyramid.stages - 1)]
-        client = [lambda costs: LocalGenerator(self._host, ground, context, costs, self._speeds)]
-        return opened(model, request, read, given, client * self.size)
+
+        def client(costs: SamplingCosts) -> LocalGenerator:
+            return LocalGenerator(self._host, ground, replace(context, left=costs.left), costs, self._speeds)
+
+        def decode(costs: SamplingCosts) -> Decode:
+            seconds = self._speeds.sampling(Cost(decoding=costs.left_over(request.units)))
+            return functools.partial(_decode, seconds)
+
+        return opened(model, request, read, given, [client] * self.size, decode)
 
     def ground(self, model: ModelFiles, request: GenerationRequest) -> Ground:
         """Where in the cache the branches of a request are: with those of its longer and shorter videos."""
@@ -172,7 +194,6 @@ class LocalVerifierPool(VerifierPool):
         facts: Mapping[str, Any] = {},
     ) -> None:
         super().__init__(config, worker=worker)
-        os.environ.update(environment(config))  # what vLLM reads when it is imported
         self._cache, self._speeds, self._facts = cache, speeds, facts
         self._host: HostedVerifier | None = None
 
@@ -180,18 +201,32 @@ class LocalVerifierPool(VerifierPool):
         """What decides its scores and how they count, as JSON values."""
         return {**await super().identity(), **self._facts}
 
-    async def prices(self, request: GenerationRequest, prompt: str, ask: Ask) -> Mapping[Assessment, Sequence[int]]:
-        """As the verifier says, which is asked once for each prompt, length and size."""
-        size = {"units": request.units, "height": request.height, "width": request.width}
-        return self._hosted().prices(self._cache.ground({"judged": prompt, **size}), prompt, **size)
+    async def prices(
+        self, request: GenerationRequest, prompt: str, lengths: Sequence[int], ask: Ask
+    ) -> Mapping[Assessment, Sequence[int]]:
+        """As the verifier says, which is asked once for each prompt, lengths of units, and size."""
+        facts = {"judged": prompt, "units": len(lengths), "height": request.height, "width": request.width}
+        if tuple(lengths) != unit_lengths(sum(lengths)):  # a pyramidal model's follow from their number
+            facts["lengths"] = list(lengths)
+        return self._hosted().prices(self._cache.ground(facts), prompt, lengths, request.height, request.width)
 
-    def clients(self, group: Any, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
+    def clients(
+        self,
+        group: Any,
+        prompt: str,
+        config: SearchConfig,
+        decode: Decode = nothing_to_decode,
+    ) -> dict[str, VerifierClient]:
         """Virtual workers that judge videos made for this prompt; ``group`` has their desks, by name."""
         host = self._hosted()
         return {
             name: LocalVerifier(host, prompt, self._speeds, group.setdefault(name, Desk()))
             for name in self.worker_names
         }
+
+    async def verdict(self, work: ScoreWork, prompt: str, units: Sequence[LocalUnit]) -> Scored:
+        """What the verifier says of a branch, given its units, oldest first, with the seconds that it really took."""
+        return await self._hosted().score(work, prompt, units)
 
     def close(self) -> None:
         """Stop the verifier, if it was started."""
@@ -202,10 +237,18 @@ class LocalVerifierPool(VerifierPool):
         if self._host is None:
             identity = {**verifier_identity(self.config), **self._facts}
             verdict = {name: fact for name, fact in identity.items() if name not in _NOT_THE_VERDICT}
-            if self.config.kind == "vllm" and (folder := File(model_folder(self.config.engine))).is_dir():
+            if (model := model_of(self.config)) is not None and (folder := File(model)).is_dir():
                 verdict["model"] = files.contents(folder)  # a cache may outlive the folder, and travel
             self._host = HostedVerifier(self.config, self._worker, self._cache.judge(verdict))
         return self._host
+
+
+async def _decode(seconds: float, units: Mapping[Path, LocalUnit]) -> None:
+    """Have the units of a winner decoded that have no frames yet, which takes so many seconds."""
+    if seconds:
+        await asyncio.sleep(seconds)
+    for unit in units.values():
+        unit.decoded()
 
 
 class _Pictures(Mapping[Path, Shown]):

@@ -17,7 +17,7 @@ from actors.local_generators import LocalUnit, Speeds
 from framegrove.config.verifier import VerifierConfig
 from framegrove.evaluation.branch_cache import Ground
 from framegrove.search.tree import Latent
-from framegrove.types import Assessment, Cost, Path, Scored, ScoreWork, prefixes
+from framegrove.types import Assessment, Cost, Path, Scored, ScoreWork
 
 Answer = TypeVar("Answer")
 
@@ -44,20 +44,20 @@ class HostedVerifier:
 
     def __init__(self, config: VerifierConfig, worker: Callable[[VerifierConfig], Any], judge: int) -> None:
         self._config, self._worker, self._judge = config, worker, judge
-        self._asked: dict[tuple[int, Latent, Assessment], _Asked] = {}
+        self._asked: dict[tuple[int, Latent, str], _Asked] = {}
         self._thread: _LoopThread | None = None
         self._started: Any = None
 
     async def score(self, work: ScoreWork, prompt: str, units: Sequence[LocalUnit]) -> Scored:
-        """What the verifier says of a branch, given its units, oldest first. Raises as the verifier does.
+        """What the verifier says of a branch, given the units that it is shown (``work.shown``). Raises as it does.
 
         What is asked by several at the same moment is answered together.
         """
-        newest = units[-1]
-        said = newest.ground.verdict(newest.branch, self._judge, work.assessment)
+        newest, question = units[len(work.path) - 1], _question(work)
+        said = newest.ground.verdict(newest.branch, self._judge, question)
         if said is not None:
             return _scored(work, said)
-        asked = newest.ground.number, newest.branch, work.assessment
+        asked = newest.ground.number, newest.branch, question
         if asked not in self._asked:
             loop = asyncio.get_running_loop()
             if not self._asked:
@@ -67,12 +67,12 @@ class HostedVerifier:
         return replace(scored, work=work)
 
     def prices(
-        self, ground: Ground, prompt: str, units: int, height: int, width: int
+        self, ground: Ground, prompt: str, lengths: Sequence[int], height: int, width: int
     ) -> Mapping[Assessment, Sequence[int]]:
         """FLOPs of judging a branch, by assessment and depth; ``ground`` is where the answer is kept."""
         said = ground.verdict(_WHOLE, self._judge, _PRICES)
         if said is None:
-            said = self._call(lambda verifier: verifier.price(prompt, units, height, width))
+            said = self._call(lambda verifier: verifier.price(prompt, lengths, height, width))
             ground.keep_verdict(_WHOLE, self._judge, _PRICES, said)
         return {Assessment(name): tuple(by_depth) for name, by_depth in said.items()}
 
@@ -91,7 +91,8 @@ class HostedVerifier:
     def _answer(self) -> None:
         """Have everything answered that has been asked, and keep what was said."""
         asked, self._asked = list(self._asked.values()), {}
-        clips = [[unit.frames for unit in each.units] for each in asked]  # read here: a cache has one thread
+        reads = self._config.reads
+        clips = [[getattr(unit, reads) for unit in each.units] for each in asked]  # here: a cache has one thread
 
         async def together(verifier: Any) -> list[Scored | BaseException]:
             questions = (verifier.score(a.work, a.prompt, *clip) for a, clip in zip(asked, clips, strict=True))
@@ -105,8 +106,8 @@ class HostedVerifier:
             if isinstance(answer, BaseException):
                 each.answer.set_exception(answer)
             else:
-                newest = each.units[-1]
-                newest.ground.keep_verdict(newest.branch, self._judge, each.work.assessment, _said(answer))
+                newest = each.units[len(each.work.path) - 1]
+                newest.ground.keep_verdict(newest.branch, self._judge, _question(each.work), _said(answer))
                 each.answer.set_result(answer)
 
     def _call(self, method: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
@@ -134,7 +135,7 @@ class LocalVerifier:
 
     async def score(self, work: ScoreWork, units: Mapping[Path, LocalUnit]) -> Scored:
         """Score a branch, after those that it was asked about before."""
-        scored = await self._host.score(work, self._prompt, [units[prefix] for prefix in prefixes(work.path)])
+        scored = await self._host.score(work, self._prompt, [units[path] for path in work.shown])
         seconds = self._speeds.judging(scored.cost)
         now = asyncio.get_running_loop().time()
         self._desk.busy_until = max(now, self._desk.busy_until) + seconds
@@ -171,6 +172,12 @@ async def _wound_up() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+def _question(work: ScoreWork) -> str:
+    """What a verifier is asked about a branch, as a cache keeps it."""
+    others = ",".join("-".join(map(str, path)) for path in work.against)
+    return f"{work.assessment} against {others}" if others else str(work.assessment)
 
 
 def _said(scored: Scored) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -72,3 +72,16 @@ class Packer(Generic[Job, Answer]):
                 return
             for call in batch:  # one by one, so that the fault of one is not that of all
                 self._do([call])
+
+
+def alike_together(
+    jobs: Sequence[Job], alike: Callable[[Job], Hashable], work: Callable[[Sequence[Job]], Sequence[Answer]]
+) -> list[Answer]:
+    """The answers of some jobs, in order, where those for which ``alike`` is the same are done together."""
+    places: dict[Hashable, list[int]] = {}
+    for place, job in enumerate(jobs):
+        places.setdefault(alike(job), []).append(place)
+    answers: dict[int, Answer] = {}
+    for group in places.values():
+        answers.update(zip(group, work([jobs[place] for place in group]), strict=True))
+    return [answers[place] for place in range(len(jobs))]

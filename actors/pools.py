@@ -8,51 +8,66 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 
-from actors.clients import KeptStates, ObjectStore, RemoteGenerator, RemoteVerifier, UnitRef
+from actors.clients import (
+    Decode,
+    KeptStates,
+    ObjectStore,
+    RemoteGenerator,
+    RemoteVerifier,
+    UnitRef,
+    nothing_to_decode,
+)
 from actors.generator import Context, Generator, TextRead, Unit
-from actors.model_files import ModelFiles
-from actors.verifier import verifier_class
+from actors.model_files import ModelFiles, costs_of
+from actors.verifier_kinds import giving_way, verifier_class
 from framegrove.cluster.placement import Role, placed
 from framegrove.cluster.supervise import ActorGroup
-from framegrove.config.model import ModelSource, Recipe
+from framegrove.config.model import ModelSource
 from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig, environment
 from framegrove.evaluation.report import SearchRecord, Shown
 from framegrove.flow.cost import SamplingCosts
+from framegrove.flow.decoding import NOTHING_LEFT, LeftAsLatents
 from framegrove.flow.sampler import StageLatent
-from framegrove.models.vae_tiling import decode_flops
+from framegrove.media.pictures import small_copy
+from framegrove.models.latent_judge import LatentSpace
 from framegrove.search.prices import CostTable
 from framegrove.search.protocols import GeneratorClient, VerifierClient
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Assessment, Cost, GenerationRequest, Path
+from framegrove.verification import latents
 from framegrove.verification.identity import verifier_identity
 
 Answer = TypeVar("Answer")
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 """Calls a method of an actor of the pool, again if it dies: ``await ask(lambda actor: actor.read.remote())``."""
 
-_OTHER_CALLS = 3  # of a generator, while it samples: they cancel works and ask whether it is well
+OTHER_CALLS = 3  # of a generator, while it samples: they cancel works and ask whether it is well
 
 
 @dataclass(frozen=True)
 class Opened:
     """A request as a generator pool has opened it: how it is priced, what is given, and clients that sample for it.
 
-    ``cost`` prices sample works in FLOPs, decoding included, ``nfe`` in transformer evaluations; ``single`` is what one
-    unsearched video costs. ``given`` holds the units that are not searched for. ``prompt`` is the part of the prompt
-    that the model can read, ``unread`` the first words of the rest.
+    ``lengths`` are the frames of its units. ``cost`` prices sample works in FLOPs, decoding included, ``nfe`` in
+    transformer evaluations; ``single`` is what one unsearched video costs. ``given`` holds the units that are not
+    searched for. ``prompt`` is the part of the prompt that the model can read, ``unread`` the first words of the rest.
+
+    ``leaving`` is the same request with units left as latents, of those generators that can: ``finishing`` are the
+    FLOPs of decoding what that leaves of a winner. ``decode`` gives frames to those units of a branch that have none.
     """
 
     stages: int
     fps: float
+    lengths: tuple[int, ...]
     cost: CostTable
     nfe: CostTable
     single: Cost
@@ -60,6 +75,9 @@ class Opened:
     clients: Mapping[str, GeneratorClient]
     prompt: str
     unread: str | None = None
+    decode: Decode = nothing_to_decode
+    leaving: Callable[[LeftAsLatents], Opened] | None = None
+    finishing: int = 0
 
 
 class Units(Protocol):
@@ -70,7 +88,7 @@ class Units(Protocol):
         ...
 
     async def lost(self, units: Mapping[Path, Any]) -> Collection[Path]:
-        """The branches whose newest units are lost."""
+        """The branches whose newest units are lost: their frames or, where they have none, their latents."""
         ...
 
     async def latent(self, unit: Any) -> StageLatent:
@@ -96,6 +114,7 @@ class GeneratorPool(Protocol):
     whole_gpus: int | None
     units: Units
     pack: int  # works that each actor takes at a time
+    goes_on: bool  # whether a video can begin with the units of an earlier one
 
     def create(self, gpus: float) -> ActorHandle[Any]: ...
 
@@ -110,6 +129,10 @@ class GeneratorPool(Protocol):
 
     async def identity(self) -> str:
         """Changes whenever the model does."""
+        ...
+
+    async def latents(self) -> LatentSpace:
+        """Whose latents its units are, for verifiers that judge them."""
         ...
 
     async def open(self, request: GenerationRequest, group: ActorGroup, ask: Ask, config: SearchConfig) -> Opened:
@@ -128,6 +151,7 @@ class PyramidPool:
     role = Role.GENERATE
     whole_gpus: int | None = None
     units: Units = ObjectStore()
+    goes_on = True
 
     def __init__(
         self,
@@ -145,13 +169,16 @@ class PyramidPool:
         self._threads = threads
         self._worker = worker
         self._files: ModelFiles | None = None
+        self._latents: LatentSpace | None = None
         self._states: KeptStates | None = None
 
     def create(self, gpus: float) -> ActorHandle[Any]:
         """A generator actor."""
-        options = {**placed(self.role, num_gpus=gpus), "max_concurrency": self.pack + _OTHER_CALLS}
+        options = {**placed(self.role, num_gpus=gpus), "max_concurrency": self.pack + OTHER_CALLS}
         source = self._files.source if self._files else self._model
-        actor: Any = ray.remote(self._worker).options(**options).remote(source, self._threads, self.pack)
+        actor: Any = (
+            ray.remote(self._worker).options(**options).remote(source, self._threads, self.pack, gives_way=True)
+        )
         return actor
 
     @property
@@ -166,6 +193,12 @@ class PyramidPool:
     async def identity(self) -> str:
         """Changes whenever a file of the model does."""
         return await asyncio.to_thread((await self._read()).fingerprint)
+
+    async def latents(self) -> LatentSpace:
+        """Whose latents its units are. Reads the VAE, the first time."""
+        if self._latents is None:
+            self._latents = await asyncio.to_thread((await self._read()).latents)
+        return self._latents
 
     async def open(self, request: GenerationRequest, group: ActorGroup, ask: Ask, config: SearchConfig) -> Opened:
         """Price the request by its exact numbers of tokens, and encode its image or its clip, if any."""
@@ -185,9 +218,10 @@ class PyramidPool:
         states = self._kept_states()
 
         def client(index: int, costs: SamplingCosts) -> RemoteGenerator:
-            return RemoteGenerator(group, index, context, costs, states, config)
+            return RemoteGenerator(group, index, replace(context, left=costs.left), costs, states, config)
 
-        return opened(files, request, read, given, [functools.partial(client, n) for n in range(len(group))])
+        clients = [functools.partial(client, n) for n in range(len(group))]
+        return opened(files, request, read, given, clients, lambda costs: functools.partial(_decode, ask, context))
 
     def _kept_states(self) -> KeptStates:
         """The decoder states of all searches: they get half of the cluster's object store."""
@@ -218,7 +252,7 @@ class VerifierPool:
         self.config = config
         self.name = config.name
         self.size, self.least = config.actors.most, config.actors.least
-        self.whole_gpus = config.engine.tensor_parallel if config.kind == "vllm" else 0
+        self.whole_gpus = config.gpus
         self._worker = worker or verifier_class(config.kind)
 
     @property
@@ -229,9 +263,9 @@ class VerifierPool:
     def create(self, gpus: float) -> ActorHandle[Any]:
         """A verifier actor."""
         options = placed(self.role, num_gpus=gpus)
-        if self.config.kind == "vllm":
-            options["runtime_env"] = {"env_vars": environment(self.config)}
-        actor: Any = ray.remote(self._worker).options(**options).remote(self.config)
+        if variables := environment(self.config):
+            options["runtime_env"] = {"env_vars": variables}
+        actor: Any = ray.remote(giving_way(self._worker)).options(**options).remote(self.config)
         return actor
 
     @property
@@ -243,15 +277,37 @@ class VerifierPool:
         """What decides its scores and how they count, as JSON values."""
         return await asyncio.to_thread(verifier_identity, self.config)
 
-    async def prices(self, request: GenerationRequest, prompt: str, ask: Ask) -> Mapping[Assessment, Sequence[int]]:
-        """FLOPs of judging a branch of a request, by assessment and depth; ``prompt`` is what its clients judge by."""
-        size = request.units, request.height, request.width
-        prices: Mapping[Assessment, Sequence[int]] = await ask(lambda actor: actor.price.remote(prompt, *size))
+    async def prices(
+        self, request: GenerationRequest, prompt: str, lengths: Sequence[int], ask: Ask
+    ) -> Mapping[Assessment, Sequence[int]]:
+        """FLOPs of judging a branch of a request, by assessment and depth.
+
+        ``prompt`` is what its clients judge by, ``lengths`` are the frames of its units.
+        """
+        size = request.height, request.width
+        prices: Mapping[Assessment, Sequence[int]] = await ask(lambda actor: actor.price.remote(prompt, lengths, *size))
         return prices
 
-    def clients(self, group: ActorGroup, prompt: str, config: SearchConfig) -> dict[str, VerifierClient]:
-        """Clients that judge videos made for this prompt, by the names of their workers."""
-        return {name: RemoteVerifier(group, index, prompt, config) for index, name in enumerate(self.worker_names)}
+    def clients(
+        self,
+        group: ActorGroup,
+        prompt: str,
+        config: SearchConfig,
+        decode: Decode = nothing_to_decode,
+    ) -> dict[str, VerifierClient]:
+        """Clients that judge videos made for this prompt, by the names of their workers; for ``decode`` see Opened."""
+        reads = self.config.reads
+        return {
+            name: RemoteVerifier(group, index, prompt, config, reads, decode)
+            for index, name in enumerate(self.worker_names)
+        }
+
+
+async def check_latents(generators: GeneratorPool, verifiers: Iterable[VerifierPool]) -> None:
+    """Raise UserError where a verifier judges latents, and other ones than these generators sample."""
+    for pool in verifiers:
+        if pool.config.reads == "latent":
+            await asyncio.to_thread(latents.check_latents, pool.config, await generators.latents())
 
 
 def generator_names(count: int) -> list[str]:
@@ -265,13 +321,18 @@ def opened(
     read: TextRead,
     given: Sequence[Any],
     clients: Sequence[Callable[[SamplingCosts], GeneratorClient]],
+    decode: Callable[[SamplingCosts], Decode],
+    left: LeftAsLatents = NOTHING_LEFT,
 ) -> Opened:
-    """A request to a pyramidal model, priced; ``clients`` make what samples for it."""
+    """A request to a pyramidal model, priced; ``clients`` make what samples for it, ``decode`` what decodes."""
     recipe = files.recipe.sampled(request.sampling)
     costs = costs_of(files, recipe, files.check(request), read.tokens, read.negative_tokens)
+    if left.depths:
+        costs = replace(costs, left=left)
     return Opened(
         stages=recipe.pyramid.stages,
         fps=recipe.fps,
+        lengths=recipe.lengths(request.units),
         cost=costs.table,
         nfe=costs.nfe_table,
         single=costs.unsearched(request.units, len(given)),
@@ -279,15 +340,27 @@ def opened(
         clients={name: make(costs) for name, make in zip(generator_names(len(clients)), clients, strict=True)},
         prompt=read.readable,
         unread=read.unread,
+        decode=decode(costs),
+        leaving=functools.partial(opened, files, request, read, given, clients, decode),
+        finishing=costs.left_over(request.units),
     )
 
 
-@functools.lru_cache
-def costs_of(
-    files: ModelFiles, recipe: Recipe, size: tuple[int, int], tokens: int, negative_tokens: int
-) -> SamplingCosts:
-    """Shared by requests that cost the same: what was counted for one need not be counted for the next."""
-    return SamplingCosts(files.transformer, recipe, size, tokens, negative_tokens, decode_flops(files.vae, size))
+async def _decode(ask: Ask, context: Context, units: Mapping[Path, UnitRef]) -> None:
+    """Decode those units of a branch, oldest first, that have no frames yet."""
+    refs = list(units.values())
+    missing = [unit for unit in refs if unit.frames is None]
+    if not missing:
+        return
+    there = next(n for n, unit in enumerate(refs) if unit.frames is None)
+    first = next((n for n in range(there, 0, -1) if refs[n - 1].state is not None), 0)
+    state = refs[first - 1].state if first else None
+    latents = [unit.latent for unit in refs]
+    frames = await ask(lambda actor: actor.decode.remote(state, first, *latents))
+    for unit, pixels in zip(refs[first:], frames, strict=True):
+        if unit in missing:
+            small = await asyncio.to_thread(small_copy, pixels, context.small)
+            unit.decoded(ray.put(pixels), ray.put(small) if small is not None else None)
 
 
 def context_of(files: ModelFiles, request: GenerationRequest) -> Context:

@@ -15,9 +15,11 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError
 
-from actors.clients import ask, by_one_of, recovered
+from actors.adapted import generator_pool
+from actors.clients import Decode, ask, by_one_of, nothing_to_decode, recovered
 from actors.crew import Crew, Neighbours, Pool, Workplace
-from actors.pools import GeneratorPool, Opened, PyramidPool, VerifierPool
+from actors.finishing import Finish, left_as_latents, looked_at
+from actors.pools import GeneratorPool, Opened, VerifierPool, check_latents
 from actors.resizing import Resizing
 from actors.unit_store import UnitStore
 from framegrove import logs
@@ -25,7 +27,7 @@ from framegrove.cluster.metrics import Metrics
 from framegrove.cluster.resizing import USUAL, Patience
 from framegrove.cluster.supervise import ActorGroup, Limit
 from framegrove.config.base import validated
-from framegrove.config.model import ModelSource
+from framegrove.config.generator import AnySource
 from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import PanelConfig
@@ -34,12 +36,14 @@ from framegrove.evaluation.artefacts import artefacts
 from framegrove.evaluation.live import LiveSearch
 from framegrove.evaluation.outlook import Lookout
 from framegrove.evaluation.report import Frames, SearchRecord, report_json
+from framegrove.flow.decoding import NOTHING_LEFT
 from framegrove.flow.sampler import StageLatent, packed
 from framegrove.media.writing import encode_mp4
 from framegrove.search import policies
 from framegrove.search.conductor import Conductor, Observer, Tally
 from framegrove.search.fusion import Panel
 from framegrove.search.journal import JOURNAL, Journal
+from framegrove.search.panel import unjudged
 from framegrove.search.prices import Prices
 from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusable, WorkFailed
 from framegrove.search.result import SearchResult
@@ -57,7 +61,7 @@ _FOR_THE_TIME_ONLY = {"speculate", "attempts", "scores_in_flight", "start_limit"
 
 
 def search_runner(
-    model: ModelSource | None = None,
+    model: AnySource | None = None,
     panel: PanelConfig | None = None,
     search: SearchConfig | None = None,
     *,
@@ -67,7 +71,7 @@ def search_runner(
     metrics: Metrics | None = None,
     neighbours: Neighbours | None = None,
 ) -> SearchRunner:
-    """A runner for a pyramidal model and a panel of verifiers; what is None is what comes with the package.
+    """A runner for a model and a panel of verifiers; what is None is what comes with the package.
 
     A generator takes ``pack`` works at a time, of whichever searches, and samples them together: more videos in an
     hour, each of them later, whose last bits depend on what they shared a pass with. With ``metrics``, what its
@@ -75,7 +79,7 @@ def search_runner(
     """
     pools = [VerifierPool(config) for config in (panel or PanelConfig()).verifiers]
     return SearchRunner(
-        PyramidPool(model, generators, threads=threads, pack=pack),
+        generator_pool(model, generators, threads=threads, pack=pack),
         pools,
         search,
         observer=metrics,
@@ -141,6 +145,7 @@ class SearchRunner:
         await self._generators.identity()  # missing files are told before anything is started
         if judging:
             PanelConfig(verifiers=tuple(pool.config for pool in self._verifiers.values())).check_files()
+            await check_latents(self._generators, self._verifiers.values())
         names = [self._generators.name, *(self._verifiers if judging else ())]
         await self.crew.start(names)
         if self._resizing is not None:
@@ -176,9 +181,11 @@ class SearchRunner:
         """
         record = await self.search(request, on_progress, watch=lambda lookout: on_live(LiveSearch(lookout)))
         video = await asyncio.to_thread(encode_mp4, record.frames[: request.frames], request.fps or record.fps)
-        shown = await asyncio.to_thread(artefacts, record)
-        units = [await self._generators.units.latent(unit) for unit in record.outcome.units]
-        return GenerationResult(video, report_json(record), {**shown, "latents.safetensors": packed(units)})
+        files = await asyncio.to_thread(artefacts, record)
+        if self._generators.goes_on:
+            units = [await self._generators.units.latent(unit) for unit in record.outcome.units]
+            files = {**files, "latents.safetensors": packed(units)}
+        return GenerationResult(video, report_json(record), files)
 
     async def search(
         self,
@@ -198,6 +205,7 @@ class SearchRunner:
         """
         await self._generators.check(request)
         config = config_of(request, self._search)
+        policies.check_comparing(config, [name for name, pool in self._judges(request).items() if pool.config.anchors])
         if self._generators.pack > 1:  # no generator idles while another search has something to do
             config = config.model_copy(update={"speculate": "off"})
         with logs.about(search=secrets.token_hex(4)), _failing_as_a_search():
@@ -223,6 +231,8 @@ class SearchRunner:
     async def judge(self, record: SearchRecord, *, again: bool = False) -> dict[str, float]:
         """What the panel says of a record's winner as a whole video, whether or not its search asked.
 
+        Those who compare say nothing of one alone.
+
         ``again``: even if it did, as where the search was judged by another panel.
 
         Raises SearchFailed when a verifier keeps dying.
@@ -235,7 +245,7 @@ class SearchRunner:
         scores: dict[str, float] = {}
         with _failing_as_a_search():
             for name, member in self._panel(record.request.prompt, self._search, self._verifiers).items():
-                if Assessment.FINAL in member.judges:
+                if Assessment.FINAL in member.judges and not member.anchors:
                     work = ScoreWork(winner, Assessment.FINAL, name)
                     asked = [(functools.partial(c.score, work, units), c.recover) for c in member.clients.values()]
                     scored = await by_one_of(asked)
@@ -246,7 +256,7 @@ class SearchRunner:
         self,
         request: GenerationRequest,
         config: SearchConfig,
-        opened: Opened,
+        asked: Opened,
         made_by: Mapping[str, Any],
         folder: File | None,
         on_progress: OnProgress,
@@ -274,16 +284,17 @@ class SearchRunner:
                 if limit is not None:  # one limit for all attempts
                     config = config.model_copy(update={"seconds": max(limit + began - loop.time(), 1e-3)})
                 fused = self._fused_by(judges, factors)
-                policy, prices = await self._planned(request, config, opened, judges, fused)
+                policy, prices, opened = await self._planned(request, config, asked, judges, fused)
+                finish = Finish(self._generators.units, opened)
                 conductor = Conductor(
                     policy,
                     opened.clients,
-                    self._panel(opened.prompt, config, judges),
+                    self._panel(opened.prompt, config, judges, opened.decode),
                     config,
                     given=opened.given,
                     journal=journal,
                     on_progress=tell,
-                    lost=self._generators.units.lost,
+                    lost=finish.lost,
                     release=_nothing if whole else self._generators.units.drop,
                     observer=self._observer,
                     sampled=sampled,
@@ -291,10 +302,11 @@ class SearchRunner:
                     pack=self._generators.pack,
                     log_p=fused.log_p,
                 )
-                frames = functools.partial(self._frames, conductor, policy.layout.last_stage)
+                frames = functools.partial(self._frames, conductor, opened, policy.layout.last_stage)
                 watch(Lookout(conductor.snapshot, opened.single, prices, frames))
                 try:
-                    return policy.layout, replace(await conductor.run(), left_out=left_out)
+                    found = await conductor.run()
+                    return policy.layout, replace(found, sampling=found.sampling + finish.costs, left_out=left_out)
                 except VerifierUnusable as error:
                     if not config.leave_out or not _can_do_without(error.verifier, judges, policy):
                         raise
@@ -303,10 +315,16 @@ class SearchRunner:
                     del judges[error.verifier]
                     sampled = conductor.sampled
 
-    async def _frames(self, conductor: Conductor, last_stage: int, path: Path) -> Frames | None:
-        """The frames of a branch's newest unit in a running search, None where there are none."""
-        handle = conductor.newest(path)
-        shown = await self._generators.units.shown({path: handle}, last_stage) if handle is not None else {}
+    async def _frames(self, conductor: Conductor, opened: Opened, last_stage: int, path: Path) -> Frames | None:
+        """The frames of a branch's newest unit in a running search, None where there are none.
+
+        One that was left as a latent is decoded for whoever asks, which is no part of the search and its price.
+        """
+        units = {prefix: conductor.newest(prefix) for prefix in prefixes(path)}
+        if None in units.values():
+            return None
+        await opened.decode(units)
+        shown = await self._generators.units.shown({path: units[path]}, last_stage)
         return shown[path].frames if path in shown else None
 
     def _judges(self, request: GenerationRequest) -> dict[str, VerifierPool]:
@@ -324,19 +342,30 @@ class SearchRunner:
         opened: Opened,
         judges: Mapping[str, VerifierPool],
         fused: Panel,
-    ) -> tuple[Policy, Prices]:
-        """The policy of a search that these verifiers judge, and what its works cost."""
-        prices = Prices(opened.cost, await self._judging_prices(request, opened.prompt, judges), opened.nfe)
-        policy, _ = policies.make_policy(
-            config,
-            request.units,
-            opened.stages,
-            prices,
-            given=len(opened.given),
-            panel=fused if judges else None,
-            seed=request.seed,
-        )
-        return policy, prices
+    ) -> tuple[Policy, Prices, Opened]:
+        """The policy of a search that these verifiers judge, what its works cost, and the request as they leave it.
+
+        What no verifier looks at frames of is left as latents.
+        """
+        judging = await self._judging_prices(request, opened, judges)
+
+        def made(opened: Opened) -> tuple[Policy, Prices, Opened]:
+            prices = Prices(opened.cost, judging, opened.nfe, opened.finishing)
+            policy, _ = policies.make_policy(
+                config,
+                request.units,
+                opened.stages,
+                prices,
+                given=len(opened.given),
+                panel=fused if judges else None,
+                seed=request.seed,
+            )
+            return policy, prices, opened
+
+        planned = made(opened)
+        looking = looked_at(pool.config for pool in judges.values())
+        left = left_as_latents(planned[0].layout, planned[0].assessments, looking) if judges else NOTHING_LEFT
+        return made(opened.leaving(left)) if opened.leaving is not None and left.depths else planned
 
     def _fused_by(self, judges: Mapping[str, VerifierPool], factors: Mapping[str, float]) -> Panel:
         """What the scores of these verifiers mean, by the weights that are theirs, times the ``factors``."""
@@ -348,22 +377,32 @@ class SearchRunner:
         return Panel([pool.config for pool in judges.values()], weights, factors)
 
     async def _judging_prices(
-        self, request: GenerationRequest, prompt: str, judges: Mapping[str, VerifierPool]
+        self, request: GenerationRequest, opened: Opened, judges: Mapping[str, VerifierPool]
     ) -> dict[Assessment, list[int]]:
         """FLOPs of these verifiers' judgement of a branch, by assessment and depth."""
         total: dict[Assessment, list[int]] = {}
         for name, pool in judges.items():
             insist = functools.partial(self._insist, group=self.crew[name])
-            for assessment, by_depth in (await pool.prices(request, prompt, insist)).items():
+            prices = await pool.prices(request, opened.prompt, opened.lengths, insist)
+            for assessment, by_depth in prices.items():
                 before = total.get(assessment, [0] * request.units)
                 total[assessment] = [one + other for one, other in zip(before, by_depth, strict=True)]
         return total
 
     def _panel(
-        self, prompt: str, config: SearchConfig, judges: Mapping[str, VerifierPool]
+        self,
+        prompt: str,
+        config: SearchConfig,
+        judges: Mapping[str, VerifierPool],
+        decode: Decode = nothing_to_decode,
     ) -> Mapping[str, PanelMember]:
         return {
-            name: PanelMember(pool.clients(self.crew[name], prompt, config), pool.judges, config.scores_in_flight)
+            name: PanelMember(
+                pool.clients(self.crew[name], prompt, config, decode),
+                pool.judges,
+                config.scores_in_flight,
+                pool.config.anchors,
+            )
             for name, pool in judges.items()
         }
 
@@ -426,8 +465,7 @@ def config_of(request: GenerationRequest, search: SearchConfig) -> SearchConfig:
 
 def _can_do_without(verifier: str, judges: Mapping[str, VerifierPool], policy: Policy) -> bool:
     """Whether others take part in everything that the policy may ask for."""
-    others = [pool for name, pool in judges.items() if name != verifier]
-    return all(any(assessment in pool.judges for pool in others) for assessment in policy.assessments)
+    return not unjudged(policy.assessments, [pool.judges for name, pool in judges.items() if name != verifier])
 
 
 @contextlib.contextmanager

@@ -16,12 +16,17 @@ from actors.clients import UnitRef
 from actors.generator import SMALL
 from framegrove.files import replacing
 from framegrove.flow.sampler import StageLatent
-from framegrove.media.pictures import reduced
+from framegrove.media.pictures import small_copy
 from framegrove.search.protocols import WorkFailed
+
+_MORE = "more."  # begins the names of what an adapted system needs besides
 
 
 class UnitStore:
-    """Keeps latents and frames in a folder, a file for each unit, without decoder states: they are large."""
+    """Keeps latents, and frames where there are any, in a folder, a file for each unit.
+
+    Decoder states are not kept: they are large.
+    """
 
     def __init__(self, folder: File) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,10 +35,14 @@ class UnitStore:
     async def save(self, name: str, handle: UnitRef) -> None:
         """Write a unit; when this returns it is on the disk. Raises WorkFailed if it died with its machine."""
         try:
-            latent, frames = await handle.latent, await handle.frames
+            latent = await handle.latent
+            frames = await handle.frames if handle.frames is not None else None
         except ObjectLostError as error:
             raise WorkFailed("the machine that held a finished unit was lost") from error
-        tensors = {"x": latent.x, "frames": torch.from_numpy(frames.copy())}
+        more = {_MORE + key: tensor for key, tensor in latent.more.items()}
+        tensors = {"x": latent.x, **more}
+        if frames is not None:
+            tensors["frames"] = torch.from_numpy(frames.copy())
         await asyncio.to_thread(_write, tensors, self._folder / f"{name}.safetensors")
 
     async def load(self, name: str) -> Any | None:
@@ -45,15 +54,14 @@ class UnitStore:
             tensors = await asyncio.to_thread(load_file, file)
         except (OSError, SafetensorError):
             return None
-        stage, frames = _stage_of(name), tensors["frames"].numpy()
-        small = await asyncio.to_thread(reduced, frames, SMALL)
-        return UnitRef(
-            stage,
-            ray.put(StageLatent(stage, tensors["x"])),
-            ray.put(frames),
-            None,
-            ray.put(small) if small is not frames else None,
-        )
+        stage = _stage_of(name)
+        more = {key.removeprefix(_MORE): tensor for key, tensor in tensors.items() if key.startswith(_MORE)}
+        unit = UnitRef(stage, ray.put(StageLatent(stage, tensors["x"], more)), None, None)
+        if "frames" in tensors:
+            frames = tensors["frames"].numpy()
+            small = await asyncio.to_thread(small_copy, frames, SMALL)
+            unit.decoded(ray.put(frames), ray.put(small) if small is not None else None)
+        return unit
 
 
 def _write(tensors: dict[str, torch.Tensor], file: File) -> None:

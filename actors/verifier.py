@@ -1,10 +1,10 @@
-"""The verifier that asks a vision-language model, hosted by vLLM, yes/no questions about (partial) videos.
+"""The verifier that asks a vision-language model, hosted by vLLM, questions about (partial) videos.
 
 A question is asked about one or several selections of a clip's frames (verification/views.py). All questions about a
-selection are sent together: they share the frames before them, which the engine's prefix cache holds once. One token is
-generated a question; the score is read from the log-probabilities of yes and no. A plain class:
-``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env must carry
-``framegrove.config.verifier.environment(config)``. Also here: which class a verifier of another kind is.
+selection are sent together: they share the frames before them, which the engine's prefix cache holds once. How a score
+is read from what the model says is the verifier's ``score`` (config/scores.py): mostly from the log-probabilities of a
+single token. A plain class: ``ray.remote(VllmVerifier)`` makes it an actor, whose runtime_env must carry
+``framegrove.config.verifier.environment(config)``.
 """
 
 from __future__ import annotations
@@ -14,34 +14,50 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
-from framegrove.config.request import frames_of
-from framegrove.config.verifier import Kind, VerifierConfig, model_folder, question_source
+from framegrove.config.request import unit_lengths
+from framegrove.config.scores import Generated, Json, Pairwise, Reward, YesNo
+from framegrove.config.verifier import VerifierConfig
 from framegrove.errors import UserError
 from framegrove.types import Assessment, Cost, Scored, ScoreWork
 from framegrove.verification import scoring
-from framegrove.verification.callables import CallableVerifier
+from framegrove.verification.bradley_terry import both_orders
 from framegrove.verification.clips import Frames, frames_by_one
-from framegrove.verification.encoding import QuestionEncoder
-from framegrove.verification.questions import Question, QuestionSet, load_question_set
-from framegrove.verification.signals import SignalsVerifier
+from framegrove.verification.comparing import compared, comparison_prices
+from framegrove.verification.model import (
+    Sight,
+    VerifierModel,
+    VerifierStartError,
+    grey_frame,
+    pictures_of,
+    shown_together,
+)
+from framegrove.verification.questions import Question
+from framegrove.verification.readings import Token, read, reward
+from framegrove.verification.verdicts import (
+    AGAIN,
+    PROBING_PROMPT,
+    Asked,
+    asked_of,
+    check_asked,
+    comparison_of,
+    read_in_tries,
+    verdict,
+)
 from framegrove.verification.views import View, grouped
-from framegrove.verification.workload import Workload, expanded
+from framegrove.verification.workload import expanded
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    from vllm import PoolingRequestOutput, RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
-
-
-class VerifierStartError(UserError):
-    """The engine could not be started; the message is one sentence."""
 
 
 class VllmVerifier:
@@ -53,8 +69,8 @@ class VllmVerifier:
         self._numbers = itertools.count()
         self._starting = asyncio.Lock()
         self._engine: AsyncLLM | None = None
-        self._model: _Model | None = None
-        self._examples: dict[_Sight, tuple[list[int], list[int]]] = {}
+        self._model: VerifierModel | None = None
+        self._examples: dict[Sight, tuple[list[int], list[int]]] = {}
 
     async def ready(self) -> str:
         """The model's name, once the engine answers; for health checks. The first call starts it (20 to 40 s on a CPU).
@@ -72,45 +88,73 @@ class VllmVerifier:
         """
         began = time.monotonic()
         await self._running()
-        asked = self._loaded.questions.questions(work.assessment, prompt)
-        if not asked:
-            raise UserError(
-                f"verifier {self._config.name} judges {work.assessment.value}, and its questions "
-                f"({question_source(self._config)}) ask nothing there: leave it out of what it judges"
-            )
-        answers, flops = await self._answers([(each.text, each.view) for each in asked], frames_by_one(*units))
-        odds = [scoring.on_grid(answer.odds) for answer in answers]
-        said = tuple((each.text, scoring.probability(odd)) for each, odd in zip(asked, odds, strict=True))
+        if isinstance(self._config.score, Pairwise):
+            scored = await compared(work, self._config.score, prompt, units, self._compared)
+            return replace(scored, cost=replace(scored.cost, seconds=time.monotonic() - began))
+        asked = self._questions(work.assessment, prompt)
+        check_asked(self._config, work.assessment, asked)
+        answers, flops = await self._answers(asked, units)
         cost = Cost(flops=flops, seconds=time.monotonic() - began)
-        scores = scoring.scores_of(work.assessment, asked, odds)
-        return Scored(work, scores, cost, min(answer.mass for answer in answers), said)
+        return verdict(work, self._config.score, asked, answers, cost)
 
-    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+    async def price(
+        self, prompt: str, lengths: Sequence[int], height: int, width: int
+    ) -> dict[Assessment, tuple[int, ...]]:
         """FLOPs of judging a branch at each assessment that it takes part in, by depth: what ``score`` will count.
 
-        For videos made for ``prompt``, of ``units`` units and height x width pixels. The engine is asked about grey
-        pictures of that size, once, to see how many tokens it makes of them.
+        For videos made for ``prompt``, of units of ``lengths`` frames and height x width pixels. The engine is asked
+        about grey pictures of that size, once, to see how many tokens it makes of them.
         """
         await self._running()
-        known: dict[tuple[_Sight, tuple[str, ...]], int] = {}  # deeper branches are asked the same of as many frames
+        known: dict[tuple[Sight, tuple[str, ...]], int] = {}  # deeper branches are asked the same of as many frames
 
         async def flops(asked: Sequence[Question], depth: int) -> int:
-            groups = grouped([each.view for each in asked], frames_of(depth + 1), self._engine_config.max_frames)
             total = 0
-            for shown, places in groups.items():
-                sight, texts = _Sight(len(shown), height, width), tuple(asked[at].text for at in places)
-                if (sight, texts) not in known:
-                    known[sight, texts] = await self._flops(sight, texts)
-                total += known[sight, texts]
+            for shown, texts in self._asked(asked, lengths[: depth + 1]).items():
+                sight, about = Sight(len(shown), height, width), tuple(texts)
+                if (sight, about) not in known:
+                    known[sight, about] = await self._flops(sight, about)
+                total += known[sight, about]
             return total
 
-        asked = {each: self._loaded.questions.questions(each, prompt) for each in self._config.assessments}
-        return {each: tuple([await flops(asked[each], depth) for depth in range(units)]) for each in asked}
+        if isinstance(score := self._config.score, Pairwise):
+            of_one = []
+            for depth in range(len(lengths)):
+                shown = min(self._engine_config.max_frames // 2, sum(lengths[: depth + 1]))
+                text = score.question.format(frames=shown, prompt=prompt)
+                of_one.append(await self._flops(Sight(2 * shown, height, width), [text]))
+            return comparison_prices(self._config.assessments, score, of_one)
+        asked = {each: self._questions(each, prompt) for each in self._config.assessments}
+        return {each: tuple([await flops(asked[each], depth) for depth in range(len(lengths))]) for each in asked}
+
+    async def compare(self, prompt: str, first: Frames, second: Frames) -> float:
+        """Log-odds that ``first`` is the better of two clips, uint8 (T, H, W, 3), made for ``prompt``.
+
+        For a verifier whose score is of kind pairwise, which is asked in both orders: a liking for the first place
+        cancels. Raises UserError where the answer is neither.
+        """
+        odds, _ = await self._compared(prompt, first, second)
+        return odds
+
+    async def _compared(self, prompt: str, first: Frames, second: Frames) -> tuple[float, int]:
+        """The same, and the FLOPs."""
+        score = comparison_of(self._config)
+        clips = shown_together(first, second, self._engine_config.max_frames)
+        one, other = (pictures_of(frames, range(len(frames))) for frames in clips)
+        text = score.question.format(frames=len(one), prompt=prompt)
+        orders = [*one, *other], [*other, *one]
+        outputs = await self._ask([(text, shown) for shown in orders])
+        heard = [await self._heard(text, shown, [""], each) for shown, each in zip(orders, outputs, strict=True)]
+        prompts = [output.prompt_token_ids or [] for output in outputs]
+        flops = self._loaded.work.flops(prompts, 0) + sum(more for _, more in heard)
+        return both_orders(*(answers[0].odds for answers, _ in heard)), flops
 
     async def answers(self, texts: Sequence[str], frames_THWC: Frames, view: View = View.VIDEO) -> list[float]:
-        """Log-odds of "yes" for each question about a view of a clip, as exact as the engine gives them."""
-        found, _ = await self._answers([(text, view) for text in texts], frames_by_one(frames_THWC))
-        return [answer.odds for answer in found]
+        """Log-odds of "yes" for each question about a view of a pyramidal model's clip, as exact as they are given."""
+        asked = [Question(text, "", "", view=view) for text in texts]
+        units = np.split(frames_THWC, np.cumsum(unit_lengths(len(frames_THWC)))[:-1])
+        found, _ = await self._answers(asked, units)
+        return [scoring.averaged(each).odds for each in found]
 
     async def describe(self, prompt: str, frames: Frames, max_tokens: int) -> str:
         """What the model writes about a clip's frames, uint8 (T, H, W, 3), when it is told to; greedy."""
@@ -118,15 +162,16 @@ class VllmVerifier:
 
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
         engine = await self._running()
-        pictures = _pictures(frames_by_one(frames), range(len(frames)))
-        output = await self._generated(engine, self._loaded.told(prompt, len(pictures)), pictures, sampling)
+        pictures = pictures_of(frames_by_one(frames), range(len(frames)))
+        told = self._loaded.told(prompt, len(pictures))
+        output = await self._generated(engine, told, pictures, sampling)
         return output.outputs[0].text.strip()
 
     async def cached_tokens(self, texts: Sequence[str], frames_THWC: Frames) -> list[int]:
         """How many tokens of each question's prompt the engine found in its cache (asks the questions to find out)."""
         frames = frames_by_one(frames_THWC)
-        (shown,) = grouped([View.VIDEO], len(frames), self._engine_config.max_frames)
-        outputs = await self._ask([(text, _pictures(frames, shown)) for text in texts])
+        (shown,) = grouped([View.VIDEO], unit_lengths(len(frames)), self._engine_config.max_frames)
+        outputs = await self._ask([(text, pictures_of(frames, shown)) for text in texts])
         return [output.num_cached_tokens or 0 for output in outputs]
 
     def pid(self) -> int:
@@ -140,7 +185,7 @@ class VllmVerifier:
             engine.shutdown()
 
     @property
-    def _loaded(self) -> _Model:
+    def _loaded(self) -> VerifierModel:
         assert self._model is not None, "the engine has been started"
         return self._model
 
@@ -149,7 +194,7 @@ class VllmVerifier:
         async with self._starting:
             if self._engine is None:
                 if self._model is None:
-                    self._model = await asyncio.to_thread(_Model, self._config)
+                    self._model = await asyncio.to_thread(VerifierModel, self._config)
                 started: list[AsyncLLM] = []  # a thread's result may be held for ever, by some exception's traceback
                 await asyncio.to_thread(lambda: started.append(self._start()))
                 engine = started.pop()
@@ -162,77 +207,146 @@ class VllmVerifier:
             return self._engine
 
     async def _probe(self, engine: AsyncLLM) -> None:
-        """Ask one question about a grey picture. Raises UserError where what the model says is neither yes nor no."""
-        question = self._loaded.questions.questions(self._config.assessments[0], _PROBING_PROMPT)[0].text
-        output = await self._one(engine, question, [_grey(64, 64)])
+        """Ask one question about a grey picture. Raises UserError where the score cannot be read from the answer."""
+        score, asked = self._config.score, self._questions(self._config.assessments[0], PROBING_PROMPT)
+        text = score.question.format(frames=1, prompt=PROBING_PROMPT) if isinstance(score, Pairwise) else asked[0].text
+        pictures = pictures_of([grey_frame(64, 64)], [0]) * (2 if isinstance(score, Pairwise) else 1)
+        name = asked[0].score if asked else ""
+        who = f"verifier {self._config.name} ({self._loaded.folder})"
         try:
-            self._read(output)
+            await read_in_tries(
+                who,
+                score,
+                lambda seed: self._one(engine, text, pictures, seed=seed),
+                lambda said: [self._read(said, name)],
+            )
         except UserError as error:
+            if not isinstance(score, YesNo):
+                raise UserError(f"{who} does not answer as its score of kind {score.kind} is read: {error}") from error
             raise UserError(
-                f"verifier {self._config.name} ({self._loaded.folder}) does not answer yes or no, it writes something "
-                f"else first, as thinking models do ({error}): use another model, or set engine.instruction, "
-                "engine.yes_words and engine.no_words to suit it"
+                f"{who} does not answer yes or no, it writes something else first, as thinking models do ({error}): "
+                "use another model, or set engine.instruction, engine.yes_words and engine.no_words to suit it"
             ) from error
 
+    def _questions(self, assessment: Assessment, prompt: str) -> tuple[Question, ...]:
+        questions = self._loaded.questions
+        return () if questions is None else questions.questions(assessment, prompt)
+
+    def _asked(self, questions: Sequence[Question], lengths: Sequence[int]) -> Asked:
+        return asked_of(questions, lengths, self._engine_config.max_frames)
+
     async def _answers(
-        self, asked: Sequence[tuple[str, View]], frames: Sequence[Frames]
-    ) -> tuple[list[scoring.Answer], int]:
-        """The answer to each question, averaged over the selections of its view, and the FLOPs of all together."""
-        groups = grouped([view for _, view in asked], len(frames), self._engine_config.max_frames)
-        pictures = {shown: _pictures(frames, shown) for shown in groups}
-        outputs = iter(await self._ask([(asked[at][0], pictures[shown]) for shown in groups for at in groups[shown]]))
-        answers: list[list[scoring.Answer]] = [[] for _ in asked]
+        self, questions: Sequence[Question], units: Sequence[Frames]
+    ) -> tuple[list[list[scoring.Answer]], int]:
+        """The answers to each question, one for each selection of its view, and the FLOPs of all together."""
+        frames, asked = frames_by_one(*units), self._asked(questions, [len(unit) for unit in units])
+        pictures = {shown: pictures_of(frames, shown) for shown in asked}
+        outputs = iter(await self._ask([(text, pictures[shown]) for shown, texts in asked.items() for text in texts]))
+        answers: list[list[scoring.Answer]] = [[] for _ in questions]
         flops = 0
-        for places in groups.values():
-            of_group = list(itertools.islice(outputs, len(places)))
-            flops += self._loaded.work.flops([output.prompt_token_ids or [] for output in of_group])
-            for at, output in zip(places, of_group, strict=True):
-                answers[at].append(self._answer(asked[at][0], output))
-        return [scoring.averaged(each) for each in answers], flops
+        for shown, texts in asked.items():
+            of_group = list(itertools.islice(outputs, len(texts)))
+            prompts = [output.prompt_token_ids or [] for output in of_group]
+            flops += self._loaded.work.flops(prompts, sum(_written(output) for output in of_group))
+            for (text, places), output in zip(texts.items(), of_group, strict=True):
+                found, more = await self._heard(text, pictures[shown], [questions[at].score for at in places], output)
+                flops += more
+                for at, answer in zip(places, found, strict=True):
+                    answers[at].append(answer)
+        return answers, flops
 
-    def _answer(self, text: str, output: RequestOutput) -> scoring.Answer:
+    async def _heard(
+        self, text: str, images: list[Image.Image], names: Sequence[str], output: Any
+    ) -> tuple[list[scoring.Answer], int]:
+        """The scores by these names in ``output`` or, of a model that writes, in other answers, and their FLOPs."""
+        others: list[Any] = []
+
+        async def ask(seed: int) -> Any:
+            if seed:
+                others.extend(await self._ask([(text, images)], seed=seed))
+            return others[-1] if others else output
+
+        who = f"verifier {self._config.name}"
         try:
-            return self._read(output)
+            found = await read_in_tries(
+                who, self._config.score, ask, lambda said: [self._read(said, name) for name in names]
+            )
         except UserError as error:
-            raise UserError(f"verifier {self._config.name} did not answer {text!r}: {error}") from error
+            raise UserError(f"{who} did not answer {text!r}: {error}") from error
+        return found, sum(self._loaded.work.flops([each.prompt_token_ids], _written(each)) for each in others)
 
-    def _read(self, output: RequestOutput) -> scoring.Answer:
-        logprobs = output.outputs[0].logprobs
-        found = {token: entry.logprob for token, entry in logprobs[0].items()} if logprobs else {}
-        return scoring.read_answer(found, self._loaded.yes, self._loaded.no)
+    def _read(self, output: Any, name: str) -> scoring.Answer:
+        """The score called ``name`` in what the model has said."""
+        score, model, said = self._config.score, self._loaded, output.outputs
+        if isinstance(score, Reward):
+            return reward(score, name, said.data.tolist())
+        logprobs = said[0].logprobs
+        if isinstance(score, YesNo | Pairwise):
+            found = {token: entry.logprob for token, entry in logprobs[0].items()} if logprobs else {}
+            return scoring.read_answer(found, model.yes, model.no)
+        if isinstance(score, Json):
+            return read(score, name, [Token(said[0].text, {})], model.words)
+        return read(score, name, _tokens(model, said[0].token_ids, logprobs or ()), model.words)
 
-    async def _flops(self, sight: _Sight, texts: Sequence[str]) -> int:
-        """What questions about the same pictures cost, from one that has been asked about such pictures."""
+    async def _flops(self, sight: Sight, texts: Sequence[str]) -> int:
+        """What questions about the same pictures cost, from one that has been asked about such pictures.
+
+        Of a model that writes, the longest answers: how long they are is known afterwards.
+        """
         encoder = self._loaded.encoder(sight.pictures)
         if sight not in self._examples:
-            grey = [_grey(sight.height, sight.width)] * sight.pictures
-            (output,) = await self._ask([(_PROBING_PROMPT, grey)])
-            self._examples[sight] = encoder.encode(_PROBING_PROMPT), list(output.prompt_token_ids or [])
-        return self._loaded.work.flops([expanded(encoder.encode(text), *self._examples[sight]) for text in texts])
+            pictures = pictures_of([grey_frame(sight.height, sight.width)], [0]) * sight.pictures
+            (output,) = await self._ask([(PROBING_PROMPT, pictures)], shortly=True)
+            self._examples[sight] = encoder.encode(PROBING_PROMPT), list(output.prompt_token_ids or [])
+        prompts = [expanded(encoder.encode(text), *self._examples[sight]) for text in texts]
+        return self._loaded.work.flops(prompts, len(texts) * (_longest(self._config) - 1))
 
-    async def _ask(self, asked: Sequence[tuple[str, list[Image.Image]]]) -> list[RequestOutput]:
+    async def _ask(self, asked: Sequence[tuple[str, list[Image.Image]]], **how: Any) -> list[Any]:
         """Ask questions about pictures, all at once; again, and of a new engine, where the engine dies."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         engine = await self._running()
         try:
-            return await asyncio.gather(*(self._one(engine, text, images) for text, images in asked))
+            return await asyncio.gather(*(self._one(engine, text, images, **how) for text, images in asked))
         except EngineDeadError:
             if self._engine is engine:  # the first of the calls that saw it die
                 logger.warning("the engine of verifier %s died and is started again", self._config.name)
                 self._engine = None
                 engine.shutdown()
             engine = await self._running()
-            return await asyncio.gather(*(self._one(engine, text, images) for text, images in asked))
+            return await asyncio.gather(*(self._one(engine, text, images, **how) for text, images in asked))
 
-    async def _one(self, engine: AsyncLLM, text: str, images: list[Image.Image]) -> RequestOutput:
+    async def _one(
+        self, engine: AsyncLLM, text: str, images: list[Image.Image], *, seed: int = 0, shortly: bool = False
+    ) -> Any:
+        """What the model says to a question about pictures: the likeliest answer, or with a seed another one.
+
+        Its first token alone if ``shortly``.
+        """
+        tokens = self._loaded.encoder(len(images)).encode(text)
+        if isinstance(self._config.score, Reward):
+            return await self._rewarded(engine, tokens, images)
+        sampling = self._sampling()
+        if shortly:
+            sampling.max_tokens, sampling.structured_outputs = 1, None
+        if seed:
+            sampling.temperature, sampling.seed = AGAIN, seed
+        return await self._generated(engine, tokens, images, sampling)
+
+    def _sampling(self) -> SamplingParams:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
-        model = self._loaded
-        sampling = SamplingParams(
-            max_tokens=1, temperature=0.0, logprob_token_ids=[*model.yes, *model.no], detokenize=False
-        )
-        return await self._generated(engine, model.encoder(len(images)).encode(text), images, sampling)
+        score, model = self._config.score, self._loaded
+        match score:
+            case Json():
+                schema = StructuredOutputsParams(json=score.json_schema)
+                return SamplingParams(max_tokens=score.max_tokens, temperature=0.0, structured_outputs=schema)
+            case Generated():
+                return SamplingParams(max_tokens=score.max_tokens, temperature=0.0, logprob_token_ids=[*model.digits])
+            case _:
+                read_from = [*model.yes, *model.no, *model.digits]
+                return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=read_from, detokenize=False)
 
     async def _generated(
         self, engine: AsyncLLM, tokens: list[int], images: list[Image.Image], sampling: SamplingParams
@@ -240,21 +354,30 @@ class VllmVerifier:
         from vllm.sampling_params import RequestOutputKind
 
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
-        request: Any = {"prompt_token_ids": tokens, "multi_modal_data": {"image": images}}
-        last: RequestOutput | None = None
-        async for output in engine.generate(request, sampling, request_id=f"question-{next(self._numbers)}"):
-            last = output
-        if last is None:
-            raise RuntimeError("the engine ended a question without an answer")
-        return last
+        return await _last(engine.generate(_request(tokens, images), sampling, request_id=self._number()))
+
+    async def _rewarded(self, engine: AsyncLLM, tokens: list[int], images: list[Image.Image]) -> PoolingRequestOutput:
+        from vllm import PoolingParams
+
+        pooling = PoolingParams(task="classify", use_activation=False)
+        return await _last(engine.encode(_request(tokens, images), pooling, request_id=self._number()))
+
+    def _number(self) -> str:
+        return f"question-{next(self._numbers)}"
 
     def _start(self) -> AsyncLLM:
         config = self._engine_config
         try:
+            from vllm.config import StructuredOutputsConfig
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
             given: dict[str, Any] = {} if config.block_size is None else {"block_size": config.block_size}
+            if isinstance(self._config.score, Reward):
+                given |= {"runner": "pooling", "convert": "classify"}
+            if isinstance(self._config.score, Json):  # with white space allowed, a model may write that for ever
+                compact = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
+                given |= {"structured_outputs_config": compact}
             arguments = AsyncEngineArgs(
                 model=self._loaded.folder,
                 dtype=config.dtype,
@@ -277,105 +400,35 @@ class VllmVerifier:
             ) from error
 
 
-_PROBING_PROMPT = "a ball rolls over the floor"
+def _request(tokens: list[int], images: list[Image.Image]) -> Any:
+    return {"prompt_token_ids": tokens, "multi_modal_data": {"image": images}}
 
 
-class _Sight(NamedTuple):
-    """What decides into how many tokens an engine turns the pictures of a question."""
-
-    pictures: int
-    height: int
-    width: int
-
-
-def _pictures(frames: Sequence[Frames], shown: Sequence[int]) -> list[Image.Image]:
-    return [Image.fromarray(frames[at]) for at in shown]
+async def _last(outputs: AsyncIterator[Any]) -> Any:
+    last = None
+    async for output in outputs:
+        last = output
+    if last is None:
+        raise RuntimeError("the engine ended a question without an answer")
+    return last
 
 
-def _grey(height: int, width: int) -> Image.Image:
-    return Image.new("RGB", (width, height), (128, 128, 128))
-
-
-class _Model:
-    """What is known of the model besides its weights: how it is asked, and what it is asked."""
-
-    def __init__(self, config: VerifierConfig) -> None:
-        """Read it. Raises UserError, in one sentence."""
-        from transformers import AutoProcessor
-
-        self.folder = model_folder(config.engine)
-        self.name = Path(self.folder).name
-        self.questions = _questions(config)
-        try:
-            self._processor: Any = AutoProcessor.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise VerifierStartError(f"verifier {config.name} cannot be read from {self.folder}: {reason}") from error
-        self._instruction = config.engine.instruction
-        words = (config.engine.yes_words, config.engine.no_words)
-        self.yes, self.no = (_token_ids(config.name, self._processor.tokenizer, each) for each in words)
-        self.work = Workload(Path(_local(self.folder)))
-        self._encoders: dict[int, QuestionEncoder] = {}
-
-    def encoder(self, pictures: int) -> QuestionEncoder:
-        """Encodes questions about so many pictures, which come first."""
-        if pictures not in self._encoders:
-            self._encoders[pictures] = QuestionEncoder(
-                self._processor.tokenizer, lambda q: self._render(pictures, q + self._instruction)
-            )
-        return self._encoders[pictures]
-
-    def told(self, prompt: str, pictures: int) -> list[int]:
-        """Token ids of an instruction about so many pictures, which come first; no answer of one word is asked for."""
-        return QuestionEncoder(self._processor.tokenizer, lambda text: self._render(pictures, text)).encode(prompt)
-
-    def _render(self, pictures: int, question: str) -> str:
-        content = [{"type": "image"} for _ in range(pictures)] + [{"type": "text", "text": question}]
-        message = [{"role": "user", "content": content}]
-        return str(self._processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-
-
-def _questions(config: VerifierConfig) -> QuestionSet:
-    """The verifier's question set. Raises UserError where it has nothing to ask at something the verifier judges."""
-    source = question_source(config)
-    found = load_question_set(source)
-    silent = [each.value for each in config.assessments if not found.questions(each, _PROBING_PROMPT)]
-    if silent:
-        raise UserError(
-            f"verifier {config.name} judges {', '.join(silent)}, but the questions {source} ask nothing there: "
-            "leave it out of what the verifier judges"
+def _tokens(model: VerifierModel, ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]]) -> list[Token]:
+    """What was written, with the log-probability of every digit at each place."""
+    return [
+        Token(
+            model.tokenizer.decode([token]),
+            {model.digits[each]: entry.logprob for each, entry in entries.items() if each in model.digits},
         )
-    return found
+        for token, entries in zip(ids, logprobs, strict=True)
+    ]
 
 
-def _local(model: str) -> str:
-    if Path(model).exists():
-        return model
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(model, local_files_only=True, allow_patterns=["config.json", "*.safetensors"])
+def _written(output: Any) -> int:
+    """How many tokens went into the model again to be followed by others."""
+    said = output.outputs
+    return max(0, len(said[0].token_ids) - 1) if isinstance(said, list) else 0  # what is pooled writes nothing
 
 
-def _token_ids(verifier: str, tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """Ids of the words that are one token. Raises VerifierStartError when none is."""
-    encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
-    ids = [ids[0] for ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id]
-    if not ids:
-        raise VerifierStartError(
-            f"verifier {verifier}: none of the words {', '.join(words)} is a single token of its vocabulary"
-        )
-    return ids
-
-
-VerifierClass = type[VllmVerifier] | type[SignalsVerifier] | type[CallableVerifier]
-
-_CLASSES: dict[Kind, VerifierClass] = {
-    "vllm": VllmVerifier,
-    "signals": SignalsVerifier,
-    "callable": CallableVerifier,
-}
-
-
-def verifier_class(kind: Kind) -> VerifierClass:
-    """The class whose instances score as a verifier of this kind; all are made from a VerifierConfig alone."""
-    return _CLASSES[kind]
+def _longest(config: VerifierConfig) -> int:
+    return config.score.max_tokens if isinstance(config.score, Generated | Json) else 1

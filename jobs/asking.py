@@ -13,7 +13,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from framegrove.config.verifier import EngineConfig, VerifierConfig, environment, load_panel
+from framegrove.config.engine import EngineConfig
+from framegrove.config.verifier import VerifierConfig, environment, load_panel
 from framegrove.digits import world
 from framegrove.types import Assessment
 from framegrove.verification.questions import load_question_set

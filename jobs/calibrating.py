@@ -67,37 +67,46 @@ class Verdicts:
     video is right if all of it is.
     """
 
-    def __init__(self, reading: Callable[[SearchRecord, Path, Sequence[DigitObject]], BranchReading]) -> None:
+    def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._there: set[tuple[int, Path, str, Assessment]] = set()  # several searches have branches in common
         self.said: dict[tuple[str, Assessment], Said] = defaultdict(Said)
 
     async def add(self, item: Item, record: SearchRecord) -> None:
         """Take in what was said of all branches of a search."""
+        assert item.objects is not None, "the oracle knows prompts of the digits world"
         for node in record.outcome.nodes:
             for scored in node.scored:
                 which = item.index, node.path, scored.work.verifier, scored.work.assessment
                 if which in self._there:
                     continue
                 self._there.add(which)
-                truth = self._truth(record, node.path, scored.work.assessment, item.objects)
+                truth = truth_of(self._reading, record, node.path, scored.work.assessment, item.objects)
                 if truth is not None:
                     said = self.said[scored.work.verifier, scored.work.assessment]
                     said.scores.append(dict(scored.scores))
                     said.right.append(truth)
                     said.prompts.append(item.index)
 
-    def _truth(
-        self, record: SearchRecord, path: Path, assessment: Assessment, asked: Sequence[DigitObject]
-    ) -> bool | None:
-        """Whether a branch is right in what an assessment asks about; None where that is not to be learned from."""
-        if path not in record.outcome.handles or assessment is Assessment.POTENTIAL:
-            return None  # a draft's preview is not what there is to be read any more
-        if assessment is Assessment.FINAL:
-            return self._reading(record, path, asked).whole.fully_right
-        if len(path) > 1 and not self._reading(record, path[:-1], asked).whole.fully_right:
-            return None
-        return self._reading(record, path, asked).newest.fully_right
+
+Reading = Callable[["SearchRecord", Path, Sequence["DigitObject"]], "BranchReading"]
+"""The oracle's reading of a branch of a search, held against what was asked for."""
+
+
+def truth_of(
+    reading: Reading, record: SearchRecord, path: Path, assessment: Assessment, asked: Sequence[DigitObject]
+) -> bool | None:
+    """Whether a branch is right in what an assessment asks about; None where that is not to be learned from.
+
+    A middle unit is judged as what follows a right branch.
+    """
+    if path not in record.outcome.handles or assessment is Assessment.POTENTIAL:
+        return None  # a draft's preview is not what there is to be read any more
+    if assessment is Assessment.FINAL:
+        return reading(record, path, asked).whole.fully_right
+    if len(path) > 1 and not reading(record, path[:-1], asked).whole.fully_right:
+        return None
+    return reading(record, path, asked).newest.fully_right
 
 
 def fits(said: Mapping[tuple[str, Assessment], Said], panel: PanelConfig) -> Iterator[Fitted]:
@@ -144,6 +153,6 @@ def write(panel: PanelConfig, found: Sequence[Fitted], folder: File) -> File:
 def _as_written(config: VerifierConfig) -> dict[str, Any]:
     """An entry of a panel's file, with everything that the model's folder would fill in if it were left out."""
     told = config.model_dump(mode="json", exclude_defaults=True)
-    if config.kind == "vllm":
+    if config.has_engine:
         told |= config.model_dump(mode="json", include={"questions", "engine", "calibration"})
     return told

@@ -50,6 +50,10 @@ app = application()
 def main(
     prompts: Annotated[str, typer.Option(help="A text file, one prompt a line; or digits:N.")],
     out: Annotated[Path, typer.Option(help="Folder for examples and pairs; an unfinished one is gone on with.")],
+    digits: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=2, help="How many digits those of digits:N have, in turn (repeatable); else either."),
+    ] = None,
     policy: Annotated[str, typer.Option(help=f"{policy_help()}; or module:ENTRY.")] = "tree",
     budget: Annotated[str, typer.Option(help="Cap of a search: a multiple of sampling and decoding once.")] = "6x",
     units: Annotated[
@@ -62,6 +66,7 @@ def main(
     least: Annotated[
         float, typer.Option(min=0, max=1, help="Least probability that the better unit, or the winner, is right.")
     ] = 0.5,
+    most: Annotated[float, typer.Option(min=0, max=1, help="Greatest probability that the worse unit is right.")] = 1.0,
     model: ModelOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
@@ -81,17 +86,16 @@ def main(
 ) -> None:
     """Search for many prompts, and keep what can be learned from the searches."""
     with one_line_errors(log_level), Display() as display:
-        from framegrove.config.base import load
-        from framegrove.config.search import SearchConfig
         from jobs import collecting
         from jobs.laboratory import on_ray, over_cache
 
-        # What is sampled ahead to save time would only be wasted: there is always another search with work to do.
-        search = load(SearchConfig, None, ["speculate=off", *(set_ or ()), f"policy={policy}", f"budget={budget}"])
+        search = collecting.search_config(policy, budget, set_ or ())
         source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)
-        texts = collecting.read_prompts(prompts, seed)
+        if least > 0:
+            panel.check_absolute(f"that one is right with probability {least:g}: give --least 0, or another verifier")
+        texts = collecting.read_prompts(prompts, seed, digits or ())
         display.begin("reading the model")
-        task = collecting.Task.of(source, search, texts, units=units, seed=seed, margin=margin, least=least)
+        task = collecting.Task.of(source, search, texts, units=units, seed=seed, margin=margin, least=least, most=most)
         make_folder(out)
         over = functools.partial(over_cache, cache) if cache else on_ray
         with over(source, panel, search, generators, searches=searches) as lab:
@@ -100,8 +104,9 @@ def main(
         if not found.pairs and not found.examples:
             raise UserError(
                 f"nothing is left to learn from: of {len(found.compared)} pairs of siblings none differs by {margin:g} "
-                f"in log-odds with a better one that is right with {least:g}, nor is any winner of {found.searches} "
-                "searches: lower --margin or --least, or search more widely"
+                f"in log-odds with a better one that is right with {least:g} and a worse one with at most {most:g}, "
+                f"nor is any winner of {found.searches} searches right: lower --margin or --least, raise --most, or "
+                "search more widely"
             )
 
 

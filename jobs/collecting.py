@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -38,31 +39,49 @@ BINS = (0.0, 1.0, 2.0, 4.0, float("inf"))  # of margins, in log-odds
 class Prompts:
     """Prompts with the seeds of their searches, read again whenever they are gone through; ``count`` of them.
 
-    The seed of a prompt in a file follows from the prompt, so that lines may be added anywhere.
+    The seed of a prompt in a file follows from the prompt, so that lines may be added anywhere. Those of the digits
+    world have ``digits`` digits, in turn (none: one or two, at random).
     """
 
     count: int
     seed: int
     file: File | None = None
+    digits: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         if self.file is not None:
             for prompt in _lines(self.file):
-                yield prompt, self.seed + int.from_bytes(_digest(prompt)[:4], "big")
+                yield prompt, self.seed + int.from_bytes(digest(prompt)[:4], "big")
             return
         from framegrove.digits import world
 
-        for index, objects in enumerate(world.prompts(self.count, self.seed, split="train")):
+        in_turn = itertools.cycle(self.digits or (None,))
+        for index, digits in zip(range(self.count), in_turn, strict=False):
+            objects = world.prompt(self.seed, index, digits=digits, split="train")
             yield world.caption(objects), self.seed + index
 
 
-def read_prompts(spec: str, seed: int) -> Prompts:
-    """The prompts of a file, or those of digits:N. Raises UserError where there are none."""
-    if spec.startswith(_DIGITS):
+def search_config(policy: str, budget: object, settings: Iterable[str] = ()) -> SearchConfig:
+    """How searches are made that leave something to learn from, with further settings of the form ``key=value``."""
+    from framegrove.config.base import load
+    from framegrove.config.search import SearchConfig
+
+    # What is sampled ahead to save time would only be wasted: there is always another search with work to do.
+    return load(SearchConfig, None, ["speculate=off", *settings, f"policy={policy}", f"budget={budget}"])
+
+
+def are_digits(spec: str) -> bool:
+    """Whether prompts are of the digits world."""
+    return spec.startswith(_DIGITS)
+
+
+def read_prompts(spec: str, seed: int, digits: Sequence[int] = ()) -> Prompts:
+    """The prompts of a file, or those of digits:N, see `Prompts`. Raises UserError where there are none."""
+    if are_digits(spec):
         number = spec.removeprefix(_DIGITS)
         if not number.isdecimal() or not int(number):
             raise UserError(f"--prompts {spec}: write how many prompts of the digits world, as in {_DIGITS}500")
-        return Prompts(int(number), seed)
+        return Prompts(int(number), seed, digits=tuple(digits))
     file = File(spec)
     try:
         count = sum(1 for _ in _lines(file))
@@ -80,12 +99,13 @@ def _lines(file: File) -> Iterator[str]:
     with file.open(encoding="utf-8") as text:
         for line in text:
             prompt = " ".join(line.split())
-            if prompt and (digest := _digest(prompt)) not in seen:
-                seen.add(digest)
+            if prompt and (mark := digest(prompt)) not in seen:
+                seen.add(mark)
                 yield prompt
 
 
-def _digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
+    """Tells a text from others."""
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
@@ -103,6 +123,7 @@ class Task:
     seed: int
     margin: float
     least: float
+    most: float
     norm: LatentNorm
     vae: str
     made_by: str
@@ -123,17 +144,20 @@ class Task:
         seed: int,
         margin: float,
         least: float,
+        most: float,
     ) -> Task:
         """Read the model. Raises UserError where it is not there, or cannot make such videos."""
         from actors.model_files import ModelFiles
+        from framegrove.models.pretrained import load_vae_of
         from framegrove.models.sources import digest_of
-        from framegrove.models.vae_files import load_vae
         from framegrove.training.encode import vae_digest
 
         files = ModelFiles.read(source)
-        vae, norm = load_vae(files.place.vae, allow_pickle=source.allow_pickle)
+        vae, norm = load_vae_of(files.place, allow_pickle=source.allow_pickle)
         length = units or files.recipe.units
-        return cls(prompts, files, search, length, seed, margin, least, norm, vae_digest(vae), digest_of(files.source))
+        return cls(
+            prompts, files, search, length, seed, margin, least, most, norm, vae_digest(vae), digest_of(files.source)
+        )
 
     def requests(self) -> Iterator[GenerationRequest]:
         """One for each prompt."""
@@ -159,6 +183,8 @@ def collect(task: Task, lab: Laboratory, out: File, display: Display) -> Finding
     task.files.check(next(task.requests()))
     facts = lab.run(lab.runner.identity(task.search))
     facts |= {"units": task.units, "seed": task.seed, "margin": task.margin, "least": task.least}
+    if task.most < 1:  # not named otherwise, as in collections from before it could be
+        facts["most"] = task.most
     with harvesting(out, task.vae, task.made_by, facts) as harvest:
         count = sum(key(request) not in harvest.done for request in task.requests())
         wanted = (request for request in task.requests() if key(request) not in harvest.done)
@@ -180,7 +206,7 @@ def collect(task: Task, lab: Laboratory, out: File, display: Display) -> Finding
 
 def key(request: GenerationRequest) -> str:
     """Tells a search from the others of a collection."""
-    return _digest(f"{request.seed} {request.prompt}").hex()
+    return digest(f"{request.seed} {request.prompt}").hex()
 
 
 def crop_of(task: Task, log_p: LogP, record: SearchRecord, latents: Mapping[Path, StageLatent]) -> Crop:
@@ -193,12 +219,13 @@ def crop_of(task: Task, log_p: LogP, record: SearchRecord, latents: Mapping[Path
     units = {path: task.norm.denormalise(each.x, len(path) - 1) for path, each in latents.items()}
     usable = {path for path in units if all(prefix in units for prefix in prefixes(path))}
     found = preferences.comparisons(outcome.nodes, log_p, usable)
-    kept = preferences.told_apart(found, task.margin, task.least)
+    kept = preferences.told_apart(found, task.margin, task.least, task.most)
     (winner,) = (node for node in outcome.nodes if node.path == outcome.winner)
-    asked, scores = winner.scores[-1]
-    chance = preferences.chance_of(asked, scores, log_p)
+    # A search that ends at its cap may have sampled its winner last, and nobody has judged that.
+    chance = preferences.chance_of(*winner.scores[-1], log_p) if winner.scores else None
     pairs = [_pair(task, record, each, units, name) for each in kept]
-    won = [_clip(record, winner.path, units, name)] if chance >= task.least and winner.path in usable else []
+    is_good = chance is not None and chance >= task.least
+    won = [_clip(record, winner.path, units, name)] if is_good and winner.path in usable else []
     price = outcome.sampling.spent + outcome.scoring.spent
     compared = [(len(each.better) - 1, round(each.margin, 4), each in kept) for each in found]
     facts = {"chance": chance, "flops": price.all_flops, "seconds": outcome.seconds, "compared": compared}

@@ -27,6 +27,7 @@ from framegrove.errors import UserError
 from framegrove.search import policies
 
 if TYPE_CHECKING:
+    from framegrove.config.generator import AnySource
     from framegrove.config.model import ModelSource
 
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal to draw a bar on
@@ -47,7 +48,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Model folder, or a hub id as in owner/name; if absent the embedded model, which knows nothing but "
+        help="Model folder, or a hub id as in owner/name, or where it can be any system a pipeline of diffusers or a "
+        "YAML file that says which (see README); if absent the embedded model, which knows nothing but "
         f"{_embedded_knows()}.",
     ),
 ]
@@ -103,11 +105,35 @@ def application() -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+def any_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> AnySource:
+    """The model that these options name, whatever it is. Raises UserError, in one sentence."""
+    from framegrove.config.base import ConfigError
+    from framegrove.config.generator import is_file, read_source
+
+    if name is not None and is_file(name):
+        if variant is not None or allow_pickle:
+            raise ConfigError(f"--variant and --allow-pickle are for model folders: write what is meant into {name}")
+        return read_source(name)
+    from framegrove.generators.finding import pipeline_at
+
+    pipeline = pipeline_at(name, {"dtype": dtype}) if name is not None else None
+    if pipeline is None:
+        return model_source(name, variant, dtype, allow_pickle)
+    if variant is not None or allow_pickle:
+        raise ConfigError(
+            f"--variant and --allow-pickle are for pyramidal models, and {name} is not one: leave them out"
+        )
+    return pipeline
+
+
 def model_source(name: str | None, variant: str | None, dtype: str, allow_pickle: bool) -> ModelSource:
-    """The model that these options name. Raises UserError, in one sentence."""
-    from framegrove.config.base import absolute, validated
+    """The pyramidal model that these options name. Raises UserError, in one sentence."""
+    from framegrove.config.base import ConfigError, absolute, validated
+    from framegrove.config.generator import is_file
     from framegrove.config.model import ModelSource
 
+    if is_file(name):
+        raise ConfigError(f"{name} describes a model of another system, and this command takes pyramidal models alone")
     given = {"name": absolute(name), "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
     return validated(ModelSource, given, "model")
 

@@ -1,10 +1,24 @@
-"""Measure what searching is worth, on held-out prompts of the digits world, by an oracle that no search ever sees.
+"""Measure what searching is worth: prompts x policies x budgets x seeds, judged by whoever took no part in it.
 
     python -m jobs.evaluate --policies linear,tof --budgets 1x,4x --prompts 64 --out runs/evaluation
 
-Leaves results.parquet (a row for every video), curves.png and summary.json in --out, and prints the table. The same
-prompts and seeds are used in every setting, so differences are paired. Run it again to go on where it was interrupted,
-or with more prompts, policies or budgets to add to what is there.
+uses held-out prompts of the digits world, and an oracle that no search ever sees. Leaves the videos, report.html to
+look through them, results.parquet (a row for every video), curves.png and summary.json in --out, and prints the table.
+The same prompts and seeds are used in every setting, so differences are paired. Run it again to go on where it was
+interrupted, or with more prompts, seeds, policies or budgets to add to what is there.
+
+    python -m jobs.evaluate --suite prompts:mine.txt --model MODEL --held-out judges.yaml --seeds 2 --out runs/mine
+    python -m jobs.evaluate --suite vbench:VBench_full_info.json --dimension color,scene --model MODEL --out runs/vbench
+    python -m jobs.evaluate --totals vbench:evaluation_results
+
+use other prompts: one a line, or those of VBench, whose videos are called as VBench expects them. With --weights it
+scores them by VBench's own code as well; --totals turns what VBench or EvalCrafter (evalcrafter:metrics.json) says into
+the totals of their leaderboards.
+
+    python -m jobs.evaluate --study runs/evaluation
+
+serves a page on which people choose between two videos of a prompt without knowing where they are from, on three
+questions; --tally shows what they have chosen, as strengths with intervals.
 
     python -m jobs.evaluate --policies linear,tof --budgets 1x,2x,4x --cache runs/branches --out runs/tuning
 
@@ -24,24 +38,31 @@ and the same --out it adds the ceiling to them; with --tuning it runs on the pro
 
 holds what a panel says of the branches of such searches against the oracle, and leaves verifiers.yaml in --out: the
 same panel, for --verifier, with probabilities that are fitted to that. The prompts are those of no evaluation.
+
+    python -m jobs.evaluate --judges judges.yaml --policies beam --budgets 6x --cache runs/branches --out runs/judges
+    python -m jobs.evaluate --judges judges.yaml --pairs preferred.csv --out runs/judges
+
+compares judges, a file of verifiers as for --verifier: how often they agree with the oracle on the branches of such
+searches, or with people who chose between two videos of one prompt (columns prompt, a, b, choice), and what a verdict
+costs. Leaves results.parquet, a row a verdict, and judges.json.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from framegrove.config.suite import Setting
-from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
+from framegrove.config.verifier import PanelConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
-from framegrove.words import counted
-from jobs import calibrating, measuring, suite
+from jobs import benchmarks, calibrating, comparing, judging, measuring, suite, user_study, vbench_scoring
+from jobs.comparing import LEDGER
 from jobs.console import (
     Display,
     DtypeOption,
@@ -51,40 +72,42 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    any_source,
     application,
-    make_folder,
     model_source,
     one_line_errors,
     policy_help,
     refuse_finished,
 )
-from jobs.laboratory import ORACLE, check_judge, on_ray, over_cache
+from jobs.evaluating import check_together, judges_apart, refuse, with_signals
+from jobs.laboratory import check_judge, on_ray, over_cache
+from jobs.prompts import digits_prompts, is_listed, listed_prompts
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from actors.model_files import ModelFiles
-    from framegrove.config.model import ModelSource
+    from actors.model_files import Card
+    from framegrove.config.generator import AnySource
     from framegrove.config.search import SearchConfig
-    from framegrove.evaluation.results import Row
     from jobs.laboratory import Laboratory
     from jobs.measuring import Item
 
 app = application()
 
-LEDGER, SUMMARY = "results.jsonl", "summary.json"
-WRITTEN = ("results.parquet", "curves.png", SUMMARY)  # from the rows of the ledger
-
 
 @app.command()
 def main(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for what is found: tables, rows and pictures.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is found: videos, tables, rows and pictures.")
+    ] = None,
     policy: Annotated[
         str, typer.Option("--policies", help=f"Comma-separated names. {policy_help()}; or module:ENTRY.")
     ] = "linear,tof",
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts; of a suite, at most.")] = 64,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos of each prompt and setting; 1 if absent, for VBench as many as it wants."),
+    ] = None,
     digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = measuring.SEED,
     model: ModelOption = None,
@@ -119,8 +142,45 @@ def main(
     ] = 1.0,
     suite_: Annotated[
         str | None,
-        typer.Option("--suite", help="With --cache: name or YAML file of a suite, in place of policies and budgets."),
+        typer.Option(
+            "--suite",
+            help="Other prompts: vbench:FILE.json, which is VBench's VBench_full_info.json, or prompts:FILE.txt, one a "
+            "line. Or, with --cache, name or YAML file of a suite, in place of prompts, policies and budgets.",
+        ),
     ] = None,
+    dimension: Annotated[
+        str | None, typer.Option(help="Comma-separated: VBench's prompts for these dimensions alone.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --suite vbench: the folder of VBench's weights (~/.cache/vbench, where it has downloaded them). "
+            "Scores the videos by VBench's own code, in an environment of its own on the cluster's GPUs."
+        ),
+    ] = None,
+    totals: Annotated[
+        str | None,
+        typer.Option(
+            help="Show totals of vbench:RESULTS, a file, folder or zip of VBench's results, or of "
+            "evalcrafter:METRICS.json, its 17 metrics by name; nothing is run."
+        ),
+    ] = None,
+    distances: Annotated[
+        bool,
+        typer.Option(
+            "--distances",
+            help="Also the Fréchet distances of each setting's videos from clips of the digits world itself.",
+        ),
+    ] = False,
+    study_: Annotated[
+        Path | None,
+        typer.Option("--study", help="Serve a page of pairs for people, from the folder of a finished evaluation."),
+    ] = None,
+    tally: Annotated[bool, typer.Option("--tally", help="With --study: show what people chose, and end.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="With --study: where the page is served.")] = 8100,
+    host: Annotated[
+        str, typer.Option(help="With --study: 0.0.0.0 lets people in from other machines, without a password.")
+    ] = "127.0.0.1",
     tuning: Annotated[bool, typer.Option("--tuning", help="The suite's prompts for tuning, not its own.")] = False,
     calibrate: Annotated[
         bool,
@@ -130,34 +190,72 @@ def main(
             "write the panel with calibrated probabilities to OUT/verifiers.yaml.",
         ),
     ] = False,
+    judges: Annotated[
+        str | None,
+        typer.Option(
+            help="With --cache: hold each of these verifiers, a YAML file as of --verifier, against the oracle, on the "
+            "branches that are judged in these searches; with --pairs: against people.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="With --judges: .csv or .jsonl with prompt, a, b (video files) and choice (a, b or tie)."),
+    ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option(help="A verifier, as of --verifier, that judges what a suite finds and takes no part in it."),
+        typer.Option(
+            help="Verifiers, as of --verifier, that judge the videos and take no part in their searches: judges beside "
+            "the searches' own panel."
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Compare searches with each other and with a single sample."""
     with one_line_errors(log_level), Display() as display:
-        check_judge(judge, cached=cache is not None)
         given = _given(context)
-        _check_together(given, judge)
-        source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)
-        over = functools.partial(
-            over_cache,
-            source=source,
-            panel=panel,
-            generators=generators,
-            verifier_speed=verifier_speed,
-            judge=judge,
-            searches=searches,
-        )
-        if suite_ is not None:
+        if _without_searches(given, totals, study_, tally, host, port, display):
+            return
+        if out is None:
+            raise UserError("--out is missing: name the folder for what is found")
+        check_judge(judge, cached=cache is not None)
+        listed = is_listed(suite_)
+        check_together(given, judge, listed=listed)
+        if judges is not None:
+            if (out / LEDGER).is_file():
+                raise UserError(f"an evaluation is in {out}, whose {judging.RESULTS} would be lost: give another --out")
+            refuse_finished(out / judging.FIGURES, overwrite)
+        if judges is not None and pairs is not None:
+            judging.compare_with_people(judges, pairs, out, display)
+            return
+        panel = load_panel(verifier)
+        named = (model, variant, dtype, allow_pickle)
+        source = model_source(*named) if cache is not None else any_source(*named)
+
+        def place(
+            search: SearchConfig, held_out: PanelConfig | None, whole_trees: bool = True
+        ) -> AbstractContextManager[Laboratory]:
+            if cache is None:
+                return on_ray(source, panel, search, generators, searches=searches, held_out=held_out)
+            return over_cache(
+                cache,
+                model_source(*named),
+                panel,
+                search,
+                generators,
+                verifier_speed=verifier_speed,
+                judge=judge,
+                held_out=held_out,
+                whole_trees=whole_trees,
+                searches=searches,
+            )
+
+        if suite_ is not None and not listed:
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
             most = prompts if "prompts" in given else None
             chosen = suite.read_suite(suite_, search, panel, tuning=tuning, prompts=most)
-            own = functools.partial(over, cache, search=search, held_out=_apart(held_out, panel), whole_trees=False)
+            own = functools.partial(place, search, with_signals(held_out, panel), whole_trees=False)
             _run_suite(chosen, own, source, out, judge, display)
             return
         if calibrate and "seed" not in given:
@@ -165,68 +263,72 @@ def main(
         settings, search = _settings(policy, budgets), _search(set_ or ())
         for setting in settings:
             measuring.search_of(search, setting)
-        items = measuring.items(_read(source, out, display), settings, prompts, seed, digits=digits)
-        if calibrate:
-            refuse_finished(out / calibrating.FILE, overwrite)
+        if suite_ is not None:
+            most, names = prompts if "prompts" in given else None, benchmarks.names(dimension)
+            asked = listed_prompts(suite_, seed, names, most=most, takes=seeds)
+            if weights is not None and not asked.suite:
+                raise UserError("--weights is for VBench's prompts: add --suite vbench:FILE.json")
+            if weights is not None:
+                vbench_scoring.check_weights(weights, benchmarks.wanted(asked, names))
         else:
-            _make_way(out, items, overwrite=overwrite)
-        real = functools.partial(on_ray, source, panel, generators=generators, searches=searches)
-        with over(cache, search=search) if cache else real(search=search) as lab:
+            asked = digits_prompts(prompts, seed, digits, seeds or 1)
+            if distances and prompts * (seeds or 1) < benchmarks.LEAST:
+                raise UserError(f"--distances takes {benchmarks.LEAST} videos a setting at least: raise --prompts")
+        apart = load_panel(judges) if judges is not None else judges_apart(held_out, panel)
+        card = _read(source, display)
+        with comparing.taken(out):
+            items = measuring.items(card.native, settings, asked, seed)
+            for item in {each.request.prompt: each for each in items}.values():
+                card.check(item.request)  # a prompt that no search could take is told before the first one begins
             if calibrate:
-                _calibrate(lab, items, panel, out, display)
-            else:
-                _compare(lab, items, {"prompts": [seed, digits]}, out, display)
-            _tell_effort(lab, display)
+                refuse_finished(out / calibrating.FILE, overwrite)
+            elif judges is None:
+                comparing.make_way(out, items, overwrite=overwrite, again=distances or bool(asked.suite))
+            with place(search, apart) as lab:
+                if calibrate:
+                    _calibrate(lab, items, panel, out, display)
+                elif judges is not None and apart is not None:
+                    judging.compare_with_the_oracle(lab, items, apart, out, display)
+                else:
+                    rows = comparing.compare(lab, items, {"prompts": asked.which}, out, display)
+                    if distances:
+                        benchmarks.tell_distances(rows, asked, out, display)
+                _tell_effort(lab, display)
+            if asked.suite and suite_ is not None:
+                benchmarks.score(suite_, asked, settings, benchmarks.names(dimension), weights, out, display)
 
 
-def _check_together(given: Collection[str], judge: str) -> None:
-    """Raise UserError for options that do not go together."""
-    given, cached = set(given), "cache" in given
-    if "suite_" in given:
-        _refuse(given & {"policy", "budgets", "digits", "seed"}, "is what a suite says itself: leave it out")
-        if not cached:
-            raise UserError("a suite is run over a cache of branches: add --cache DIR")
-        _refuse(given & {"calibrate"}, "is not for a suite: leave one of them out")
-        _refuse(given & {"overwrite"}, "is not for a suite, which takes days and always goes on: give another --out")
-        return
-    _refuse(given & {"tuning", "held_out"}, "is for a suite: add --suite NAME")
-    if "calibrate" in given and (not cached or judge == ORACLE):
-        raise UserError("a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge")
-
-
-def _make_way(out: Path, items: Sequence[Item], *, overwrite: bool) -> None:
-    """See to what an earlier evaluation has left in a folder: it is gone on with, added to, or removed.
-
-    Raises UserError where it is finished and these videos add nothing to it, or leave some of its own out.
-    """
-    from framegrove.evaluation.results import read_ledger
-
-    if overwrite:
-        for name in (LEDGER, *WRITTEN):
-            (out / name).unlink(missing_ok=True)
-    if (out / LEDGER).is_file() and (out / SUMMARY).is_file():
-        there = {(row.prompt_index, row.setting) for row in read_ledger(out / LEDGER)[1]}
-        if not there < {(item.index, item.setting) for item in items}:
-            raise UserError(
-                f"a finished evaluation is in {out}: add to it by more of --prompts, --policies or --budgets than it "
-                "has, give another --out, or --overwrite to replace it"
-            )
+def _without_searches(
+    given: Collection[str], totals: str | None, folder: Path | None, tally: bool, host: str, port: int, display: Display
+) -> bool:
+    """Do what takes no search. Returns whether that was it. Raises UserError for options that do not go with it."""
+    if totals is not None:
+        refuse(set(given) - {"totals", "log_level"}, "is not for --totals, which runs nothing: leave it out")
+        benchmarks.tell_totals(totals, display)
+    elif folder is not None:
+        refuse(set(given) - {"study_", "tally", "host", "port", "log_level"}, "is not for --study: leave it out")
+        user_study.tell(folder, display) if tally else user_study.serve(folder, host, port, display)
+    else:
+        refuse(set(given) & {"tally", "host", "port"}, "is for a study: add --study DIR")
+        return False
+    return True
 
 
 def _run_suite(
     chosen: suite.Suite,
     laboratory: Callable[[], AbstractContextManager[Laboratory]],
-    source: ModelSource,
+    source: AnySource,
     out: Path,
     judge: str,
     display: Display,
 ) -> None:
     """Make what is missing of a suite, and show what all of it says."""
-    files = _read(source, out, display)
-    with laboratory() as lab:
-        suite.run(chosen, lab, files, out, judge, display)
-        _tell_effort(lab, display)
-    suite.report(chosen, out, display)
+    card = _read(source, display)
+    with comparing.taken(out):
+        with laboratory() as lab:
+            suite.run(chosen, lab, card, out, judge, display)
+            _tell_effort(lab, display)
+        suite.report(chosen, out, display)
 
 
 def _tell_effort(lab: Laboratory, display: Display) -> None:
@@ -240,13 +342,6 @@ def _given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
-def _refuse(given: Collection[str], why: str) -> None:
-    """Raise UserError if one of these options was given."""
-    names = {"policy": "policies", "held_out": "held-out"}
-    for name in sorted(given):
-        raise UserError(f"--{names.get(name, name)} {why}")
-
-
 def _search(overrides: Iterable[str]) -> SearchConfig:
     from framegrove.config.base import load
     from framegrove.config.search import SearchConfig
@@ -254,34 +349,12 @@ def _search(overrides: Iterable[str]) -> SearchConfig:
     return load(SearchConfig, None, overrides)
 
 
-def _read(source: ModelSource, out: Path, display: Display) -> ModelFiles:
-    """The model's files; and the folder for what comes out, once the model is known to be there."""
+def _read(source: AnySource, display: Display) -> Card:
+    """What is known of the model, before anything is written."""
     display.begin("reading the model")
-    from actors.model_files import ModelFiles
+    from actors.adapted import card_of
 
-    files = ModelFiles.read(source)
-    make_folder(out)
-    return files
-
-
-def _apart(held_out: str | None, panel: PanelConfig) -> PanelConfig | None:
-    """The judges that take no part in a suite's searches: the one given, and signals unless the panel has them."""
-    given = load_panel(held_out).verifiers if held_out is not None else ()
-    for each in given:
-        if any(
-            (each.kind, each.engine.model, each.function) == (own.kind, own.engine.model, own.function)
-            for own in panel.verifiers
-        ):
-            raise UserError(
-                f"the judge held out, {each.name}, is one of the panel: give one that the search does not use"
-            )
-    signals = (
-        ()
-        if any(each.kind == "signals" for each in (*panel.verifiers, *given))
-        else (VerifierConfig(name="signals", kind="signals"),)
-    )
-    apart = (*given, *signals)
-    return PanelConfig(verifiers=apart) if apart else None
+    return card_of(source)
 
 
 def _calibrate(lab: Laboratory, items: Sequence[Item], panel: PanelConfig, out: Path, display: Display) -> None:
@@ -306,15 +379,6 @@ def _calibrate(lab: Laboratory, items: Sequence[Item], panel: PanelConfig, out: 
     display.say(str(file))
 
 
-def _compare(lab: Laboratory, items: Sequence[Item], which: Mapping[str, Any], out: Path, display: Display) -> None:
-    """Make what is missing of some videos, and show all of them."""
-    ledger = measuring.open_ledger(lab, out / LEDGER, which)
-    (out / SUMMARY).unlink(missing_ok=True)  # until it is finished again
-    measuring.measure(lab, [(item, ledger) for item in items], display)
-    wanted = {(item.index, item.setting) for item in items}
-    _finish([row for row in ledger.rows if (row.prompt_index, row.setting) in wanted], out, display)
-
-
 def _settings(names: str, budgets: str) -> list[Setting]:
     """The single sample for 1x, whatever the policy, and every policy at every larger budget."""
     from framegrove.config.search import parse_budget
@@ -329,69 +393,6 @@ def _settings(names: str, budgets: str) -> list[Setting]:
     if not settings:
         raise UserError(f"nothing to evaluate: {names} searches on no budget, add 1x to --budgets, or a policy")
     return settings
-
-
-def _finish(rows: list[Row], out: Path, display: Display) -> None:
-    """Write what was found and print it."""
-    from framegrove.evaluation import results
-    from framegrove.evaluation.curves import draw_curves
-    from framegrove.files import write_json
-
-    results.write_parquet(rows, out / "results.parquet")
-    prompts = len({row.prompt_index for row in rows})
-    metric = results.METRICS["fully right"]
-    title = f"Share of videos fully right, {counted(prompts, 'held-out prompt')}"
-    draw_curves(results.curves(rows, metric), out / "curves.png", title=title, score="fully right (oracle)")
-    found = results.findings(rows)
-    write_json(out / SUMMARY, found)
-    display.console.print(_settings_table(rows))
-    if any(row.setting.policy == "single" for row in rows):
-        display.say("single is the sample without a search: what 1x buys, whatever the policy")
-    if found["all"]["fully right"]["differences"]:
-        display.console.print(_differences_table(rows))
-    else:
-        display.say("no differences to show: they take 1x and a search, or tof and linear of the same budget")
-    display.say("\n".join(str(out / name) for name in WRITTEN))
-
-
-def _settings_table(rows: list[Row]) -> Table:
-    from dataclasses import fields
-
-    from rich.table import Table
-
-    from framegrove.evaluation import results
-    from framegrove.evaluation.report import Price
-
-    parts = [part.name for part in fields(Price)]
-    one = "1x = sampling and decoding a video once, without a search"
-    table = Table(title=f"Means with 95% bootstrap intervals; prices: {one}")
-    last = ("seconds", "generators busy", "verifiers busy")
-    for column in ("setting", *results.METRICS, *parts, "total", *last):
-        table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
-    for setting, group in results.by_setting(rows).items():
-        price = results.mean_price(group)
-        table.add_row(
-            str(setting),
-            *(str(results.summary(group, metric)) for metric in results.METRICS.values()),
-            *(f"{value:.2f}x" for value in (*(getattr(price, part) for part in parts), price.total)),
-            f"{sum(row.seconds for row in group) / len(group):.1f}",
-            *(f"{share:.0%}" for share in results.mean_load(group)),
-        )
-    return table
-
-
-def _differences_table(rows: list[Row]) -> Table:
-    from rich.table import Table
-
-    from framegrove.evaluation import results
-
-    table = Table(title="Paired differences, prompt by prompt, with 95% bootstrap intervals")
-    for column in ("left minus right", "prompts", *results.METRICS):
-        table.add_column(column, justify="left" if column == "left minus right" else "right", overflow="fold")
-    columns = [results.comparisons(rows, metric) for metric in results.METRICS.values()]
-    for row in zip(*columns, strict=True):
-        table.add_row(f"{row[0].left} - {row[0].right}", str(row[0].prompts), *(str(each.difference) for each in row))
-    return table
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import json
 import logging
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from framegrove.config.base import Config, absolute, validated
+from framegrove.config.base import Config, absolute, load, validated
+from framegrove.config.generate import GenerateConfig
 from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import load_panel
@@ -29,7 +30,7 @@ from framegrove.files import write_json
 from framegrove.search import policies
 from framegrove.search.journal import JOURNAL
 from framegrove.search.policies import PolicyEntry
-from framegrove.types import DEFAULT_POLICY
+from framegrove.types import DEFAULT_POLICY, Sampling
 from framegrove.words import counted
 from jobs.console import (
     Display,
@@ -41,9 +42,9 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    any_source,
     application,
     make_folder,
-    model_source,
     one_line_errors,
     policy_help,
     refuse_finished,
@@ -52,8 +53,9 @@ from jobs.console import (
 from jobs.keys import keys_help
 
 if TYPE_CHECKING:
-    from actors.model_files import ModelFiles
+    from actors.model_files import Card
     from actors.searches import SearchRunner
+    from framegrove.config.verifier import PanelConfig
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
 
@@ -83,6 +85,14 @@ class Asked(Config):
     allow_pickle: bool
     verifier: str | None
     set: tuple[str, ...]
+    guidance: float | None = None
+    steps: int | None = None
+    panel: tuple[str, ...] | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the model is sampled where it is not as its recipe says."""
+        return Sampling(steps=self.steps, guidance=self.guidance)
 
 
 _KEYS = keys_help(
@@ -97,7 +107,13 @@ _KEYS = keys_help(
 
 @app.command(epilog=_KEYS)
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for video.mp4, tree.png, tree.html, slide.png and report.json.")],
+    context: typer.Context,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for video.mp4, tree.png, tree.html, slide.png and report.json. Not needed for --plan."
+        ),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What the video should show.")] = None,
     resume: Annotated[
         bool,
@@ -136,6 +152,13 @@ def main(
     allow_pickle: PickleOption = False,
     verifier: VerifierOption = None,
     generators: GeneratorsOption = "2",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of settings, as in the winners of jobs.sweep: those of a search, listed below, and "
+            "guidance, steps, panel, model, variant, dtype, allow_pickle, verifier. An option counts instead of it.",
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A search setting, as in options.tof.roots=8; listed below.")
     ] = None,
@@ -143,6 +166,9 @@ def main(
         bool, typer.Option("--watch", help="Draw the search tree in the terminal while it grows.")
     ] = False,
     overwrite: OverwriteOption = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what the model needs and what the search may cost, and start nothing.")
+    ] = False,
     log_level: LogLevelOption = None,
 ) -> None:
     """Search for a video and write it with the picture of its search tree and a report."""
@@ -151,27 +177,67 @@ def main(
         if resume and overwrite:
             raise UserError("--resume goes on with a search, and --overwrite starts anew: leave one of them out")
         size_of_pool = PoolSize.option("--generators", generators)
-        if resume:
+        if out is None and not plan:
+            raise UserError("--out is missing: name the folder of the video, or give --plan to start nothing")
+        if resume and out is not None:
             asked = _interrupted(out, prompt)
         else:
+            own = {
+                "policy": policy,
+                "budget": budget,
+                "until": until,
+                "model": absolute(model),
+                "variant": variant,
+                "dtype": dtype,
+                "allow_pickle": allow_pickle,
+                "verifier": absolute(verifier),
+            }
             asked = Asked(
-                prompt=_given(prompt),
+                prompt=_given(prompt) if not plan else prompt or "",
                 seed=seed,
-                policy=policy,
-                budget=budget,
-                until=until,
                 units=units,
                 size=size,
                 image=absolute(str(image)) if image else None,
                 extend=absolute(str(extend)) if extend else None,
-                model=absolute(model),
-                variant=variant,
-                dtype=dtype,
-                allow_pickle=allow_pickle,
-                verifier=absolute(verifier),
-                set=tuple(set_ or ()),
+                **_configured(own, config, context, set_ or ()),
             )
+        if plan or out is None:
+            _plan(asked, display)
+            return
         _answer(asked, out, display, generators=size_of_pool, watch=watch, overwrite=overwrite)
+
+
+def _configured(
+    own: Mapping[str, Any], config: Path | None, context: typer.Context, settings: Sequence[str]
+) -> dict[str, Any]:
+    """Options as they were given, and where they were not, what a file of settings says; settings of both."""
+    if config is None:
+        return {**own, "set": tuple(settings)}
+    said = load(GenerateConfig, config)
+    told = said.model_dump(mode="json", exclude_unset=True)
+    sources = {name: context.get_parameter_source(name) for name in own}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    chosen = {name: value if name in given else told.get(name, value) for name, value in own.items()}
+    of_search = [name for name in SearchConfig.model_fields if name in told and name not in own]
+    return {
+        **chosen,
+        "set": (*(f"{name}={json.dumps(told[name])}" for name in of_search), *settings),
+        **{name: told[name] for name in ("guidance", "steps", "panel") if name in told},
+    }
+
+
+def _plan(asked: Asked, display: Display) -> None:
+    """Print what the model needs, and what a search of this budget may cost."""
+    from actors.adapted import card_of
+    from framegrove.types import GenerationRequest
+    from jobs.sampling_plan import show_plan
+
+    multiple = _multiple(policies.find(asked.policy), asked.budget)
+    card = card_of(any_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle))
+    height, width = _size(asked.size, card)
+    units = _units(asked, card)
+    request = GenerationRequest(asked.prompt or "any", asked.seed, units, height, width, sampling=asked.sampling)
+    show_plan(card, request, multiple, load_panel(asked.verifier), display)
 
 
 def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, watch: bool, overwrite: bool) -> None:
@@ -180,40 +246,45 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
         _refuse_another(asked, out)
     if asked.image is not None and asked.extend is not None:
         raise UserError("--image and --extend both say how the video begins: give one of them")
-    from framegrove.config.base import load
     from framegrove.config.request import check_prompt
 
     search = load(SearchConfig, None, asked.set)
     entry = policies.find(asked.policy)
     policies.options_of(search, entry)
-    policies.check_until(entry, asked.until if asked.until is not None else search.until)
+    until = asked.until if asked.until is not None else search.until
+    policies.check_until(entry, until)
     panel = load_panel(asked.verifier)
+    _check_panel(asked, panel)
+    wanted = search.model_copy(update={"policy": asked.policy, "until": until})
+    policies.check_comparing(wanted, [each.name for each in panel.verifiers if each.anchors])
     if entry.judged:
         panel.check_files()
     text, multiple = check_prompt(asked.prompt), _multiple(entry, asked.budget)
     display.begin("reading the model")
-    from actors.model_files import ModelFiles
+    from actors.adapted import card_of
     from actors.searches import search_runner
     from framegrove.types import GenerationRequest
 
-    source = model_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle)
-    files = ModelFiles.read(source)
-    height, width = _size(asked.size, files)
+    source = any_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle)
+    card = card_of(source)
+    height, width = _size(asked.size, card)
     request = GenerationRequest(
         prompt=text,
         seed=asked.seed,
-        units=_units(asked, files),
+        units=_units(asked, card),
         height=height,
         width=width,
         policy=entry.name if entry.name in policies.summaries() else asked.policy,
         budget=multiple,
         image=_picture(Path(asked.image)) if asked.image else None,
         until=asked.until,
+        sampling=asked.sampling,
+        verifiers=dict.fromkeys(asked.panel, 1.0) if asked.panel else None,
     )
     if asked.extend is not None:
-        request = _extending(request, Path(asked.extend), files)
-    files.check(request)
-    advice = files.recipe.outside(text)
+        request = _extending(request, Path(asked.extend), card)
+    card.check(request)
+    advice = card.native.outside(text)
     if advice is not None:
         log.warning(advice)
     _begin(asked, out, display, overwrite=overwrite)
@@ -345,6 +416,14 @@ def warn(record: SearchRecord) -> None:
         log.warning(warning)
 
 
+def _check_panel(asked: Asked, panel: PanelConfig) -> None:
+    """Raise UserError for a verifier that is to judge and is not there."""
+    names = [each.name for each in panel.verifiers]
+    for name in asked.panel or ():
+        if name not in names:
+            raise UserError(f"there is no verifier {name[:60]!r} to judge (panel): choose among {', '.join(names)}")
+
+
 def _multiple(entry: PolicyEntry, budget: str | None) -> float:
     """The budget as a number. Raises UserError where there is nothing to spend it on."""
     from framegrove.config.search import parse_budget
@@ -366,17 +445,17 @@ def _refuse_twice_told(settings: Iterable[str]) -> None:
             raise UserError(f"--set {name} has no effect here: give --{name}")
 
 
-def _size(text: str | None, files: ModelFiles) -> tuple[int, int]:
+def _size(text: str | None, card: Card) -> tuple[int, int]:
     from framegrove.config.request import parse_size
 
-    return parse_size(text) if text is not None else (files.recipe.height, files.recipe.width)
+    return parse_size(text) if text is not None else (card.native.height, card.native.width)
 
 
-def _units(asked: Asked, files: ModelFiles) -> int:
-    return asked.units if asked.units is not None else files.recipe.units
+def _units(asked: Asked, card: Card) -> int:
+    return asked.units if asked.units is not None else card.native.units
 
 
-def _extending(request: GenerationRequest, path: Path, files: ModelFiles) -> GenerationRequest:
+def _extending(request: GenerationRequest, path: Path, card: Card) -> GenerationRequest:
     """The request with a clip before all of its units."""
     from dataclasses import replace
 
@@ -384,10 +463,10 @@ def _extending(request: GenerationRequest, path: Path, files: ModelFiles) -> Gen
     from framegrove.media.extending import ClipForm, frames_to_extend
     from framegrove.media.writing import encode_lossless
 
-    room = files.transformer.max_num_frames - request.units
+    room = card.most_units - request.units
     if room < 1:
         raise UserError(f"--units is {request.units}, which leaves no room for a clip before them: lower it")
-    fps = files.recipe.fps
+    fps = card.native.fps
     frames = frames_to_extend(path, ClipForm(request.height, request.width, fps, room))
     given = 1 + (len(frames) - 1) // FRAMES_PER_UNIT
     return replace(request, units=given + request.units, given=given, clip=encode_lossless(frames, fps))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from framegrove.config.search import SearchConfig
     from framegrove.config.suite import Setting
     from framegrove.digits.world import DigitObject
-    from framegrove.evaluation.guards import GuardRow, Verdict
+    from framegrove.evaluation.guards import GuardRow, Instead, Verdict
     from framegrove.evaluation.ledger import Ledger
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
@@ -66,9 +67,9 @@ class Loop:
             start = str(self._folder(number) / "run")
             rows = self._guarded(_source(config.train, start), number)
             of_rounds[number] = rows
-            report = self._reported(number, rows, best_rows, before, found)
+            report = self._reported(number, rows, best_rows, before, found, reports)
             reports.append(report)
-            draw(of_rounds, self.out / PICTURE)
+            draw(of_rounds, self._groups, self.out / PICTURE)
             gain = report["over_best"][0]["gain"]["difference"]["mean"]
             if gain > config.guard.gain:
                 best, best_rows = number, rows
@@ -82,6 +83,16 @@ class Loop:
                 break
         return reports
 
+    @functools.cached_property
+    def _cases(self) -> tuple[Case, ...]:
+        """All that models are held to; read once, files of prompts may be long."""
+        return tuple(_cases(self.config))
+
+    @property
+    def _groups(self) -> list[tuple[str, str]]:
+        """Kinds of prompts with their settings; what counts first."""
+        return list(dict.fromkeys(case.group for case in self._cases))
+
     def _folder(self, number: int) -> File:
         return self.out / f"round-{number}"
 
@@ -89,30 +100,25 @@ class Loop:
         self, source: ModelSource, search: SearchConfig, judge: PanelConfig | None
     ) -> contextlib.AbstractContextManager[Laboratory]:
         panel = load_panel(self.config.verifier)
+        panel.check_absolute("which of them are right, for a model to learn from: choose another verifier")
         place = functools.partial(over_cache, self.cache) if self.cache else on_ray
         return place(source, panel, search, self.generators, searches=self.searches, held_out=judge)
 
     def _collected(self, source: ModelSource, number: int) -> collecting.Findings:
         """What searches with a model leave, in a round's folder."""
-        from framegrove.config.base import load
-        from framegrove.config.search import SearchConfig
-
-        given, seed = self.config.collect, self.config.train.seed + number * _APART
+        given, seed = self.config.collect, _seed(self.config, number)
         options = json.dumps({given.policy: given.options})
-        search = load(
-            SearchConfig,
-            None,
-            ["speculate=off", f"policy={given.policy}", f"budget={given.budget}", f"options={options}"],
-        )
+        search = collecting.search_config(given.policy, given.budget, [f"options={options}"])
         self.display.begin(f"round {number}: reading the model")
         task = collecting.Task.of(
             source,
             search,
-            collecting.read_prompts(given.prompts, seed),
+            _prompts(self.config, number),
             units=self.config.units,
             seed=seed,
             margin=given.margin,
             least=given.least,
+            most=given.most,
         )
         folder = self._folder(number) / COLLECTED
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +144,7 @@ class Loop:
             elif left_by.get(name) == 0:
                 raise UserError(
                     f"round {number} has no {name} left to learn from: of {len(found.compared)} pairs of siblings none "
-                    "passed collect.margin and collect.least; lower them, or search for more prompts"
+                    "passed collect.margin, collect.least and collect.most; loosen them, or search for more prompts"
                 )
             else:
                 data.append(DataConfig(path=str(self._folder(number) / COLLECTED / name), weight=each.weight))
@@ -154,23 +160,20 @@ class Loop:
         guard, display = self.config.guard, self.display
         display.begin(f"round {number}: reading the model")
         files, judge = ModelFiles.read(source), None if guard.judge == ORACLE else load_panel(guard.judge)
-        prompts = _guard_prompts(self.config)
         search = SearchConfig(speculate="off")
         with self._laboratory(source, search, judge) as lab:
             facts = {
                 **lab.run(lab.runner.identity(search)),
                 "guard": guard.model_dump(mode="json"),
                 "units": self.config.units,
+                "prompts": collecting.digest(
+                    "\n".join(case.prompt for case in self._cases)
+                ).hex(),  # not those that are searched for
             }
             ledger = guards.open_ledger(self._folder(number) / "guards.jsonl", facts)
-            wanted = [
-                (index, setting)
-                for index in range(len(prompts))
-                for setting in guard.settings
-                if not ledger.has(index, str(setting))
-            ]
+            wanted = [case for case in self._cases if not ledger.has(case.index, case.group)]
             if wanted:
-                look = _Look(self.config, files, lab, prompts, ledger, judge, display, len(wanted))
+                look = _Look(self.config, files, lab, ledger, judge, display, len(self._cases))
                 display.begin("connecting to the workers")
                 with lab.connected():
                     lab.run(
@@ -185,28 +188,45 @@ class Loop:
         best: Sequence[GuardRow],
         first: Sequence[GuardRow],
         found: collecting.Findings,
+        earlier: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
-        from framegrove.evaluation.guards import verdicts
+        from framegrove.evaluation.guards import instead, verdicts
         from framegrove.training import curve
 
-        lines = curve.read(self._folder(number) / "run" / curve.LINES)
-        over_first = verdicts(first, rows)
+        groups, training = self._groups, curve.cost(self._folder(number) / "run")
+        over_first = verdicts(first, rows, groups)
+        costs = [(each["collected"]["flops"], each["training"]["flops"]) for each in earlier]
+        costs.append((found.flops, training["flops"]))
+        searched, trained = (sum(column) for column in zip(*costs, strict=True))
+        worth = instead(first, rows, groups, searched + trained)
         report = {
             "round": number,
             "collected": found.summary(),
-            "training": {"steps": lines[-1]["step"], "seconds": lines[-1]["seconds"]} if lines else {},
+            "training": training,
             "over_first": [each.as_json() for each in over_first],
-            "over_best": [each.as_json() for each in verdicts(best, rows)],
+            "over_best": [each.as_json() for each in verdicts(best, rows, groups)],
+            "instead": [each.as_json() for each in worth],
         }
         write_json(self._folder(number) / REPORT, report)
         self._tell(number, over_first)
+        self._tell_cost(searched, trained, worth)
         return report
+
+    def _tell_cost(self, searched: float, trained: float, worth: Sequence[Instead]) -> None:
+        self.display.say(f"cost so far: {searched:.2e} FLOPs of searches and {trained:.2e} of training")
+        for each in worth:
+            paid = "nothing is saved" if each.videos is None else f"paid for after {counted(each.videos, 'video')}"
+            self.display.say(
+                f"unsearched, beside {each.setting} with the first model: right {each.difference.difference} more "
+                f"often, at {each.saved:.2e} FLOPs less a video; {paid}"
+            )
 
     def _tell(self, number: int, found: Sequence[Verdict]) -> None:
         from rich.table import Table
 
         table = Table(title=f"Round {number} beside the first model, the same prompts and seeds; 95% intervals")
         for column in (
+            "prompts",
             "setting",
             "right, by the judge apart",
             "gain",
@@ -216,12 +236,19 @@ class Loop:
             "variety",
             "worse",
         ):
-            table.add_column(column, justify="left" if column == "setting" else "right")
+            table.add_column(column, justify="left" if column in ("prompts", "setting") else "right")
         for each in found:
             ratios = ["-" if ratio is None else f"x {ratio:.2f}" for ratio in (each.motion, each.variety)]
             gains = [str(gain.difference) for gain in (each.gain, each.panel_gain)]
             table.add_row(
-                each.setting, str(each.judged), gains[0], str(each.panel), gains[1], *ratios, f"{each.worse:.0%}"
+                each.kind,
+                each.setting,
+                str(each.judged),
+                gains[0],
+                str(each.panel),
+                gains[1],
+                *ratios,
+                f"{each.worse:.0%}",
             )
         self.display.console.print(table)
 
@@ -232,21 +259,81 @@ class Loop:
         write_json(self.out / BEST, {"round": number})
 
 
+def _seed(config: ImproveConfig, number: int) -> int:
+    """Of a round's searches."""
+    return config.train.seed + number * _APART
+
+
+def _prompts(config: ImproveConfig, number: int) -> collecting.Prompts:
+    """What a round searches for."""
+    return collecting.read_prompts(config.collect.prompts, _seed(config, number), config.collect.digits)
+
+
 def _source(train: TrainConfig, start: str | None) -> ModelSource:
     return train.model.model_copy(update={"start": start}).source
 
 
-def _guard_prompts(config: ImproveConfig) -> list[tuple[str, tuple[DigitObject, ...]]]:
-    """Prompts to hold a model to, with the objects that the oracle looks for."""
+@dataclass(frozen=True)
+class Case:
+    """A prompt, the ``index``-th of its ``kind``, in a setting; ``objects`` are what the oracle looks for."""
+
+    kind: str
+    index: int
+    prompt: str
+    objects: tuple[DigitObject, ...]
+    setting: Setting
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What it is averaged with."""
+        return self.kind, str(self.setting)
+
+
+_KINDS = {1: "one digit", 2: "two digits"}
+
+
+def _cases(config: ImproveConfig) -> Iterator[Case]:
+    """All that a model is held to, what counts first."""
     guard = config.guard
-    if not guard.prompts.startswith("digits:"):
+    unsearched, *others = guard.settings
+    kinds = _guard_prompts(config)
+    for kind, prompts in kinds.items():
+        for index, given in enumerate(prompts):
+            yield Case(kind, index, *given, unsearched)
+    for kind, prompts in itertools.islice(kinds.items(), 1 if guard.searched else None):
+        for setting in others:
+            for index, given in enumerate(prompts[: guard.searched]):
+                yield Case(kind, index, *given, setting)
+
+
+def _guard_prompts(config: ImproveConfig) -> dict[str, list[tuple[str, tuple[DigitObject, ...]]]]:
+    """Prompts to hold a model to, by their kind, with what the oracle looks for. No round searches for any of them."""
+    guard, spec = config.guard, config.guard.prompts
+    searched_for = {prompt for number in range(1, config.rounds + 1) for prompt, _ in _prompts(config, number)}
+    given = collecting.read_prompts(spec, guard.seed)
+    if not collecting.are_digits(spec):
         if guard.judge == ORACLE:
             raise UserError("the oracle judges prompts of the digits world alone: set guard.prompts to digits:N")
-        return [(prompt, ()) for prompt, _ in collecting.read_prompts(guard.prompts, guard.seed)]
+        left: list[tuple[str, tuple[DigitObject, ...]]] = [
+            (prompt, ()) for prompt, _ in given if prompt not in searched_for
+        ]
+        if not left:
+            raise UserError(f"all prompts of {spec} are searched for, too: a model is held to others")
+        return {"": left}
     from framegrove.digits import world
 
-    count = collecting.read_prompts(guard.prompts, guard.seed).count
-    return [(world.caption(each), each) for each in world.prompts(count, guard.seed, digits=guard.digits)]
+    return {
+        _KINDS[count]: [(world.caption(each), each) for each in _others(guard.seed, count, searched_for, given.count)]
+        for count in guard.digits
+    }
+
+
+def _others(seed: int, digits: int, searched_for: Collection[str], count: int) -> Iterator[tuple[DigitObject, ...]]:
+    """Prompts of the digits world, but for those that are searched for. Of one digit, few are left: they come again."""
+    from framegrove.digits import world
+
+    drawn = (world.prompt(seed, index, digits=digits) for index in itertools.count())
+    return itertools.islice((each for each in drawn if world.caption(each) not in searched_for), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,25 +343,23 @@ class _Look:
     config: ImproveConfig
     files: ModelFiles
     lab: Laboratory
-    prompts: Sequence[tuple[str, tuple[DigitObject, ...]]]
     ledger: Ledger[GuardRow]
     judge: PanelConfig | None
     display: Display
     count: int
 
-    async def one(self, wanted: tuple[int, Setting]) -> None:
+    async def one(self, case: Case) -> None:
         """Judge one prompt in one setting."""
         from framegrove.evaluation.guards import GuardRow, variety_of
 
-        index, setting = wanted
-        guard, (prompt, objects) = self.config.guard, self.prompts[index]
-        varied = index < guard.varied and setting == guard.settings[0]
+        guard, setting, prompt, objects = self.config.guard, case.setting, case.prompt, case.objects
+        varied = case.index < guard.varied and setting == guard.settings[0]
         runner = self.lab.searching(search_of(self.lab.search, setting), setting.panel)
         done = len(self.ledger.rows)
-        self.display.show(min(done / self.count, 1.0), f"{setting}: {prompt}")
+        self.display.show(done / self.count, f"{setting}: {prompt}")
         judged, panel, motion, prices, latents = [], [], [], [], []
         for seed in range(guard.same if varied else 1):
-            record = await runner.search(self._request(prompt, guard.seed + index + seed * _APART, setting))
+            record = await runner.search(self._request(prompt, guard.seed + case.index + seed * _APART, setting))
             judged.append(await self._judged(record, objects))
             panel.append(self._chance(await self.lab.runner.judge(record, again=setting.panel is not None)))
             motion.append(self._motion(record, objects))
@@ -283,7 +368,8 @@ class _Look:
                 latents.append(await self._latents(record))
         count = len(judged)
         right, chance, moved, price = (sum(each) / count for each in (judged, panel, motion, prices))
-        self.ledger.add(GuardRow(index, str(setting), count, right, chance, moved, variety_of(latents), price))
+        row = GuardRow(case.kind, case.index, str(setting), count, right, chance, moved, variety_of(latents), price)
+        self.ledger.add(row)
 
     def _request(self, prompt: str, seed: int, setting: Setting) -> GenerationRequest:
         from framegrove.types import GenerationRequest

@@ -16,8 +16,10 @@ from framegrove.words import counted
 
 if TYPE_CHECKING:
     from actors.local_generators import LocalUnit, Speeds
-    from actors.local_pools import LocalVerifierPool
+    from actors.local_pools import LocalPyramidPool, LocalVerifierPool
+    from actors.pools import VerifierPool
     from actors.searches import SearchRunner
+    from framegrove.config.generator import AnySource
     from framegrove.config.model import ModelSource
     from framegrove.config.search import SearchConfig
     from framegrove.config.verifier import PanelConfig
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from framegrove.evaluation.branch_cache import BranchCache
     from framegrove.evaluation.report import SearchRecord
     from framegrove.search.fusion import Panel
-    from framegrove.types import Path
+    from framegrove.types import Assessment, Path, Scored
     from jobs.console import Display
 
 PANEL, ORACLE = "panel", "oracle"
@@ -36,6 +38,10 @@ _READ = "reading"  # what the oracle is asked of every branch, as a cache has it
 
 
 async def _nobody(record: SearchRecord) -> dict[str, float]:
+    return {}
+
+
+async def _no_opinion(record: SearchRecord, path: Path, assessment: Assessment) -> dict[str, Scored]:
     return {}
 
 
@@ -49,7 +55,9 @@ class Laboratory:
     of generators and of verifiers. ``run`` runs a coroutine to its end, inside ``connected`` if actors take part.
     ``facts``, JSON values, decide the rows besides the runner's identity. ``effort`` tells what had to be computed,
     where that says anything. ``reading`` is the oracle's of any branch, where those are kept. ``held_out`` asks a judge
-    that takes no part in the searches about a record's winner.
+    that takes no part in the searches about a record's winner; ``opinions`` are those of such judges, by name, of any
+    branch of a search over a cache, with the seconds that they took. ``journals``: whether searches should keep them,
+    since what they have sampled is kept nowhere else.
     """
 
     runner: SearchRunner
@@ -65,6 +73,8 @@ class Laboratory:
     effort: Callable[[], str | None] = lambda: None
     reading: Callable[[SearchRecord, Path, Sequence[DigitObject]], BranchReading] | None = None
     held_out: Callable[[SearchRecord], Awaitable[dict[str, float]]] = _nobody
+    opinions: Callable[[SearchRecord, Path, Assessment], Awaitable[dict[str, Scored]]] = _no_opinion
+    journals: bool = False
 
 
 Wanted = TypeVar("Wanted")
@@ -98,7 +108,7 @@ async def side_by_side(
 
 @contextlib.contextmanager
 def on_ray(
-    source: ModelSource,
+    source: AnySource,
     panel: PanelConfig,
     search: SearchConfig,
     generators: int,
@@ -107,15 +117,16 @@ def on_ray(
     held_out: PanelConfig | None = None,
 ) -> Iterator[Laboratory]:
     """Real actors. Where there are more ``searches`` than generators, these sample for several of them together."""
+    from actors.adapted import generator_pool
     from actors.crew import Crew
-    from actors.pools import PyramidPool, VerifierPool
+    from actors.pools import VerifierPool
     from actors.searches import SearchRunner
     from framegrove.cluster.session import connect
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.search.fusion import Panel
 
     oracle = DigitsOracle()
-    generator = PyramidPool(source, generators, pack=math.ceil(searches / generators))
+    generator = generator_pool(source, generators, pack=math.ceil(searches / generators))
     pools = [VerifierPool(each) for each in panel.verifiers]
     apart = [VerifierPool(each) for each in (held_out.verifiers if held_out else ())]
     crew = Crew([generator, *pools, *apart], search)
@@ -130,8 +141,16 @@ def on_ray(
         lambda record, asked: oracle.judge(record.frames, asked),
         (generators, sum(each.actors.most for each in panel.verifiers)),
         connected=connect,
-        held_out=functools.partial(judge.judge, again=True) if apart else _nobody,
+        facts=_identities(apart),
+        held_out=functools.partial(_judged_apart, judge, [pool.name for pool in apart]) if apart else _nobody,
+        journals=True,
     )
+
+
+async def _judged_apart(judge: SearchRunner, names: Sequence[str], record: SearchRecord) -> dict[str, float]:
+    """The scores of verifiers that took no part in a search on actors, by verifier and name."""
+    scores = await judge.judge(record, again=True)
+    return {f"{names[0]}/{name}": score for name, score in scores.items()} if len(names) == 1 else scores
 
 
 @contextlib.contextmanager
@@ -156,18 +175,21 @@ def over_cache(
     from actors.local_generators import Speeds
     from actors.local_pools import LocalCrew, LocalPyramidPool, LocalVerifierPool
     from actors.searches import SearchRunner
+    from actors.verifier_kinds import set_environment
     from framegrove.evaluation.branch_cache import BranchCache
     from framegrove.evaluation.virtual_time import run_virtual
     from framegrove.search.fusion import Panel
 
     speeds = Speeds(verifier=verifier_speed)
+    apart_from_it = held_out.verifiers if held_out else ()
+    set_environment([*(() if judge == ORACLE else panel.verifiers), *apart_from_it])
     with BranchCache(folder) as cache, contextlib.ExitStack() as stack:
         pools = (
             [_oracle_alone(cache, speeds)]
             if judge == ORACLE
             else [LocalVerifierPool(cache, each, speeds=speeds) for each in panel.verifiers]
         )
-        apart = [LocalVerifierPool(cache, each) for each in (held_out.verifiers if held_out else ())]
+        apart = [LocalVerifierPool(cache, each) for each in apart_from_it]
         for pool in (*pools, *apart):  # an engine that is left to the end of the process would never let it end
             stack.callback(pool.close)
         oracle = CachedOracle(cache, whole_trees=whole_trees)
@@ -189,30 +211,59 @@ def over_cache(
             facts={"virtual": {**asdict(speeds), "generators": generators}} | _identities(apart),
             effort=lambda: _effort(cache, folder),
             reading=oracle.reading,
-            held_out=functools.partial(_asked_apart, apart, search),
+            held_out=functools.partial(_asked_apart, generator, apart),
+            opinions=functools.partial(_opinions, generator, apart),
         )
 
 
-def _identities(held_out: Sequence[LocalVerifierPool]) -> dict[str, Any]:
+def _identities(held_out: Sequence[LocalVerifierPool | VerifierPool]) -> dict[str, Any]:
     from framegrove.verification.identity import verifier_identity
 
     return {"held_out": {pool.name: verifier_identity(pool.config) for pool in held_out}} if held_out else {}
 
 
 async def _asked_apart(
-    pools: Sequence[LocalVerifierPool], search: SearchConfig, record: SearchRecord
+    generator: LocalPyramidPool, pools: Sequence[LocalVerifierPool], record: SearchRecord
 ) -> dict[str, float]:
     """The scores of verifiers that took no part in a search over a cache, by verifier and name."""
-    from framegrove.types import Assessment, ScoreWork, prefixes
+    from framegrove.types import Assessment
 
-    winner, prompt = record.outcome.winner, record.request.prompt
-    units = {path: record.outcome.handles[path] for path in prefixes(winner)}
-    scores: dict[str, float] = {}
+    found = await _opinions(generator, pools, record, record.outcome.winner, Assessment.FINAL)
+    return {f"{judge}/{name}": score for judge, scored in found.items() for name, score in scored.scores}
+
+
+async def _opinions(
+    generator: LocalPyramidPool,
+    pools: Sequence[LocalVerifierPool],
+    record: SearchRecord,
+    path: Path,
+    assessment: Assessment,
+) -> dict[str, Scored]:
+    """What each of some verifiers that judge so says of a branch of a search over a cache.
+
+    One that compares does so with the first of the branch's siblings, and says nothing of an only child.
+    """
+    from actors.pools import check_latents
+    from framegrove.types import ScoreWork
+
+    await check_latents(generator, pools)
+    found = {}
     for pool in pools:
-        client = next(iter(pool.clients({}, prompt, search).values()))
-        scored = await client.score(ScoreWork(winner, Assessment.FINAL, pool.name), units)
-        scores |= {f"{pool.name}/{name}": score for name, score in scored.scores}
-    return scores
+        others = _siblings(record, path, assessment)[: pool.config.anchors]
+        work = ScoreWork(path, assessment, pool.name, tuple(each for each in others if each != path))
+        if assessment in pool.judges and (work.against or not pool.config.anchors):
+            units = [record.outcome.handles[prefix] for prefix in work.shown]
+            found[pool.name] = await pool.verdict(work, record.request.prompt, units)
+    return found
+
+
+def _siblings(record: SearchRecord, path: Path, assessment: Assessment) -> list[Path]:
+    """The branches with the same history that a search had judged so, this one among them."""
+    return sorted(
+        node.path
+        for node in record.outcome.nodes
+        if node.path[:-1] == path[:-1] and any(scored.work.assessment is assessment for scored in node.scored)
+    )
 
 
 def check_judge(judge: str, cached: bool) -> None:

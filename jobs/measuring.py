@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
@@ -14,62 +17,81 @@ from framegrove.words import counted
 from jobs.laboratory import side_by_side
 
 if TYPE_CHECKING:
-    from actors.model_files import ModelFiles
+    from framegrove.config.model import Native
     from framegrove.config.search import SearchConfig
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.ledger import Ledger
     from framegrove.evaluation.report import SearchRecord
-    from framegrove.evaluation.results import Row
+    from framegrove.evaluation.results import Sample
     from framegrove.types import GenerationRequest
     from jobs.console import Display
     from jobs.laboratory import Laboratory
+    from jobs.prompts import Prompts
 
 SEED = 90_000  # of the prompts; clips that models are trained on have small seeds, and another split
+VIDEOS = "videos"  # the folder of what is kept, below an evaluation's own
+UNFINISHED = "unfinished"  # and that of searches that go on where they were interrupted
+_TAKES_APART = 100_000  # between the seeds of two takes: more than there are prompts
 
 
 @dataclass(frozen=True)
 class Item:
-    """One video to be made and measured."""
+    """One video to be made and measured; ``file`` is where it is kept, below the evaluation's folder.
+
+    ``objects`` are what the oracle of the digits world is asked for, None for other prompts.
+    """
 
     index: int
     setting: Setting
-    objects: tuple[DigitObject, ...]
+    objects: tuple[DigitObject, ...] | None
     request: GenerationRequest
+    take: int = 0
+    dimensions: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def place(self) -> tuple[int, tuple[Setting, int]]:
+        """That of its row in a ledger."""
+        return self.index, (self.setting, self.take)
 
 
 def items(
-    files: ModelFiles,
-    settings: Sequence[Setting],
-    count: int,
-    seed: int,
-    *,
-    digits: int | None = None,
-    units: int | None = None,
+    native: Native, settings: Sequence[Setting], prompts: Prompts, seed: int, *, units: int | None = None
 ) -> list[Item]:
-    """Prompt by prompt, so that an evaluation that is cut short has whole pairs; ``units`` of None: the model's own."""
-    from framegrove.digits import world
+    """Prompt by prompt, so that an evaluation that is cut short has whole pairs; ``units`` of None: the model's own.
+
+    All settings make their videos of a prompt from the same seeds.
+    """
     from framegrove.types import GenerationRequest
 
-    recipe = files.recipe
     return [
         Item(
-            index,
+            each.index,
             setting,
-            objects,
+            each.objects,
             GenerationRequest(
-                prompt=world.caption(objects),
-                seed=seed + index,
-                units=units or recipe.units,
-                height=recipe.height,
-                width=recipe.width,
+                prompt=each.text,
+                seed=seed + each.index + take * _TAKES_APART,
+                units=units or native.units,
+                height=native.height,
+                width=native.width,
                 policy=setting.policy,
                 budget=setting.budget,
                 until=setting.until,
             ),
+            take,
+            each.dimensions,
+            str(PurePosixPath(VIDEOS, folder_of(setting), prompts.video_name(each, take))),
         )
-        for index, objects in enumerate(world.prompts(count, seed, digits=digits))
+        for each in prompts.asked
+        for take in range(each.takes)
         for setting in settings
     ]
+
+
+def folder_of(setting: Setting) -> str:
+    """The name of the folder of a setting's videos."""
+    return quote(str(setting), safe=" ")
 
 
 def search_of(base: SearchConfig, setting: Setting) -> SearchConfig:
@@ -91,7 +113,7 @@ def search_of(base: SearchConfig, setting: Setting) -> SearchConfig:
     return search
 
 
-def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger[Row]:
+def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger[Sample]:
     """The rows that are there already; ``which``, JSON values, says what is measured besides what ``lab`` is.
 
     Raises UserError where the file holds others.
@@ -103,32 +125,67 @@ def open_ledger(lab: Laboratory, path: Path, which: Mapping[str, Any]) -> Ledger
     return results.open_ledger(path, {**identity, **lab.facts, **which})
 
 
-def measure(lab: Laboratory, wanted: Sequence[tuple[Item, Ledger[Row]]], display: Display) -> None:
-    """Make the videos of which a ledger has no row yet, and add it."""
-    missing = [(item, ledger) for item, ledger in wanted if not ledger.has(item.index, item.setting)]
+def measure(
+    lab: Laboratory, wanted: Sequence[tuple[Item, Ledger[Sample]]], display: Display, *, keep: Path | None = None
+) -> None:
+    """Make the videos of which a ledger has no row yet, and add it.
+
+    With ``keep``, an evaluation's folder, each video is kept in there, and is on the disk before its row is. Searches
+    on actors keep a journal there as well: one that was interrupted goes on where it was.
+    """
+    missing = [(item, ledger) for item, ledger in wanted if not ledger.has(*item.place)]
     if len(missing) < len(wanted):
         there = f"{len(wanted) - len(missing)} of {counted(len(wanted), 'video')} are there already"
         display.say(f"{there}: going on with the others" if missing else there)
     ledgers = {id(item): ledger for item, ledger in missing}
+    journals = keep / UNFINISHED if keep is not None else None
 
     async def add(item: Item, record: SearchRecord) -> None:
-        ledgers[id(item)].add(await measured(lab, item, record))
+        if keep is not None:
+            await asyncio.to_thread(_keep, record, keep / item.file)
+        ledgers[id(item)].add(await measured(lab, item, record, kept=keep is not None))
+        if journals is not None:
+            shutil.rmtree(journals / _journal_name(item), ignore_errors=True)
 
-    make(lab, [item for item, _ in missing], add, display)
+    make(lab, [item for item, _ in missing], add, display, journals=journals if lab.journals else None)
+    if journals is not None:
+        shutil.rmtree(journals, ignore_errors=True)  # all is done: what is left are those of searches with a row
+
+
+def _keep(record: SearchRecord, path: Path) -> None:
+    from framegrove.files import replacing
+    from framegrove.media.writing import encode_mp4
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(encode_mp4(record.frames, record.fps))
+
+
+def _journal_name(item: Item) -> str:
+    return f"{item.index}-{item.take}-{folder_of(item.setting)}"
 
 
 def make(
-    lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
+    lab: Laboratory,
+    items: Sequence[Item],
+    then: Callable[[Item, SearchRecord], Awaitable[None]],
+    display: Display,
+    *,
+    journals: Path | None = None,
 ) -> None:
-    """Make some videos, and hand each one's record over as soon as it is there."""
+    """Make some videos, and hand each one's record over as soon as it is there; searches keep ``journals`` if given."""
     if items:
         display.begin("connecting to the workers")
         with lab.connected():
-            lab.run(_make(lab, items, then, display))
+            lab.run(_make(lab, items, then, display, journals))
 
 
 async def _make(
-    lab: Laboratory, items: Sequence[Item], then: Callable[[Item, SearchRecord], Awaitable[None]], display: Display
+    lab: Laboratory,
+    items: Sequence[Item],
+    then: Callable[[Item, SearchRecord], Awaitable[None]],
+    display: Display,
+    journals: Path | None,
 ) -> None:
     made = 0
 
@@ -136,51 +193,66 @@ async def _make(
         nonlocal made
         display.show(made / len(items), f"{made} of {len(items)}, now {item.setting}: {item.request.prompt}")
         runner = lab.searching(search_of(lab.search, item.setting), item.setting.panel)
-        await then(item, await runner.search(item.request))
+        journal = journals / _journal_name(item) if journals is not None else None
+        if journal is not None:
+            journal.mkdir(parents=True, exist_ok=True)
+        await then(item, await runner.search(item.request, journal=journal))
         made += 1
 
     await side_by_side(lab, items, one, display, f"making {counted(len(items), 'video')}")
 
 
-async def measured(lab: Laboratory, item: Item, record: SearchRecord) -> Row:
-    """The row of one video."""
-    from framegrove.digits.travel import travel_of
+async def measured(lab: Laboratory, item: Item, record: SearchRecord, *, kept: bool = False) -> Sample:
+    """The row of one video, which says where it is ``kept``; with what the oracle says, where that can be asked."""
     from framegrove.evaluation.report import busy_seconds, lost
-    from framegrove.evaluation.results import Row
+    from framegrove.evaluation.results import Row, Sample
     from framegrove.types import Assessment, SampleWork
 
     outcome = record.outcome
     panel = await lab.runner.judge(record, again=item.setting.panel is not None)  # all settings by the same judges
-    verdict = lab.verdict(record, item.objects)
-    travel = travel_of(record.frames, item.objects, verdict)
     sampling = [span for span in outcome.spans if isinstance(span.work, SampleWork)]
     scoring = [span for span in outcome.spans if not isinstance(span.work, SampleWork)]
-    return Row(
-        prompt_index=item.index,
-        prompt=item.request.prompt,
-        objects=len(item.objects),
-        setting=item.setting,
-        units=item.request.units,
-        seed=item.request.seed,
-        oracle_score=verdict.score,
-        fully_right=verdict.fully_right,
-        verifier_score=sum(panel.values()) / len(panel),
-        nfe=outcome.sampling.spent.nfe,
-        generator_flops=outcome.sampling.certain.flops,
-        decoding_flops=outcome.sampling.certain.decoding,
-        verifier_flops=outcome.scoring.certain.flops,
-        wasted_flops=(lost(outcome.sampling) + lost(outcome.scoring)).all_flops,
-        single_flops=record.single.all_flops,
-        branches=len(outcome.nodes),
-        seconds=outcome.seconds,
-        generators_busy=busy_seconds(sampling) / (lab.workers[0] * outcome.seconds),
-        verifiers_busy=busy_seconds(scoring) / (lab.workers[1] * outcome.seconds),
-        panel_log_p=lab.panel.log_p(Assessment.FINAL, tuple(panel.items())),
-        search_score=_search_score(record),
-        travel=travel.pixels_per_frame,
-        moving_as_asked=travel.as_asked,
-        held_out=await lab.held_out(record),
-    )
+    facts: dict[str, Any] = {
+        "prompt_index": item.index,
+        "prompt": item.request.prompt,
+        "setting": item.setting,
+        "units": item.request.units,
+        "seed": item.request.seed,
+        "verifier_score": sum(panel.values()) / len(panel),
+        "nfe": outcome.sampling.spent.nfe,
+        "generator_flops": outcome.sampling.certain.flops,
+        "decoding_flops": outcome.sampling.certain.decoding,
+        "verifier_flops": outcome.scoring.certain.flops,
+        "wasted_flops": (lost(outcome.sampling) + lost(outcome.scoring)).all_flops,
+        "single_flops": record.single.all_flops,
+        "branches": len(outcome.nodes),
+        "seconds": outcome.seconds,
+        "generators_busy": busy_seconds(sampling) / (lab.workers[0] * max(outcome.seconds, 1e-9)),
+        "verifiers_busy": busy_seconds(scoring) / (lab.workers[1] * max(outcome.seconds, 1e-9)),
+        "panel_log_p": lab.panel.log_p(Assessment.FINAL, tuple(panel.items())),
+        "search_score": _search_score(record),
+        "held_out": await lab.held_out(record),
+        "take": item.take,
+        "video": item.file if kept else None,
+        "dimensions": item.dimensions,
+        "resumed": outcome.restored > 0,
+    }
+    return Row(**facts, **_truth(lab, item.objects, record)) if item.objects is not None else Sample(**facts)
+
+
+def _truth(lab: Laboratory, objects: Sequence[DigitObject], record: SearchRecord) -> dict[str, Any]:
+    """What the oracle says of a record's winner."""
+    from framegrove.digits.travel import travel_of
+
+    verdict = lab.verdict(record, objects)
+    travel = travel_of(record.frames, objects, verdict)
+    return {
+        "objects": len(objects),
+        "oracle_score": verdict.score,
+        "fully_right": verdict.fully_right,
+        "travel": travel.pixels_per_frame,
+        "moving_as_asked": travel.as_asked,
+    }
 
 
 def _search_score(record: SearchRecord) -> float | None:

@@ -42,8 +42,8 @@ from jobs.console import (
     PickleOption,
     VariantOption,
     VerifierOption,
+    any_source,
     application,
-    model_source,
     one_line_errors,
 )
 
@@ -126,7 +126,7 @@ def main(
             "folder": folder,
             "keys": keys,
             "models": [
-                model_source(name, variant, dtype, allow_pickle).model_dump(mode="json") for name in model or (None,)
+                any_source(name, variant, dtype, allow_pickle).model_dump(mode="json") for name in model or (None,)
             ],
             "verifier": load_panel(verifier).model_dump(mode="json"),
             "generators": str(PoolSize.option("--generators", generators)),
@@ -185,6 +185,7 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
 
 def _serve(config: ServeConfig) -> None:
     from actors.ingress import read_models
+    from framegrove.cluster.priority import let_others_give_way
     from framegrove.cluster.serving import only_driver
     from framegrove.cluster.session import connect
 
@@ -197,6 +198,7 @@ def _serve(config: ServeConfig) -> None:
         if in_use is not None:
             raise in_use
         config = _at_free_port(config)
+    let_others_give_way()
     typer.echo("starting the endpoint ...")
     with (
         connect(num_cpus=max(8, _actors(config))) as cluster,

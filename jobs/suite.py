@@ -19,15 +19,16 @@ from framegrove.search import policies
 from framegrove.words import counted
 from jobs import measuring
 from jobs.laboratory import ORACLE, PANEL
+from jobs.prompts import digits_prompts
 
 if TYPE_CHECKING:
-    from actors.model_files import ModelFiles
+    from actors.model_files import Card
     from framegrove.config.search import SearchConfig
     from framegrove.config.verifier import PanelConfig
     from framegrove.evaluation.blame import Blame
     from framegrove.evaluation.evidence import Chapter
     from framegrove.evaluation.ledger import Ledger
-    from framegrove.evaluation.results import Row
+    from framegrove.evaluation.results import Row, Sample
     from jobs.console import Display
     from jobs.laboratory import Laboratory
 
@@ -92,14 +93,14 @@ def read_suite(
     return Suite(own, config, settings, left_out, config.tuning_seed if tuning else config.seed, tuning)
 
 
-def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str, display: Display) -> None:
+def run(suite: Suite, lab: Laboratory, files: Card, out: Path, judge: str, display: Display) -> None:
     """Make what is missing of a suite, and write what all of it shows to ``out``."""
     from framegrove.digits.oracle import oracle_fingerprint
 
     for setting in suite.left_out:
         display.say(f"{setting} is left out: there is no policy {setting.policy}")
     oracle = oracle_fingerprint()
-    wanted: list[tuple[measuring.Item, Ledger[Row]]] = []
+    wanted: list[tuple[measuring.Item, Ledger[Sample]]] = []
     for length in suite.lengths:
         which = {
             "prompts": [suite.seed, suite.config.digits],
@@ -108,9 +109,8 @@ def run(suite: Suite, lab: Laboratory, files: ModelFiles, out: Path, judge: str,
             "oracle": oracle,
         }
         ledger = measuring.open_ledger(lab, _ledger(out, judge, length), which)
-        items = measuring.items(
-            files, suite.judged_by(judge), length.prompts, suite.seed, digits=suite.config.digits, units=length.units
-        )
+        prompts = digits_prompts(length.prompts, suite.seed, suite.config.digits)
+        items = measuring.items(files.native, suite.judged_by(judge), prompts, suite.seed, units=length.units)
         wanted += [(item, ledger) for item in items]
     wanted.sort(key=lambda each: each[0].index)  # a setting that some length cannot pay for shows at the first prompt
     measuring.measure(lab, wanted, display)
@@ -155,7 +155,7 @@ def report(suite: Suite, out: Path, display: Display) -> None:
 
 def _rows(suite: Suite, out: Path, judge: str, length: Length, display: Display) -> list[Row]:
     """The rows of this suite that are there; those of the oracle's only if they are of the same model and prompts."""
-    from framegrove.evaluation.results import read_ledger
+    from framegrove.evaluation.results import Row, read_ledger
 
     path = _ledger(out, judge, length)
     if not path.is_file():
@@ -169,7 +169,7 @@ def _rows(suite: Suite, out: Path, judge: str, length: Length, display: Display)
             display.say(f"{path} is left out: it is of another {differing[0]} than {other}")
             return []
     order = {setting: place for place, setting in enumerate(suite.judged_by(judge))}
-    mine = [row for row in rows if row.setting in order and row.prompt_index < length.prompts]
+    mine = [row for row in rows if isinstance(row, Row) and row.setting in order and row.prompt_index < length.prompts]
     return sorted(mine, key=lambda row: (row.prompt_index, order[row.setting]))
 
 

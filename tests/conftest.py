@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # not 2: until a run's end is seen
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -23,8 +25,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
 
-# Every run draws the same examples: a failure seen once is seen again.
+# Every run draws the same examples: a failure seen once is seen again. More of them: --hypothesis-profile thorough.
 settings.register_profile("framegrove", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("thorough", settings.get_profile("framegrove"), max_examples=250)
 settings.load_profile("framegrove")
 
 
@@ -37,13 +40,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# The files that take longest. They run first: one that began last would leave the other processes without work.
+LONG = (
+    *("dividing", "evaluate_job", "tuning", "training", "prepare_job", "serving_lives", "serving_properties"),
+    *("state_pairs", "two_workers", "diffusion", "engine"),
+    *("readme", "train", "search", "serve", "serve_driver", "prepare", "nodes", "interrupt", "upgrade", "sweep"),
+    *("improve", "endpoint_server", "cluster"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of tests/ray carry the ray marker and run last, so that quick failures show first."""
     folder = Path(__file__).parent / "ray"
     for item in items:
         if folder in item.path.parents:
             item.add_marker(pytest.mark.ray)
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, ranks.get(item.path.stem, len(ranks))))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """Half a million objects of imported libraries, which Python's collector need not look through again and again.
+
+    DeepSpeed alone asks it to several times an engine, for a third of a second each.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries complain of what is left at the end
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import math
+import pathlib
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +40,7 @@ from framegrove.types import (
     Scored,
     ScoreWork,
 )
+from framegrove.verification.bradley_terry import against_anchors
 
 __all__ = ["run_virtual"]  # for tests that use the fakes
 
@@ -183,10 +187,14 @@ class FakeGenerator(FakeWorker):
 
 
 class FakeVerifier(FakeWorker):
-    """Scores what it is given by looking at the newest handle alone."""
+    """Scores what it is given by looking at the newest handle alone, or at those of the anchors too."""
+
+    def __init__(self, name: str, world: World, anchors: int = 0) -> None:
+        super().__init__(name, world)
+        self.anchors = anchors
 
     async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
-        assert list(units) == [work.path[: n + 1] for n in range(len(work.path))], "a branch's units, oldest first"
+        assert list(units) == list(dict.fromkeys(work.shown)), "a branch's units, oldest first, and those of its rivals"
         dies = self.begin(units)
         await self.wait(self.world.score_s)
         if dies or not self.alive:
@@ -194,9 +202,16 @@ class FakeVerifier(FakeWorker):
         handle = units[work.path]
         assert handle.startswith(f"{work.path} "), f"asked about {work.path}, given {handle}"
         self.world.scored += 1
-        scores = self.world.panel(handle, work)
+        scores = self.compared(work, units) if self.anchors else self.world.panel(handle, work)
         answers = tuple((f"Is the {aspect} right?", score) for aspect, score in scores)
         return Scored(work, scores, Cost(1, 7, 1.0), answers=answers)
+
+    def compared(self, work: ScoreWork, units: Mapping[Path, Any]) -> tuple[tuple[str, float], ...]:
+        """The chance to beat an average anchor."""
+        own, *others = (self.world.score(units[path], work.assessment, "good") for path in (work.path, *work.against))
+        odds = [4 * (own - other) for other in others]
+        strength = against_anchors(odds, of_anchor=len(others) < self.anchors)
+        return (("better", 1 / (1 + math.exp(-strength))),)
 
 
 def digest(work: SampleWork, path: Path, parents: Mapping[Path, Any]) -> str:
@@ -424,3 +439,110 @@ class FakeTracking:
 
     def _end(self) -> None:
         self.ended += 1
+
+
+@dataclass
+class FakeChatServer:
+    """A server in the shape of OpenAI's chat completions, whose requests and answers are checked by vLLM's own schema.
+
+    ``reply`` says what the model writes to a request: tokens, each with the log-probabilities of what could have stood
+    there. What it samples is their text, or the next of ``samples``. Without ``offers_logprobs`` it keeps those to
+    itself. The first answers are the ``failures``: a status and headers; each answer takes ``delay`` seconds. It gives
+    at most ``most`` choices at a time, and wants ``key``.
+    """
+
+    reply: Callable[[Any], list[tuple[str, dict[str, float]]]]
+    offers_logprobs: bool = True
+    samples: list[str] = field(default_factory=list)
+    failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    delay: float = 0.0
+    most: int = 128
+    key: str | None = None
+    requests: list[Any] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    @property
+    def app(self) -> Any:
+        """Its ASGI application."""
+        from starlette.applications import Starlette
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+        async def completions(request: Any) -> JSONResponse:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                await asyncio.sleep(self.delay)
+                if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
+                    return JSONResponse({"error": {"message": "no such key", "code": 401}}, 401)
+                if self.failures:
+                    status, headers = self.failures.pop(0)
+                    return JSONResponse({"error": {"message": "not now", "code": status}}, status, headers)
+                asked = ChatCompletionRequest.model_validate(await request.json())
+                self.requests.append(asked)
+                return JSONResponse(self._answer(asked).model_dump())
+            finally:
+                self.at_once -= 1
+
+        return Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])])
+
+    def _answer(self, asked: Any) -> Any:
+        from vllm.entrypoints.openai.chat_completion import protocol
+        from vllm.entrypoints.serve.engine.protocol import UsageInfo
+
+        tokens = self.reply(asked)
+
+        def entry(text: str, log: float) -> dict[str, Any]:
+            return {"token": text, "logprob": log, "bytes": list(text.encode())}
+
+        def listed(text: str, could: dict[str, float]) -> Any:
+            likeliest = sorted(could, key=lambda each: -could[each])[: asked.top_logprobs]
+            top = [protocol.ChatCompletionLogProb(**entry(each, could[each])) for each in likeliest]
+            return protocol.ChatCompletionLogProbsContent(**entry(text, could.get(text, 0.0)), top_logprobs=top)
+
+        shown = asked.logprobs and self.offers_logprobs
+        choices = [
+            protocol.ChatCompletionResponseChoice(
+                index=index,
+                message=protocol.ChatMessage(
+                    role="assistant",
+                    content=self.samples.pop(0) if self.samples else "".join(text for text, _ in tokens),
+                ),
+                logprobs=protocol.ChatCompletionLogProbs(content=[listed(*each) for each in tokens]) if shown else None,
+                finish_reason="stop",
+            )
+            for index in range(min(asked.n or 1, self.most))
+        ]
+        return protocol.ChatCompletionResponse(model=asked.model, choices=choices, usage=UsageInfo())
+
+
+class FakeVBench:
+    """VBench's class, as jobs.vbench_scoring uses it: scores by the length of a dimension's name."""
+
+    def __init__(self, device: object, suite: str, out: str) -> None:
+        self._out = pathlib.Path(out)
+        self._out.mkdir(parents=True)
+
+    def evaluate(self, videos_path: str, name: str, dimension_list: list[str], **how: object) -> None:
+        """Leave the two files that VBench leaves."""
+        assert how["local"] is True, "nothing is downloaded"
+        (self._out / f"{name}_full_info.json").write_text("[]")
+        results = {dimension: [len(dimension) / 100, []] for dimension in dimension_list}
+        (self._out / f"{name}_eval_results.json").write_text(json.dumps(results))
+
+
+class FakeEvaluator:
+    """FastVideo's evaluator: a score of 0.25 and more for each video of "bird", and nothing for others."""
+
+    def __init__(self, metrics: list[str], device: str) -> None:
+        self._metrics = metrics
+        self.asked: list[dict[str, Any]] = []
+
+    def evaluate(self, samples: list[dict[str, Any]]) -> list[dict[str, SimpleNamespace]]:
+        """A result for each metric and sample."""
+        self.asked += samples
+        scores = [0.25 + 0.5 * n if "bird" in sample["text_prompt"] else None for n, sample in enumerate(samples)]
+        skipped = {"skipped": "no bird"}
+        return [{name: SimpleNamespace(score=score, details=skipped) for name in self._metrics} for score in scores]

@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "framegrove.files": -1,
     "framegrove.logs": -1,
     "framegrove.types": -1,
+    "framegrove.__main__": -1,
     "framegrove.config": 0,
     "framegrove.lineage": 0,
     "framegrove.models": 1,
@@ -35,6 +36,7 @@ FLOORS: dict[str, int] = {
     "framegrove.evaluation": 3,
     "framegrove.digits": 3,
     "framegrove.cluster": 3,
+    "framegrove.generators": 3,
     "actors": 4,
     "jobs": 5,
 }
@@ -43,6 +45,7 @@ FLOORS: dict[str, int] = {
 DOORS: dict[str, tuple[str, ...]] = {
     "vllm": ("actors.verifier",),
     "deepspeed": ("framegrove.training.engine",),
+    "diffusers": ("framegrove.generators.diffusion",),
     "ray": ("framegrove.cluster", "actors", "jobs"),
     # The embedded world is an example and a laboratory: the product works without it.
     "framegrove.digits": ("framegrove.digits", "jobs"),
@@ -50,6 +53,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 
 # Rooms on the left, and nothing they import themselves, may do without the packages on the right.
 LIGHT: dict[str, tuple[str, ...]] = {
+    "framegrove.__main__": ("torch", "ray"),
     "framegrove.logs": ("torch", "ray"),
     "framegrove.types": ("torch", "ray"),
     "framegrove.lineage": ("torch", "ray"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from framegrove.config.engine import shipped_folder
 from framegrove.config.flow import GuidanceConfig, StepsConfig
 from framegrove.config.model import Recipe, TextConfig, TransformerConfig
 from framegrove.config.vae import VaeConfig
@@ -79,6 +83,45 @@ def save_tiny_verifier(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         save_folder(build_model(shape, tokenizer), tokenizer, shape, folder)
+    return folder
+
+
+def save_tiny_judge(folder: Path, outputs: int = 0, seed: int = 0, extra: tuple[str, ...] = ()) -> Path:
+    """A random vision-language model of the shipped verifier's class, whose tokens are bytes, so that it can write.
+
+    With ``outputs`` it is saved as a sequence classifier, with a head of so many; ``extra`` tokens are special.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json"):
+        shutil.copy(shipped_folder() / name, folder / name)
+    special = ["<pad>", "<unk>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *extra]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    data = json.loads((shipped_folder() / "config.json").read_text(encoding="utf-8"))
+    data["text_config"] |= {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    data["text_config"] |= {"num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": len(tokens)}
+    data["vision_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    data["vision_config"] |= {"num_hidden_layers": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Idefics3ForConditionalGeneration(Idefics3Config(**data))
+        head = torch.randn(outputs, 64)
+    model.save_pretrained(folder)
+    if outputs:
+        weights = load_file(folder / "model.safetensors") | {"score.weight": head}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved |= {"architectures": ["Idefics3ForSequenceClassification"], "num_labels": outputs}
+        saved |= {"id2label": {str(at): f"output {at}" for at in range(outputs)}}
+        saved |= {"label2id": {f"output {at}": at for at in range(outputs)}}
+        (folder / "config.json").write_text(json.dumps(saved), encoding="utf-8")
     return folder
 
 

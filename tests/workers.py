@@ -1,7 +1,7 @@
 """Several workers of one process group, for tests.
 
-They are forked from one process that has imported PyTorch and DeepSpeed, which would otherwise take each of them
-seconds; it serves all tests of a pytest process.
+They are forked from one process that has imported what they need (see preloaded.py), which would otherwise take each of
+them seconds; it serves all tests of a pytest process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.multiprocessing
 
 _PATIENCE = datetime.timedelta(minutes=2)  # for a worker that makes another number of passes than the other one
 
-multiprocessing.set_forkserver_preload(["deepspeed", "framegrove.training.engine", "framegrove.training.setup"])
+multiprocessing.set_forkserver_preload(["tests.preloaded"])
 
 
 def together(work: Callable[..., None], given: tuple[Any, ...], workers: int) -> Callable[[], None]:

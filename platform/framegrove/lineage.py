@@ -75,6 +75,17 @@ def sibling(path: Path, mutation: Mutation) -> Path:
     return (*path[:-1], mutation.parent)
 
 
+def unmutated(path: Path) -> Path:
+    """The fresh branch that a branch descends from by mutations; itself where it is fresh.
+
+    >>> unmutated((2, 46060007))
+    (2, 3)
+    """
+    while (mutation := mutation_of(path[-1])) is not None:
+        path = sibling(path, mutation)
+    return path
+
+
 def branch_name(path: Path) -> str:
     """A branch for people to read, the same wherever they read it.
 

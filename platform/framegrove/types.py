@@ -84,11 +84,24 @@ class SampleWork:
 
 @dataclass(frozen=True)
 class ScoreWork:
-    """Ask one verifier of the panel about one branch."""
+    """Ask one verifier of the panel about one branch.
+
+    A verifier that compares is asked how it stands ``against`` other branches of its cohort, as long as itself.
+    """
 
     path: Path
     assessment: Assessment
     verifier: str = "verifier"
+    against: tuple[Path, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """The newest units of all branches that the verifier is shown: those of the branch, then those of each other.
+
+        >>> ScoreWork((1, 0), Assessment.FINAL, against=((2, 0),)).shown
+        ((1,), (1, 0), (2,), (2, 0))
+        """
+        return tuple(prefix for branch in (self.path, *self.against) for prefix in prefixes(branch))
 
 
 def paths_of(work: SampleWork | ScoreWork) -> tuple[Path, ...]:

@@ -138,9 +138,10 @@ class Server:
             "digits",
             digits_recipe().model_copy(update={"knows": "digits that move", "known_prompts": "a .* moves .*"}),
             check=lambda asked: latent_size(asked.height, asked.width, **DIGITS),
-            policies={name: PolicyOffer(description=text, options={}) for name, text in POLICIES.items()},
+            policies={name: PolicyOffer(description=text) for name, text in POLICIES.items()},
             judged=lambda policy: policy != "single",
             side=64,
+            most_units=200,
             flops=lambda asked: asked.units * asked.height * asked.width,
             verifiers=VERIFIERS,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from framegrove.config.search import SearchConfig
 from framegrove.errors import UserError
 from framegrove.search.protocols import UnitsLost, WorkFailed
 from framegrove.types import Assessment, Cost, Scored, ScoreWork
+from tests.processes import TAKING_INTERRUPTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -294,12 +294,10 @@ def test_an_own_cluster_ends_with_its_driver(cluster: Cluster, ending: signal.Si
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(
-        [sys.executable, "-c", driver],
+        [*TAKING_INTERRUPTS, sys.executable, "-c", driver],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        # What runs in the background of a script ignores SIGINT, and so would what this test starts there.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout
         address = process.stdout.readline().strip()

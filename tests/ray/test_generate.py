@@ -38,7 +38,7 @@ def test_a_video_goes_on_from_a_clip(cluster: Cluster, tmp_path: Path) -> None:
     model, clip = save_tiny(tmp_path / "model"), tmp_path / "clip.mp4"
     clip.write_bytes(encode_mp4(world.clip(seed=1, index=0).frames[:12], 8))
     arguments = ["--prompt", "a red 3 moves left and right", "--policy", "none", "--model", str(model)]
-    arguments += ["--extend", str(clip), "--out", str(tmp_path / "out")]
+    arguments += ["--extend", str(clip), "--generators", "1", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(generate.app, [*arguments, "--units", "1"])
     assert result.exit_code == 0, result.output
     assert decode_mp4((tmp_path / "out" / "video.mp4").read_bytes())[0].shape == (17, 64, 64, 3)
@@ -58,7 +58,8 @@ def test_what_was_interrupted_is_resumed_as_it_was_asked_for(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = save_tiny(tmp_path / "model"), tmp_path / "out"
-    arguments = ["--prompt", "a red 3 moves left and right", "--policy", "single", "--units", "2", "--seed", "9"]
+    arguments = ["--prompt", "a red 3 moves left and right", "--policy", "single", "--units", "2"]
+    arguments += ["--generators", "1", "--seed", "9"]
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

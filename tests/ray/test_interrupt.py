@@ -18,7 +18,7 @@ from framegrove.models.pretrained import VAE, embedded_model
 from framegrove.models.vae_files import load_vae
 from framegrove.training.encode import vae_digest, write_clips
 from jobs.demo import CLIPS
-from tests.processes import marked
+from tests.processes import TAKING_INTERRUPTS, marked
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ("--prompt", "a red 3 moves left and right")
@@ -59,14 +59,13 @@ def test_an_interrupted_job_ends_soon_and_leaves_nothing(
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: mark}
     with subprocess.Popen(
-        [sys.executable, "-m", *command, "--out", str(out)],
+        [*TAKING_INTERRUPTS, sys.executable, "-m", *command, "--out", str(out)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         process_group=0,
-        preexec_fn=take_interrupts,
     ) as job:
         assert job.stdout is not None
         said = ""
@@ -85,8 +84,3 @@ def test_an_interrupted_job_ends_soon_and_leaves_nothing(
     print(f"{took:.1f} s from Ctrl-C to the end")
     assert took < LIMIT
     assert not marked(MARK, mark)
-
-
-def take_interrupts() -> None:
-    """What is started in the background of a script ignores SIGINT, and so would what this test starts there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

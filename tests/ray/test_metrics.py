@@ -13,10 +13,11 @@ import ray
 from framegrove.cluster.metrics import Metrics
 
 
-def exported() -> str:
-    """The text that all machines export at this moment."""
+def exported(workers: set[str]) -> str:
+    """What all machines export at this moment of these processes of Ray's."""
     endpoints = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()]
-    return "\n".join(urllib.request.urlopen(url, timeout=10).read().decode() for url in endpoints)
+    lines = "\n".join(urllib.request.urlopen(url, timeout=10).read().decode() for url in endpoints).splitlines()
+    return "\n".join(line for line in lines if any(f'WorkerId="{worker}"' in line for worker in workers))
 
 
 def value(text: str, name: str, **labels: str) -> float | None:
@@ -35,7 +36,8 @@ class Worker:
     def __init__(self) -> None:
         self._metrics = Metrics()
 
-    def report(self) -> None:
+    def report(self) -> str:
+        """Report, and say which of Ray's processes did: a cluster that tests share has others that report."""
         metrics = self._metrics
         metrics.load("generators", running=2, waiting=5)
         metrics.ended("generators", "done", 2.0, "")
@@ -43,6 +45,7 @@ class Worker:
         metrics.replaced("generators")
         metrics.training(1000.0, data_wait_seconds=1.5)
         metrics.training(1200.0, data_wait_seconds=0.0)
+        return str(ray.get_runtime_context().get_worker_id())
 
 
 @pytest.mark.usefixtures("cluster")
@@ -50,7 +53,7 @@ def test_what_a_driver_and_an_actor_report_is_exported() -> None:
     metrics = Metrics()
     metrics.queue(3)
     worker = ray.remote(Worker).options(num_cpus=0).remote()
-    ray.get(worker.report.remote())
+    reported = {ray.get(worker.report.remote()), str(ray.get_runtime_context().get_worker_id())}
     expected = {
         ("ray_framegrove_queue_depth", ()): 3,
         ("ray_framegrove_works", (("state", "running"),)): 2,
@@ -67,12 +70,12 @@ def test_what_a_driver_and_an_actor_report_is_exported() -> None:
     found: dict[tuple[str, tuple[tuple[str, str], ...]], float | None] = {}
     while found != expected and time.monotonic() < deadline:
         time.sleep(1)
-        text = exported()
+        text = exported(reported)
         found = {(name, labels): value(text, name, **dict(labels)) for name, labels in expected}
     assert found == expected, text
 
     time.sleep(3 * ray._config.metrics_report_interval_ms() / 1000)  # by then Ray has forgotten what was set only once
-    text = exported()
+    text = exported(reported)
     assert value(text, "ray_framegrove_queue_depth") == 3
     assert value(text, "ray_framegrove_works", state="running") == 2
     del metrics
@@ -85,12 +88,3 @@ def test_the_repeating_thread_ends_with_its_object() -> None:
     del metrics
     thread.join(timeout=10)
     assert not thread.is_alive()
-
-
-@pytest.mark.usefixtures("cluster")
-def test_reporting_costs_little() -> None:
-    metrics = Metrics()
-    began = time.process_time()
-    for _ in range(1000):
-        metrics.ended("judge", "done", 0.5, "")
-    assert time.process_time() - began < 0.5

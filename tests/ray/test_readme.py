@@ -1,12 +1,16 @@
 """README's commands as written, in a fresh copy of the checkout, on one shared cluster.
 
-But for fewer clips, and fewer steps in the configurations of the copy: `make demo` trains for as long as they say.
+But for fewer clips, and fewer and smaller steps in the configurations of the copy: `make demo` trains as they say.
 
 Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
 /shared, what starts clusters on fixed ports, on other machines or on Kubernetes, the evaluation of 64 prompts, which
-takes an hour, the calibration of a panel of the reader's own (done to a small one in tests/unit/test_evaluate_job.py),
-the searches that a model learns from (small ones in test_collect.py and tests/unit/test_improve_job.py), and the suite,
-which takes days. tests/unit/test_plan.py runs the plan.
+takes an hour, the calibration of a panel of the reader's own (done to a small one in
+tests/unit/test_evaluate_job.py), judges, prompts and results of the reader's own (tests/unit/test_judging_job.py,
+test_benchmarks_job.py), the user study, for which people are needed (tests/unit/test_user_study.py,
+tests/browser/test_user_study.py), studies, which take hours (small ones in test_sweep.py), the searches that a model
+or a judge learns from (small ones in test_collect.py, tests/unit/test_improve_job.py and test_latent_judge.py), the
+papers' claims, which take minutes each (the counted ones in tests/unit/test_claims.py), and the suite, which takes
+days. tests/unit/test_plan.py runs the plan.
 """
 
 from __future__ import annotations
@@ -25,11 +29,21 @@ import pytest
 
 from framegrove.cluster.session import Cluster
 from tests import readme
-from tests.ray.test_interrupt import take_interrupts
+from tests.processes import TAKING_INTERRUPTS
 from tests.readme import ROOT, Block
 
 ELSEWHERE = ("make ", "source ", "/shared/", "--model pyramid-flow", "--prompts 64", "--calibrate ", "--suite ")
-ELSEWHERE += ("ray start ", "kubectl ", "--plan", "jobs.collect ")
+ELSEWHERE += (
+    "ray start ",
+    "kubectl ",
+    "--plan",
+    "jobs.collect ",
+    "--judges ",
+    "--totals ",
+    "--study ",
+    "jobs.evidence ",
+    "jobs.sweep ",
+)
 RUN = [block for block in readme.blocks() if not any(mark in block.text for mark in ELSEWHERE)]
 
 
@@ -42,7 +56,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / ".venv").symlink_to(sys.prefix)
     for name in ("digits_demo.yaml", "digits_lora.yaml"):
         config = copy / "jobs" / "configs" / name
-        config.write_text(re.sub(r"steps: \d+", "steps: 4", config.read_text()).replace("warmup: 5", "warmup: 1"))
+        text = re.sub(r"batch: \d+", "batch: 4", re.sub(r"steps: \d+", "steps: 2", config.read_text()))
+        config.write_text(text.replace("warmup: 5", "warmup: 1"))
     return copy
 
 
@@ -56,7 +71,7 @@ def run(block: Block, checkout: Path, cluster: Cluster, port: int = 8000) -> str
     """Run a block in bash, as a user does after activating .venv; returns what it prints."""
     assert cluster.dashboard_url is not None
     text = block.text.replace("http://127.0.0.1:8265", cluster.dashboard_url).replace("8000", str(port))
-    text = text.replace("--clips 200", "--clips 40")
+    text = text.replace("--clips 200", "--clips 20")
     done = subprocess.run(
         ["bash", "-c", f"source .venv/bin/activate\nset -euo pipefail\n{text}"],
         cwd=checkout,
@@ -103,12 +118,11 @@ def test_the_endpoint_in_two_terminals(checkout: Path, cluster: Cluster) -> None
         port = probe.getsockname()[1]
     command = [sys.executable if word == "python" else word for word in block_with("jobs.serve").commands[0]]
     with subprocess.Popen(
-        [str(port) if word == "8000" else word for word in command],
+        [*TAKING_INTERRUPTS, *(str(port) if word == "8000" else word for word in command)],
         cwd=checkout,
         env=environment(checkout, cluster),
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=take_interrupts,
     ) as serving:
         try:
             assert serving.stdout is not None

@@ -29,6 +29,7 @@ from framegrove.config.model import ModelSource
 from framegrove.config.serve import ServeConfig
 from framegrove.config.verifier import load_panel
 from framegrove.media.writing import decode_mp4
+from framegrove.search.policies.dfs import DfsOptions
 from tests.films import panned, recorded, scenery
 from tests.tiny import save_tiny, save_tiny_verifier
 
@@ -142,7 +143,11 @@ def test_a_script_for_vllm_omnis_server_works_unchanged(client: openai.OpenAI) -
 
 
 def test_each_model_has_actors_of_its_own(cluster: Cluster, client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "other"]
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["tiny", "other"]
+    dfs = models[0].model_dump()["policies"]["dfs"]
+    assert dfs["defaults"].keys() == dfs["options"].keys()
+    assert dfs["defaults"]["accept"] == DfsOptions().accept
     asked = client.videos.create(prompt=PROMPT, model="other", seconds="1", size="64x64")  # type: ignore[arg-type]
     assert seen(client, asked.id, "completed", "failed").status == "completed"
     filters = [("class_name", "=", "Generator"), ("state", "=", "ALIVE")]
@@ -267,10 +272,28 @@ def test_a_caller_that_hangs_up_ends_the_decoding_of_its_clip(cluster: Cluster, 
     until(0)
 
 
-def test_of_300_requests_at_once_as_many_are_accepted_as_there_are_places(client: openai.OpenAI) -> None:
+@contextlib.contextmanager
+def suspended(cluster: Cluster) -> Iterator[None]:
+    """Generators that stand still: what is in progress stays so."""
+    filters = [("class_name", "=", "Generator"), ("state", "=", "ALIVE")]
+    workers = [psutil.Process(actor.pid) for actor in list_actors(address=cluster.address, filters=filters)]
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
+
+
+def test_of_300_requests_at_once_as_many_are_accepted_as_there_are_places(
+    cluster: Cluster, client: openai.OpenAI
+) -> None:
     """Through Ray Serve's proxy: a full queue is a 429 that says when to ask again, for everybody but those inside."""
     held = create(client, seed=9, policy="beam", budget="60x")
-    seen(client, held.id, "in_progress")
+    while not seen(client, held.id, "in_progress").progress:  # its generators are there
+        time.sleep(0.1)
 
     async def burst() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=300)
@@ -278,12 +301,13 @@ def test_of_300_requests_at_once_as_many_are_accepted_as_there_are_places(client
             body = {"prompt": PROMPT, "seconds": "1", "search": {"policy": "single"}}
             return await asyncio.gather(*(many.post(f"{client.base_url}videos", json=body) for _ in range(300)))
 
-    answers = asyncio.run(burst())
+    with suspended(cluster):
+        answers = asyncio.run(burst())
+        waiting = client.videos.list(limit=100, order="asc").data
     accepted = [answer.json()["id"] for answer in answers if answer.status_code == 200]
     turned_away = [answer for answer in answers if answer.status_code != 200]
     assert {answer.status_code for answer in turned_away} <= {429, 503}
     assert all(int(answer.headers["retry-after"]) > 0 for answer in turned_away)
-    waiting = client.videos.list(limit=100, order="asc").data
     assert {video.id for video in waiting if video.status == "queued"} == set(accepted)
     assert len(accepted) == ServeConfig().waiting
     for video_id in [*accepted, held.id]:

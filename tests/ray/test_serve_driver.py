@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 from framegrove.cluster.session import Cluster
 from framegrove.serving.auth import FAILURES_PER_MINUTE
 from framegrove.serving.keys import add_key, remove_key
-from tests.processes import marked
+from tests.processes import TAKING_INTERRUPTS, marked
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,34 +28,34 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = "FRAMEGROVE_SERVE_DRIVER"  # in the environment of the driver, and so of everything that it starts
 RAYLET, GCS = "/raylet/raylet", "/gcs/gcs_server"
 PROMPT = "a red 3 moves left and right"
+PANEL = "verifiers: [{name: contrast, kind: callable, function: 'framegrove.verification.examples:contrast'}]\n"
 LIMIT = 15.0  # seconds until nothing is left of a cluster whose driver has ended
 
 
 class Driver:
-    """``python -m jobs.serve`` with tiny models, which serves by the time this is made."""
+    """``python -m jobs.serve`` with a tiny model, which serves by the time this is made.
 
-    def __init__(self, folder: Path, *options: str, cluster: str | None = None) -> None:
+    ``judged``: a tiny vision-language model judges in vLLM, a process more to leave behind, and half a minute to start.
+    """
+
+    def __init__(self, folder: Path, *options: str, cluster: str | None = None, judged: bool = False) -> None:
         self.name = uuid.uuid4().hex
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: self.name}
         if cluster is not None:
             environment["RAY_ADDRESS"] = cluster
         command = [sys.executable, "-m", "jobs.serve", "--port", "0", "--folder", str(folder / "videos")]
-        models = [
-            "--model",
-            str(save_tiny(folder / "tiny")),
-            "--verifier",
-            str(save_tiny_verifier(folder / "verifier")),
-        ]
+        panel = folder / "panel.yaml"
+        panel.write_text(PANEL)
+        verifier = save_tiny_verifier(folder / "verifier") if judged else panel
+        models = ["--model", str(save_tiny(folder / "tiny")), "--verifier", str(verifier)]
         self.log = folder / "console.txt"
         with self.log.open("w") as console:
             self.process = subprocess.Popen(
-                [*command, *models, "--generators", "1", *options],
+                [*TAKING_INTERRUPTS, *command, *models, "--generators", "1", *options],
                 cwd=ROOT,
                 env=environment,
                 stdout=console,
                 stderr=console,
-                # What runs in the background of a script ignores SIGINT, and so would what this test starts there.
-                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         self.url = self._url()
 
@@ -122,8 +121,8 @@ def test_keys_come_and_go_at_an_endpoint_that_runs(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Driver]:
-    serving = Driver(tmp_path)
+def driver(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
+    serving = Driver(tmp_path, judged=getattr(request, "param", True))
     try:
         yield serving
     finally:
@@ -131,8 +130,9 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
 
 
 @pytest.mark.parametrize(
-    ("program", "says"),
-    [(RAYLET, "is gone"), (GCS, "the control service (GCS) of the Ray cluster at")],
+    ("driver", "program", "says"),
+    [(True, RAYLET, "is gone"), (False, GCS, "the control service (GCS) of the Ray cluster at")],
+    indirect=["driver"],
     ids=["raylet", "gcs"],
 )
 def test_a_cluster_that_is_killed_ends_the_driver_for_a_supervisor_to_start_again(
@@ -186,7 +186,9 @@ def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_p
         httpx.get(f"{first.url}/healthz", timeout=60)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("driver", "ending"), [(True, signal.SIGTERM), (False, signal.SIGINT)], indirect=["driver"], ids=["term", "int"]
+)
 def test_it_is_ended_without_a_complaint(driver: Driver, ending: signal.Signals) -> None:
     with urllib.request.urlopen(f"{driver.url}/v1/models", timeout=30) as answer:
         assert answer.status == 200

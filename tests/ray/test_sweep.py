@@ -1,71 +1,172 @@
-"""A sweep over pyramid stages: two short trainings through the real trainer, sampled, measured, and pictured."""
+"""Studies on a cluster, with tiny models: trials side by side, some that fail, a kill, winners that are used."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from framegrove.cluster.session import Cluster
-from jobs import stages, sweep
+from framegrove.evaluation.study_results import Trial, read_parquet
+from jobs import generate, stages, sweep, train
 from tests.tiny import save_tiny
 from tests.tiny_training import PHASE, make_config, make_world
 
+ROOT = Path(__file__).resolve().parents[2]
+LEFT = ("results.parquet", "report.html", "front.png", "parallel.png", "costs.png")
+
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of searches with a tiny model and two judges that cost nothing."""
+    folder = tmp_path_factory.mktemp("searches")
+    save_tiny(folder / "tiny")
+    functions = {"redness": "tests.fakes:redness", "contrast": "framegrove.verification.examples:contrast"}
+    judges = [{"name": name, "kind": "callable", "function": function} for name, function in functions.items()]
+    (folder / "panel.yaml").write_text(yaml.safe_dump({"verifiers": judges}))
+    study = {
+        "kind": "search",
+        "prompts": ["a red 3 moves left and right", "a blue 5 moves up and down"],
+        "units": 2,
+        "trials": 3,
+        "verifier": "panel.yaml",
+        "space": {
+            "policy": {"choice": ["beam", "linear"]},
+            "cap": {"low": 2, "high": 4},
+            "panel": {"choice": [["redness"], None]},
+            "steps": {"choice": [1, 2]},
+        },
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of pyramids in a tiny world."""
     world = make_world(tmp_path_factory.mktemp("world"))
     given = make_config(world, phases=[PHASE | {"name": "only", "units": 2, "steps": 12}])
     held = given.model_dump(mode="json")
-    held["model"]["recipe"] |= {"units": 1, "steps": {"first": [1, 1, 1], "others": [1, 1, 1]}}
-    path = world / "sweep.yaml"
-    path.write_text(yaml.safe_dump(held))
-    return path
+    held["model"]["recipe"] |= {"units": 2, "steps": {"first": [1, 1, 1], "others": [1, 1, 1]}}
+    (world / "train.yaml").write_text(yaml.safe_dump(held))
+    return world
 
 
-def test_stages_are_trained_and_compared(cluster: Cluster, config: Path, tmp_path: Path) -> None:
-    arguments = ["--what", "stages", "--stages", "1,2", "--config", str(config), "--prompts", "1"]
-    result = CliRunner().invoke(sweep.app, [*arguments, "--out", str(tmp_path)])
+def sweeping(*arguments: object) -> str:
+    result = CliRunner().invoke(sweep.app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
-    one, two = json.loads((tmp_path / "sweep.json").read_text())
-    assert (one["label"], two["label"]) == ("1 stage", "2 stages")
-    assert one["flops"] > two["flops"] > 0  # as many steps, half of them on a quarter of the tokens
-    assert one["loss"] > 0 < two["loss"]
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "stages-2" / "model" / "framegrove.json").exists()
-    ends = [stages.marks(tmp_path / f"stages-{height}")[-1] for height in (1, 2)]
-    assert ends[0].flops == pytest.approx(ends[1].flops, rel=0.2), "as nearly equal as whole steps can be"
-    for name in ("learning.png", "samples.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    return result.output
 
 
-def test_budgets_are_tried_with_the_model_that_is_named(cluster: Cluster, tmp_path: Path) -> None:
-    tiny = save_tiny(tmp_path / "tiny")
-    arguments = ["--what", "budget", "--budgets", "1x", "--prompts", "1", "--model", str(tiny), "--dtype", "bfloat16"]
-    result = CliRunner().invoke(sweep.app, [*arguments, "--generators", "1", "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    (only,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert only["label"] == "1x"
+def results(out: Path) -> list[Trial]:
+    return read_parquet(out / "results.parquet")[1]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--what", "stages", "--stages", "1,9"], "--stages must be numbers from 1 to 6"),
-        (["--what", "stages", "--set", "model.start=shipped"], "set model.start=null"),
-        (["--what", "budget", "--budgets", "lots"], "a budget is a number"),
-        (["--what", "budget", "--model", "nowhere"], "no model folder at nowhere"),
-        (["--what", "budget", "--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
-        (["--what", "budget", "--dtype", "half"], "dtype must be 'float32' or 'bfloat16', not 'half'"),
-    ],
-)
-def test_bad_input_is_one_line(config: Path, given: list[str], message: str, tmp_path: Path) -> None:
-    arguments = [*given, *(["--config", str(config)] if "stages" in given else [])]
-    result = CliRunner().invoke(sweep.app, [*arguments, "--out", str(tmp_path / "out")])
+def test_searches_share_a_pool_and_their_winners_are_used(cluster: Cluster, searches: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study = ("--study", searches / "study.yaml", "--model", searches / "tiny", "--generators", 2, "--out", out)
+    assert "3 trials: 3 finished" in sweeping(*study)
+    assert [trial.number for trial in results(out)] == [1, 2, 3]
+    for trial in results(out):
+        assert [video.prompt for video in trial.videos] == [0, 1]
+        assert all(video.flops > 0 for video in trial.videos)
+    assert all((out / name).is_file() for name in LEFT)
+    assert not (out / ".tune").exists()
+    # More trials add to it, with those that are there as they were.
+    before = results(out)
+    assert "4 trials: 4 finished" in sweeping(*study, "--trials", 4, "--resume")
+    assert results(out)[:3] == before
+    winner = min((out / "winners").glob("*.yaml"))
+    video = tmp_path / "video"
+    arguments = ["--config", str(winner), "--prompt", "a red 3 moves left and right", "--seed", "95000"]
+    made = CliRunner().invoke(generate.app, [*arguments, "--units", "2", "--generators", "1", "--out", str(video)])
+    assert made.exit_code == 0, made.output
+    report = json.loads((video / "report.json").read_text())
+    number = int(winner.stem.removeprefix("trial-"))
+    first = next(trial for trial in results(out) if trial.number == number).videos[0]
+    assert report["cost"]["total"]["flops"] + report["cost"]["total"]["decoding_flops"] == pytest.approx(first.flops)
+
+
+def test_pyramids_are_trained_for_the_same_flops(cluster: Cluster, trainings: Path, tmp_path: Path) -> None:
+    study: dict[str, Any] = {
+        "kind": "pyramid",
+        "train": "train.yaml",
+        "grid": True,
+        "prompts": 1,
+        "space": {"stages": {"choice": [1, 2]}},
+    }
+    (trainings / "stages.yaml").write_text(yaml.safe_dump(study))
+    out = tmp_path / "out"
+    assert "2 trials: 2 finished" in sweeping("--study", trainings / "stages.yaml", "--out", out)
+    one, two = results(out)
+    assert one.mean("flops").mean > two.mean("flops").mean > 0  # as many steps, half of them on a quarter of the tokens
+    assert one.training_flops == pytest.approx(two.training_flops, rel=0.2), "as nearly equal as whole steps can be"
+    assert len(stages.marks(out / "trials" / "0001" / "run")) > 2
+    for name in ("learning.png", "samples.png", *LEFT[1:]):
+        assert (out / name).is_file()
+    winner = min((out / "winners").glob("*.yaml"))
+    arguments = ["--config", str(winner), "--engine", "plain", "--out", str(tmp_path / "again")]
+    again = CliRunner().invoke(train.app, arguments)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "model" / "framegrove.json").is_file()
+
+
+def test_a_trial_that_fails_is_counted_and_one_behind_is_stopped(
+    cluster: Cluster, trainings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = {
+        "kind": "pyramid",
+        "train": "train.yaml",
+        "grid": True,
+        "prompts": 1,
+        "stop": {"after": 0.25, "keep": 0.5},
+        "space": {"phases.0.learning_rate": {"choice": [1e-3, 1e-4, 1e30]}, "phases.0.clip": {"choice": [1.0]}},
+        "settings": {"most_skipped": 0},
+    }
+    (trainings / "failing.yaml").write_text(yaml.safe_dump(study))
+    out = tmp_path / "out"
+    said = sweeping("--study", trainings / "failing.yaml", "--out", out)
+    last = results(out)[-1]
+    assert last.state == "failed"
+    assert last.why in said
+    assert last.why in (out / "report.html").read_text()
+    assert len([trial for trial in results(out) if trial.state != "failed"]) == 2
+
+
+def test_what_is_killed_goes_on_and_counts_once(cluster: Cluster, searches: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs.sweep", "--study", str(searches / "study.yaml"), "--generators", "1"]
+    command += ["--model", str(searches / "tiny"), "--out", str(out)]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+        deadline = time.monotonic() + 240
+        while not list(out.glob("trials/*/videos.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(job.pid, signal.SIGKILL)
+    begun = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()[1:]]
+    assert begun
+    assert any("begun" in line for line in begun)
+    model = ("--model", searches / "tiny")
+    output = sweeping("--study", searches / "study.yaml", "--generators", 1, *model, "--resume", "--out", out)
+    assert "going on: " in output
+    found = results(out)
+    assert [trial.number for trial in found] == [1, 2, 3]
+    assert found[0].params == begun[0]["params"]
+    assert all(len(trial.videos) == 2 for trial in found)
+
+
+def test_what_does_not_fit_is_said_at_once(cluster: Cluster, searches: Path, tmp_path: Path) -> None:
+    study = ["--study", str(searches / "study.yaml"), "--model", str(searches / "tiny"), "--out", str(tmp_path)]
+    result = CliRunner().invoke(sweep.app, [*study, "--generators", "500"])
     assert result.exit_code == 1
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert "a study with 500 generators and 2 verifiers needs 502 CPU" in result.stderr
+    assert json.loads((tmp_path / "trials.jsonl").read_text())["version"] == 1, "and no trial was begun"

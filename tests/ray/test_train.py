@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -143,9 +144,15 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_run_again(
             wait_for_the_second_checkpoint(cut)
         finally:
             driver.kill()
-    time.sleep(10)  # until the cluster has ended its workers, too
+    workers = [actor.pid for actor in list_actors(cluster.address, [("class_name", "=", "RayTrainWorker")])]
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, workers)) and time.monotonic() < deadline:  # the cluster ends them, too
+        time.sleep(0.2)
     for newest in (cut / "checkpoints").glob("step-0000006"):
         os.truncate(newest / "worker-00001-000.safetensors", 1000)
+    for unfinished in (cut / "checkpoints").glob(".*.partial"):  # one in which nobody had written a name is young yet
+        for path in (*unfinished.iterdir(), unfinished):
+            os.utime(path, (0, 0))
     before = curve.read(cut / curve.LINES)
     fit(config, cut, cluster, workers=2)
     same_run(cut, whole)

@@ -158,6 +158,8 @@ def assert_made_once(place: str, accepted: list[str], cancelled: str) -> None:
 
 def test_a_mistake_in_the_file_leaves_the_old_replica(manifest: dict[str, Any]) -> None:
     place = "http://{host}:{port}/v1/models".format(**manifest["http_options"])
+    contrast = {"name": "contrast", "kind": "callable", "function": "framegrove.verification.examples:contrast"}
+    manifest["applications"][0]["args"]["verifier"] = {"verifiers": [contrast]}  # nothing is judged here
     deploy(manifest)
     deploy(manifest, blocking=False, models=[{"name": "/nowhere"}])
     deadline = time.monotonic() + 300

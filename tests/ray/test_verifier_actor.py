@@ -20,7 +20,9 @@ from PIL import Image
 from ray.exceptions import RayTaskError
 
 from actors.verifier import VllmVerifier
-from framegrove.config.verifier import environment, load_panel, shipped_folder
+from framegrove.config.engine import shipped_folder
+from framegrove.config.request import frames_of, unit_lengths
+from framegrove.config.verifier import environment, load_panel
 from framegrove.digits import world as digits
 from framegrove.digits.questions import QUESTIONS
 from framegrove.errors import UserError
@@ -45,7 +47,7 @@ def expected_probabilities() -> list[float]:
     processor = AutoProcessor.from_pretrained(shipped_folder())
     model = AutoModelForImageTextToText.from_pretrained(shipped_folder(), dtype=torch.float32).eval()
     yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
-    images = [Image.fromarray(CLIP.frames[at]) for at in shown_frames(len(CLIP.frames))]
+    images = [Image.fromarray(CLIP.frames[at]) for at in shown_frames(unit_lengths(len(CLIP.frames)))]
     probabilities = []
     for text in ASKED:
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
@@ -135,7 +137,7 @@ async def examine_views(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
     text = ASKED[0]
     alone = [  # of four frames by themselves, the view of their newest unit is all of them
         (await actor.answers.remote([text], CLIP.frames[list(shown)], View.UNIT))[0]
-        for shown in frames_of_view(View.DENSE, len(CLIP.frames), 4)
+        for shown in frames_of_view(View.DENSE, unit_lengths(len(CLIP.frames)), 4)
     ]
     assert len(alone) == 2
     (dense,) = await actor.answers.remote([text], CLIP.frames, View.DENSE)
@@ -152,7 +154,7 @@ async def examine_views(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
 async def examine_prices(actor: ray.actor.ActorHandle[VllmVerifier]) -> None:
     """What judging will cost is told in advance, to the last FLOP, for other prompts and sizes too."""
     for prompt, height, width in ((CLIP.caption, 64, 64), ("a boat drifts, then sinks", 48, 96)):
-        told = await actor.price.remote(prompt, 7, height, width)
+        told = await actor.price.remote(prompt, unit_lengths(frames_of(7)), height, width)
         assert set(told) == set(Assessment)
         for assessment, prices in told.items():
             assert len(prices) == 7

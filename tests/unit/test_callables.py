@@ -106,5 +106,5 @@ def test_the_example_measures_contrast() -> None:
 
 
 def test_a_function_has_no_price() -> None:
-    assert asyncio.run(verifier("my_scores:later").price("a cat", 2, 8, 8)) == dict.fromkeys(Assessment, (0, 0))
+    assert asyncio.run(verifier("my_scores:later").price("a cat", (1, 8), 8, 8)) == dict.fromkeys(Assessment, (0, 0))
     assert scored("my_scores:later").cost.flops == 0

@@ -11,7 +11,7 @@ import pytest
 from actors.captions import CaptionStage, captioner
 from framegrove.config.base import ConfigError
 from framegrove.config.curate import CaptionsConfig
-from framegrove.config.verifier import shipped_folder
+from framegrove.config.engine import shipped_folder
 from framegrove.curation.clip import Clip, Rejection
 from tests.fakes import FakeDescriber
 

@@ -114,6 +114,13 @@ def test_what_leaves_nothing_to_learn_from_is_told_with_its_numbers(folder: Path
     assert "none differs by 50 in log-odds" in " ".join(result.output.split())
 
 
+def test_a_winner_that_nobody_has_judged_is_no_example(folder: Path, tmp_path: Path) -> None:
+    """Depth first, a search that reaches its cap ends with a video as it is."""
+    run(folder, tmp_path / "out", "--policy", "dfs", "--budget", "1.5x")
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (found["searches"], found["examples"]) == (3, 0)
+
+
 @pytest.mark.parametrize(
     ("given_", "says"),
     [("digits:0", "write how many prompts"), ("digits:x", "write how many prompts"), ("/no/such", "no prompts can be")],
@@ -121,6 +128,13 @@ def test_what_leaves_nothing_to_learn_from_is_told_with_its_numbers(folder: Path
 def test_prompts_that_are_none(given_: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         collecting.read_prompts(given_, 0)
+
+
+def test_prompts_of_the_digits_world_have_so_many_digits_in_turn() -> None:
+    given = list(collecting.read_prompts("digits:6", 7, [2, 2, 1]))
+    assert [prompt.count(" moves ") for prompt, _ in given] == [2, 2, 1, 2, 2, 1]
+    assert [seed for _, seed in given] == list(range(7, 13))
+    assert [prompt.count(" moves ") for prompt, _ in collecting.read_prompts("digits:40", 7)].count(1) in range(10, 31)
 
 
 def test_a_long_file_is_streamed_and_an_empty_one_refused(tmp_path: Path) -> None:
@@ -211,4 +225,6 @@ def test_siblings_are_compared_by_what_all_of_them_were_asked_last() -> None:
     ]
     assert found[1].chances == pytest.approx((0.9, 0.2))
     assert [each.worse for each in preferences.told_apart(found, margin=1.0, least=0.5)] == [(1,)]
+    assert [each.worse for each in preferences.told_apart(found, margin=0.1, least=0.5)] == [(2,), (1,), (0, 0)]
+    assert [each.worse for each in preferences.told_apart(found, margin=0.1, least=0.5, most=0.5)] == [(1,), (0, 0)]
     assert preferences.comparisons(nodes, product, paths - {(0,), (0, 0)})[0].better == (2,)

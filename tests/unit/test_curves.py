@@ -63,3 +63,24 @@ def test_picture_is_written(tmp_path: Path) -> None:
     }
     curves.draw_curves(drawn, tmp_path / "curves.png", title="Search on digits", score="oracle score")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sign_flips_are_counted_exactly_where_they_are_few() -> None:
+    """All of five differences have one sign: two of 32 patterns are as far from 0. Zeros have no sign to flip."""
+    assert curves.sign_flips([1.0, 2.0, 0.5, 3.0, 1.5]) == pytest.approx(2 / 32)
+    assert curves.sign_flips([1.0, 2.0, 0.0, 0.5, 3.0, 0.0, 1.5]) == pytest.approx(2 / 32)
+    assert curves.sign_flips([1.0, -1.0]) == 1.0
+    assert curves.sign_flips([0.0, 0.0]) == 1.0
+
+
+def test_sign_flips_find_as_many_differences_as_chance_has() -> None:
+    rng = np.random.default_rng(0)
+    found = [curves.sign_flips(rng.normal(size=20)) for _ in range(200)]
+    assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.09
+    assert curves.sign_flips(rng.normal(1.5, 1, 40)) < 0.001
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    assert curves.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert curves.holm([0.9, 0.5]) == pytest.approx([1.0, 1.0])
+    assert curves.holm([]) == []

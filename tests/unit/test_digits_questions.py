@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from framegrove.config.verifier import Calibration, VerifierConfig, own_settings, question_source
+from framegrove.config.verifier import Calibration, VerifierConfig, load_panel, own_settings, question_source
 from framegrove.digits.questions import QUESTIONS, Aspect, static_scene, write_settings
 from framegrove.digits.world import parse
 from framegrove.types import Assessment
@@ -88,3 +89,13 @@ def test_verifiers_name_the_set_that_they_were_trained_for(tmp_path: Path) -> No
     uncalibrated = own_settings(str(tmp_path))
     assert uncalibrated is not None
     assert uncalibrated.calibration == {}
+
+
+def test_a_verifier_can_be_made_to_misread_how_things_move() -> None:
+    (verifier,) = load_panel("jobs/configs/verifier_misread.yaml").verifiers
+    misread, shipped = load_question_set(verifier.questions or ""), load_panel(None).verifiers[0]
+    assert misread.fingerprint != QUESTIONS.fingerprint
+    for assessment in Assessment:
+        for ours, theirs in zip(misread.questions(assessment, TWO), QUESTIONS.questions(assessment, TWO), strict=True):
+            assert ours == replace(theirs, against=theirs.aspect is Aspect.MOTION)
+    assert verifier.calibration == shipped.calibration

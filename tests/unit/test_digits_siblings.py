@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from framegrove.config.flow import StepsConfig
+from framegrove.config.request import unit_lengths
 from framegrove.config.verifier import own_settings
 from framegrove.digits import siblings, world
 from framegrove.digits.examination import Examination, examine
@@ -60,7 +63,7 @@ def group_of(depth: int, digits: list[int | None], told: bool = True) -> Group:
         children.append(frames[first:])
         readings.append(taught(frames[max(0, first - 1) :], ASKED, digit, told))
     count = world.frame_count(depth + 1)
-    video = {place for shown in frames_of_view(View.VIDEO, count, MOST) for place in shown}
+    video = {place for shown in frames_of_view(View.VIDEO, unit_lengths(count), MOST) for place in shown}
     kept = sorted(({0} | video | set(range(first - 16, first))) & set(range(first)))
     return Group(ASKED, 0, (0,) * depth, tuple(lineage), tuple(kept), frames[kept], np.stack(children), tuple(readings))
 
@@ -88,7 +91,9 @@ def test_groups_grow_from_right_children_and_are_kept_shard_by_shard(
         assert len(frames) in (1, 9)
         return UnitReading((), bool(frames.astype(int).sum() % 2))
 
-    pipeline = load_pipeline()
+    shipped = load_pipeline()
+    few = StepsConfig(first=(1, 1, 1), others=(1, 1, 1))
+    pipeline = replace(shipped, recipe=shipped.recipe.model_copy(update={"steps": few}))
     monkeypatch.setattr("framegrove.digits.siblings.PROMPTS", 2)
     monkeypatch.setattr("framegrove.digits.sibling_files.PROMPTS", 2)
     prompts = prompts_of("train", 0, 0)
@@ -133,7 +138,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_siblings_become_scenes_with_the_teachers_answers() -> None:
     group = group_of(3, [3, None, 8])
-    (unit,) = frames_of_view(View.UNIT, group.frame_count, MOST)
+    (unit,) = frames_of_view(View.UNIT, unit_lengths(group.frame_count), MOST)
     sound, malformed, other = (read_as_drawn(group, child, unit, View.UNIT) for child in range(3))
     assert sound is not None
     assert malformed is not None
@@ -170,7 +175,7 @@ def test_a_digit_that_is_gone_leaves_a_count_that_is_wrong() -> None:
     group = group_of(2, [3])
     gone = UnitReading((), False)
     group = Group(**(group.__dict__ | {"readings": (gone,)}))
-    (unit,) = frames_of_view(View.UNIT, group.frame_count, MOST)
+    (unit,) = frames_of_view(View.UNIT, unit_lengths(group.frame_count), MOST)
     drawn = read_as_drawn(group, 0, unit, View.UNIT)
     assert drawn is not None
     assert drawn[0].colours == ("red", "red", None, None, None, None)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from framegrove.config.verifier import own_settings, shipped_folder
+from framegrove.config.engine import shipped_folder
+from framegrove.config.verifier import own_settings
 from framegrove.digits import world
 from framegrove.digits.config import VerifierArchitecture
 from framegrove.digits.questions import QUESTIONS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from framegrove.config.request import frames_of
+from framegrove.config.request import frames_of, unit_lengths
 from framegrove.digits import world
 from framegrove.digits.questions import Aspect
 from framegrove.digits.verifier_questions import ask_about
@@ -60,7 +60,7 @@ def test_sights_are_selections_of_their_view_in_clips_of_any_length() -> None:
         for view, shown in ((View.UNIT, 6), (View.VIDEO, 6), (View.VIDEO, 4)):
             sight = draw_sight(rng, shown, view)
             assert sight.shown == shown
-            assert sight.times in frames_of_view(view, frames_of(sight.units), 6)
+            assert sight.times in frames_of_view(view, unit_lengths(frames_of(sight.units)), 6)
             assert 1 <= sight.first < shown
             lengths.add((view, sight.units))
             if view is View.UNIT:

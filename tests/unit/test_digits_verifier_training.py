@@ -11,7 +11,7 @@ import torch
 from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from framegrove.config.base import load
-from framegrove.config.verifier import shipped_folder
+from framegrove.config.engine import shipped_folder
 from framegrove.digits.config import JointPhase, VerifierPhase, VerifierTraining
 from framegrove.digits.sibling_files import shard_file, write_groups
 from framegrove.digits.verifier_metrics import evaluate, save

@@ -132,7 +132,6 @@ def work(rank: int, folder: Path) -> None:
 
 def weigh(rank: int, folder: Path) -> None:
     """One of the workers: leaves what engines hold. Engines that were there before would be counted now and then."""
-    gc.freeze()  # what is there by now need not be looked through again and again
     kinds = {"held": TuneConfig(), "held with an adapter": ADAPTER}
     found = {(kind, zero): held_by_an_engine(zero, tune) for zero in (1, 2, 3) for kind, tune in kinds.items()}
     torch.save(found, folder / f"{rank}.held.pt")

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
-from framegrove.config.verifier import shipped_folder
+from framegrove.config.engine import shipped_folder
 from framegrove.digits import world
 from framegrove.digits.questions import QUESTIONS
 from framegrove.errors import UserError

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from framegrove.config.verifier import Calibration, PanelConfig, VerifierConfig, load_panel
 from framegrove.types import Assessment
-from jobs import calibrating, evaluate
+from jobs import calibrating, comparing, evaluate
 from tests.tiny import save_tiny
 
 
@@ -82,7 +82,7 @@ def test_virtual_seconds_are_not_mixed(model: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(evaluate.app, given)
     assert result.exit_code == 1
     assert "holds results of another evaluation" in result.stderr
-    assert (tmp_path / "out" / evaluate.SUMMARY).is_file()
+    assert (tmp_path / "out" / comparing.SUMMARY).is_file()
 
 
 SUITE = """

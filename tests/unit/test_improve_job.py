@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from typer.testing import CliRunner
 
 from framegrove.config.base import load
 from framegrove.config.improve import ImproveConfig
+from framegrove.digits import world
 from framegrove.errors import UserError
-from framegrove.evaluation.guards import GuardRow, draw, open_ledger, variety_of, verdicts
+from framegrove.evaluation.guards import GuardRow, draw, instead, open_ledger, variety_of, verdicts
 from framegrove.models.pretrained import load_pipeline
 from jobs import collecting, improve, improving
 from tests.tiny import save_tiny
@@ -87,6 +89,12 @@ def test_every_round_searches_with_the_model_of_the_one_before(folder: Path, who
     assert varied > 0
     assert load_pipeline(whole).transformer.config == load_pipeline(folder / "tiny").transformer.config
     assert (whole / "improved.png").stat().st_size > 10_000
+    _, second = report["rounds"]
+    cost = sum(each[part]["flops"] for each in report["rounds"] for part in ("collected", "training"))
+    (worth,) = second["instead"]
+    assert worth["setting"] == "linear 2x"
+    assert worth["saved"] > 0
+    assert worth["videos"] == math.ceil(cost / worth["saved"])
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -131,6 +139,9 @@ def test_the_loop_ends_where_the_judge_finds_no_gain(folder: Path, tmp_path: Pat
 
 
 def test_what_cannot_be_improved_is_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "same.txt").write_text("a blue 5\na red 3\n")
+    said = run(folder, tmp_path / "s", "--set", f"guard.prompts={folder / 'same.txt'}", status=1).output
+    assert "are searched for, too: a model is held to others" in " ".join(said.split())
     assert "the oracle judges prompts of the digits world alone" in run(
         folder, tmp_path / "a", "--set", "guard.judge=oracle", status=1
     ).output.replace("\n", " ")
@@ -145,8 +156,7 @@ def test_what_cannot_be_improved_is_told(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_shipped_configuration_loads() -> None:
-    shipped = Path(improve.__file__).parent / "configs" / "digits_improve.yaml"
-    config = load(ImproveConfig, shipped, [])
+    config = shipped()
     assert config.guard.settings[0].policy == "single"
     assert config.train.phases[0].objective.preference is not None
 
@@ -156,20 +166,69 @@ def test_no_pairs_left_is_one_sentence_with_the_numbers(folder: Path, tmp_path: 
     assert "round 1 has no pairs left to learn from: of" in said
 
 
+GROUPS = [("", "single"), ("", "linear 2x")]
+
+
 def rows(judged: float, motion: float, variety: float, panel: float = 0.5) -> list[GuardRow]:
-    return [GuardRow(n, "single", 1, judged if n else 0.0, panel, motion, variety, 1.0) for n in range(4)]
+    return [GuardRow("", n, "single", 1, judged if n else 0.0, panel, motion, variety, 1.0) for n in range(4)]
 
 
 def test_verdicts_are_paired_and_motion_and_variety_are_ratios(tmp_path: Path) -> None:
-    (verdict,) = verdicts(rows(0.4, 2.0, 0.5), rows(0.8, 1.0, 0.25, panel=0.9))
+    (verdict,) = verdicts(rows(0.4, 2.0, 0.5), rows(0.8, 1.0, 0.25, panel=0.9), GROUPS)
     assert verdict.gain.difference.mean == pytest.approx(0.3)
     assert verdict.panel_gain.difference.mean == pytest.approx(0.4)
     assert (verdict.motion, verdict.variety, verdict.worse) == (0.5, 0.5, 0.0)
-    (worse,) = verdicts(rows(0.8, 0.0, 0.5), rows(0.4, 0.0, 0.5))
+    (worse,) = verdicts(rows(0.8, 0.0, 0.5), rows(0.4, 0.0, 0.5), GROUPS)
     assert (worse.motion, worse.worse) == (None, 0.75)
-    draw({0: rows(0.4, 2.0, 0.5), 1: rows(0.8, 1.0, 0.25)}, tmp_path / "improved.png")
+    draw({0: rows(0.4, 2.0, 0.5), 1: rows(0.8, 1.0, 0.25)}, GROUPS, tmp_path / "improved.png")
     assert variety_of([np.zeros((2, 2), np.float32)]) is None
     assert variety_of([np.zeros(4, np.float32), np.full(4, 2.0, np.float32)]) == 2.0
+
+
+def test_what_a_model_has_cost_is_held_against_the_searches_that_it_saves() -> None:
+    def row(prompt: int, setting: str, judged: float, price: float, kind: str = "") -> GuardRow:
+        return GuardRow(kind, prompt, setting, 1, judged, 0.5, 1.0, None, price)
+
+    groups = [*GROUPS, ("", "tree 2x"), ("other", "single")]
+    before = [row(n, setting, 0.5, price) for n in (0, 1) for setting, price in (("single", 10.0), ("tree 2x", 25.0))]
+    after = [row(n, "single", 0.75, 10.0) for n in (0, 1, 2)]
+    (found,) = instead(before, after, groups, cost=31.0)
+    assert (found.kind, found.setting, found.saved, found.videos) == ("", "tree 2x", 15.0, 3)
+    assert found.difference.prompts == 2
+    assert found.difference.difference.mean == 0.25
+    (dear,) = instead(before, [row(0, "single", 0.75, 30.0)], groups, cost=31.0)
+    assert dear.videos is None
+    assert instead(before, [], groups, cost=31.0) == []
+
+
+def shipped(**changes: Any) -> ImproveConfig:
+    config = Path(improve.__file__).parent / "configs" / "digits_improve.yaml"
+    return load(ImproveConfig, config, [f"{name}={value}" for name, value in changes.items()])
+
+
+def test_no_model_is_held_to_a_prompt_that_any_round_searches_for() -> None:
+    given = {"guard.prompts": "digits:30", "collect.prompts": "digits:400"}
+    config = shipped(**given)
+    cases = list(improving._cases(config))
+    searched = {prompt for number in (1, 2) for prompt, _ in improving._prompts(config, number)}
+    assert len(searched) > 500
+    asked = {case.kind: {each.prompt for each in cases if each.kind == case.kind} for case in cases}
+    assert list(asked) == ["two digits", "one digit"]
+    assert not searched & (asked["two digits"] | asked["one digit"])
+    assert len(asked["two digits"]) == 30
+    assert all(case.prompt == world.caption(case.objects) for case in cases)
+    assert cases == list(improving._cases(shipped(**given)))
+
+
+def test_what_costs_a_search_is_tried_on_fewer_prompts_of_the_first_kind() -> None:
+    config = shipped(**{"guard.prompts": "digits:5", "guard.searched": 2, "collect.prompts": "digits:2"})
+    counts: dict[tuple[str, str], int] = {}
+    for case in improving._cases(config):
+        counts[case.group] = counts.get(case.group, 0) + 1
+    (first, second, *searched) = counts.items()
+    assert [first, second] == [(("two digits", "single"), 5), (("one digit", "single"), 5)]
+    assert searched
+    assert {(kind, count) for (kind, _), count in searched} == {("two digits", 2)}
 
 
 def test_figures_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -164,6 +164,26 @@ def test_another_verifier_asks_for_no_sampling(recorded: tuple[Path, SearchRecor
     assert record.outcome.winner == first.outcome.winner
 
 
+def test_prices_are_kept_by_the_lengths_of_units(tmp_path: Path) -> None:
+    asked = []
+
+    class Priced(Slow):
+        async def price(self, prompt: str, lengths: Any, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+            asked.append(tuple(lengths))
+            return {Assessment.FINAL: tuple(lengths)}
+
+    async def unasked(method: Any) -> Any:
+        raise AssertionError("there is no actor")
+
+    with BranchCache(tmp_path) as cache:
+        pool = LocalVerifierPool(cache, DARKNESS, worker=Priced)
+        for lengths in ((1, 8, 8), (5, 12, 12), (1, 8, 8)):
+            found = asyncio.run(pool.prices(REQUEST, "a kite", lengths, unasked))
+            assert found == {Assessment.FINAL: lengths}
+        pool.close()
+    assert asked == [(1, 8, 8), (5, 12, 12)]
+
+
 def test_time_is_that_of_the_counted_work(recorded: tuple[Path, SearchRecord], model: ModelSource) -> None:
     folder, two = recorded
     spans = sampling(two)

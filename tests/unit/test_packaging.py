@@ -46,6 +46,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("framegrove-*.whl"))
 
 
+def test_the_version_is_told_once_more_by_the_library(project: dict[str, Any]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "framegrove"], cwd=ROOT / "platform", capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith(f"Framegrove {project['version']}\n")
+    assert importlib.metadata.version("torch") in said
+    assert "python -m jobs.generate" in said
+
+
 def test_the_wheel_holds_the_library_and_its_weights_alone(wheel: Path) -> None:
     inside = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name.split("/")[0] for name in inside} == {"framegrove"}
@@ -89,7 +98,8 @@ def test_both_extras_carry_the_same_vllm(project: dict[str, Any]) -> None:
 def test_what_is_imported_is_asked_for(project: dict[str, Any]) -> None:
     """No package comes along by luck, except parts of one that is asked for."""
     part_of = {"pydantic-core": "pydantic", "starlette": "fastapi", "huggingface-hub": "transformers"}
-    lines = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["cpu"], *extras["diffusers"]]
     asked = {re.split(r"[\[<>=~ ]", line)[0].lower() for line in lines}
     homes = importlib.metadata.packages_distributions()
     missing = set()

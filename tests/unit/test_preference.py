@@ -38,19 +38,22 @@ from tests.unit.test_training import Stopped, stop_at
 LORA = {"lora": {"rank": 4, "alpha": 8, "targets": ["*"]}}
 PREFER = {"kind": "prefer", "beta": 50.0}
 CONTRAST = {"kind": "contrast", "beta": 0.5}
-CURVES = {"prefer": [0.6778, 0.6799, 0.6361, 0.5132, 0.5810], "contrast": [0.7750, 0.7248, 1.0267, 0.8628, 0.9043]}
+CURVES = {"prefer": [0.02741, 0.02679, 0.02804, 0.02401, 0.02361], "contrast": [0.7750, 0.7248, 1.0267, 0.8628, 0.9043]}
 
 
 def vector(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def test_preferring_begins_at_log_2_and_is_the_logistic_loss_of_what_was_gained() -> None:
+def test_preferring_is_the_logistic_loss_of_what_was_gained_and_pulls_as_the_errors_do() -> None:
     same = vector(0.3, 0.1)
-    torch.testing.assert_close(prefer(same, same, same, same, 50), vector(math.log(2), math.log(2)))
+    torch.testing.assert_close(prefer(same, same, same, same, 50), vector(math.log(2), math.log(2)) / 25)
     # The better one's error fell by 0.2, the worse one's rose by 0.1: -10 / 2 * -0.3 = 1.5.
     (loss,) = prefer(vector(0.5), vector(0.7), vector(0.6), vector(0.5), 10).tolist()
-    assert loss == pytest.approx(math.log(1 + math.exp(-1.5)))
+    assert loss == pytest.approx(math.log(1 + math.exp(-1.5)) / 5)
+    own, rival = vector(0.5).requires_grad_(), vector(0.6).requires_grad_()
+    gradients = torch.autograd.grad(prefer(own, vector(0.5), rival, vector(0.6), 700).sum(), [own, rival])
+    assert [gradient.item() for gradient in gradients] == pytest.approx([0.5, -0.5])
 
 
 @given(chance=st.floats(0, 1), beta=st.floats(0.1, 1), seed=st.integers(0, 99))
@@ -236,7 +239,7 @@ def test_a_run_learns_what_is_preferred_and_resumes_to_the_bit(
     means = [float(engine.update([pairs], len(pairs), config.phases[0], 1.0).losses[0].mean()) for _ in range(12)]
     assert means[-1] < 0.99 * means[0]
     if preference is PREFER:
-        assert means[0] == pytest.approx(math.log(2), rel=1e-5)
+        assert means[0] == pytest.approx(2 * math.log(2) / PREFER["beta"], rel=1e-5)
 
 
 def phase_without(config: TrainConfig) -> TrainConfig:

@@ -13,16 +13,26 @@ from framegrove.types import Assessment
 from framegrove.verification.questions import load_question_set
 from framegrove.verification.views import View
 
+OF_ONE_THING_EACH = ("general", "brief")  # the shipped sets for yes/no questions
 PROMPT = "a paper boat drifts down a stream, then sinks"
 
 
-@pytest.mark.parametrize("name", shipped_sets())
+@pytest.mark.parametrize("name", OF_ONE_THING_EACH)
 @pytest.mark.parametrize("assessment", list(Assessment))
 def test_every_shipped_set_asks_something_everywhere_and_repeats_itself(name: str, assessment: Assessment) -> None:
     asked = load_question_set(name).questions(assessment, PROMPT)
     assert asked == load_question_set(name).questions(assessment, PROMPT)
     assert len({question.text for question in asked}) == len(asked) >= 2
     assert all(0 < question.weight <= 1 for question in asked)
+
+
+@pytest.mark.parametrize("name", sorted({*shipped_sets()} - {*OF_ONE_THING_EACH}))
+@pytest.mark.parametrize("assessment", list(Assessment))
+def test_other_shipped_sets_ask_once_for_several_scores(name: str, assessment: Assessment) -> None:
+    asked = load_question_set(name).questions(assessment, PROMPT)
+    assert len({question.text for question in asked}) == 1
+    assert len({question.score for question in asked}) == len(asked) >= 2
+    assert "paper boat" in asked[0].text
 
 
 def test_the_general_set_covers_its_aspects_where_they_can_be_told() -> None:
@@ -47,7 +57,7 @@ def test_prompts_are_judged_by_their_stages() -> None:
     assert brief.questions(Assessment.FINAL, braces)[0].text.endswith(braces)
 
 
-@pytest.mark.parametrize("name", shipped_sets())
+@pytest.mark.parametrize("name", OF_ONE_THING_EACH)
 def test_a_middle_unit_is_judged_by_what_is_new_and_the_video_as_a_whole(name: str) -> None:
     views = {each: {q.view for q in load_question_set(name).questions(each, PROMPT)} for each in Assessment}
     assert views[Assessment.POTENTIAL] == views[Assessment.MOTION] == {View.UNIT}

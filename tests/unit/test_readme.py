@@ -62,12 +62,14 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(tmp_path)
     Path("runs/green7").mkdir(parents=True)
     Path("runs/green7/report.json").write_text(json.dumps(report_json(search_record())))
-    sample, tree = readme.blocks("python")
+    sample, tree, adapter = readme.blocks("python")
     exec(compile(sample.text, "README.md", "exec"), {})
     assert capsys.readouterr().out == "(57, 64, 64, 3)\n"
     assert Path("runs/sample.mp4").stat().st_size > 1000
     exec(compile(tree.text, "README.md", "exec"), {})
     assert "[1, 0, 0, 0] won" in capsys.readouterr().out
+    example = (ROOT / "platform/framegrove/generators/example.py").read_text(encoding="utf-8")
+    assert example.endswith("\n\n" + adapter.text), "what tests/ray/test_adapted.py searches"
 
 
 def test_help_loses_nothing_to_markup() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.evaluation import results
-from framegrove.evaluation.results import Row, open_ledger
+from framegrove.evaluation.results import Row, Sample, open_ledger, read_ledger
 
 SINGLE, LINEAR, TOF = Setting(policy="single"), Setting(policy="linear", budget=4.0), Setting(policy="tof", budget=4.0)
 
@@ -77,7 +78,7 @@ def test_ledger_goes_on_where_it_was(tmp_path: Path) -> None:
         file.write('{"prompt_index": 2, "pro')  # killed while writing
     second = open_ledger(path, {"model": "m"})
     assert second.rows == ROWS[:2]
-    assert second.has(0, LINEAR)
+    assert second.has(0, (LINEAR, 0))
     assert not second.has(0, TOF)
     second.add(ROWS[2])
     assert open_ledger(path, {"model": "m"}).rows == ROWS[:3]
@@ -90,3 +91,62 @@ def test_parquet_has_every_row(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "results.parquet")
     assert table.num_rows == len(ROWS)
     assert table.column("price").to_pylist()[2] == pytest.approx(4.15)
+
+
+def test_takes_of_a_prompt_are_one_prompt() -> None:
+    """Their mean is what is drawn: more takes of the same prompts make no interval of prompts narrower."""
+    once = [each for each in ROWS if each.setting == LINEAR]
+    twice = [replace(each, take=take) for each in once for take in range(2)]
+    metric = results.METRICS["fully right"]
+    assert results.summary(twice, metric) == results.summary(once, metric)
+    (alone,) = results.comparisons([each for each in ROWS if each.setting != TOF], metric)
+    assert alone.prompts == 12
+    mixed = [replace(each, take=1, fully_right=not each.fully_right) for each in once]
+    assert results.summary([*once, *mixed], metric).mean == 0.5
+
+
+def test_every_judge_is_compared_and_the_oracle_where_it_knows() -> None:
+    apart = {"one/looks": 0.25, "one/moves": 0.75, "other/all": 0.125}
+    known = replace(ROWS[0], held_out=apart)
+    assert known.judgements() == {"oracle": 1.0, "panel": 0.5, "one": 0.5, "other": 0.125}
+    assert list(results.metrics_of([known])) == ["oracle score", "fully right", "verifier score", "one", "other"]
+    free = sample(0, SINGLE, apart)
+    assert list(results.metrics_of([free])) == ["verifier score", "one", "other"]
+    assert results.summary([free], results.metrics_of([free])["other"]).mean == 0.125
+
+
+def sample(index: int, setting: Setting, held_out: dict[str, float]) -> Sample:
+    own = {name: value for name, value in vars(row(index, setting, True)).items() if name in SHARED}
+    return Sample(**{**own, "held_out": held_out, "dimensions": ("color", "scene")})
+
+
+SHARED = {part.name for part in fields(Sample)}
+
+
+def test_rows_of_any_prompts_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    ledger = open_ledger(path, {"model": "m"})
+    some = [replace(sample(0, SINGLE, {"one/all": 0.5}), video="videos/single/a bird-0.mp4"), ROWS[0]]
+    for each in some:
+        ledger.add(replace(each, take=1))
+    _, rows = read_ledger(path)
+    assert rows == [replace(each, take=1) for each in some]
+    assert [type(each) for each in rows] == [Sample, Row]
+    assert open_ledger(path, {"model": "m"}).has(0, (SINGLE, 1))
+    assert set(results.findings(rows[:1])) == {"all", "color", "scene"}
+
+
+def test_results_of_another_version_are_told_in_a_sentence(tmp_path: Path) -> None:
+    for name, text in (("old", '{"model": "m", "rows": 1}\n'), ("none", "[]\n"), ("torn", "mine\n")):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(UserError, match="holds no results of this version: remove the file, or choose another"):
+            open_ledger(path, {"model": "m"})
+
+
+def test_searches_that_were_interrupted_say_nothing_of_time() -> None:
+    slow = replace(ROWS[0], seconds=100.0, generators_busy=0.1, resumed=True)
+    usual = replace(ROWS[0], seconds=2.0, generators_busy=0.9)
+    assert results.timed([slow, usual]) == [usual]
+    assert results.mean_load([slow, usual])[0] == 0.9
+    assert results.timed([slow]) == [slow]

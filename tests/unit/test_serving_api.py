@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,12 @@ def test_a_model_says_what_a_request_may_ask_for(tmp_path: Path) -> None:
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
         assert (await running.client.get("/healthz")).json() == {"status": "ok"}
         assert (await running.client.get("/readyz")).json() == {"status": "ok"}
+        for number in range(3):
+            unknown = await running.client.request(f"MADEUP{number}", "/v1/videos")
+            assert unknown.status_code == 405
+            assert "POST" in unknown.headers["allow"]
         figures = (await running.client.get("/metrics")).text
+        assert set(re.findall(r'method="(\w+)"', figures)) == {"GET", "OTHER"}
         assert 'http_requests_total{handler="/v1/models/{name}",method="GET",status="2xx"} 1.0' in figures
         assert "framegrove_videos_waiting 0.0" in figures
         video = (await running.post(prompt=PROMPT, seed=1)).json()

@@ -135,7 +135,13 @@ def test_a_clip_that_shows_nothing_is_refused_by_its_edit_list() -> None:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    """The processes that decode clips; there may be others, which other tests have started."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "framegrove.serving.decode_clip" in child.cmdline():
+                found.append(child)
+    return found
 
 
 async def until_children(count: int) -> list[psutil.Process]:

@@ -6,6 +6,7 @@ The same lives are led over SQLite with a local folder, over Postgres, and with 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -38,6 +39,8 @@ from tests.storage import postgres_server, s3_bucket
 
 MOST_WAITING = 4
 FINISHED = ("completed", "failed", "cancelled")
+# Where there is such a folder, each of the thousands of transactions need not wait for a disk.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Lives(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="framegrove-lives-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="framegrove-lives-", dir=MEMORY))
         self.place = f"{self.storage}/{next(self.runs)}" if self.storage else ""
         if self.database:
             with psycopg.connect(self.database, autocommit=True) as connection:

@@ -101,7 +101,8 @@ sections = st.dictionaries(inner_names | texts, values, max_size=4)
 bodies = st.dictionaries(st.sampled_from(FIELDS) | texts, values | sections, max_size=6)
 cuts = st.lists(st.integers(0, 10**6), max_size=8)
 patches = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 3), st.binary(max_size=4)), max_size=5)
-common = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings().max_examples  # of the profile
+common = settings(max_examples=2 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def mutated(body: bytes, patches: list[tuple[int, int, bytes]]) -> bytes:
@@ -146,7 +147,7 @@ def test_no_json_makes_the_endpoint_fail(
     assert status in (200, 400, 404, 413)
 
 
-@settings(common, max_examples=600)
+@settings(common, max_examples=4 * EXAMPLES)
 @given(st.sampled_from(LEAVES), st.booleans().flatmap(lambda simple: scalars if simple else values))
 def test_no_field_beside_a_good_prompt_makes_the_endpoint_fail(player: Player, leaf: str, value: Any) -> None:
     section, _, field = leaf.rpartition(".")
@@ -227,7 +228,7 @@ def test_answers_are_as_the_document_says(player: Player, kind: str) -> None:
 def answers_as_documented(player: Player, operation: Any, statuses: set[int]) -> None:
     cases = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode))
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES // 2, suppress_health_check=list(HealthCheck))
     @given(cases)
     def one(case: Any) -> None:
         answer = player.runner.run(asked(player.running, case.as_transport_kwargs(base_url="http://localhost")))

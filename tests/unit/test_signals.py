@@ -88,7 +88,7 @@ def test_the_verifier_scores_what_the_frames_allow() -> None:
 
 def test_measuring_is_free() -> None:
     verifier = SignalsVerifier(VerifierConfig(kind="signals"))
-    price = asyncio.run(verifier.price("anything", 3, 64, 64))
+    price = asyncio.run(verifier.price("anything", (1, 8, 8), 64, 64))
     assert price == {Assessment.MOTION: (0, 0, 0), Assessment.FINAL: (0, 0, 0)}
 
 

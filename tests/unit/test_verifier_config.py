@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.verifier import VllmVerifier, verifier_class
+from actors.verifier import VllmVerifier
+from actors.verifier_kinds import set_environment, verifier_class
 from framegrove.config.base import ConfigError, validated
+from framegrove.config.engine import EngineConfig, model_folder, shipped_folder
+from framegrove.config.scores import Pairwise
 from framegrove.config.verifier import (
     Calibration,
-    EngineConfig,
     PanelConfig,
     VerifierConfig,
     environment,
     load_panel,
-    model_folder,
     own_settings,
     question_source,
-    shipped_folder,
 )
 from framegrove.digits.questions import write_settings
 from framegrove.errors import UserError
@@ -28,7 +29,9 @@ from framegrove.types import Assessment
 from framegrove.verification.callables import CallableVerifier
 from framegrove.verification.identity import verifier_identity
 from framegrove.verification.signals import SignalsVerifier
+from framegrove.verification.verdicts import checked_questions
 
+SERVED: dict[str, Any] = {"kind": "endpoint", "endpoint": {"url": "http://localhost:8000/v1", "model": "m"}}
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 
 
@@ -81,11 +84,27 @@ def test_a_downloaded_folder_names_no_code(tmp_path: Path, text: str, said: str)
         load_panel(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["verifier_gpu.yaml", "verifiers_example.yaml"])
+SHIPPED = sorted(file.name for file in CONFIGS.glob("verifier*.yaml") if "digits" not in file.name)
+FOR_FILES_OF_THE_USERS_OWN = {"verifier_vision_reward.yaml", "verifier_reward.yaml"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_panels_load_and_survive_the_journey_as_json(name: str) -> None:
     panel = load_panel(str(CONFIGS / name))
-    panel.check_files()
     assert PanelConfig.model_validate(json.loads(panel.model_dump_json())) == panel
+    if name in FOR_FILES_OF_THE_USERS_OWN:
+        with pytest.raises(ConfigError, match=r"there is no file of questions|no verifier at"):
+            panel.check_files()
+        return
+    panel.check_files()
+    for verifier in panel.verifiers:
+        if verifier.kind in ("vllm", "endpoint") and not isinstance(verifier.score, Pairwise):
+            checked_questions(verifier)
+
+
+@pytest.mark.parametrize("name", ["verifier_gpu.yaml", "verifiers_example.yaml", "verifier_unified_reward.yaml"])
+def test_some_shipped_panels_judge_everything_a_search_asks(name: str) -> None:
+    panel = load_panel(str(CONFIGS / name))
     assert all(panel.judging(assessment) for assessment in Assessment)
 
 
@@ -116,7 +135,7 @@ def test_weights_are_one_number_or_a_number_for_each_score() -> None:
         ({"verifiers": []}, "verifiers must have at least 1 entry"),
         ({"verifiers": [{}, {"kind": "signals"}]}, "2 verifiers are called 'verifier': give each a name"),
         ({"verifiers": [{"name": "a b"}]}, "verifiers.0.name: a verifier's name must be 1 to 40 letters.*not 'a b'"),
-        ({"verifiers": [{"kind": "oracle"}]}, "kind must be 'vllm', 'signals' or 'callable', not 'oracle'"),
+        ({"verifiers": [{"kind": "oracle"}]}, "kind must be 'vllm', 'endpoint', 'reward', .*, not 'oracle'"),
         ({"verifiers": [{"weight": -1}]}, "weight: a weight must be a finite number of at least 0, .*, not -1"),
         ({"verifiers": [{"weight": {"a": float("nan")}}]}, "weight: a weight must be a finite number"),
         ({"verifiers": [{"weight": "much"}]}, "weight: a weight must be .*, not 'much'"),
@@ -125,7 +144,63 @@ def test_weights_are_one_number_or_a_number_for_each_score() -> None:
         ({"verifiers": [{"judges": ["late"]}]}, "judges.0 must be .*not 'late'"),
         ({"verifiers": [{"kind": "callable"}]}, "needs a function of the form module:function"),
         ({"verifiers": [{"kind": "callable", "function": "a.b"}]}, "module:function, not 'a.b'"),
-        ({"verifiers": [{"kind": "signals", "questions": "general"}]}, "only vllm takes questions and an engine"),
+        ({"verifiers": [{"kind": "signals", "questions": "general"}]}, "only vllm, endpoint and reward take questions"),
+        ({"verifiers": [{"kind": "endpoint", "engine": {"max_frames": 4}}]}, "only vllm and reward take an engine"),
+        ({"verifiers": [{"kind": "callable", "score": {"kind": "digits"}}]}, "only vllm, .* take a score to be read"),
+        ({"verifiers": [{"endpoint": {"url": "http://a/v1", "model": "m"}}]}, "only endpoint takes an endpoint"),
+        ({"verifiers": [{"kind": "endpoint"}]}, "needs an endpoint, with its url and model"),
+        ({"verifiers": [{"kind": "reward"}]}, "is of kind reward and needs score: {kind: reward"),
+        ({"verifiers": [{"score": {"kind": "stars"}}]}, "score must have as 'kind' one of 'yes_no', 'digits'"),
+        ({"verifiers": [{"score": {"low": 1}}]}, "score must have a 'kind'"),
+        ({"verifiers": [{"score": {"kind": "digits", "hi": 5}}]}, "unknown key 'verifiers.0.score.digits.hi'"),
+        ({"verifiers": [{"score": {"kind": "digits", "low": 5}}]}, "a scale must ascend, and low is 5, high 5"),
+        ({"verifiers": [{"score": {"kind": "digits", "high": 10}}]}, "high must be at most 9, not 10"),
+        *(
+            (
+                {"verifiers": [{"score": {"kind": "generated", "scores": {"a": label}}}]},
+                "label of a is no regular expression",
+            )
+            for label in ("(", "(?i)look:", "(?P<whole>look)")  # by itself, and before a number
+        ),
+        (
+            {
+                "verifiers": [
+                    {
+                        "kind": "reward",
+                        "score": {"kind": "reward", "outputs": {"a": {}}},
+                        "engine": {"tensor_parallel": 2},
+                    }
+                ]
+            },
+            "is of kind reward and runs on one GPU: leave tensor_parallel out",
+        ),
+        ({"verifiers": [{"score": {"kind": "json", "scores": []}}]}, "scores must have at least 1 entry"),
+        ({"verifiers": [{"score": {"kind": "pairwise", "question": "A or B?"}}]}, "the question must hold {prompt}"),
+        ({"verifiers": [{"score": {"kind": "pairwise"}, "questions": "brief"}]}, "leave questions out"),
+        (
+            {"verifiers": [{"score": {"kind": "json", "scores": ["a", "b"]}, "weight": {"c": 1}}]},
+            "verifier verifier has a weight for 'c', but its scores are a, b",
+        ),
+        (
+            {"verifiers": [{"kind": "signals", "weight": {"sharp": 1}}]},
+            "weight for 'sharp', but its scores are sharpness",
+        ),
+        (
+            {"verifiers": [{**SERVED, "endpoint": {"url": "localhost:8000", "model": "m"}}]},
+            "of the form https://host/v1",
+        ),
+        (
+            {"verifiers": [{**SERVED, "endpoint": {"url": "http://a/v1", "model": "m", "key": "sk-1234"}}]},
+            "name of an environment variable such as OPENAI_API_KEY, not the key itself",
+        ),
+        (
+            {"verifiers": [{**SERVED, "endpoint": {"url": "http://a/v1", "model": "m", "extra": {"n": 2}}}]},
+            "extra must not hold n: the verifier says that itself",
+        ),
+        (
+            {"verifiers": [{**SERVED, "score": {"kind": "reward", "outputs": {"a": {}}}}]},
+            "an endpoint tells no rewards",
+        ),
         ({"verifiers": [{"function": "a:b"}]}, "only callable takes a function"),
         ({"verifiers": [{"questions": "a b:c"}]}, "not of the form module:attribute"),
         ({"verifiers": [{"model": "x"}]}, "unknown key 'verifiers.0.model'"),
@@ -143,6 +218,19 @@ def test_a_file_without_a_list_is_told_the_form(tmp_path: Path) -> None:
         load_panel(str(tmp_path / "old.yaml"))
 
 
+def test_a_published_list_stands_beside_its_weights(tmp_path: Path) -> None:
+    questions, weights = tmp_path / "select.txt", tmp_path / "weight.json"
+    questions.write_text("Is there [[prompt]]?\nIs it odd?\nDoes it matter?\n")
+    config = VerifierConfig(questions=str(questions))
+    with pytest.raises(ConfigError, match=r"no weight\.json beside the questions"):
+        PanelConfig(verifiers=(config,)).check_files()
+    weights.write_text("[0.5, -1.5, 0]")
+    PanelConfig(verifiers=(config,)).check_files()
+    before = verifier_identity(config)["questions"]
+    weights.write_text("[0.5, -1, 0]")
+    assert verifier_identity(config)["questions"] != before
+
+
 def test_missing_files_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for verifier, said in [
         (VerifierConfig(engine=EngineConfig(model="no such folder")), "no verifier at no such folder"),
@@ -151,7 +239,7 @@ def test_missing_files_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
     ]:
         with pytest.raises(UserError, match=said):
             PanelConfig(verifiers=(verifier,)).check_files()
-    monkeypatch.setattr("framegrove.config.verifier.shipped_folder", lambda: tmp_path)
+    monkeypatch.setattr("framegrove.config.engine.shipped_folder", lambda: tmp_path)
     with pytest.raises(UserError, match=r"jobs\.train_verifier"):
         model_folder(EngineConfig())
 
@@ -179,6 +267,29 @@ def test_an_identity_holds_what_decides_the_scores_and_nothing_else(tmp_path: Pa
     assert verifier_identity(one)["model"] != told["model"]
 
 
+def test_an_endpoints_identity_is_what_it_is_asked_and_how_that_is_read() -> None:
+    def told(score: dict[str, Any] | None = None, **endpoint: Any) -> dict[str, Any]:
+        data = SERVED | {"endpoint": SERVED["endpoint"] | endpoint} | ({"score": score} if score else {})
+        return verifier_identity(VerifierConfig.model_validate(data))
+
+    usual = told()
+    assert json.loads(json.dumps(usual)) == usual
+    assert told(key="OTHER", at_a_time=1, timeout=5.0, retries=0) == usual
+    for other in [
+        told(model="n"),
+        told(url="http://localhost:8001/v1"),
+        told(logprobs=False),
+        told(media="video"),
+        told(price=1e12),
+        told({"kind": "yes_no", "combine": "mean"}),
+        told({"kind": "digits"}),
+        told({"kind": "digits", "high": 4}),
+    ]:
+        assert other != usual
+    assert "score" not in usual  # searches from before there were several kinds go on
+    assert told({"kind": "pairwise"})["score"]["kind"] == "pairwise"
+
+
 def test_a_functions_identity_changes_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     config = VerifierConfig(kind="callable", function="scores_to_change:score")
@@ -192,3 +303,20 @@ def test_a_functions_identity_changes_with_its_code(tmp_path: Path, monkeypatch:
 
 def test_a_folder_that_is_not_here_says_nothing_of_itself() -> None:
     assert own_settings("owner/name") is None
+
+
+def test_the_hub_is_left_alone_unless_a_judge_beside_comes_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judges that take turns in one process share its environment, whichever comes first."""
+    local, hub = (
+        {"name": name, "engine": {"model": model}} for name, model in (("a", str(tmp_path)), ("b", "own/vlm"))
+    )
+    frames = {"name": "c", "kind": "frames", "frames": {"model": "own/clip"}}
+    for entries, alone in (([local], True), ([local, hub], False), ([hub, local], False), ([local, frames], False)):
+        with monkeypatch.context() as patched:
+            for name in ("HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE"):
+                patched.setenv(name, "unset")
+            set_environment([VerifierConfig.model_validate(entry) for entry in entries])
+            assert os.environ["HF_HUB_OFFLINE"] == ("1" if alone else "unset")
+            assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1"

@@ -19,7 +19,7 @@ from framegrove.config.base import ConfigError
 from framegrove.config.train import TrainConfig
 from framegrove.config.watch import TrackingConfig
 from framegrove.errors import UserError
-from framegrove.flow.objective import Cell, StageSample
+from framegrove.flow.objective import Cell, RivalSample, StageSample
 from framegrove.models.flops import layout_flops, layout_tokens
 from framegrove.training import checkpoint, curve, heldout, trackers
 from framegrove.training.engine import PlainEngine
@@ -277,13 +277,17 @@ def test_flops_are_counted_from_exact_tokens(world: Path) -> None:
     samples = [
         StageSample("a red 3 moves left and right", (clip, clip), clip, 500.0, clip, Cell(2, 1)),
         StageSample("", (), clip, 500.0, clip, Cell(0, 1)),
+        StageSample("", (clip,), clip, 500.0, clip, Cell(1, 2), rival=RivalSample(clip, clip, (0.9, 0.2))),
     ]
     meter.add([samples], waited=0.25)
     shape = module.transformer.config
     lengths = [len(text.tokens_LD) for text in module.text.encode([sample.prompt for sample in samples])]
-    layouts = [(lengths[0], [(1, 4, 4)] * 2, (1, 4, 4)), (lengths[1], [], (1, 4, 4))]
-    assert meter.tokens == sum(layout_tokens(shape, *layout) for layout in layouts)
-    assert meter.flops == 3 * sum(layout_flops(shape, *layout) for layout in layouts)
+    unit = (1, 4, 4)
+    layouts = [(lengths[0], [unit] * 2, unit), (lengths[1], [], unit)]
+    pair = (lengths[2], [unit], unit, 2)
+    assert meter.tokens == sum(layout_tokens(shape, *layout) for layout in (*layouts, pair))
+    trained = 3 * sum(layout_flops(shape, *layout) for layout in layouts)
+    assert meter.flops == trained + (3 + 1) * layout_flops(shape, *pair)  # the reference goes forwards alone
     speed = meter.read(engine)
     assert speed.flops_per_second == pytest.approx(meter.flops / speed.seconds)
     assert speed.data_wait == pytest.approx(0.25 / speed.seconds)

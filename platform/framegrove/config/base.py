@@ -150,6 +150,8 @@ _PLAIN = {
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
     "string_pattern_mismatch": "must match the regular expression {pattern}",
+    "union_tag_invalid": "must have as {discriminator} one of {expected_tags}",
+    "union_tag_not_found": "must have a {discriminator}",
 }
 _UNKNOWN = "extra_forbidden"  # pydantic's word for a key that the model does not have
 _LONGEST = 60  # characters of what was given that are repeated in a sentence

@@ -107,12 +107,12 @@ class StepsConfig(Config):
 class PreferenceConfig(Config):
     """How pairs of siblings are learned from: see flow/preference.py.
 
-    ``prefer`` is DPO for flow matching, with a ``beta`` of some hundreds to thousands; ``contrast`` is DiffusionNFT's
-    loss, with one of 0.1 to 1.
+    ``prefer`` is DPO for flow matching, with a ``beta`` of some tens to thousands: with 1000 pairs are satisfied before
+    samples of the digits world change, with 100 they do. ``contrast`` is DiffusionNFT's loss, with one of 0.1 to 1.
     """
 
     kind: Literal["prefer", "contrast"] = "prefer"
-    beta: float = Field(gt=0, description="prefer: 500 to 5000; contrast: 0.1 to 1")
+    beta: float = Field(gt=0, description="prefer: 50 to 5000; contrast: 0.1 to 1")
 
 
 class ObjectiveConfig(Config):

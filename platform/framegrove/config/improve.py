@@ -17,11 +17,13 @@ class CollectConfig(Config):
     """What each round searches for, and what is kept of it (jobs.collect)."""
 
     prompts: str = Field(description="text file, one prompt a line, or digits:N; every round searches with new seeds")
+    digits: tuple[Literal[1, 2], ...] = Field((), description="of digits:N, so many in a prompt, in turn; []: either")
     policy: str = Field("beam", description="name of a policy, or module:ENTRY")
     budget: str = Field("6x", description="cap of a search, a multiple of sampling and decoding a video once")
     options: dict[str, Any] = Field(default={}, description="the policy's own options")
     margin: float = Field(1.0, ge=0, description="least difference in log-odds of a pair")
     least: float = Field(0.5, ge=0, le=1, description="least probability that a better unit, or a winner, is right")
+    most: float = Field(1.0, ge=0, le=1, description="greatest probability that a worse unit is right")
 
 
 class GuardConfig(Config):
@@ -31,14 +33,21 @@ class GuardConfig(Config):
     different a model's videos for one prompt are.
     """
 
-    prompts: str = Field("digits:200", description="text file, one prompt a line, or digits:N of the held-out split")
-    digits: Literal[1, 2] | None = Field(None, description="of digits:N, only prompts of so many")
+    prompts: str = Field(
+        "digits:200", description="text file, one prompt a line, or digits:N; those that are searched for are left out"
+    )
+    digits: tuple[Literal[1, 2], ...] = Field(
+        (2, 1), min_length=1, description="of digits:N, so many prompts of each kind; what counts is the first kind"
+    )
     seed: int = Field(80_000, ge=0, description="of the prompts and videos")
     judge: str = Field("oracle", description="oracle (digits:N only), or a YAML file of verifiers as of --verifier")
     settings: tuple[Setting, ...] = Field(
         (Setting(policy="single"),), min_length=1, description="how videos are made; the first one without a search"
     )
-    varied: int = Field(20, ge=0, description="prompts of which several videos are made")
+    searched: PositiveInt | None = Field(
+        None, description="prompts, of the first kind, that the other settings are tried on; null: all of all kinds"
+    )
+    varied: int = Field(20, ge=0, description="prompts of each kind of which several videos are made")
     same: PositiveInt = Field(4, description="videos of each of them")
     gain: float = Field(0.0, description="the loop ends where the judge's mean gains no more than this in a round")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config
 from framegrove.config.flow import GuidanceConfig, PyramidConfig, StepsConfig
+from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.types import Sampling
 
 # Keys of public config.json files that choose an implementation and change no number.
@@ -191,12 +193,9 @@ class ModelSource(Config):
     encoders: str | None = Field(default=None, description="folder of the text encoders, where it is a single file")
 
 
-class Recipe(Config):
-    """How a trained model is sampled; stands beside its weights as framegrove.json."""
+class Native(Config):
+    """What a model's videos are like by themselves, and which prompts it knows."""
 
-    pyramid: PyramidConfig = PyramidConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
-    steps: StepsConfig = StepsConfig()
     fps: int = Field(default=24, ge=1)
     height: int = Field(default=384, ge=1, description="native size in pixels")
     width: int = Field(default=640, ge=1)
@@ -208,17 +207,25 @@ class Recipe(Config):
         default="", description="regular expression of the prompts it was trained on, in any case; empty: any prompt"
     )
 
-    def sampled(self, sampling: Sampling) -> Recipe:
-        """The recipe with what a request wants otherwise."""
-        changed: dict[str, Any] = {}
-        if sampling.negative is not None:
-            changed["negative_prompt"] = sampling.negative
-        if sampling.steps is not None:
-            every = (sampling.steps,) * self.pyramid.stages
-            changed["steps"] = StepsConfig(first=every, others=every, preview=min(self.steps.preview, sampling.steps))
-        if sampling.guidance is not None:
-            changed["guidance"] = GuidanceConfig(first=sampling.guidance, others=sampling.guidance)
-        return self.model_copy(update=changed)
+    @property
+    def unit_frames(self) -> tuple[int, int]:
+        """Frames of the first unit, and of each later one."""
+        return 1, FRAMES_PER_UNIT
+
+    def frames_of(self, units: int) -> int:
+        """Frames of a video of so many units."""
+        first, later = self.unit_frames
+        return first + later * (units - 1)
+
+    def lengths(self, units: int) -> tuple[int, ...]:
+        """Frames of each unit of a video of so many units."""
+        first, later = self.unit_frames
+        return (first, *(later,) * (units - 1))
+
+    def units_of(self, frames: int) -> int:
+        """The fewest units that have so many frames."""
+        first, later = self.unit_frames
+        return 1 + math.ceil(max(0, frames - first) / later)
 
     def outside(self, prompt: str) -> str | None:
         """A sentence for the user where this model was not trained on prompts like ``prompt``; else None."""
@@ -238,6 +245,26 @@ class Recipe(Config):
         except re.error as error:
             raise ValueError(f"no regular expression: {error}") from None
         return given
+
+
+class Recipe(Native):
+    """How a trained model is sampled; stands beside its weights as framegrove.json."""
+
+    pyramid: PyramidConfig = PyramidConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    steps: StepsConfig = StepsConfig()
+
+    def sampled(self, sampling: Sampling) -> Recipe:
+        """The recipe with what a request wants otherwise."""
+        changed: dict[str, Any] = {}
+        if sampling.negative is not None:
+            changed["negative_prompt"] = sampling.negative
+        if sampling.steps is not None:
+            every = (sampling.steps,) * self.pyramid.stages
+            changed["steps"] = StepsConfig(first=every, others=every, preview=min(self.steps.preview, sampling.steps))
+        if sampling.guidance is not None:
+            changed["guidance"] = GuidanceConfig(first=sampling.guidance, others=sampling.guidance)
+        return self.model_copy(update=changed)
 
     @model_validator(mode="after")
     def _steps_per_stage(self) -> Recipe:

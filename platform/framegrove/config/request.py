@@ -70,6 +70,15 @@ def units_for(seconds: float, fps: int, most: int) -> int:
     return 1 + math.ceil(max(0.0, seconds * fps - 1) / FRAMES_PER_UNIT)
 
 
+def unit_lengths(frames: int) -> tuple[int, ...]:
+    """Frames of each unit of a pyramidal model's clip, of which the last may be incomplete.
+
+    >>> unit_lengths(12)
+    (1, 8, 3)
+    """
+    return (min(1, frames), *(min(FRAMES_PER_UNIT, frames - start) for start in range(1, frames, FRAMES_PER_UNIT)))
+
+
 def frames_of(units: int) -> int:
     """Pixel frames of a video of ``units`` units."""
     return 1 + FRAMES_PER_UNIT * (units - 1)

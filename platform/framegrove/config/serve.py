@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from framegrove.config.base import Config
+from framegrove.config.generator import AnySource
 from framegrove.config.model import ModelSource
 from framegrove.config.pool import PoolSize, Workers
 from framegrove.config.search import parse_budget
@@ -38,7 +39,7 @@ class ServeConfig(Config):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    models: tuple[ModelSource, ...] = Field(
+    models: tuple[AnySource, ...] = Field(
         default=(ModelSource(),),
         min_length=1,
         description="what is served, by the names of their folders; each has generators and verifiers of its own, and "

@@ -1,10 +1,10 @@
-"""Configuration of the verifiers that judge videos: a panel of them, and the engine that serves a model."""
+"""Configuration of the verifiers that judge videos, and of a panel of them."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,29 +12,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from framegrove.config.base import Config, ConfigError, absolute, read_yaml, validated
+from framegrove.config.endpoint import EndpointConfig
+from framegrove.config.engine import EngineConfig, model_folder, shipped_folder
 from framegrove.config.pool import PoolSize, Workers
+from framegrove.config.scores import Pairwise, Reward, Score, YesNo, names_of
+from framegrove.config.verifier_kinds import FramesConfig, LatentConfig
 from framegrove.types import Assessment
-
-
-class EngineConfig(Config):
-    """How vLLM serves a verifier's model. The defaults serve the shipped small model on a CPU."""
-
-    model: str | None = None  # a folder or a name on the Hugging Face hub; None is the shipped model
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_model_len: int = Field(1024, ge=64)
-    max_frames: int = Field(6, ge=2)
-    max_questions: int = Field(64, ge=1)  # answered at a time; the engine queues more
-    block_size: int | None = Field(32, ge=1)  # tokens; prompts shorter than one never share; None: the engine's own
-    cache_gib: int = Field(1, ge=1)  # memory for keys and values on a CPU
-    # Memory for prepared frames. Without it every question prepares its frames again: 1 ms for four of 64 x 64, 120 ms
-    # for eight of 640 x 384. With it vLLM is reported to lose a question under load now and then.
-    frame_cache_gib: float = Field(0.0, ge=0)
-    gpu_memory: float = Field(0.9, gt=0, le=1)  # fraction of a GPU's memory
-    tensor_parallel: int = Field(1, ge=1)
-    instruction: str = ""  # what follows every question, " Answer yes or no." for a general model
-    yes_words: tuple[str, ...] = ("yes",)
-    no_words: tuple[str, ...] = ("no",)
-
 
 # How a vision-language model that brings no settings of its own is served: one of the Qwen2.5-VL class, on a GPU.
 _GENERAL_ENGINE: dict[str, Any] = {
@@ -52,11 +35,36 @@ _GENERAL_ENGINE: dict[str, Any] = {
 GENERAL_QUESTIONS = "general"
 SETTINGS_FILE = "verifier.yaml"  # in a model folder: how that model wants to be served and what it can be asked
 
-Kind = Literal["vllm", "signals", "callable"]
+LIST_WEIGHTS = "weight.json"  # beside a published list of questions: the weight of each
+
+Kind = Literal["vllm", "endpoint", "reward", "signals", "callable", "frames", "latent"]
+# Which kinds a setting is for.
+_FOR: dict[str, tuple[Kind, ...]] = {
+    "questions": ("vllm", "endpoint", "reward"),
+    "score": ("vllm", "endpoint", "reward"),
+    "engine": ("vllm", "reward"),
+    "endpoint": ("endpoint",),
+    "function": ("callable",),
+    "frames": ("frames",),
+    "latent": ("latent",),
+}
+_ARTICLES = {
+    "questions": "questions",
+    "score": "a score to be read",
+    "engine": "an engine",
+    "endpoint": "an endpoint",
+    "function": "a function",
+    "frames": "a section frames",
+    "latent": "a section latent",
+}
+_SIGNALS = ("sharpness", "flicker", "motion")
 # Scores that are reported and, unless given a weight by name, not ranked: a good video may move little or much.
 _NOT_RANKED: dict[Kind, frozenset[str]] = {"signals": frozenset({"motion"})}
 # Between two frames at least, and at full resolution, is where signals mean something.
-_DEFAULT_JUDGES: dict[Kind, tuple[Assessment, ...]] = {"signals": (Assessment.MOTION, Assessment.FINAL)}
+_DEFAULT_JUDGES: dict[Kind, tuple[Assessment, ...]] = {
+    "signals": (Assessment.MOTION, Assessment.FINAL),
+    "latent": (Assessment.IMAGE, Assessment.MOTION, Assessment.FINAL),  # drafts are smaller than what it knows
+}
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -87,9 +95,12 @@ def log_odds(score: float) -> float:
 class VerifierConfig(Config):
     """One verifier of a panel: what kind it is, what it judges and how much its scores count.
 
-    ``vllm`` asks a vision-language model questions (``questions``, ``engine``), ``signals`` measures flicker, sharpness
-    and motion without any model, and ``callable`` calls ``function``, "module:function", which takes frames and prompt
-    and returns a score or several scores by name, each in [0, 1].
+    ``vllm`` asks a vision-language model questions (``questions``, ``engine``) and reads its answers as ``score`` says
+    (config/scores.py), ``endpoint`` does so over the network (``endpoint``), and ``reward`` runs a reward model with
+    transformers, for which of ``engine`` its model, dtype and max_frames matter. ``signals`` measures flicker,
+    sharpness and motion without any model, and ``callable`` calls ``function``, "module:function", which takes frames
+    and prompt and returns a score or several scores by name, each in [0, 1]. ``frames`` runs a model of transformers on
+    single frames, ``latent`` a small network on latents, which need no decoding.
     """
 
     name: str = "verifier"
@@ -100,9 +111,13 @@ class VerifierConfig(Config):
     judges: tuple[Assessment, ...] | None = None  # None: everything; for signals, whatever has several frames
     # How its scores become the probability that a branch is right; an assessment without one: as their product.
     calibration: dict[Assessment, Calibration] = Field(default={})
-    questions: str | None = None  # a shipped set such as "general", a YAML file, or "module:attribute"
+    questions: str | None = None  # a shipped set such as "general", a YAML file, a list (.txt), or "module:attribute"
+    score: Score = YesNo()
     engine: EngineConfig = EngineConfig()
+    endpoint: EndpointConfig | None = None
     function: str | None = None
+    frames: FramesConfig | None = None
+    latent: LatentConfig | None = None
 
     @field_validator("name")
     @classmethod
@@ -123,17 +138,74 @@ class VerifierConfig(Config):
     def _fits_its_kind(self) -> Self:
         if self.judges is not None and not self.judges:
             raise ValueError(f"verifier {self.name} judges nothing: name assessments or leave judges out")
-        if self.kind != "vllm" and (self.questions is not None or self.engine != EngineConfig()):
-            raise ValueError(f"verifier {self.name} is of kind {self.kind}: only vllm takes questions and an engine")
-        if self.kind != "callable" and self.function is not None:
-            raise ValueError(f"verifier {self.name} is of kind {self.kind}: only callable takes a function")
+        given = {name for name in _FOR if getattr(self, name) != type(self).model_fields[name].default}
+        for setting in sorted(given):
+            if self.kind not in _FOR[setting]:
+                *others, last = _FOR[setting]
+                kinds = f"{', '.join(others)} and {last} take" if others else f"{last} takes"
+                raise ValueError(f"verifier {self.name} is of kind {self.kind}: only {kinds} {_ARTICLES[setting]}")
+        if self.kind == "endpoint" and self.endpoint is None:
+            raise ValueError(f"verifier {self.name} needs an endpoint, with its url and model")
+        if self.kind == "reward" and not isinstance(self.score, Reward):
+            raise ValueError(f"verifier {self.name} is of kind reward and needs score: {{kind: reward, outputs: ..}}")
+        if self.kind == "reward" and self.engine.tensor_parallel > 1:
+            raise ValueError(f"verifier {self.name} is of kind reward and runs on one GPU: leave tensor_parallel out")
+        if self.kind == "vllm" and isinstance(self.score, Reward) and any(o.token for o in self.score.outputs.values()):
+            raise ValueError(
+                f"verifier {self.name}: vLLM reads rewards at the last token: kind reward has outputs.token"
+            )
+        if self.kind == "endpoint" and isinstance(self.score, Reward):
+            raise ValueError(f"verifier {self.name}: an endpoint tells no rewards: its score must be of another kind")
+        if isinstance(self.score, Pairwise) and self.questions is not None:
+            raise ValueError(f"verifier {self.name} compares: score.question is what it asks, leave questions out")
         if self.kind == "callable" and (self.function is None or _DOTTED.fullmatch(self.function) is None):
             raise ValueError(
                 f"verifier {self.name} needs a function of the form module:function, not {self.function!r}"
             )
         if self.questions is not None and ":" in self.questions and _DOTTED.fullmatch(self.questions) is None:
             raise ValueError(f"verifier {self.name}: questions {self.questions!r} is not of the form module:attribute")
+        for kind, section in (("frames", self.frames), ("latent", self.latent)):
+            if self.kind == kind and section is None:
+                raise ValueError(
+                    f"verifier {self.name} is of kind {kind}: it needs a section {kind} that names its model"
+                )
+        if self.kind == "latent" and Assessment.POTENTIAL in self.assessments:
+            raise ValueError(f"verifier {self.name} is of kind latent and judges no drafts: leave out potential")
+        known = _SIGNALS if self.kind == "signals" else names_of(self.score)
+        if known is not None and (wrong := self.weightless(known)) is not None:
+            raise ValueError(wrong)
         return self
+
+    def weightless(self, scores: Collection[str]) -> str | None:
+        """What is wrong, in one sentence, where a weight is for none of the ``scores`` that the verifier gives."""
+        weights = self.weight if isinstance(self.weight, dict) else {}
+        wrong = next((name for name in weights if name not in scores), None)
+        if wrong is None:
+            return None
+        return f"verifier {self.name} has a weight for {wrong!r}, but its scores are {', '.join(scores)}"
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether a model of its own answers it, which ``engine`` describes."""
+        return self.kind in _FOR["engine"]
+
+    @property
+    def reads(self) -> Literal["frames", "latent"]:
+        """What of a unit it is shown: decoded frames, or the latent."""
+        return "latent" if self.kind == "latent" else "frames"
+
+    @property
+    def anchors(self) -> int:
+        """With how many branches of its cohort a search has it compare each; 0: it scores each by itself."""
+        return self.score.anchors if isinstance(self.score, Pairwise) else 0
+
+    @property
+    def gpus(self) -> int:
+        """How many whole GPUs each of its actors takes where there are GPUs; 0: none at all."""
+        if self.has_engine:
+            return self.engine.tensor_parallel
+        section = self.frames or self.latent
+        return int(section is not None and section.device == "cuda")
 
     @property
     def assessments(self) -> tuple[Assessment, ...]:
@@ -166,6 +238,13 @@ class PanelConfig(Config):
         """The verifiers that an assessment needs."""
         return tuple(verifier for verifier in self.verifiers if assessment in verifier.assessments)
 
+    def check_absolute(self, wanted: str) -> None:
+        """Raise ConfigError where a verifier compares and is to say what it cannot: what is ``wanted``."""
+        for verifier in self.verifiers:
+            if verifier.anchors:
+                who = f"verifier {verifier.name}"
+                raise ConfigError(f"{who} compares the branches of a cohort with each other and cannot say {wanted}")
+
     def at_absolute_paths(self) -> PanelConfig:
         """The same panel for processes that have another working folder."""
         return PanelConfig(verifiers=tuple(_absolute(verifier) for verifier in self.verifiers))
@@ -173,9 +252,13 @@ class PanelConfig(Config):
     def check_files(self) -> None:
         """Raise ConfigError, in one sentence, for a model folder, question file or shipped set that is missing."""
         for verifier in self.verifiers:
-            if verifier.kind == "vllm":
+            if verifier.has_engine:
                 model_folder(verifier.engine)
+            if verifier.kind in _FOR["questions"]:
                 _check_questions(verifier)
+            for section in (verifier.frames, verifier.latent):
+                if section is not None:
+                    section.check_files(verifier.name)
 
 
 def _shipped() -> VerifierConfig:
@@ -208,24 +291,35 @@ def load_panel(verifier: str | None) -> PanelConfig:
 
 def _completed(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of a panel with what its model folder says of itself filled in."""
-    engine = entry.get("engine", {})
-    if entry.get("kind", "vllm") != "vllm" or not isinstance(engine, dict):
+    engine, score = entry.get("engine", {}), entry.get("score")
+    if entry.get("kind", "vllm") not in _FOR["engine"] or not isinstance(engine, dict):
         return entry
     model = engine.get("model")
     if not isinstance(model, str | None):
         return entry
     own = own_settings(model)
     defaults = _GENERAL_ENGINE if own is None else own.engine.model_dump(exclude_unset=True)
+    if isinstance(score, dict) and score.get("kind") == "pairwise":
+        return entry | {"engine": defaults | engine}
     questions = entry.get("questions") or (own.questions if own else None) or GENERAL_QUESTIONS
+    if score is None and own is not None and questions == own.questions:
+        score = own.score.model_dump(mode="json")
     calibration = entry.get("calibration")
     if calibration is None and own is not None and questions == own.questions:
         calibration = own.model_dump(mode="json")["calibration"]  # fitted to these questions
-    return entry | {"questions": questions, "engine": defaults | engine, "calibration": calibration or {}}
+    filled = {"questions": questions, "engine": defaults | engine, "calibration": calibration or {}}
+    return entry | filled | ({} if score is None else {"score": score})
 
 
 def _absolute(config: VerifierConfig) -> VerifierConfig:
     engine = config.engine.model_copy(update={"model": absolute(config.engine.model)})
-    return config.model_copy(update={"engine": engine, "questions": absolute(config.questions)})
+    update = {
+        "engine": engine,
+        "questions": absolute(config.questions),
+        "frames": config.frames and config.frames.at_absolute_paths(),
+        "latent": config.latent and config.latent.at_absolute_paths(),
+    }
+    return config.model_copy(update=update)
 
 
 class ModelSettings(Config):
@@ -233,6 +327,7 @@ class ModelSettings(Config):
 
     kind: Literal["vllm"] = "vllm"
     questions: str | None = None
+    score: Score = YesNo()
     engine: EngineConfig = EngineConfig()
     calibration: dict[Assessment, Calibration] = Field(default={})
 
@@ -263,10 +358,10 @@ def own_settings(model: str | None) -> ModelSettings | None:
 
 
 def question_source(config: VerifierConfig) -> str:
-    """Where a vllm verifier's questions come from: as configured, as its model folder says, or the general set."""
+    """Where a verifier's questions come from: as configured, as its model folder says, or the general set."""
     if config.questions is not None:
         return config.questions
-    own = own_settings(config.engine.model)
+    own = own_settings(config.engine.model) if config.has_engine else None
     return own.questions if own is not None and own.questions is not None else GENERAL_QUESTIONS
 
 
@@ -280,41 +375,21 @@ def _check_questions(config: VerifierConfig) -> None:
     source = question_source(config)
     if ":" in source:
         return
-    if source.endswith((".yaml", ".yml")):
+    if source.endswith((".yaml", ".yml", ".txt")):
         if not Path(source).is_file():
             raise ConfigError(f"verifier {config.name}: there is no file of questions at {source}")
+        if source.endswith(".txt") and not Path(source).with_name(LIST_WEIGHTS).is_file():
+            raise ConfigError(f"verifier {config.name}: there is no {LIST_WEIGHTS} beside the questions {source}")
     elif source not in shipped_sets():
         raise ConfigError(
             f"verifier {config.name}: there are no questions called {source!r}: name one of the shipped sets "
-            f"({', '.join(shipped_sets())}), a YAML file, or module:attribute"
+            f"({', '.join(shipped_sets())}), a YAML file, a list (.txt), or module:attribute"
         )
-
-
-def model_folder(config: EngineConfig) -> str:
-    """What to hand vLLM: the configured model, or the folder of the shipped one.
-
-    Raises ConfigError for a folder that is not there; whether a name exists on the hub is left to the engine.
-    """
-    if config.model is not None:
-        if not Path(config.model).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", config.model) is None:
-            raise ConfigError(f"no verifier at {config.model}: give a folder, or a name on the hub as in owner/name")
-        return config.model
-    folder = shipped_folder()
-    if not (folder / "config.json").exists():
-        raise ConfigError(
-            f"no shipped verifier in {folder}: train one with python -m jobs.train_verifier, or name a model"
-        )
-    return str(folder)
-
-
-def shipped_folder() -> Path:
-    """The folder of the verifier that comes with the package."""
-    return Path(str(resources.files("framegrove"))) / "assets" / "verifier"
 
 
 def environment(config: VerifierConfig) -> dict[str, str]:
     """Environment variables for the runtime_env of the verifier's actors: vLLM reads them when it is imported."""
-    if config.kind != "vllm":
+    if not config.has_engine:
         return {}
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cache_gib),

@@ -56,8 +56,9 @@ def accuracy(oracle: DigitsOracle, *, seed: int, clips: int, digits_shown: int) 
     objects = 0
     for index in range(clips):
         clip = world.clip(seed, index, split="heldout", digits=digits_shown)
-        seen = {reading.colour: reading for reading in oracle.read(clip.frames)}
-        right["all"] += oracle.judge(clip.frames, clip.objects).fully_right
+        verdict = oracle.judge(clip.frames, clip.objects)
+        seen = {reading.colour: reading for reading in verdict.readings}
+        right["all"] += verdict.fully_right
         for asked in clip.objects:
             objects += 1
             reading = seen.get(asked.colour)

@@ -74,9 +74,11 @@ class OracleJudge:
         right = self._oracle.judge(frames, asked).fully_right
         return Scored(work, (("right", RIGHT if right else WRONG),), Cost())
 
-    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+    async def price(
+        self, prompt: str, lengths: Sequence[int], height: int, width: int
+    ) -> dict[Assessment, tuple[int, ...]]:
         """FLOPs of judging a branch, by assessment and depth: none are counted."""
-        return dict.fromkeys(Assessment, (0,) * units)
+        return dict.fromkeys(Assessment, (0,) * len(lengths))
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framegrove.config.request import FRAMES_PER_UNIT, frames_of
+from framegrove.config.request import FRAMES_PER_UNIT, frames_of, unit_lengths
 from framegrove.digits import world
 from framegrove.digits.teacher import Pixels, UnitReading
 from framegrove.digits.verifier_sights import MOST
@@ -162,7 +162,7 @@ def _judged(child: _Video, asked: Objects, read: Read) -> _Video:
 def _group(parent: _Video, litter: Sequence[_Video], asked: Objects, seed: int) -> Group:
     count = frames_of(len(parent.path) + 1)
     newest = sum(len(frames) for frames in parent.frames)
-    video = {place for shown in frames_of_view(View.VIDEO, count, MOST) for place in shown}
+    video = {place for shown in frames_of_view(View.VIDEO, unit_lengths(count), MOST) for place in shown}
     kept = sorted(({0} | video | set(range(newest - _RECENT, newest))) & set(range(newest)))
     so_far = (
         np.concatenate(parent.frames) if parent.frames else np.zeros((0, *litter[0].frames[-1].shape[1:]), np.uint8)

@@ -79,6 +79,18 @@ class Teacher:
         objects = tuple(self._object(colour, ink) for colour, ink in inks.items())
         return UnitReading(objects, _is_right(objects, asked, moving=len(frames_THWC) > 1))
 
+    @torch.inference_mode()
+    def features(self, ink_THW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the network makes of one object's ink before it decides which digit that is: (T, 64), means over places.
+
+        Zeros where a frame has next to no ink.
+        """
+        activations_TCHW = normalised(torch.from_numpy(np.ascontiguousarray(ink_THW)))
+        for layer in list(self._network)[:-2]:  # all but Flatten and Linear
+            activations_TCHW = layer(activations_TCHW)
+        there = torch.from_numpy(ink_THW.sum((1, 2)) >= _LEAST_MASS / 2)
+        return np.asarray(activations_TCHW.mean((2, 3)) * there[:, None])
+
     def _object(self, colour: str, ink_THW: npt.NDArray[np.float32]) -> TaughtObject:
         centres = centres_of(ink_THW)
         own = ink_THW[1:] if len(ink_THW) > 1 else ink_THW

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from framegrove.config.verifier import Calibration, own_settings, shipped_folder
+from framegrove.config.engine import shipped_folder
+from framegrove.config.request import unit_lengths
+from framegrove.config.verifier import Calibration, own_settings
 from framegrove.digits import world
 from framegrove.digits.siblings import Group
 from framegrove.digits.teacher import Pixels
@@ -74,7 +76,8 @@ class Judge:
             asked.append((kind, questions))
             for child in range(len(group.children)):
                 answers[at, child] = [[] for _ in questions]
-                for shown, places in grouped([q.view for q in questions], group.frame_count, self._most).items():
+                lengths = unit_lengths(group.frame_count)
+                for shown, places in grouped([q.view for q in questions], lengths, self._most).items():
                     look = _Look((at, child), shown, places, [questions[place].text for place in places])
                     waiting = looks[len(shown), len(places)]
                     waiting.append(look)

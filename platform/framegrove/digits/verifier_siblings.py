@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from framegrove.config.request import FRAMES_PER_UNIT
+from framegrove.config.request import FRAMES_PER_UNIT, unit_lengths
 from framegrove.digits.sibling_files import read_groups, shards_in
 from framegrove.digits.siblings import Group
 from framegrove.digits.teacher import Pixels, TaughtObject
@@ -88,10 +88,10 @@ def _moved(frames_N3HW: torch.Tensor, right: int, down: int) -> torch.Tensor:
 def _looks(group: Group, rng: np.random.Generator) -> list[tuple[int, Shown, View]]:
     """What is shown of a group: every child's newest unit, and one child's whole video."""
     every = range(len(group.children))
-    (unit,) = frames_of_view(View.UNIT, group.frame_count, MOST)
+    (unit,) = frames_of_view(View.UNIT, unit_lengths(group.frame_count), MOST)
     if group.depth == 0:
         return [(child, unit, View.VIDEO) for child in every]
-    spreads = frames_of_view(View.VIDEO, group.frame_count, MOST)
+    spreads = frames_of_view(View.VIDEO, unit_lengths(group.frame_count), MOST)
     whole = int(rng.integers(len(every))), spreads[int(rng.integers(len(spreads)))], View.VIDEO
     return [*((child, unit, View.UNIT) for child in every), whole]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framegrove.config.request import FRAMES_PER_UNIT, frames_of
+from framegrove.config.request import FRAMES_PER_UNIT, frames_of, unit_lengths
 from framegrove.digits import world
 from framegrove.digits.world import MOTIONS
 from framegrove.verification.views import Shown, View, frames_of_view
@@ -44,7 +44,7 @@ def draw_sight(rng: np.random.Generator, shown: int, view: View) -> Sight:
     """
     if view is View.UNIT:
         units = int(rng.integers(2, LONGEST + 1))
-        (times,) = frames_of_view(view, frames_of(units), shown)
+        (times,) = frames_of_view(view, unit_lengths(frames_of(units)), shown)
         before = times.index(frames_of(units - 1) - 1)
         return Sight(units, view, times, before + 1 if rng.random() < 0.8 else 1, before)
     selections = _video_selections(shown)
@@ -58,7 +58,7 @@ def _video_selections(shown: int) -> list[tuple[int, Shown]]:
     return [
         (units, times)
         for units in range(1, LONGEST + 1)
-        for times in frames_of_view(View.VIDEO, frames_of(units), MOST)
+        for times in frames_of_view(View.VIDEO, unit_lengths(frames_of(units)), MOST)
         if len(times) == shown
     ]
 

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration
 
-from framegrove.config.verifier import shipped_folder
+from framegrove.config.engine import shipped_folder
 from framegrove.digits import verifier_model
 from framegrove.digits.config import VerifierPhase, VerifierTraining
 from framegrove.digits.verifier_batches import clip_batch, frame_batch, window_batch

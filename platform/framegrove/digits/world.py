@@ -90,7 +90,12 @@ def prompts(
 
     For evaluation held-out combinations are among them; prompts of the split "train" have none.
     """
-    return [draw_objects(_rng(seed, index, split), split=split, digits=digits) for index in range(count)]
+    return [prompt(seed, index, digits=digits, split=split) for index in range(count)]
+
+
+def prompt(seed: int, index: int, *, digits: int | None = None, split: Split = "heldout") -> tuple[DigitObject, ...]:
+    """The objects of one of the `prompts`, of which there is no end."""
+    return draw_objects(_rng(seed, index, split), split=split, digits=digits)
 
 
 def frame_count(units: int) -> int:

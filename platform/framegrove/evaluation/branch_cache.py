@@ -11,7 +11,8 @@ computed the same thing, the first stays.
 **What is kept of a unit.** Its latent, in full precision, since its children depend on every bit; and its frames,
 compressed (33 KB for eight of 64 x 64), since a decoder takes two hundred times as long to make them again as zlib to
 unpack them, and a new verifier needs them all. Not the decoder's state, which is larger than all else together
-(0.7 MB) and is needed only where a branch grows.
+(0.7 MB) and is needed only where a branch grows. A unit that was left as a latent has no frames until somebody looks
+at it.
 
 **How exact it is.** Which siblings were denoised in step is not part of the key, nor is the device: they decide the
 rounding of floating-point sums, and nothing else. A unit that was sampled with other siblings, or on a GPU, may
@@ -197,24 +198,32 @@ class Ground:
         """The latent of a unit that is there, as it was sampled."""
         return safe_torch.load(self._column("latent", branch))["x"]
 
+    def has_frames(self, branch: Latent) -> bool:
+        """Whether a unit that is there has been decoded."""
+        return bool(self._column("length(frames)", branch))
+
     def frames(self, branch: Latent) -> Frames:
         """The frames of a unit that is there, uint8 (T, H, W, 3); of a draft its preview."""
         return safe_numpy.load(zlib.decompress(self._column("frames", branch)))["frames"]
 
-    def keep(self, units: Mapping[Latent, tuple[Tensor, Frames]]) -> None:
-        """Keep the latents and frames of some units, all or none. What is there already stays."""
+    def keep(self, units: Mapping[Latent, tuple[Tensor, Frames | None]]) -> None:
+        """Keep the latents and frames of some units, all or none. What is there already stays.
+
+        There are no frames (None) of a unit that was left as a latent; they are kept later by ``decoded``.
+        """
         rows = [
-            (
-                self.number,
-                branch.name,
-                safe_torch.save({"x": latent.contiguous()}),
-                zlib.compress(safe_numpy.save({"frames": np.ascontiguousarray(frames)}), _COMPRESSION),
-            )
+            (self.number, branch.name, safe_torch.save({"x": latent.contiguous()}), _packed(frames))
             for branch, (latent, frames) in units.items()
         ]
         self._cache.write("INSERT OR IGNORE INTO units (ground, branch, latent, frames) VALUES (?, ?, ?, ?)", rows)
         self._cache.added["units"] += len(rows)
         self._there |= units.keys()
+
+    def decoded(self, frames: Mapping[Latent, Frames]) -> None:
+        """Keep the frames of some units that are there and had none, all or none."""
+        rows = [(_packed(each), self.number, branch.name) for branch, each in frames.items()]
+        query = "UPDATE units SET frames = ? WHERE ground = ? AND branch = ? AND length(frames) = 0"
+        self._cache.write(query, rows)
 
     def verdict(self, branch: Latent, judge: int, asked: str) -> Any | None:
         """What a judge said of a branch when it was asked this, a JSON value; None if it never was."""
@@ -235,12 +244,21 @@ class Ground:
         self._cache.write("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?)", [row])
         self._cache.added["verdicts"] += 1
 
-    def _column(self, column: str, branch: Latent) -> bytes:
+    def _column(self, column: str, branch: Latent) -> Any:
         query = f"SELECT {column} FROM units WHERE ground = ? AND branch = ?"
         row = self._cache.find(query, self.number, branch.name)
         if row is None:
             raise KeyError(f"{branch.name} is not in the cache")
-        return bytes(row[0])
+        return row[0]
+
+
+def _packed(frames: Frames | None) -> bytes:
+    """Frames as they are kept; nothing where there are none."""
+    return (
+        b""
+        if frames is None
+        else zlib.compress(safe_numpy.save({"frames": np.ascontiguousarray(frames)}), _COMPRESSION)
+    )
 
 
 def _canonical(facts: Mapping[str, Any]) -> str:

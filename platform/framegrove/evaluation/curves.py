@@ -12,15 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from framegrove.files import replacing
-
-INK = "#22262e"
-MUTED = "#8a919e"
-GRID = "#e6e8ec"
-COLOURS = ("#2f6fde", "#d9822b", "#2e9e62", "#9b51c4", "#c6394c", "#5b6573")
+from framegrove.evaluation.figures import COLOURS, GRID, INK, MUTED, blank, plain, save, spread
 
 PRICE = "price of a video, all parts; 1x = sampling and decoding it once, without a search"
 
@@ -41,12 +34,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``left`` minus ``right`` over the prompts that both have, with a paired bootstrap interval."""
+    """``left`` minus ``right`` over the prompts that both have, with a paired bootstrap interval.
+
+    ``p`` is that of a two-sided paired test (``sign_flips``).
+    """
 
     left: str
     right: str
     prompts: int
     difference: Interval
+    p: float
 
     @property
     def decided(self) -> bool:
@@ -84,7 +81,38 @@ def compare(left: str, right: str, scores: Mapping[str, Mapping[int, float]]) ->
     if not shared:
         raise ValueError(f"{left} and {right} share no prompt, so there is nothing to compare")
     differences = [scores[left][prompt] - scores[right][prompt] for prompt in shared]
-    return Comparison(left, right, len(shared), bootstrap(differences))
+    return Comparison(left, right, len(shared), bootstrap(differences), sign_flips(differences))
+
+
+def sign_flips(differences: Sequence[float], seed: int = 0) -> float:
+    """The p-value of a paired permutation test: how often random signs make the mean as far from 0 as it is.
+
+    If both of a pair were the same, each difference could as well have the other sign (Fisher, 1935). All patterns of
+    signs are counted where there are at most as many as the bootstrap's draws, otherwise so many are drawn, and the one
+    that was found counts among them, so that no p-value is 0.
+    """
+    sample = np.asarray(differences, np.float64)
+    sample = sample[sample != 0]  # a zero has no sign
+    if not len(sample):
+        return 1.0
+    if 2 ** len(sample) <= RESAMPLES:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sample))))
+        drawn, found = np.abs(signs @ sample), 0
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), (RESAMPLES, len(sample)))
+        drawn, found = np.abs(signs @ sample), 1
+    as_far = drawn >= abs(sample.sum()) * (1 - 1e-12)  # sums in another order differ by rounding
+    return float((as_far.sum() + found) / (len(drawn) + found))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values that hold for all of some tests together (Holm, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
 
 
 def pareto(points: Sequence[CurvePoint]) -> list[CurvePoint]:
@@ -103,8 +131,7 @@ def draw_curves(
 
     Costs are total prices (report.Price) unless ``cost`` names something else.
     """
-    figure = Figure(figsize=(7.6, 4.8), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank(7.6, 4.8)
     axes = figure.add_subplot()
     front = pareto([point for points in curves.values() for point in points])
     if len(front) > 1:
@@ -119,12 +146,9 @@ def draw_curves(
         )
     for colour, (name, points) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
         ordered = sorted(points, key=lambda p: p.cost)
-        means = np.array([p.score.mean for p in ordered])
-        spread = np.array([[p.score.mean - p.score.low, p.score.high - p.score.mean] for p in ordered]).T
-        x = [p.cost for p in ordered]
-        axes.errorbar(
-            x, means, np.maximum(spread, 0), color=colour, marker="o", ms=5, lw=1.6, capsize=3, label=name, zorder=3
-        )
+        x, means = [p.cost for p in ordered], [p.score.mean for p in ordered]
+        reach = spread(p.score for p in ordered)
+        axes.errorbar(x, means, reach, color=colour, marker="o", ms=5, lw=1.6, capsize=3, label=name, zorder=3)
         for point in ordered:
             axes.annotate(
                 point.label,
@@ -141,10 +165,7 @@ def draw_curves(
     axes.set_xlabel(cost, color=INK)
     axes.set_ylabel(score, color=INK)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
-    axes.grid(True, which="both", color=GRID, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, grid="both")
     axes.tick_params(which="both", colors=MUTED)
     axes.legend(frameon=False, fontsize=9)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save(figure, path)

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from framegrove.config.suite import Setting, SuiteConfig
-from framegrove.evaluation.curves import COLOURS, GRID, INK, MUTED, Interval
 from framegrove.evaluation.evidence import Chapter, Outcome
-from framegrove.files import replacing
+from framegrove.evaluation.figures import COLOURS, INK, MUTED, blank, plain, save, spread
 
 _LINEAR, _SINGLE = "linear", "single"
 _ACROSS = 5  # small pictures side by side
@@ -58,7 +56,7 @@ def draw_costs(found: Chapter, suite: SuiteConfig, path: Path, *, title: str) ->
         x=f"total FLOPs of a video in samples; 1 = sampling and decoding it once, without a search\n{note}",
         y="fully right, by the oracle",
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_scores(found: Chapter, suite: SuiteConfig, path: Path, *, title: str) -> None:
@@ -89,7 +87,7 @@ def draw_scores(found: Chapter, suite: SuiteConfig, path: Path, *, title: str) -
     _caption(
         figure, title, x=f"P(right) of the winners, by the search's own judge\n{note}", y="fully right, by the oracle"
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _families(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
@@ -105,10 +103,12 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """So many small pictures with the same axes, in rows of nearly equal length."""
     across = -(-count // -(-count // _ACROSS))
     down = -(-count // across)
-    figure = Figure(
-        figsize=(2.45 * max(3, across) + 0.4, height * down + 0.9), dpi=150, layout="constrained", facecolor="white"
+    width, high = 2.45 * max(3, across) + 0.4, height * down + 0.9
+    figure = blank(width, high, layout=None)
+    # Margins in inches that fit the captions, as a layout that looks for them takes longer than all the rest.
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 0.2 / width, bottom=0.85 / high, top=1 - 0.6 / high, wspace=0.2, hspace=0.35
     )
-    FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for spare in grid.flat[count:]:
         spare.set_visible(False)
@@ -134,9 +134,9 @@ def _goal(axes: Axes, plateau: Outcome, suite: SuiteConfig) -> None:
 
 def _curve(axes: Axes, outcomes: Sequence[Outcome], colour: str, *, named: bool = False) -> None:
     """Shares of right videos with their intervals against cost, joined; if ``named`` with what tells them apart."""
-    spread = _spread([outcome.right for outcome in outcomes])
+    reach = spread(outcome.right for outcome in outcomes)
     x, y = [outcome.cost.mean for outcome in outcomes], [outcome.right.mean for outcome in outcomes]
-    axes.errorbar(x, y, spread, color=colour, marker="o", ms=4, lw=1.4, elinewidth=0.9, capsize=2, zorder=3)
+    axes.errorbar(x, y, reach, color=colour, marker="o", ms=4, lw=1.4, elinewidth=0.9, capsize=2, zorder=3)
     if named:
         _name(axes, outcomes, x, y, colour)
 
@@ -144,7 +144,7 @@ def _curve(axes: Axes, outcomes: Sequence[Outcome], colour: str, *, named: bool 
 def _path(axes: Axes, outcomes: Sequence[Outcome], colour: str, *, named: bool = False) -> None:
     """The same against what the search's judge believes."""
     x, y = [outcome.believed.mean for outcome in outcomes], [outcome.right.mean for outcome in outcomes]
-    across, up = (_spread([getattr(o, what) for o in outcomes]) for what in ("believed", "right"))
+    across, up = (spread(getattr(o, what) for o in outcomes) for what in ("believed", "right"))
     axes.errorbar(x, y, up, across, color=colour, marker="o", ms=4, lw=1.4, elinewidth=0.7, zorder=3)
     if named:
         _name(axes, outcomes, x, y, colour)
@@ -153,11 +153,6 @@ def _path(axes: Axes, outcomes: Sequence[Outcome], colour: str, *, named: bool =
 def _below(lowest: float) -> float:
     """Where an axis of shares begins that must show this one, and half of all shares at least."""
     return min(0.5, math.floor(10 * lowest) / 10)
-
-
-def _spread(shares: Sequence[Interval]) -> list[list[float]]:
-    below, above = [s.mean - s.low for s in shares], [s.high - s.mean for s in shares]
-    return [[max(0.0, each) for each in side] for side in (below, above)]
 
 
 def _name(axes: Axes, outcomes: Sequence[Outcome], x: Sequence[float], y: Sequence[float], colour: str) -> None:
@@ -174,9 +169,7 @@ def _dress(axes: Axes, name: str, colour: str) -> None:
         "linear: best of N" if name == _LINEAR else name, loc="left", color=colour, fontsize=10, fontweight="bold"
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(True, color=GRID, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.spines[["left", "bottom"]].set_color(_PALE)
     axes.tick_params(which="both", colors=MUTED, labelsize=8)
 
@@ -198,8 +191,3 @@ def _share_costs(panels: Sequence[Axes], outcomes: Sequence[Outcome]) -> None:
         axes.xaxis.set_major_locator(FixedLocator(_NUMBERS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")

@@ -8,6 +8,7 @@ are by a judge that no search saw, how much moves in them, and how different the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,25 +16,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from framegrove import files
-from framegrove.evaluation.curves import COLOURS, GRID, Comparison, Interval, bootstrap, compare
+from framegrove.evaluation.curves import Comparison, Interval, bootstrap, compare
+from framegrove.evaluation.figures import COLOURS, GRID, blank, save, spread
 from framegrove.evaluation.ledger import Ledger
 
 Latents = npt.NDArray[np.float32]
+Group = tuple[str, str]  # a kind of prompts, and a setting
 
 
 @dataclass(frozen=True)
 class GuardRow:
-    """What a model made of a prompt in one setting: means over ``videos`` videos of different seeds.
+    """What a model made of a prompt, one of its ``kind``, in one setting: means over ``videos`` videos of other seeds.
 
     ``judged`` is how right they are by the judge apart and ``panel`` by the searches' own, in [0, 1]; ``motion`` in px
     a frame; ``variety`` the mean distance between any two of them, None of a single one; ``price`` is that of a video
     in FLOPs.
     """
 
+    kind: str
     prompt: int
     setting: str
     videos: int
@@ -44,9 +45,9 @@ class GuardRow:
     price: float
 
     @property
-    def key(self) -> tuple[int, str]:
+    def key(self) -> tuple[int, Group]:
         """Its place in a ledger."""
-        return self.prompt, self.setting
+        return self.prompt, (self.kind, self.setting)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -66,12 +67,13 @@ def variety_of(latents: Sequence[Latents]) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A model held against the one before, in one setting: paired differences over the same prompts and seeds.
+    """A model held against the one before, for one kind of prompts in one setting: differences of the same seeds.
 
     ``motion`` and ``variety`` are ratios to those of before, None where there was nothing of the kind; ``worse`` is the
     share of prompts that the judge finds worse made.
     """
 
+    kind: str
     setting: str
     judged: Interval
     panel: Interval
@@ -86,27 +88,27 @@ class Verdict:
         return asdict(self)
 
 
-def verdicts(before: Iterable[GuardRow], after: Iterable[GuardRow]) -> list[Verdict]:
-    """One for each setting that both have, in order."""
-    old, new = _by_setting(before), _by_setting(after)
-    return [_verdict(setting, old[setting], new[setting]) for setting in new if setting in old]
+def verdicts(before: Iterable[GuardRow], after: Iterable[GuardRow], groups: Iterable[Group]) -> list[Verdict]:
+    """One for each of ``groups`` that both have, in order."""
+    old, new = _by_group(before), _by_group(after)
+    return [_verdict(group, old[group], new[group]) for group in groups if group in old and group in new]
 
 
-def _by_setting(rows: Iterable[GuardRow]) -> dict[str, dict[int, GuardRow]]:
-    found: dict[str, dict[int, GuardRow]] = {}
+def _by_group(rows: Iterable[GuardRow]) -> dict[Group, dict[int, GuardRow]]:
+    found: dict[Group, dict[int, GuardRow]] = {}
     for row in rows:
-        found.setdefault(row.setting, {})[row.prompt] = row
+        found.setdefault((row.kind, row.setting), {})[row.prompt] = row
     return found
 
 
-def _verdict(setting: str, old: Mapping[int, GuardRow], new: Mapping[int, GuardRow]) -> Verdict:
+def _verdict(group: Group, old: Mapping[int, GuardRow], new: Mapping[int, GuardRow]) -> Verdict:
     shared = sorted(old.keys() & new.keys())
 
     def gain(name: str) -> Comparison:
         return compare("after", "before", {"after": _column(new, shared, name), "before": _column(old, shared, name)})
 
     return Verdict(
-        setting,
+        *group,
         bootstrap([new[prompt].judged for prompt in shared]),
         bootstrap([new[prompt].panel for prompt in shared]),
         gain("judged"),
@@ -128,41 +130,84 @@ def _ratio(after: Sequence[float | None], before: Sequence[float | None]) -> flo
     return sum(new for new, _ in both) / old if old else None
 
 
-def draw(rounds: Mapping[int, Sequence[GuardRow]], path: Path) -> None:
+@dataclass(frozen=True)
+class Instead:
+    """An unsearched video of a model instead of a search with the first one, in ``setting``, for the same prompts.
+
+    ``difference`` is how much more often it is right, by the judge apart. ``saved`` are FLOPs a video, and ``videos``
+    is how many make up for what the model has cost: None where nothing is saved.
+    """
+
+    kind: str
+    setting: str
+    difference: Comparison
+    saved: float
+    videos: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def instead(
+    before: Iterable[GuardRow], after: Iterable[GuardRow], groups: Sequence[Group], cost: float
+) -> list[Instead]:
+    """What a model that has cost so many FLOPs is worth, beside each search with the first one.
+
+    ``groups`` begin with the unsearched videos that count.
+    """
+    old, new = _by_group(before), _by_group(after)
+    (kind, unsearched), *_ = groups
+    rows = new.get((kind, unsearched), {})
+    return [
+        _instead(group, old[group], rows, cost) for group in groups[1:] if group[0] == kind and old.get(group) and rows
+    ]
+
+
+def _instead(group: Group, old: Mapping[int, GuardRow], new: Mapping[int, GuardRow], cost: float) -> Instead:
+    shared = sorted(old.keys() & new.keys())
+    scores = {"after": _column(new, shared, "judged"), "before": _column(old, shared, "judged")}
+    saved = float(np.mean([old[prompt].price - new[prompt].price for prompt in shared]))
+    videos = math.ceil(cost / saved) if saved > 0 else None
+    return Instead(*group, compare("after", "before", scores), saved, videos)
+
+
+def draw(rounds: Mapping[int, Sequence[GuardRow]], groups: Sequence[Group], path: Path) -> None:
     """A picture of how good the models of some rounds are; 0 is the first model.
 
-    On the left how right videos are by the judge apart against their price, a line a model; on the right, for
-    unsearched videos, the judge apart beside the searches' own panel: where the panel alone rises, training has found
-    its weakness.
+    On the left how right videos are by the judge apart against their price, a line a model, for the first kind of
+    prompts in all of their settings; on the right, for their unsearched videos, the judge apart beside the searches'
+    own panel: where the panel alone rises, training has found its weakness.
     """
-    figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank(11, 4.4)
     by_price, by_round = figure.subplots(1, 2)
-    first = next(iter(rounds.values()))
-    unsearched = first[0].setting
-    one = float(np.mean([row.price for row in first if row.setting == unsearched]))
-    for colour, (number, rows) in zip(itertools.cycle(COLOURS), rounds.items()):
-        groups = _by_setting(rows)
-        scores = [bootstrap([row.judged for row in group.values()]) for group in groups.values()]
-        prices = [float(np.mean([row.price for row in group.values()])) / one for group in groups.values()]
+    unsearched = groups[0]
+    found = {number: _by_group(rows) for number, rows in rounds.items()}
+    one = _mean(found[min(found)][unsearched], "price")
+    for colour, (number, of_groups) in zip(itertools.cycle(COLOURS), found.items()):
+        tried = [of_groups[group] for group in groups if group[0] == unsearched[0] and group in of_groups]
+        scores = [bootstrap([row.judged for row in rows.values()]) for rows in tried]
         label = f"after round {number}" if number else "the first model"
-        _points(by_price, prices, scores, label, colour)
-    by_price.set(xscale="log", xlabel="FLOPs of a video, in unsearched ones of the first model", ylabel="right")
+        _points(by_price, [_mean(rows, "price") / one for rows in tried], scores, label, colour)
+    what = f"videos of {unsearched[0]} right" if unsearched[0] else "videos right"
+    by_price.set(xscale="log", xlabel="FLOPs of a video, in unsearched ones of the first model", ylabel=what)
     for colour, name, label in (
         (COLOURS[2], "judged", "the judge apart"),
         (COLOURS[4], "panel", "the searches' panel"),
     ):
-        columns = [[float(getattr(row, name)) for row in rows if row.setting == unsearched] for rows in rounds.values()]
-        _points(by_round, [float(number) for number in rounds], [bootstrap(each) for each in columns], label, colour)
-    by_round.set(xlabel="round", ylabel="unsearched videos right, by", xticks=list(rounds))
+        columns = [[float(getattr(row, name)) for row in each[unsearched].values()] for each in found.values()]
+        _points(by_round, [float(number) for number in found], [bootstrap(each) for each in columns], label, colour)
+    by_round.set(xlabel="round", ylabel=f"unsearched {what}, by", xticks=list(rounds))
     for axes in (by_price, by_round):
         axes.grid(color=GRID)
         axes.legend(fontsize=8)
-    with files.replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save(figure, path)
+
+
+def _mean(rows: Mapping[int, GuardRow], name: str) -> float:
+    return float(np.mean([getattr(row, name) for row in rows.values()]))
 
 
 def _points(axes: Any, xs: Sequence[float], scores: Sequence[Interval], label: str, colour: str) -> None:
     means = [score.mean for score in scores]
-    spread = [[s.mean - s.low for s in scores], [s.high - s.mean for s in scores]]
-    axes.errorbar(xs, means, yerr=spread, marker="o", capsize=3, color=colour, label=label)
+    axes.errorbar(xs, means, yerr=spread(scores), marker="o", capsize=3, color=colour, label=label)

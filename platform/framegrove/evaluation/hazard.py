@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
-from framegrove.evaluation.curves import COLOURS, GRID, INK, MUTED, Interval
-from framegrove.files import replacing
+from framegrove.evaluation.curves import Interval
+from framegrove.evaluation.figures import COLOURS, GRID, INK, MUTED, blank, plain, save, spread
 
 _UPPER = 0.975  # of a distribution: 95% lie between here and there on the other side
 _Z = float(stats.norm.ppf(_UPPER))
@@ -131,8 +129,7 @@ def draw_hazards(
 
     ``floor`` is what the judge calls wrong of videos that are right.
     """
-    figure = Figure(figsize=(7.6, 6.4), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank(7.6, 6.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     last = max((each.unit for group in (*generated.values(), floor) for each in group), default=0)
     _band(above, floor)
@@ -152,18 +149,14 @@ def draw_hazards(
     below.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     for axes in (above, below):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.grid(True, color=GRID, lw=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.tick_params(which="both", colors=MUTED)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save(figure, path)
 
 
 def _line(axes: Axes, units: Sequence[float], shares: Sequence[Interval], colour: str, name: str) -> None:
     means = [each.mean for each in shares]
-    spread = [[each.mean - each.low for each in shares], [each.high - each.mean for each in shares]]
-    axes.errorbar(units, means, spread, color=colour, marker="o", ms=5, lw=1.6, capsize=3, label=name, zorder=3)
+    axes.errorbar(units, means, spread(shares), color=colour, marker="o", ms=5, lw=1.6, capsize=3, label=name, zorder=3)
 
 
 def _band(axes: Axes, floor: Sequence[UnitHazard]) -> None:

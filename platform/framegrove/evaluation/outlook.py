@@ -55,4 +55,5 @@ def outlook_of(snapshot: Snapshot, single: Cost, prices: Prices) -> Outlook:
     certain = sampling.certain.all_flops + judging.certain.flops + to_go
     further = (snapshot.at_most - snapshot.certain) * certain / max(snapshot.certain, 1)
     one = single.all_flops
+    to_go += prices.finishing
     return Outlook(price_of(sampling, judging, single), to_go / one, (to_go + further) / one)

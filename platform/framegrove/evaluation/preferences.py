@@ -81,9 +81,17 @@ def comparisons(nodes: Iterable[Node], log_p: LogP, usable: Collection[Path]) ->
     return found
 
 
-def told_apart(found: Iterable[Preference], margin: float, least: float) -> list[Preference]:
-    """Those that differ by ``margin`` in log-odds or more, and whose better one is right with probability ``least``."""
-    return [each for each in found if each.margin >= max(margin, _SAME) and each.chances[0] >= least]
+def told_apart(found: Iterable[Preference], margin: float, least: float, most: float = 1.0) -> list[Preference]:
+    """Those that differ by ``margin`` in log-odds or more, a better one that is right and a worse one that is not.
+
+    That is, with a probability of at least ``least`` and of at most ``most``. Without the latter, most of what is kept
+    are two siblings of which both are right, one more surely: they teach a model what their verifier likes.
+    """
+    return [
+        each
+        for each in found
+        if each.margin >= max(margin, _SAME) and each.chances[0] >= least and each.chances[1] <= most
+    ]
 
 
 def _asked_of_all(children: Sequence[Node]) -> Assessment | None:

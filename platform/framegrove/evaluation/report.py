@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.config.request import FRAMES_PER_UNIT
 from framegrove.lineage import branch_name
 from framegrove.search.result import CostBreakdown, Ending, Node, SearchResult, Span
 from framegrove.types import Cost, GenerationRequest, Path, SampleWork, ScoreWork, paths_of, prefixes
@@ -47,12 +46,14 @@ class Price:
 class Shown:
     """What a branch's newest unit looks like, uint8 (T, H, W, 3); of a ``draft`` it is the preview.
 
-    Of a branch that was dropped from a search for large videos the frames are ``small``.
+    Of a branch that was dropped from a search for large videos the frames are ``small``. They are ``blank``, white,
+    where it was left as a latent, since nobody who judged it looks at frames.
     """
 
     frames: Frames
     draft: bool = False
     small: bool = False
+    blank: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,9 @@ class SearchRecord:
 
     def look(self, path: Path) -> Shown:
         """What a branch looks like: white, where its frames were lost with a machine after it was cut."""
-        size = (1 if len(path) == 1 else FRAMES_PER_UNIT, self.request.height, self.request.width, 3)
-        return self.shown.get(path) or Shown(np.full(size, 255, np.uint8))
+        if path in self.shown:
+            return self.shown[path]
+        return Shown(np.full_like(self.shown[self.outcome.winner[: len(path)]].frames, 255))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -103,7 +105,7 @@ class SearchRecord:
         """The video that no search would have made, uint8 (T, H, W, 3): branch (0, 0, ..), where the tree has it."""
         branch = [(0,) * (length + 1) for length in range(self.request.units)]
         there = [self.shown[path] for path in branch if path in self.shown]
-        if len(there) < len(branch) or any(each.draft or each.small for each in there):
+        if len(there) < len(branch) or any(each.draft or each.small or each.blank for each in there):
             return None
         return np.concatenate([self.shown[path].frames for path in branch])
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path as File
 from typing import Any
 
+from framegrove.evaluation.pages import assembled, embedded, part
 from framegrove.evaluation.report import Price, SearchRecord, report_json, warnings_of, was_needed
 from framegrove.evaluation.tree_clips import LIMIT, Clip, clips_of
 from framegrove.evaluation.tree_layout import (
@@ -39,7 +38,6 @@ from framegrove.words import counted
 CARDS = 400  # branches on a page at most: browsers get slow with more
 BARS = 4000  # attempts on the timeline at most
 
-_FOLDER = File(__file__).parent / "page"
 _SCRIPTS = ("tree.js", "branch.js", "charts.js")
 
 
@@ -51,14 +49,13 @@ def write(record: SearchRecord, path: File) -> None:
 
 def page(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> str:
     """The page, with ``cards`` branches at most and ``limit`` bytes of clips."""
-    parts = {
-        "TITLE": html.escape(f"{record.request.prompt} · search tree"),
-        "STYLE": (_FOLDER / "tree.css").read_text(encoding="utf-8"),
-        "DATA": _embedded(data_of(record, cards=cards, limit=limit)),
-        "SCRIPT": _script(),
-    }
-    template = (_FOLDER / "tree.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], template)  # in one pass: data holds no marks
+    return assembled(
+        "tree.html",
+        TITLE=html.escape(f"{record.request.prompt} · search tree"),
+        STYLE=part("tree.css"),
+        DATA=embedded(data_of(record, cards=cards, limit=limit)),
+        SCRIPT=_script(),
+    )
 
 
 def script_hash() -> str:
@@ -68,7 +65,7 @@ def script_hash() -> str:
 
 
 def _script() -> str:
-    return "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    return "\n".join(map(part, _SCRIPTS))
 
 
 def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> dict[str, Any]:
@@ -88,7 +85,7 @@ def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> 
         "fps": record.fps,
         "winner": branch_name(outcome.winner),
         "thumbs": STRIP,
-        "counts": [[_SAID[fate], FATE_MEANS[fate], n] for fate, n in _fates(outcome.nodes)],
+        "counts": [[str(fate), FATE_MEANS[fate], n] for fate, n in _fates(outcome.nodes)],
         "branches": _branches(record, laid, clips),
         "lanes": lanes,
         "bars": bars,
@@ -99,24 +96,13 @@ def data_of(record: SearchRecord, *, cards: int = CARDS, limit: int = LIMIT) -> 
     }
 
 
-_SAID = {Fate.WON: "won", Fate.KEPT: "kept", Fate.DROPPED: "cut", Fate.SPECULATIVE: "unused"}
-
-
-def _embedded(value: Any) -> str:
-    """JSON for a script element: nothing in it can be read as markup, whatever a prompt or a question holds."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
 # ---- the tree
 
 
 def _branches(record: SearchRecord, laid: Mapping[Path, Card], clips: Mapping[Path, Clip]) -> list[dict[str, Any]]:
     places = places_of(record.outcome.nodes)
     hidden = left_out(record.outcome.nodes, laid)
-    counts = {path: Counter(_SAID[node.fate] for node in nodes) for path, nodes in hidden.items()}
+    counts = {path: Counter(str(node.fate) for node in nodes) for path, nodes in hidden.items()}
     return [_branch(card, places, clips.get(path), counts.get(path, {})) for path, card in sorted(laid.items())]
 
 
@@ -129,7 +115,7 @@ def _branch(
         "name": branch_name(node.path),
         "parent": branch_name(parent) if parent else None,
         "depth": len(node.path) - 1,
-        "fate": _SAID[node.fate],
+        "fate": str(node.fate),
         "by": ASSESSED[node.dropped_by] if node.dropped_by else None,
         "draft": card.draft,
         "x": round(card.x, 3),
@@ -187,6 +173,8 @@ def _notes(record: SearchRecord, laid: Collection[Path], clips: Collection[Path]
         )
     if lost_:
         notes.append(f"{lost_} branches that were cut, and then lost with a machine, have no pictures.")
+    if blank := sum(shown.blank for shown in record.shown.values()):
+        notes.append(f"{blank} branches are white: no verifier looks at their frames, so they were left as latents.")
     if len(clips) < len(laid):
         notes.append(f"To keep the file small, {len(laid) - len(clips)} branches have no clip to play.")
     longest = max((len(shown.frames) for shown in record.shown.values()), default=0)

@@ -13,11 +13,11 @@ from pathlib import Path as File
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as Outline
 
+from framegrove.evaluation.figures import blank, save
 from framegrove.evaluation.report import Frames, SearchRecord, was_needed
 from framegrove.evaluation.tree_layout import (
     FATE_MEANS,
@@ -35,7 +35,6 @@ from framegrove.evaluation.tree_layout import (
     rows_of,
     strip_of,
 )
-from framegrove.files import replacing
 from framegrove.lineage import branch_name
 from framegrove.search.result import Fate
 from framegrove.types import GenerationRequest, Path, SampleWork
@@ -80,21 +79,20 @@ def draw(record: SearchRecord, path: File, single: Frames | None = None) -> None
     videos = _videos(record, single)
     strip, frames = _side_by_side(record, videos, width - 2 * _MARGIN)
     inches = [0.85 + 0.16 * len(reading), strip, 0.6 + rows * inch, 0.6, 0.26 * max(len(lanes), 1)]
-    figure = _figure(width, sum(inches) + sum(_ABOVE) + 0.75)
+    figure = blank(width, sum(inches) + sum(_ABOVE) + 0.75, layout=None)
     header, shown, tree, price, timeline = _rows_of(figure, inches, width)
     _draw_header(header, record, inches[0], reading, width)
     _draw_videos(shown, videos, frames, across=True)
     _draw_tree(tree, cards, record, inch)
     _draw_price(price, record)
     _draw_timeline(timeline, record, lanes)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save(figure, path)
 
 
 def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -> None:
     """Write winner, sample without a search, price and tree as a PNG of 1920 x 1080 pixels at ``path``."""
     width, height, margin, half = 12.8, 7.2, 0.4, 5.6
-    figure = _figure(width, height)
+    figure = blank(width, height, layout=None)
 
     def area(left: float, top: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / width, (height - top - high) / height, wide / width, high / height))
@@ -116,8 +114,7 @@ def draw_slide(record: SearchRecord, path: File, single: Frames | None = None) -
     _draw_price(price, record, narrow=True)
     _draw_tree(tree, cards, record)
     _draw_fates(fates, record, ncols=lines)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save(figure, path)
 
 
 def _chosen(record: SearchRecord) -> set[Path]:
@@ -149,12 +146,6 @@ def _reading(record: SearchRecord, cards: Mapping[Path, Card]) -> str:
         _LEFT_OUT: len(cards) < len(nodes),
     }
     return " ".join(part for part, needed in parts.items() if needed)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _extent(cards: Mapping[Path, Card]) -> tuple[float, float]:

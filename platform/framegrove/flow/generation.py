@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from framegrove.config.flow import latent_size
+from framegrove.flow.noise import NoiseSource
 from framegrove.flow.sampler import Sampler, ShouldStop, UnitTask
 from framegrove.flow.schedule import PyramidSchedule
 from framegrove.models.pretrained import Pipeline
@@ -32,10 +33,10 @@ class Generated:
     frames: Pixels
 
 
-def sampler_of(pipeline: Pipeline) -> Sampler:
-    """The sampler that a model's recipe describes."""
+def sampler_of(pipeline: Pipeline, noise: NoiseSource | None = None) -> Sampler:
+    """The sampler that a model's recipe describes, by its own noise unless another is given."""
     recipe = pipeline.recipe
-    return Sampler(pipeline.transformer, PyramidSchedule.of(recipe.pyramid), recipe.guidance, recipe.steps)
+    return Sampler(pipeline.transformer, PyramidSchedule.of(recipe.pyramid), recipe.guidance, recipe.steps, noise)
 
 
 @torch.no_grad()
@@ -49,12 +50,14 @@ def generate(
     negative: str | None = None,
     images: Sequence[Pixels] | None = None,
     batch: int = 32,
+    noise: NoiseSource | None = None,
     should_stop: ShouldStop | None = None,
     on_unit: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
     """One video per prompt and seed, of ``units`` units at ``size`` (height, width) pixels, by default the recipe's.
 
-    The recipe's suffix is appended to prompts; without ``negative``, the recipe's negative prompt is used.
+    The recipe's suffix is appended to prompts; without ``negative``, the recipe's negative prompt is used. ``noise``
+    takes the place of that of the recipe's pyramid.
 
     With ``images``, uint8 (H, W, 3), each video starts from its image. At most ``batch`` videos share a forward pass;
     ``on_unit(done, total)`` is called after every unit. Raises ValueError for sizes or counts that do not fit
@@ -70,7 +73,7 @@ def generate(
     for name, given in (("seeds", seeds), ("images", images)):
         if given is not None and len(given) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many {name}, not {len(given)}")
-    sampler, config = sampler_of(pipeline), pipeline.transformer.config
+    sampler, config = sampler_of(pipeline, noise), pipeline.transformer.config
     factor = pipeline.vae.config.spatial_factor
     stages = recipe.pyramid.stages
     shape = (1, *latent_size(height, width, stages=stages, patch=config.patch_size, factor=factor))

@@ -21,15 +21,19 @@ from framegrove.flow.objective import sample_losses
 def prefer(own_N: Tensor, own_reference_N: Tensor, rival_N: Tensor, rival_reference_N: Tensor, beta: float) -> Tensor:
     """DPO for flow matching, (N,): the better sibling should become more likely, compared with the worse one.
 
-        L = -log sigmoid(-beta / 2 ((e(own) - e_ref(own)) - (e(rival) - e_ref(rival))))
+        L = -2 / beta log sigmoid(-beta / 2 ((e(own) - e_ref(own)) - (e(rival) - e_ref(rival))))
 
     The arguments are errors of N pairs, under the model and under the reference. ``beta`` holds the model to the
-    reference: the larger, the smaller the differences that satisfy the loss, which begins at log 2 (Wallace et al.
-    2023, "Diffusion Model Alignment Using Direct Preference Optimization", arXiv 2311.12908, eq. 14; Liu et al. 2025,
-    "Improving Video Generation with Human Feedback", arXiv 2501.13918, for flows, with beta alike at all timesteps).
+    reference: the larger, the smaller the differences that satisfy the loss (Wallace et al. 2023, "Diffusion Model
+    Alignment Using Direct Preference Optimization", arXiv 2311.12908, eq. 14; Liu et al. 2025, "Improving Video
+    Generation with Human Feedback", arXiv 2501.13918, for flows, with beta alike at all timesteps).
+
+    Theirs is not divided by beta / 2, and so weighs some hundreds of times as much as the flow matching loss of clips
+    in the same batch. Divided, a pair's gradient begins as half of that of the two errors themselves, and clips keep
+    the model from raising both siblings' errors, as long as one rises faster than the other.
     """
     gained = (own_N - own_reference_N) - (rival_N - rival_reference_N)
-    return -functional.logsigmoid(-beta / 2 * gained)
+    return -2 / beta * functional.logsigmoid(-beta / 2 * gained)
 
 
 def contrast(

@@ -17,8 +17,8 @@ The state after the last stage is the finished unit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import SafetensorError
@@ -49,11 +49,13 @@ class CancelledSampling(Exception):
 class StageLatent:
     """A unit at the end of ``stage``: the state ``x``, (C, t, h, w) at the stage's resolution, float32, normalised.
 
-    At the last stage it is the finished unit; at an earlier one, the next stage starts from it.
+    At the last stage it is the finished unit; at an earlier one, the next stage starts from it. An adapted system
+    (framegrove.generators) has a form of its own for ``x``, and may need ``more`` tensors to go on.
     """
 
     stage: int
     x: Tensor
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def packed(units: Sequence[StageLatent]) -> bytes:

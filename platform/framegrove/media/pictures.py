@@ -110,6 +110,12 @@ def reduced(frames: Frames, most: int) -> Frames:
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
 
 
+def small_copy(frames: Frames | None, most: int) -> Frames | None:
+    """Frames scaled down to at most ``most`` pixels on their longer side; None of none, or of no larger ones."""
+    small = reduced(frames, most) if frames is not None else None
+    return small if small is not frames else None
+
+
 def _as_seen(opened: Image.Image, name: str) -> Image.Image:
     """The current picture of a file, in RGB."""
     if opened.mode in ("F", "LAB") or (opened.mode == "I" and opened.format == "TIFF"):

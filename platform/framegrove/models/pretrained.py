@@ -101,13 +101,21 @@ def _load(
     source: ModelSource, dtype: torch.dtype, text_dtype: torch.dtype | None, take: Take, with_text: bool = True
 ) -> Pipeline:
     place, pickles = find_model(source), source.allow_pickle
-    name, config, recipe = read_outline(place)
-    norm = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
-    own = name == TRANSFORMER and not place.is_sd3  # a folder of ours has a normalisation of its own
-    vae, norm = load_vae(place.vae, None if own else norm, dtype, allow_pickle=pickles)
+    name, _, recipe = read_outline(place)
+    vae, norm = load_vae_of(place, dtype, allow_pickle=pickles)
     text = load_text(place.text, text_dtype or dtype, allow_pickle=pickles) if with_text else PublicTextEncoder.absent()
     transformer = transformer_at(place, dtype, allow_pickle=pickles, take=take)
     return Pipeline(transformer.eval().requires_grad_(False), vae, norm, text, recipe, name)
+
+
+def load_vae_of(
+    place: Place, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False
+) -> tuple[CausalVideoVae, LatentNorm]:
+    """The VAE of a model, in evaluation mode, and how the model normalises its latents. Raises UserError."""
+    name, config, _ = read_outline(place)
+    norm = RELEASED_NORMS["flux" if isinstance(config, FluxConfig) else "mmdit"]
+    own = name == TRANSFORMER and not place.is_sd3  # a folder of ours has a normalisation of its own
+    return load_vae(place.vae, None if own else norm, dtype, allow_pickle=allow_pickle)
 
 
 def load_text(folder: Path, dtype: torch.dtype, *, allow_pickle: bool = False) -> TextEncoder | PublicTextEncoder:

@@ -25,7 +25,7 @@ class BudgetError(UserError):
 
 @dataclass(frozen=True)
 class Allotment:
-    """What a budget was turned into, in FLOPs."""
+    """What a budget was turned into, in FLOPs: ``allowed`` are those of works, and ``worst_case`` is held to it."""
 
     one_sample: int
     allowed: int
@@ -38,11 +38,15 @@ class Allotment:
 
 
 def amounts(multiple: float, layout: Layout, prices: Prices) -> tuple[int, int]:
-    """FLOPs of one unsearched sample, and of the whole budget. Raises BudgetError below 1x."""
+    """FLOPs of one unsearched sample, and of the works that the budget pays for. Raises BudgetError below 1x.
+
+    What a winner costs after all works is set aside.
+    """
     if multiple < 1:
         raise BudgetError(f"a budget of {multiple:g}x cannot pay for a single video, the smallest is 1x")
     one = prices.one_sample(layout)
-    return one, int(one * Fraction(str(multiple)))  # a float product would lose FLOPs of large models
+    whole = int(one * Fraction(str(multiple)))  # a float product would lose FLOPs of large models
+    return one, whole - prices.finishing
 
 
 def allot_linear(multiple: float, layout: Layout, prices: Prices, roots: int | None = None) -> tuple[int, Allotment]:
@@ -51,9 +55,10 @@ def allot_linear(multiple: float, layout: Layout, prices: Prices, roots: int | N
     Each costs its sampling and its judgement; a lone one is not judged. Raises BudgetError when it does not.
     """
     one, allowed = amounts(multiple, layout, prices)
-    each = one + prices.judge(layout.units - 1, Assessment.FINAL)
+    alone = prices.unjudged(layout, layout.given)
+    each = alone + prices.judge(layout.units - 1, Assessment.FINAL)
     count = max(1, allowed // each) if roots is None else roots
-    total = count * each if count > 1 else one
+    total = count * each if count > 1 else alone
     if total > allowed:
         raise BudgetError(
             f"{count} videos and their judgement cost {total / one:.4g}x and the budget is {multiple:g}x: raise it or "

@@ -128,6 +128,7 @@ class Conductor:
             attempts=config.attempts,
             given=given,
             log_p=log_p,
+            anchors={name: member.anchors for name, member in panel.items() if member.anchors},
         )
         self._config = config
         self._generators = generators

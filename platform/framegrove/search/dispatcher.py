@@ -4,7 +4,8 @@ No clock, no tasks and no waiting in here: the conductor passes events in (``on_
 ``on_lost``, ``on_recovered``, ``on_gone``) and carries out the commands that ``decide`` returns.
 
 A policy asks for samples and for judgements of the whole panel (PanelWork). Each of the latter becomes one ScoreWork
-for each verifier that takes part in the assessment; once all their scores are in, the policy is told. A work can be
+for each verifier that takes part in the assessment; once all their scores are in, the policy is told. Verifiers that
+compare get theirs when the branch's cohort is known, since they name the others that it is compared with. A work can be
 tried several times; each try is an attempt. What a work has made can be lost again (``forget``): if it is still needed,
 it is as if the work had never been done, except that its cost is wasted.
 
@@ -56,6 +57,7 @@ from framegrove.search.tree import (
     Decision,
     Latent,
     Layout,
+    Members,
     PanelWork,
     Plan,
     Policy,
@@ -76,7 +78,7 @@ class Dispatcher:
     ``panel`` names the verifiers that take part in each assessment. A certain work is tried ``attempts`` times; then
     its branches are given up. ``given`` holds the handles of the units that are not searched for, oldest first. Works
     that are at least as likely to be needed as ``speculate`` are done ahead by workers that would otherwise idle; None:
-    none are.
+    none are. For ``anchors`` see Panel.
     """
 
     def __init__(
@@ -89,13 +91,14 @@ class Dispatcher:
         attempts: int = 3,
         given: Sequence[Any] = (),
         log_p: LogP = product,
+        anchors: Mapping[str, int] | None = None,
     ) -> None:
         layout = policy.layout
         if len(given) != layout.given:
             raise ValueError(f"the layout has {layout.given} given units, and there are {len(given)} handles for them")
         self._policy = policy
         self._workers = workers
-        self._panel = Panel(panel)
+        self._panel = Panel(panel, anchors)
         self._speculate = speculate
         self._tries = attempts
         # What is known.
@@ -120,6 +123,7 @@ class Dispatcher:
         self._withdrawn: set[Work] = set()  # speculative works under which a worker died: not tried again
         self._sampled_ahead = False  # whether there is a speculative sample that nobody has tried to have scored
         self._news = 0  # results and judgements so far: what speculation depends on
+        self._unknown = 0  # works of certain judgements whose cohorts are not known yet
         self._next_look = 0  # the number of news from which on to look for speculative work
         for assessment in policy.assessments:  # told now, not when the first such branch has been sampled
             self._panel.works(PanelWork(layout.prefix, assessment))
@@ -154,7 +158,8 @@ class Dispatcher:
     @property
     def at_most(self) -> int:
         """How many certain works there can be in the end."""
-        return len(self._queue.works) + (self.plan.at_most - len(self.plan.certain)) * self._panel.widest
+        further = (self.plan.at_most - len(self.plan.certain)) * self._panel.widest
+        return len(self._queue.works) + self._unknown + further
 
     @property
     def certain_works(self) -> Collection[Work]:
@@ -478,11 +483,33 @@ class Dispatcher:
             for planned in decision.works:
                 for work in self._panel.works(planned):
                     self._becomes_certain(work)
-                if isinstance(planned, PanelWork) and planned in self.panels and not self.hurried:  # scored ahead
+                self._unknown += self._panel.unknown(planned) if isinstance(planned, PanelWork) else 0
+                if isinstance(planned, PanelWork) and self._is_judged(planned) and not self.hurried:  # scored ahead
                     decisions.append(self._policy.judged(planned, self.panels[planned]))
+            for members in decision.cohorts:
+                decisions += self._compare(members)
             if decision.dropped:
                 self._drop([path for path, _ in decision.dropped], ended)
         self._check_winner()
+
+    def _is_judged(self, work: PanelWork) -> bool:
+        return work in self.panels or self._panel.add_up(work, self.done)
+
+    def _compare(self, members: Members) -> Iterator[Decision]:
+        """A cohort is known: verifiers that compare can judge its members."""
+        if not self._panel.compares:
+            return
+        asked = [PanelWork(path, members.assessment) for path in members.paths]
+        self._unknown -= sum(self._panel.unknown(work) for work in asked if work in self.plan.certain)
+        self._panel.compare(members, self.given_up)
+        for planned in asked:
+            if planned not in self.plan.certain:
+                continue
+            for work in self._panel.works(planned):
+                if not self.certain(work):
+                    self._becomes_certain(work)
+            if self._panel.add_up(planned, self.done) and not self.hurried:  # an earlier run has compared it
+                yield self._policy.judged(planned, self.panels[planned])
 
     def _becomes_certain(self, work: Work) -> None:
         self._queue.add(work)
@@ -506,6 +533,7 @@ class Dispatcher:
     def _give_up(self, work: Work, reason: str) -> None:
         """No work of its branches, nor of any that builds on them, is tried again."""
         self.given_up |= dict.fromkeys(paths_of(work), reason)
+        self._find_anchors()
         for each in self._queue.works:
             if each not in self.done and each not in self._hopeless and self._is_hopeless(each):
                 self._lose_hope(each)
@@ -514,6 +542,20 @@ class Dispatcher:
             self.hurry()
         self._check_winner()
         self._answer_the_rest()
+
+    def _find_anchors(self) -> None:
+        """Where a branch was given up that others wait to be compared with, others of the cohort take its place."""
+        for work in list(self._queue.works):
+            if not isinstance(work, ScoreWork) or not work.against or work in self.done or work in self._hopeless:
+                continue
+            there = all(latent in self.handles for latent in self._queue.inputs(work))
+            if there or not any(prefix in self.given_up for prefix in work.shown[len(work.path) :]):
+                continue
+            self._queue.remove(work)  # nobody could be compared with that branch: it was never made
+            self._panel.renew(PanelWork(work.path, work.assessment), self.given_up)
+            for each in self._panel.works(PanelWork(work.path, work.assessment)):
+                if not self.certain(each):
+                    self._becomes_certain(each)
 
     def _is_hopeless(self, work: Work) -> bool:
         """Whether the work is of a branch that was given up, or builds on one."""

@@ -185,6 +185,7 @@ def _line(result: Result) -> dict[str, Any]:
         "scored": score.path,
         "assessment": score.assessment,
         "verifier": score.verifier,
+        **({"against": score.against} if score.against else {}),
         "scores": result.scores,
         "mass": result.mass,
         "answers": result.answers,
@@ -202,7 +203,8 @@ def _parse(line: dict[str, Any]) -> Result | tuple[str, Cost]:
     if "wasted" in line:
         return str(line["wasted"]), cost
     if "scored" in line:
-        work = ScoreWork(_path(line["scored"]), Assessment(line["assessment"]), str(line["verifier"]))
+        against = tuple(map(_path, line.get("against", ())))
+        work = ScoreWork(_path(line["scored"]), Assessment(line["assessment"]), str(line["verifier"]), against)
         mass = float(line["mass"]) if line["mass"] is not None else None
         return Scored(work, _numbers(line["scores"]), cost, mass, _numbers(line["answers"]))
     first, last = line["stages"]

@@ -1,7 +1,8 @@
 """What the works of a search cost, before it begins: what budgets are planned with.
 
 A price is a number of FLOPs, counted exactly from the shapes of what is computed. Sampling includes the decoding of
-what it makes, previews included, for whatever is judged or shown has to be decoded. Judging is that of a whole panel.
+what it makes, previews included, where somebody who looks at frames judges it; of what is judged by its latents alone
+only the winner is decoded, at the end. Judging is that of a whole panel.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ class Prices:
     """``sample`` prices sample works, decoding included; ``judging`` has each assessment's price by depth.
 
     An assessment that is not there costs nothing, as that of verifiers that compute next to nothing. ``nfe`` counts the
-    transformer evaluations of sample works, previews included.
+    transformer evaluations of sample works, previews included. ``finishing`` is what the winner costs after all works:
+    the decoding of what they have left as latents.
     """
 
     sample: CostTable
     judging: Mapping[Assessment, Sequence[int]] = field(default_factory=dict)
     nfe: CostTable = lambda depth, first_stage, last_stage, siblings: 0
+    finishing: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", cache(self.sample))  # planners ask for the same prices again and again
@@ -75,4 +78,4 @@ class Prices:
 
     def one_sample(self, layout: Layout) -> int:
         """FLOPs of one unsearched sample with its decoding: 1x."""
-        return self.unjudged(layout, layout.given)
+        return self.unjudged(layout, layout.given) + self.finishing

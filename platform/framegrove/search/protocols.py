@@ -88,7 +88,10 @@ class VerifierClient(Protocol):
     """Scores several works at a time."""
 
     async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:
-        """Score a branch. ``units`` has the handles of its units, oldest first, as far as they were sampled."""
+        """Score a branch. ``units`` has the handles of its units, oldest first, as far as they were sampled.
+
+        Where the work names branches that it is compared with (``against``), theirs follow.
+        """
         ...
 
     async def recover(self) -> None:
@@ -100,12 +103,14 @@ class VerifierClient(Protocol):
 class PanelMember:
     """One verifier of a panel: its workers by name, which share its load, and the assessments that it takes part in.
 
-    Each worker is asked about ``at_a_time`` branches at a time.
+    Each worker is asked about ``at_a_time`` branches at a time. A verifier that compares does so with up to ``anchors``
+    branches of a cohort; 0: it scores each branch by itself.
     """
 
     clients: Mapping[str, VerifierClient]
     judges: Collection[Assessment] = frozenset(Assessment)
     at_a_time: int = 8
+    anchors: int = 0
 
 
 def check_scores(result: Scored) -> None:

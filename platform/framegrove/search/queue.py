@@ -6,6 +6,7 @@ when it is taken; if it has to be done again, it is put in again.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heappop, heappush
@@ -20,6 +21,7 @@ class WorkQueue:
     def __init__(self, pools: Iterable[str], layout: Layout, there: Collection[Latent]) -> None:
         self._layout = layout
         self._there = there
+        self._numbers = itertools.count()
         self._urgency: dict[Work, int] = {}  # of every certain work; smaller goes first
         self._inputs: dict[Work, tuple[Latent, ...]] = {}
         self._users: dict[Latent, list[Work]] = defaultdict(list)
@@ -47,10 +49,19 @@ class WorkQueue:
 
     def add(self, work: Work) -> None:
         """The work is known to be needed, and less urgent than those before."""
-        self._urgency[work] = len(self._urgency)
+        self._urgency[work] = next(self._numbers)
         self._inputs[work] = self._layout.inputs(work)
         for latent in self._inputs[work]:
             self._users[latent].append(work)
+
+    def remove(self, work: Work) -> None:
+        """Another work takes the place of this one, which was waiting."""
+        del self._urgency[work]
+        for latent in self._inputs.pop(work):
+            self._users[latent].remove(work)
+            self._waiting_for[latent].discard(work)
+        self._missing.pop(work, None)
+        self.undone[pool_of(work)] -= 1
 
     def put(self, work: Work) -> Collection[Latent]:
         """The work is to be done. Returns those of its inputs that it has to wait for."""
@@ -79,10 +90,11 @@ class WorkQueue:
         ready = self._ready[pool]
         while ready:
             work = ready[0][1]
-            if open_(work) and all(latent in self._there for latent in self._inputs[work]):
+            wanted = work in self._urgency and open_(work)
+            if wanted and all(latent in self._there for latent in self._inputs[work]):
                 return work
             heappop(ready)
-            if open_(work):  # an input was lost after the work had become ready
+            if wanted:  # an input was lost after the work had become ready
                 self.put(work)
         return None
 
@@ -92,4 +104,4 @@ class WorkQueue:
 
     def ready(self, pool: str) -> Iterator[Work]:
         """The pool's ready works in no particular order, and entries that are out of date."""
-        return (work for _, work in self._ready[pool])
+        return (work for _, work in self._ready[pool] if work in self._urgency)

@@ -58,8 +58,8 @@ class Fate(enum.StrEnum):
 
     WON = "won"  # the winner or a prefix of it
     KEPT = "kept"  # survived its own cut, its descendants did not
-    DROPPED = "dropped"
-    SPECULATIVE = "speculative"  # sampled in advance, and not needed
+    DROPPED = "cut"
+    SPECULATIVE = "unused"  # sampled in advance, and not needed
 
 
 @dataclass(frozen=True)

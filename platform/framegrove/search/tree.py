@@ -96,7 +96,9 @@ class Layout:
             return history + tuple(Latent(path, work.first_stage - 1) for path in work.paths)
         drafted = work.assessment is Assessment.POTENTIAL and self.draft_stage is not None
         stage = self.draft_stage if drafted and self.draft_stage is not None else self.last_stage
-        return (*self._history(work.path), Latent(work.path, stage))
+        branches = (work.path, *work.against) if isinstance(work, ScoreWork) else (work.path,)
+        built_on = (latent for path in branches for latent in (*self._history(path), Latent(path, stage)))
+        return tuple(dict.fromkeys(built_on))
 
     def _history(self, path: Path) -> tuple[Latent, ...]:
         """The units before the branch's newest one."""
@@ -121,6 +123,13 @@ class Judgement:
     total: float
 
 
+class Members(NamedTuple):
+    """A whole cohort: branches of one length that are compared with each other, by one assessment."""
+
+    paths: tuple[Path, ...]
+    assessment: Assessment
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a policy adds to its earlier decisions. Nothing that was decided is ever taken back.
@@ -129,6 +138,9 @@ class Decision:
     first. ``dropped`` names branches that lead no further, and the assessment that decided it. ``at_most`` bounds how
     many certain works the search can have in the end; it never grows. ``winner`` may be named before the works of the
     winner are done.
+
+    ``cohorts`` are those whose members are known by now. A verifier that compares judges a branch once its cohort is,
+    and its scores are worth nothing outside of it.
     """
 
     at_most: int
@@ -136,6 +148,7 @@ class Decision:
     dropped: tuple[tuple[Path, Assessment], ...] = ()
     judgements: tuple[Judgement, ...] = ()
     winner: Path | None = None
+    cohorts: tuple[Members, ...] = ()
 
 
 @dataclass
@@ -146,6 +159,7 @@ class NextDecision:
     dropped: list[tuple[Path, Assessment]] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
     winner: Path | None = None
+    cohorts: list[Members] = field(default_factory=list)
     _told: int = 0
 
     @property
@@ -155,9 +169,16 @@ class NextDecision:
 
     def take(self, at_most: int) -> Decision:
         """The decision, after which the next one is begun."""
-        decision = Decision(at_most, tuple(self.works), tuple(self.dropped), tuple(self.judgements), self.winner)
+        decision = Decision(
+            at_most,
+            tuple(self.works),
+            tuple(self.dropped),
+            tuple(self.judgements),
+            self.winner,
+            tuple(self.cohorts),
+        )
         self._told = self.planned
-        self.works, self.dropped, self.judgements = [], [], []
+        self.works, self.dropped, self.judgements, self.cohorts = [], [], [], []
         return decision
 
 

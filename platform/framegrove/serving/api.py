@@ -296,14 +296,15 @@ class ExtensionRequest(BaseModel):
 
 
 class PolicyOffer(BaseModel):
-    """A search policy: what it does, and a description of each of its options."""
+    """A search policy: what it does, a description of each of its options, and their defaults."""
 
     description: str
-    options: dict[str, str]
+    options: dict[str, str] = {}
+    defaults: dict[str, Any] = {}
 
 
 class VerifierOffer(BaseModel):
-    """A verifier of the panel: its kind (vllm, signals or callable), and the stages of a video that it judges."""
+    """A verifier of the panel: its kind, as in the panel's file, and the stages of a video that it judges."""
 
     kind: str
     judges: list[Assessment]

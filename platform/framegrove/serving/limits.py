@@ -1,10 +1,11 @@
-"""Limits on request bodies: how large one is, how long one may take to arrive, how many arrive at the same time."""
+"""Limits on requests: their methods; how large a body is, how long it may take, how many arrive at the same time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPMethod
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -14,6 +15,20 @@ from framegrove.serving.answers import refusal
 from framegrove.serving.api import ApiError
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing, and no route reads a body that comes with them
+
+
+class KnownMethods:
+    """Middleware that takes all methods that HTTP does not define for one, ``OTHER``, which no route answers (405).
+
+    Requests are counted by their method, for ever: a client may not make up as many as it likes.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        known = scope["type"] != "http" or scope["method"] in HTTPMethod.__members__
+        await self._app(scope if known else {**scope, "method": "OTHER"}, receive, send)
 
 
 class Places:

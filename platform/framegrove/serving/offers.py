@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from framegrove.config.model import Recipe
-from framegrove.config.request import FRAMES_PER_UNIT, frames_of, parse_size
+from framegrove.config.model import Native
+from framegrove.config.request import parse_size
 from framegrove.config.search import parse_budget
 from framegrove.config.serve import ServeConfig
 from framegrove.errors import UserError
@@ -34,19 +33,20 @@ _OTHER_NAMES = {"none": "single"}
 class ServedModel:
     """What the service offers.
 
-    ``recipe`` says how the model is sampled, ``check`` raises UserError for a request that the model or its policy
-    cannot fulfil. ``policies`` are the search policies on offer; ``judged`` says whether one asks verifiers, which
-    ``verifiers`` lists. Widths and
-    heights are multiples of ``side`` pixels. ``flops`` are those of one sample of what a request asks for, without a
-    search, decoding included.
+    ``recipe`` says what the model's videos are like, ``check`` raises UserError for a request that the model or its
+    policy cannot fulfil. ``policies`` are the search policies on offer; ``judged`` says whether one asks verifiers,
+    which ``verifiers`` lists. Widths and heights are multiples of ``side`` pixels, and a video has at most
+    ``most_units`` units. ``flops`` are those of one sample of what a request asks for, without a search, decoding
+    included.
     """
 
     name: str
-    recipe: Recipe
+    recipe: Native
     check: Callable[[GenerationRequest], object]
     policies: Mapping[str, PolicyOffer]
     judged: Callable[[str], bool]
     side: int
+    most_units: int
     flops: Callable[[GenerationRequest], float]
     verifiers: Mapping[str, VerifierOffer] = field(default_factory=dict)
 
@@ -72,8 +72,8 @@ class Offer:
             knows=recipe.knows,
             size=f"{native.width}x{native.height}",
             fps=recipe.fps,
-            seconds=frames_of(native.units) / recipe.fps,
-            most_seconds=frames_of(limits.most_units) / recipe.fps,
+            seconds=recipe.frames_of(native.units) / recipe.fps,
+            most_seconds=recipe.frames_of(self._most_units) / recipe.fps,
             budget=limits.budget,
             most_budget=limits.most_budget,
             most_videos=self._most_videos,
@@ -81,6 +81,10 @@ class Offer:
             policies=dict(self.model.policies),
             verifiers=dict(self.model.verifiers),
         )
+
+    @property
+    def _most_units(self) -> int:
+        return min(self.limits.most_units, self.model.most_units)
 
     @property
     def _most_videos(self) -> int:
@@ -121,11 +125,12 @@ class Offer:
 
     def extended(self, earlier: GenerationRequest, asked: ExtensionRequest) -> GenerationRequest:
         """A request that goes on where an earlier one ended. Raises ApiError for what is not offered."""
-        fps = earlier.fps or self.model.recipe.fps
-        more = math.ceil(max(1, round(float(asked.seconds) * fps)) / FRAMES_PER_UNIT)
-        units, most = earlier.units + more, self.limits.most_units
+        recipe, most = self.model.recipe, self._most_units
+        fps = earlier.fps or recipe.fps
+        frames = recipe.frames_of(earlier.units) + max(1, round(float(asked.seconds) * fps))
+        units = recipe.units_of(frames)
         if units > most:
-            room = (frames_of(most) - frames_of(earlier.units)) / fps
+            room = (recipe.frames_of(most) - recipe.frames_of(earlier.units)) / fps
             raise ApiError(
                 400,
                 f"{asked.seconds} s more cannot be made: this video can become {room:g} s longer at most",
@@ -137,17 +142,17 @@ class Offer:
             seed=_seed(asked.seed),
             units=units,
             image=None,
-            frames=frames_of(earlier.units) + max(1, round(float(asked.seconds) * fps)),
+            frames=frames,
             given=earlier.units,
         )
         return self._searched(request, asked.search)
 
     def clip_form(self, asked: ExtensionRequest) -> ClipForm:
         """What a clip becomes before it is gone on from as asked. Raises ApiError where there is no room for any."""
-        recipe, most = self.model.recipe, self.limits.most_units
-        more = math.ceil(max(1, round(float(asked.seconds) * recipe.fps)) / FRAMES_PER_UNIT)
+        recipe, most = self.model.recipe, self._most_units
+        more = recipe.units_of(1 + max(1, round(float(asked.seconds) * recipe.fps))) - 1
         if more >= most:
-            room = (frames_of(most) - 1) / recipe.fps
+            room = (recipe.frames_of(most) - 1) / recipe.fps
             raise ApiError(400, f"{asked.seconds} s more cannot be made: ask for {room:g} s at most", param="seconds")
         return ClipForm(recipe.height, recipe.width, recipe.fps, most - more)
 
@@ -211,16 +216,16 @@ class Offer:
 
     def _length(self, asked: VideoRequest) -> tuple[int, int | None]:
         """Units of a video, and how many of its frames are wanted; None: all."""
-        recipe, most = self.model.recipe, self.limits.most_units
+        recipe, most = self.model.recipe, self._most_units
         if asked.seconds is None and asked.num_frames is None:
             return recipe.units, None
         if asked.seconds is not None and asked.num_frames is not None:
             raise ApiError(400, "seconds and num_frames both say how long the video is: give one", param="num_frames")
         fps = asked.fps or recipe.fps
         frames = asked.num_frames or max(1, round(float(asked.seconds or 0) * fps))
-        units = 1 + math.ceil((frames - 1) / FRAMES_PER_UNIT)
+        units = recipe.units_of(frames)
         if units > most:
-            longest = frames_of(most)
+            longest = recipe.frames_of(most)
             field = "seconds" if asked.seconds is not None else "num_frames"
             raise ApiError(
                 400,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -70,20 +71,35 @@ EXTENSION_BODY: dict[str, Any] = {
 
 
 def document_requests(app: FastAPI, policies: Mapping[str, PolicyOffer]) -> None:
-    """Add the schema of requests to the application's document, with the ``policies`` (names and descriptions)."""
+    """Have the application's document, made when it is first asked for, say what requests are like.
+
+    The ``policies`` are told by names and descriptions.
+    """
+    plain = app.openapi
+
+    @functools.cache
+    def documented() -> dict[str, Any]:
+        document = plain()
+        document["components"]["schemas"].update(_requests(policies))
+        _link(document["paths"])
+        return document
+
+    app.openapi = documented  # type: ignore[method-assign]  # as FastAPI's documentation has it
+
+
+def _requests(policies: Mapping[str, PolicyOffer]) -> dict[str, Any]:
+    """The schemas of requests."""
     _, given = models_json_schema(
         [(kind, "validation") for kind in (VideoRequest, RemixRequest, ExtensionRequest)], ref_template=_SCHEMA
     )
-    schemas = given["$defs"]
+    schemas: dict[str, Any] = given["$defs"]
     policy = schemas["Search"]["properties"]["policy"]
     policy["enum"] = list(policies)
     policy["description"] += ". " + "; ".join(f"{name}: {offer.description}" for name, offer in policies.items())
     schemas[_FORM] = _form(schemas, VideoRequest, _FORM, _IMAGE_FILE)
     schemas[_EXTENSION_FORM] = _form(schemas, ExtensionRequest, _EXTENSION_FORM, _CLIP_FILE)
     schemas[ExtensionRequest.__name__]["required"].append("video")  # without a form there is no file in its place
-    document = app.openapi()  # FastAPI keeps the document that it makes
-    document["components"]["schemas"].update(schemas)
-    _link(document["paths"])
+    return schemas
 
 
 def _link(paths: Mapping[str, Any]) -> None:

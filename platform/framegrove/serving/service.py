@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from framegrove import logs
-from framegrove.config.request import frames_of
 from framegrove.config.serve import ServeConfig
 from framegrove.media.extending import ClipForm
 from framegrove.serving.api import (
@@ -223,12 +222,12 @@ class VideoService:
         if source is None:
             raise ApiError(400, _NO_SOURCE, param="video")
         earlier = await self._completed(source, owner)
-        _file(earlier, LATENTS)
         offer = offer_of(self._offers, earlier.model)
         if asked.model not in (None, earlier.model):
             sentence = f"{source} is gone on from by the model that made it, {earlier.model}: leave model out"
             raise ApiError(400, sentence, param="model")
         request = await asyncio.to_thread(offer.extended, earlier.request, asked)
+        _file(earlier, LATENTS)
         asks["video"] = {"id": source}
         kept = {"user": earlier.user, "metadata": earlier.metadata, "extends": earlier.id}
         return await self._add([self._queued(offer, request, owner, None, kept)], key, asks)
@@ -542,7 +541,7 @@ def content_name(variant: str) -> str:
 
 
 def _seconds(offer: Offer, request: GenerationRequest) -> str:
-    frames = request.frames or frames_of(request.units)
+    frames = request.frames or offer.model.recipe.frames_of(request.units)
     return f"{frames / (request.fps or offer.model.recipe.fps):g}"
 
 

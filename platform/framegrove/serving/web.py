@@ -26,7 +26,7 @@ from framegrove.serving.api import MOST_CLIP_BYTES, MOST_IMAGE_BYTES, ApiError
 from framegrove.serving.auth import KeyAuth
 from framegrove.serving.decoding import Decoders
 from framegrove.serving.keys import KeyRing
-from framegrove.serving.limits import Bodies
+from framegrove.serving.limits import Bodies, KnownMethods
 from framegrove.serving.making import line
 from framegrove.serving.openapi import ERROR_ANSWERS, document_requests
 from framegrove.serving.origins import CrossSite, ForeignHosts, allowed_hosts
@@ -159,6 +159,7 @@ def count(app: FastAPI, service: VideoService) -> None:
     Instrumentator(registry=registry, excluded_handlers=["/metrics", "/healthz", "/readyz"]).instrument(app).expose(
         app, include_in_schema=False
     )
+    app.add_middleware(KnownMethods)
 
 
 def protect(app: FastAPI, config: ServeConfig) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -17,9 +18,12 @@ from framegrove.files import replacing
 from framegrove.flow.objective import StageSample
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LINES, PICTURE = "loss.jsonl", "loss.png"
+
+_REDRAW_S = 10.0  # seconds between two pictures, which take half a second
 
 
 @dataclass
@@ -65,6 +69,7 @@ class Curve:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / LINES
+        self._drawn = -math.inf
         self.lines = [line for line in read(self.path) if line["step"] <= step]
         with replacing(self.path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
@@ -85,10 +90,11 @@ class Curve:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
 
-    def draw(self) -> None:
-        """Write the picture."""
-        if self.lines:
+    def draw(self, *, at_the_end: bool) -> None:
+        """Write the picture, unless one was drawn less than 10 seconds ago and the run goes on."""
+        if self.lines and (at_the_end or time.monotonic() - self._drawn >= _REDRAW_S):
             draw(self.lines, self.path.with_name(PICTURE))
+            self._drawn = time.monotonic()
 
 
 class Follower:
@@ -139,6 +145,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return _parsed(path.read_bytes()) if path.exists() else []
 
 
+def cost(folder: Path) -> dict[str, float]:
+    """What a run took: steps, seconds, and FLOPs of its passes (see meter.Speed); zeros where it has no curve."""
+    lines = read(folder / LINES)
+    last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
+    return {"steps": last["step"], "seconds": last["seconds"], "flops": flops_of(lines)}
+
+
+def flops_of(lines: Sequence[Mapping[str, Any]], until: float = math.inf) -> float:
+    """FLOPs of the passes that a curve's lines tell of, as far as the step ``until``."""
+    speeds = (line["speed"] for line in lines if line["step"] <= until)
+    return float(sum(speed["seconds"] * speed["flops_per_second"] for speed in speeds))
+
+
 def _parsed(text: bytes) -> list[dict[str, Any]]:
     lines = []
     for line in text.splitlines():
@@ -157,10 +176,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
     """Losses over steps, one panel by stage and one by kind of unit, every phase a named band."""
-    from matplotlib.figure import Figure  # here, because workers that draw nothing need not wait for it
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
+    figure, panels = two_panels(top=0.94)
     series = _series(lines)
     by_stage = ["loss", *sorted(name for name in series if name.startswith("stage"))]
     for panel, names in zip(panels, (by_stage, ["image", "video", "pairs"]), strict=True):
@@ -176,6 +192,17 @@ def figure_of(lines: Sequence[dict[str, Any]]) -> Figure:
         panel.set(xlabel="step", ylabel="loss", yscale="log")
         panel.legend(fontsize=8, ncols=2)
     return figure
+
+
+def two_panels(*, top: float) -> tuple[Figure, tuple[Axes, Axes]]:
+    """A figure of two panels over the steps of a training, which end at ``top``, a fraction of its height."""
+    from matplotlib.figure import Figure  # here, because workers that draw nothing need not wait for it
+
+    # Margins that fit, as a layout that looks for them takes longer than all the rest.
+    figure = Figure(figsize=(11, 4.2))
+    figure.subplots_adjust(left=0.085, right=0.975, bottom=0.12, top=top, wspace=0.22)
+    left, right = figure.subplots(1, 2, sharex=True)
+    return figure, (left, right)
 
 
 def _series(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:

@@ -44,10 +44,10 @@ class Speed:
     """How fast all workers together have trained since the last reading.
 
     ``tokens_per_second`` counts all tokens of the transformer, text and history too. ``flops_per_second`` are those of
-    its forward and backward passes, without what is recomputed. ``mfu`` is their share of what the devices can do in
-    dense bfloat16, None where that is not known. ``data_wait`` is the share of time spent waiting for data, the mean of
-    the workers; ``peak_memory`` is in bytes, of the worker with the most: of CUDA since the last reading, otherwise the
-    process's resident set since its start.
+    its forward and backward passes, and of a reference's forward ones, without what is recomputed. ``mfu`` is their
+    share of what the devices can do in dense bfloat16, None where that is not known. ``data_wait`` is the share of time
+    spent waiting for data, the mean of the workers; ``peak_memory`` is in bytes, of the worker with the most: of CUDA
+    since the last reading, otherwise the process's resident set since its start.
     """
 
     seconds: float
@@ -67,7 +67,8 @@ class Meter:
         passes = 3 if all(p.requires_grad for p in module.transformer.parameters()) else 2
         self._text_length = lru_cache(2**16)(lambda prompt: module.text.token_counts([prompt])[0])
         self._tokens = lru_cache(2**16)(lambda *layout: layout_tokens(config, *layout))
-        self._flops = lru_cache(2**16)(lambda *layout: passes * layout_flops(config, *layout))
+        self._flops = lru_cache(2**16)(lambda *layout: layout_flops(config, *layout))
+        self._passes = passes
         self.restart()
 
     def restart(self) -> None:
@@ -83,9 +84,10 @@ class Meter:
         for sample in (sample for members in packs for sample in members):
             history = tuple(_shape(clip) for clip in sample.history)
             text = len(sample.text.tokens_LD) if sample.text is not None else self._text_length(sample.prompt)
-            layout = text, history, _shape(sample.noisy)
+            paired = sample.rival is not None
+            layout = text, history, _shape(sample.noisy), 1 + paired
             self.tokens += self._tokens(*layout)
-            self.flops += self._flops(*layout)
+            self.flops += (self._passes + paired) * self._flops(*layout)  # a pair's reference: one forward pass more
 
     def read(self, workers: Workers) -> Speed:
         """The speed of all workers, who call this together, since this was restarted."""

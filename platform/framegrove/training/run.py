@@ -58,8 +58,9 @@ def alone(out: Path) -> Iterator[None]:
 def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -> Path:
     """What a run does after it is set up, in one process and on every worker of a cluster alike.
 
-    It goes on from the newest checkpoint in ``out``. Worker 0 writes the loss curve, its picture at every checkpoint,
-    the history, the model folder at the end of every phase, and what is to be watched.
+    It goes on from the newest checkpoint in ``out``. Worker 0 writes the loss curve, its picture at the last checkpoint
+    and at every one that is 10 seconds after another picture, the history, the model folder at the end of every phase,
+    and what is to be watched.
     """
     config, folder = setup.config, out / CHECKPOINTS
     if engine.rank == 0:
@@ -90,7 +91,7 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
         held = asdict_of(config)
         saver.save(About(step, phase, held, engine.name, engine.world, setup.words, setup.vae, dict(losses)))
         if curve:
-            patiently("drawing the loss curve", curve.draw)
+            patiently("drawing the loss curve", partial(curve.draw, at_the_end=step == config.steps))
         if engine.most(int(engine.rank == 0 and not (out / MODEL).exists())):
             setup.save_model(engine, out)  # so that the run's folder has all that going on elsewhere needs
         return hooks.on_checkpoint(step)

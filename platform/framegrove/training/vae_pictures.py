@@ -13,6 +13,7 @@ from framegrove.media.frames import Frames
 from framegrove.media.writing import contact_sheet, write_png
 from framegrove.models.vae import CausalVideoVae
 from framegrove.models.vae_files import from_uint8, to_uint8
+from framegrove.training.curve import two_panels
 from framegrove.training.vae_clips import ClipSource
 
 STRIPS, PICTURE = "strips", "loss.png"
@@ -46,12 +47,9 @@ def save_strip(vae: CausalVideoVae, source: ClipSource, out: Path, step: int) ->
 
 def draw_curve(log: Path, path: Path) -> None:
     """Write a picture of a log.jsonl: the terms of the loss, and the held-out clips' PSNR, over steps."""
-    from matplotlib.figure import Figure
-
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    terms, quality = figure.subplots(1, 2, sharex=True)
+    figure, (terms, quality) = two_panels(top=0.96)
     for name in names:
         points = [(line["step"], line[name]) for line in lines if name in line]
         if name.startswith("psnr_"):

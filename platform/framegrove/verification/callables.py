@@ -14,7 +14,7 @@ import inspect
 import numbers
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from framegrove.config.base import imported
@@ -54,9 +54,11 @@ class CallableVerifier:
                 found = await found
         return Scored(work, self._scores(found), Cost(seconds=time.monotonic() - began))
 
-    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+    async def price(
+        self, prompt: str, lengths: Sequence[int], height: int, width: int
+    ) -> dict[Assessment, tuple[int, ...]]:
         """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
-        return dict.fromkeys(self._config.assessments, (0,) * units)
+        return dict.fromkeys(self._config.assessments, (0,) * len(lengths))
 
     def pid(self) -> int:
         """The actor's process."""

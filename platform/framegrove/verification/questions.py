@@ -1,10 +1,10 @@
 """What a vision-language verifier is asked about a branch: sets of yes/no questions, each question about one thing.
 
-A set is a YAML file of templates (sets/general.yaml explains the format) or an object named "module:attribute" that
-makes questions in code. Video-T1 (section 3.3) asks different things at different depths: whether a preview is clear
-and promising, whether the first picture shows the scene, whether things move as they should, and finally whether the
-video is what was asked for. A question therefore names the assessments it belongs to, and the view of the clip that it
-is about (verification/views.py).
+A set is a YAML file of templates (sets/general.yaml explains the format), a published list (listed.py), or an object
+named "module:attribute" that makes questions in code. Video-T1 (section 3.3) asks different things at different depths:
+whether a preview is clear and promising, whether the first picture shows the scene, whether things move as they should,
+and finally whether the video is what was asked for. A question therefore names the assessments it belongs to, and the
+view of the clip that it is about (verification/views.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import string
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, field_validator
 
@@ -28,7 +28,7 @@ from framegrove.verification.views import View
 
 @dataclass(frozen=True)
 class Question:
-    """A yes/no question about ``aspect``, which counts towards the verifier's score called ``score``.
+    """A question about ``aspect``, which counts towards the verifier's score called ``score``.
 
     ``weight`` is the exponent of this answer's probability in the score's product (verification/scoring.py). "Yes"
     speaks for the video, or against it where ``against`` is true. ``view`` says which frames it is asked about.
@@ -56,7 +56,7 @@ class QuestionSet(Protocol):
 
 
 def load_question_set(source: str) -> QuestionSet:
-    """The set called ``source``: a shipped one's name, a YAML file, or "module:attribute".
+    """The set called ``source``: a shipped one's name, a YAML file, a published list (.txt), or "module:attribute".
 
     Raises ConfigError, which names the file and the entry, or the module and the attribute.
     """
@@ -64,6 +64,10 @@ def load_question_set(source: str) -> QuestionSet:
         return _imported(source)
     if source.endswith((".yaml", ".yml")):
         return TemplateSet(Path(source))
+    if source.endswith(".txt"):
+        from framegrove.verification.listed import ListedSet  # which is made of this module's questions
+
+        return ListedSet(Path(source))
     if source not in shipped_sets():
         raise ConfigError(f"there are no questions called {source!r}: the shipped sets are {', '.join(shipped_sets())}")
     return TemplateSet(Path(str(resources.files("framegrove.verification"))) / "sets" / f"{source}.yaml")
@@ -93,7 +97,7 @@ class TemplateSet:
         return tuple(
             Question(
                 each.text.format(**parts),
-                each.score,
+                score,
                 each.aspect,
                 each.weight,
                 each.polarity == "against",
@@ -101,6 +105,7 @@ class TemplateSet:
             )
             for each in self._templates
             if assessment in each.assessments
+            for score in ([each.score] if isinstance(each.score, str) else each.score)
         )
 
 
@@ -118,7 +123,7 @@ class _Template(Config):
     """One entry of a set's YAML file."""
 
     text: str = Field(min_length=1)
-    score: str = Field(min_length=1)
+    score: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)]
     aspect: str = Field(min_length=1)
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     assessments: tuple[Assessment, ...] = Field(tuple(Assessment), min_length=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from framegrove.errors import UserError
 from framegrove.types import Assessment
@@ -42,14 +43,18 @@ def read_answer(logprobs: Mapping[int, float], yes: Sequence[int], no: Sequence[
     missing = [token for token in (*yes, *no) if token not in logprobs]
     if missing:
         raise ValueError(f"the engine returned no log-probability for the tokens {missing}")
-    for_yes, for_no = (_log_sum([logprobs[token] for token in tokens]) for tokens in (yes, no))
+    return answer_of(*(log_sum([logprobs[token] for token in tokens]) for tokens in (yes, no)))
+
+
+def answer_of(for_yes: float, for_no: float) -> Answer:
+    """The answer in the log-probability of all that says yes and of all that says no. Raises UserError, as above."""
     if math.isnan(for_yes) or math.isnan(for_no):
         raise UserError("the log-probability of yes or no is not a number")
     mass = math.exp(for_yes) + math.exp(for_no)
     if mass == 0:
         raise UserError("there is no mass on yes or no")
     if mass < LEAST_MASS:
-        raise UserError(f"only {_short(mass)} of the probability is on yes or no")
+        raise UserError(f"only {short_mass(mass)} of the probability is on yes or no")
     return Answer(for_yes - for_no, mass)
 
 
@@ -75,18 +80,32 @@ def probability(odds: float) -> float:
 
 
 def scores_of(
-    assessment: Assessment, questions: Sequence[Question], odds: Sequence[float]
+    assessment: Assessment,
+    questions: Sequence[Question],
+    odds: Sequence[float],
+    combine: Literal["product", "mean"] = "product",
 ) -> tuple[tuple[str, float], ...]:
     """Each score in [0, 1], in the order in which the questions first name them; ``odds``, one a question, on the grid.
+
+    A score is the product of its answers' probabilities, each to the power of its question's weight, or their weighted
+    mean.
 
     A preview is judged as in Video-T1's image chain-of-thought: first whether it is clear enough to tell, then whether
     it has potential. As far as its score called "clarity" is low, the other scores move to one half: no verdict.
     """
     if len(questions) != len(odds):
         raise ValueError(f"{len(questions)} questions need as many answers, not {len(odds)}")
-    scores = {question.score: 1.0 for question in questions}
+    scores = {question.score: 1.0 if combine == "product" else 0.0 for question in questions}
+    weights = dict.fromkeys(scores, 0.0)
     for question, odd in zip(questions, odds, strict=True):
-        scores[question.score] *= probability(-odd if question.against else odd) ** question.weight
+        chance = probability(-odd if question.against else odd)
+        weights[question.score] += question.weight
+        if combine == "product":
+            scores[question.score] *= chance**question.weight
+        else:
+            scores[question.score] += chance * question.weight
+    if combine == "mean":
+        scores = {name: total / weights[name] for name, total in scores.items()}
     if assessment is Assessment.POTENTIAL and CLARITY in scores:
         clear = scores.pop(CLARITY)
         scores = {name: clear * score + (1 - clear) * 0.5 for name, score in scores.items()}
@@ -94,7 +113,8 @@ def scores_of(
     return tuple(scores.items())
 
 
-def _log_sum(logs: Sequence[float]) -> float:
+def log_sum(logs: Sequence[float]) -> float:
+    """The logarithm of the sum of what these are the logarithms of; nan if any of them is."""
     top = max(logs)
     if math.isnan(sum(logs)):  # max does not see a nan that stands behind another value
         return math.nan
@@ -103,6 +123,7 @@ def _log_sum(logs: Sequence[float]) -> float:
     return top + math.log(sum(math.exp(value - top) for value in logs))
 
 
-def _short(mass: float) -> str:
+def short_mass(mass: float) -> str:
+    """A small probability to one digit, as 5e-3."""
     mantissa, _, exponent = f"{mass:.0e}".partition("e")
     return f"{mantissa}e{int(exponent)}"

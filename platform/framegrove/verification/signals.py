@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +43,11 @@ class SignalsVerifier:
         scores = await asyncio.to_thread(measured, clip_of(*units))
         return Scored(work, scores, Cost(seconds=time.monotonic() - began))
 
-    async def price(self, prompt: str, units: int, height: int, width: int) -> dict[Assessment, tuple[int, ...]]:
+    async def price(
+        self, prompt: str, lengths: Sequence[int], height: int, width: int
+    ) -> dict[Assessment, tuple[int, ...]]:
         """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
-        return dict.fromkeys(self._assessments, (0,) * units)
+        return dict.fromkeys(self._assessments, (0,) * len(lengths))
 
     def pid(self) -> int:
         """The actor's process."""

@@ -23,10 +23,18 @@ class Workload:
         self._patches_per_token = int(merged) ** 2
         self._vision, self._text = _parameters(folder)
 
-    def flops(self, prompts: Sequence[Tokens]) -> int:
-        """FLOPs of questions about the same frames, whose tokens, those of the frames included, are ``prompts``."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder has no weights in safetensors."""
+        return not self._vision + self._text
+
+    def flops(self, prompts: Sequence[Tokens], written: int = 0) -> int:
+        """FLOPs of questions about the same frames, whose tokens, those of the frames included, are ``prompts``.
+
+        ``written`` tokens of their answers went through the model too, to be followed by others.
+        """
         shared = common(prompts)
-        tokens = shared + sum(len(prompt) - shared for prompt in prompts)
+        tokens = shared + sum(len(prompt) - shared for prompt in prompts) + written
         patches = self._patches_per_token * sum(token == self._image_token for token in prompts[0])
         return 2 * (self._text * tokens + self._vision * patches)
 

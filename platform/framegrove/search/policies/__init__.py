@@ -6,7 +6,7 @@ evaluation and sweep read the registry. A policy of your own outside this packag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +73,26 @@ def check_until(entry: PolicyEntry, until: float | None) -> None:
         )
 
 
+def check_comparing(config: SearchConfig, verifiers: Collection[str]) -> None:
+    """Raise UserError where these verifiers judge that compare, and a search needs scores that hold by themselves."""
+    entry = find(config.policy)
+    if not verifiers or not entry.judged:
+        return
+    who = f"verifier {next(iter(verifiers))} compares the branches of a cohort with each other"
+    if config.until is not None:
+        raise UserError(
+            f"{who} and cannot say that a video is right with probability {config.until:g}: leave until out"
+        )
+    if config.seconds is not None:
+        raise UserError(f"{who} and cannot say which of all branches to finish when time is up: set no limit of time")
+    if not entry.compares(options_of(config, entry)):
+        those = ", ".join(each.name for each in _POLICIES.values() if each.compares(each.options()))
+        raise UserError(
+            f"{who}, and the policy {entry.name}, with these options, accepts a branch by its own score: choose one of "
+            f"{those}, or a verifier that scores"
+        )
+
+
 def make_policy(
     config: SearchConfig,
     units: int,
@@ -108,7 +128,8 @@ def _capped(task: Task, most_nfe: int) -> Task:
     if needed > most_nfe:
         raise BudgetError(f"nfe is {most_nfe}, and a single video needs {needed} transformer evaluations: raise it")
     prices = task.prices.capped(allowed, most_nfe)
-    return replace(task, prices=prices, multiple=max(1.0, allowed / prices.one_sample(task.layout)))
+    multiple = (allowed + prices.finishing) / prices.one_sample(task.layout)
+    return replace(task, prices=prices, multiple=max(1.0, multiple))
 
 
 def _imported(name: str) -> PolicyEntry:
@@ -123,6 +144,7 @@ __all__ = [
     "BudgetError",
     "PolicyEntry",
     "Task",
+    "check_comparing",
     "check_until",
     "find",
     "make_policy",

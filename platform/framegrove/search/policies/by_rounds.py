@@ -10,7 +10,7 @@ from framegrove.search.cohorts import ScoreCohort
 from framegrove.search.fusion import Scoring
 from framegrove.search.ranks import Change, Cohort
 from framegrove.search.rounds import Round, filled
-from framegrove.search.tree import Bet, Decision, Judgement, Layout, NextDecision, PanelWork, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, Members, NextDecision, PanelWork, Scores
 from framegrove.types import Assessment, Path, depth_of
 
 Cut = Callable[[Round, Sequence[Path], Mapping[Path, Any]], Cohort | ScoreCohort]
@@ -75,6 +75,7 @@ class ByRounds:
         before = {member: self._collected[member[:-1]] for member in members if member[:-1] in self._collected}
         cohort = self._cut(step, members, before)
         self._cohorts.append(cohort)
+        self._next.cohorts.append(Members(cohort.members, step.assessment))
         self._planned += step.count(len(entrants))
         self._follow(index, cohort.initial)
         for path, scores in self._early.pop(index, ()):

@@ -19,7 +19,7 @@ from framegrove.search.cohorts import ScoreCohort
 from framegrove.search.fusion import Scoring
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
-from framegrove.search.tree import Bet, Decision, Judgement, Layout, PanelWork, PlannedWork, Policy, Scores
+from framegrove.search.tree import Bet, Decision, Judgement, Layout, Members, PanelWork, PlannedWork, Policy, Scores
 from framegrove.types import Assessment, Path, SampleWork
 
 
@@ -61,7 +61,8 @@ class Linear:
     def start(self) -> Decision:
         """Every work that is certain, one video after the other, so that early ones are judged while others grow."""
         works = tuple(work for root in range(self._begun) for work in self._video(root))
-        return Decision(self._most(self.roots), works)
+        cohorts = (Members(self._all.members, Assessment.FINAL),) if self._stop is None else ()
+        return Decision(self._most(self.roots), works, cohorts=cohorts)
 
     def judged(self, work: PanelWork, scores: Scores) -> Decision:
         """Drop what is worse than another video; the best wins once the last score is in, or one is good enough."""
@@ -126,4 +127,5 @@ ENTRY = PolicyEntry(
     options=LinearOptions,
     plan=plan,
     stops=True,
+    compares=lambda options: True,
 )

@@ -120,4 +120,5 @@ ENTRY = PolicyEntry(
     summary="coarse to fine: units are drafted at the coarse stages, and the promising drafts refined",
     options=PyramidOptions,
     plan=plan,
+    compares=lambda options: True,
 )

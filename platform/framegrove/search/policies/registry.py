@@ -49,7 +49,9 @@ class PolicyEntry:
     ``plan(task, options)`` is its budget planner: the policy, as wide as the budget pays for in the worst case, and
     what the budget was turned into; it raises BudgetError for a budget that cannot pay for what is asked. ``judged``
     says whether it asks verifiers at all: without them, none is started, and there is no budget to choose. ``stops``
-    says whether it ends at a video that is right with a given probability.
+    says whether it ends at a video that is right with a given probability. ``compares(options)`` says whether the
+    scores of a branch are only ever compared with those of its cohort, which it names (Decision.cohorts): then
+    verifiers that compare can judge for it.
     """
 
     name: str
@@ -58,3 +60,4 @@ class PolicyEntry:
     plan: Callable[[Task, Any], tuple[Policy, Allotment]]
     judged: bool = True
     stops: bool = False
+    compares: Callable[[Any], bool] = lambda options: False

@@ -38,7 +38,7 @@ class Single:
 def unsearched(task: Task) -> tuple[Single, Allotment]:
     """One video, unjudged: also what a search comes down to whose budget pays for nothing else."""
     one, allowed = amounts(task.multiple, task.layout, task.prices)
-    return Single(task.layout), Allotment(one, allowed, one)
+    return Single(task.layout), Allotment(one, allowed, one - task.prices.finishing)
 
 
 def plan(task: Task, options: NoOptions) -> tuple[Single, Allotment]:

@@ -138,4 +138,5 @@ ENTRY = PolicyEntry(
     summary="Tree-of-Frames as published: many first units, pruned unit by unit",
     options=TofOptions,
     plan=plan,
+    compares=lambda options: True,
 )

@@ -42,6 +42,7 @@ from framegrove.search.tree import (
     Decision,
     Judgement,
     Layout,
+    Members,
     NextDecision,
     PanelWork,
     PlannedWork,
@@ -206,6 +207,7 @@ class Tree:
         if not self._is_judged(leg):
             self._next.winner = cohort.members[0]
             return
+        self._next.cohorts.append(Members(cohort.members, self.layout.assessment(leg.last)))
         if self._equal:
             self._extend(index, cohort.initial)
         for path, scores in self._early.pop(index, ()):
@@ -381,22 +383,26 @@ ENTRY = PolicyEntry(
     summary="breadth-first: a population that is cut or resampled unit by unit",
     options=TreeOptions,
     plan=plan,
+    compares=lambda options: options.select != "threshold",
 )
 BEAM = PolicyEntry(
     name="beam",
     summary="breadth-first: of a population, the best third has children",
     options=BeamOptions,
     plan=plan,
+    compares=lambda options: True,
 )
 SMC = PolicyEntry(
     name="smc",
     summary="breadth-first: resampled in proportion to its scores (Feynman-Kac steering)",
     options=SmcOptions,
     plan=plan,
+    compares=lambda options: True,
 )
 HALVING = PolicyEntry(
     name="halving",
     summary="best of N with early rejection: the worse half of the videos goes whenever their length has doubled",
     options=HalvingOptions,
     plan=plan,
+    compares=lambda options: True,
 )

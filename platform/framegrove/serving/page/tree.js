@@ -5,8 +5,8 @@ import * as api from "./api.js";
 const WIDTH = 148, HEIGHT = 58, GAP_X = 44, GAP_Y = 14, EDGE = 12;
 const SHOWN = 400; // branches: more would be slow to draw and impossible to read
 const AT_A_TIME = 4; // previews that are fetched side by side
-const WORDS = { won: "the winner", cut: "cut", dropped: "cut", running: "at work", kept: "kept", judged: "judged",
-  sampled: "waits for its scores", waiting: "to be sampled", speculative: "sampled ahead, not needed" };
+const WORDS = { won: "the winner", cut: "cut", running: "at work", kept: "kept", judged: "judged",
+  sampled: "waits for its scores", waiting: "to be sampled", unused: "sampled ahead, not needed" };
 
 export class Tree {
   /** `choose(id)` is called when somebody chooses a branch. */
@@ -72,7 +72,7 @@ export class Tree {
       const button = this.buttons.get(id) ?? this.add(id);
       const [x, y] = places.get(id);
       button.style.transform = `translate(${x}px, ${y}px)`;
-      button.dataset.standing = branch.standing === "dropped" ? "cut" : branch.standing;
+      button.dataset.standing = branch.standing;
       button.dataset.speculative = Boolean(branch.speculative);
       button.querySelector(".name").textContent = branch.name;
       button.querySelector(".score").textContent = score(branch);
@@ -92,7 +92,7 @@ export class Tree {
       const from = [x1 + WIDTH, y1 + HEIGHT / 2], to = [x2, y2 + HEIGHT / 2], bend = GAP_X / 2;
       const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
       line.setAttribute("d", `M${from} C${from[0] + bend},${from[1]} ${to[0] - bend},${to[1]} ${to}`);
-      line.dataset.standing = winners.has(b.id) ? "won" : b.standing === "dropped" ? "cut" : b.standing;
+      line.dataset.standing = winners.has(b.id) ? "won" : b.standing;
       return line;
     }));
   }
@@ -168,7 +168,7 @@ export class Tree {
 }
 
 const top = (button) => new DOMMatrix(button.style.transform).f;
-const isOver = (branch) => ["cut", "dropped", "speculative"].includes(branch.standing);
+const isOver = (branch) => ["cut", "unused"].includes(branch.standing);
 
 /** Where each branch stands: columns by unit, a parent in the middle of its children. */
 function layout(branches) {
@@ -215,6 +215,6 @@ export function describe(branch) {
   const found = latest(branch);
   const said = found ? `; ${found[0]}: ${found[1].map(([aspect, value]) => `${aspect} ${value.toFixed(2)}`).join(", ")}` : "";
   const who = branch.workers?.length ? ` (${branch.workers.join(", ")})` : "";
-  const ahead = branch.speculative && branch.standing !== "speculative" ? ", ahead of need" : "";
+  const ahead = branch.speculative && branch.standing !== "unused" ? ", ahead of need" : "";
   return `Branch ${branch.name}, unit ${branch.unit}: ${WORDS[branch.standing] ?? branch.standing}${who}${ahead}${said}`;
 }

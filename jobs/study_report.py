@@ -1,0 +1,148 @@
+"""What a study leaves for people: results.parquet, report.html and its pictures, and its winners as configurations."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from framegrove.config.study import StudyConfig, label_of
+from framegrove.files import replacing
+from framegrove.words import counted
+
+if TYPE_CHECKING:
+    from framegrove.evaluation.study_front import Standing
+    from framegrove.evaluation.study_page import Picture
+    from framegrove.evaluation.study_results import Trial
+    from jobs.console import Display
+    from jobs.study_kinds import Kind
+
+RESULTS, PAGE, WINNERS = "results.parquet", "report.html", "winners"
+_PICTURES = ("front.png", "parallel.png", "importance.png", "costs.png", "learning.png", "samples.png")
+_LISTED = 8  # winners in the closing table
+
+
+def remove(out: Path) -> None:
+    """Remove what an earlier study has left in a folder."""
+    from jobs.study_notes import LEDGER, TRIALS
+
+    for name in (TRIALS, WINNERS, ".tune"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (LEDGER, RESULTS, PAGE, *_PICTURES):
+        (out / name).unlink(missing_ok=True)
+
+
+def write(name: str, kind: Kind, trials: Sequence[Trial], out: Path, display: Display) -> None:
+    """Write all of it, from the trials that have ended, and print the front."""
+    from framegrove.evaluation import study_page
+    from framegrove.evaluation.study_front import front, standings
+    from framegrove.evaluation.study_results import read_parquet, write_parquet
+
+    display.begin("drawing the report")
+    write_parquet(kind.config, trials, out / RESULTS)
+    config, trials = read_parquet(out / RESULTS)  # the page shows what is in the file, and nothing else
+    found = standings(trials, config.goals)
+    best = front(found, config.goals)
+    winners = write_winners(name, kind, best, out / WINNERS)
+    drawn = _drawn(name, config, trials, found, out)
+    shown = [*(each.trial for each in best), *(trial for trial in trials if trial.number not in winners)]
+    drawn += kind.pictures(shown, out)
+    report = study_page.Report(name, config, trials, found, drawn, winners, kind.use)
+    study_page.write(report, out / PAGE)
+    _print(report, best, display)
+    display.say("\n".join(str(out / name) for name in (PAGE, RESULTS, WINNERS)))
+
+
+def write_winners(name: str, kind: Kind, best: Sequence[Standing], folder: Path) -> dict[int, str]:
+    """A configuration for every trial on the front, in place of what was there; their names by the trials' numbers."""
+    names: dict[int, str] = {}
+    with replacing(folder) as partial:
+        partial.mkdir()
+        for each in best:
+            file = f"trial-{each.trial.number:04d}.yaml"
+            names[each.trial.number] = f"{WINNERS}/{file}"
+            means = ", ".join(f"{goal} {_short(value.mean)}" for goal, value in each.means.items())
+            head = f"# Trial {each.trial.number} of the study {name}: {means}.\n#   {kind.use}\n"
+            body = yaml.safe_dump(kind.winner(each.trial), sort_keys=False, allow_unicode=True)
+            (partial / file).write_text(head + body, encoding="utf-8")
+    return names
+
+
+def _drawn(
+    name: str, config: StudyConfig, trials: Sequence[Trial], found: Sequence[Standing], out: Path
+) -> list[Picture]:
+    from framegrove.evaluation import study_pictures
+    from framegrove.evaluation.study_optuna import importances
+    from framegrove.evaluation.study_page import Picture
+
+    if not found:
+        return []
+    front, parallel, importance, costs = (out / each for each in _PICTURES[:4])
+    title = f"Study {name}"
+    study_pictures.draw_front(found, config.goals, front, title=title)
+    study_pictures.draw_parallel(found, config, parallel, title=title)
+    study_pictures.draw_costs(found, costs, title=f"{title}: what FLOPs go into")
+    pictures = [
+        Picture(front, "What is worth its cost", f"Every finished trial, with 95% intervals over {_prompts(config)}."),
+        Picture(
+            parallel,
+            "All trials",
+            "A line for every finished trial through the values of its parameters and its means; of objectives, better "
+            "is higher.",
+        ),
+        Picture(costs, "What FLOPs go into", "Means over prompts. What is wasted is speculation that was not needed."),
+    ]
+    shares = importances(config, trials)
+    if shares:
+        study_pictures.draw_importance(shares, importance, title=f"{title}: what matters")
+        note = (
+            f"How much each parameter has to do with how good a trial is, by Optuna (PED-ANOVA), from {len(found)} "
+            f"finished trials; the shares of an objective add up to 1. With few trials, take it as a hint."
+        )
+        pictures.insert(2, Picture(importance, "What matters", note))
+    else:
+        importance.unlink(missing_ok=True)
+    return pictures
+
+
+def _print(report: Any, best: Sequence[Standing], display: Display) -> None:
+    from rich.table import Table
+
+    from framegrove.evaluation.study_page import summary
+
+    goals = report.config.goals
+    table = Table(title=f"The Pareto front of the study {report.name}, with 95% bootstrap intervals")
+    for column in ("trial", *(goal.name for goal in goals), "sure", "settings"):
+        table.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
+    for each in best[:_LISTED]:
+        means = [_interval(each.means[goal.name]) for goal in goals]
+        table.add_row(str(each.trial.number), *means, f"{each.chance:.0%}", _settings(each.trial.params))
+    if best:
+        display.console.print(table)
+    if len(best) > _LISTED:
+        display.say(f"and {counted(len(best) - _LISTED, 'more trial')}, see {PAGE}")
+    display.say(summary(report.trials))
+    for trial in report.trials:
+        if trial.state == "failed":
+            display.say(f"trial {trial.number} failed: {trial.why}")
+
+
+def _settings(params: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {_short(value) if isinstance(value, float) else label_of(value)}" for name, value in params.items()
+    )
+
+
+def _interval(value: Any) -> str:
+    return f"{_short(value.mean)} [{_short(value.low)}, {_short(value.high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _prompts(config: StudyConfig) -> str:
+    return counted(config.prompts if isinstance(config.prompts, int) else len(config.prompts), "prompt")

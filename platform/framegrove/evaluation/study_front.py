@@ -1,0 +1,71 @@
+"""The Pareto front of a study over several objectives, and how sure it is, given the prompts.
+
+Prompts are drawn again and again with replacement, the same ones for all trials: their difficulty is common to all, and
+what is left is how often a trial would still be on the front had other prompts been asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from framegrove.config.study import Objective
+from framegrove.evaluation.curves import Interval
+from framegrove.evaluation.study_results import Numbers, Trial
+
+DRAWS = 2000
+_AT_ONCE = 100  # draws that are compared together: memory grows with their number times the square of the trials'
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a finished trial stands: the means of all objectives by name, whether no other trial is better, and the
+    share of draws of the prompts in which that is so."""
+
+    trial: Trial
+    means: dict[str, Interval]
+    on_front: bool
+    chance: float
+
+
+def is_beaten(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """For points (.., N, K), of which less is better in all K: whether another one is no worse in any and better in
+    one (.., N). Equal points beat neither each other."""
+    mine, theirs = losses[..., :, None, :], losses[..., None, :, :]
+    return np.asarray(((theirs <= mine).all(-1) & (theirs < mine).any(-1)).any(-1))
+
+
+def standings(trials: Sequence[Trial], goals: Sequence[Objective], *, draws: int = DRAWS) -> list[Standing]:
+    """Every finished trial's standing, in order. All must have videos for the same prompts."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    if not finished:
+        return []
+    losses_NPK = np.stack([_losses(trial, goals) for trial in finished])
+    beaten = is_beaten(losses_NPK.mean(1))
+    rng, prompts = np.random.default_rng(0), losses_NPK.shape[1]
+    survived = np.zeros(len(finished))
+    for begin in range(0, draws, _AT_ONCE):
+        chosen = rng.integers(prompts, size=(min(_AT_ONCE, draws - begin), prompts))
+        survived += (~is_beaten(losses_NPK[:, chosen].mean(2).transpose(1, 0, 2))).sum(0)
+    return [
+        Standing(trial, {goal.name: trial.mean(goal.name) for goal in goals}, not lost, float(share))
+        for trial, lost, share in zip(finished, beaten, survived / draws, strict=True)
+    ]
+
+
+def front(found: Sequence[Standing], goals: Sequence[Objective]) -> list[Standing]:
+    """Those on the front, the best in the first objective first; of several that are equal in all, the first tried."""
+    kept: dict[tuple[float, ...], Standing] = {}
+    for each in found:
+        if each.on_front:
+            kept.setdefault(tuple(each.means[goal.name].mean for goal in goals), each)
+    first = goals[0]
+    return sorted(kept.values(), key=lambda each: each.means[first.name].mean * (-1 if first.up else 1))
+
+
+def _losses(trial: Trial, goals: Sequence[Objective]) -> Numbers:
+    """(prompts, objectives), less being better."""
+    return np.stack([trial.each(goal.name) * (-1 if goal.up else 1) for goal in goals], axis=-1)

@@ -1,0 +1,226 @@
+"""Pictures of a study: its Pareto front, all trials side by side, what matters, and what the money went into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.patheffects import withStroke
+
+from framegrove.config.study import Objective, StudyConfig, label_of
+from framegrove.evaluation.curves import Interval
+from framegrove.evaluation.figures import COLOURS, INK, MUTED, blank, plain, save, spread
+from framegrove.evaluation.study_front import Standing
+from framegrove.evaluation.study_results import PARTS
+
+_PALE = "#c3c8d1"
+_SCALE = LinearSegmentedColormap.from_list("pale to ink blue", ["#c9d8f5", "#2f6fde", "#10265c"])
+_HALO = [withStroke(linewidth=2.5, foreground="white")]
+_MOST_BARS = 24
+_ACROSS = 6  # parameters in a row of parallel coordinates
+_UNUSED = "not used"
+_AXES = {"flops": "FLOPs of a video, all parts", "seconds": "seconds a video"}
+
+
+def draw_front(found: Sequence[Standing], goals: Sequence[Objective], path: Path, *, title: str) -> None:
+    """Draw the first objective against each other one, with 95% bootstrap intervals; a PNG at ``path``.
+
+    What is on the front of all objectives together is blue and has its number.
+    """
+    first = goals[0]
+    others: Sequence[Objective | None] = goals[1:] or [None]  # where there is one alone, trials stand side by side
+    figure = blank(5.6 * len(others) + 0.4, 4.6)
+    panels = figure.subplots(1, len(others), squeeze=False, sharey=True)[0]
+    for axes, other in zip(panels, others, strict=True):
+        for each in sorted(found, key=lambda each: each.on_front):
+            _cross(axes, each, first, other)
+        if other is None:
+            axes.set_xlabel("trial", color=INK)
+        else:
+            axes.set_xlabel(_named(other), color=INK)
+            if _is_cost(other):
+                axes.set_xscale("log")
+        _dress(axes)
+    panels[0].set_ylabel(_named(first), color=INK)
+    figure.suptitle(f"{title}; blue: on the Pareto front", x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
+    save(figure, path)
+
+
+def draw_parallel(found: Sequence[Standing], config: StudyConfig, path: Path, *, title: str) -> None:
+    """Draw a line for every finished trial through all parameters and objectives; a PNG at ``path``.
+
+    The darker, the better in the first objective; lines of the front are thick. A parameter that does not matter in a
+    trial is passed at the bottom. Many parameters stand in several rows, each with the objectives at its end.
+    """
+    rows = _rows(config.names)
+    figure = blank(1.5 * (max(map(len, rows)) + len(config.goals)) + 0.8, 3.7 * len(rows) + 0.5)
+    for axes, names in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        _parallel(axes, found, config, names)
+    note = f"dark: better {config.goals[0].name}; thick: on the Pareto front"
+    figure.suptitle(f"{title}; {note}", x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
+    save(figure, path)
+
+
+def draw_importance(found: Mapping[str, Mapping[str, float]], path: Path, *, title: str) -> None:
+    """Draw how much each parameter matters for each objective; a PNG at ``path``."""
+    names = list(next(iter(found.values())))
+    figure = blank(3.6 * len(found) + 1.6, 0.34 * len(names) + 1.3)
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    order = sorted(names, key=lambda name: sum(shares[name] for shares in found.values()))
+    for axes, (objective, shares) in zip(panels, found.items(), strict=True):
+        axes.barh(range(len(order)), [shares[name] for name in order], color=COLOURS[0], height=0.62, zorder=2)
+        axes.set_yticks(range(len(order)), order, fontsize=8)
+        axes.set_title(objective, loc="left", color=INK, fontsize=10)
+        axes.set_xlim(0, 1)
+        _dress(axes)
+        axes.grid(visible=False, axis="y")
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
+    save(figure, path)
+
+
+def draw_costs(found: Sequence[Standing], path: Path, *, title: str) -> None:
+    """Draw what the FLOPs of a video go into, a bar for each trial, the cheapest first; a PNG at ``path``.
+
+    Of many trials those on the front come first, and of the others as many as there is room for.
+    """
+    chosen = sorted(found, key=lambda each: (not each.on_front, each.trial.mean("flops").mean))[:_MOST_BARS]
+    chosen.sort(key=lambda each: each.trial.mean("flops").mean)
+    figure = blank(0.36 * len(chosen) + 3.4, 4.2)
+    axes = figure.add_subplot()
+    base = np.zeros(len(chosen))
+    for part, colour in zip(PARTS, COLOURS, strict=False):
+        share = np.array([each.trial.share(part) for each in chosen])
+        axes.bar(range(len(chosen)), share, bottom=base, color=colour, width=0.68, label=part, zorder=2)
+        base += share
+    axes.set_xticks(range(len(chosen)), [str(each.trial.number) for each in chosen], fontsize=8)
+    for label, each in zip(axes.get_xticklabels(), chosen, strict=True):
+        label.set_fontweight("bold" if each.on_front else "normal")
+    axes.set_xlim(-0.7, len(chosen) - 0.3)
+    axes.set_xlabel("trial; bold: on the Pareto front", color=INK)
+    axes.set_ylabel("FLOPs of a video", color=INK)
+    _dress(axes)
+    axes.grid(visible=False, axis="x")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    save(figure, path)
+
+
+def _rows(names: Sequence[str]) -> list[Sequence[str]]:
+    """Parameters in rows of nearly equal length."""
+    count = -(-len(names) // _ACROSS)
+    across = -(-len(names) // count)
+    return [names[first : first + across] for first in range(0, len(names), across)]
+
+
+def _parallel(axes: Axes, found: Sequence[Standing], config: StudyConfig, names: Sequence[str]) -> None:
+    """A line for every trial through some of its parameters and all objectives."""
+    goals = config.goals
+    scales = [_Scale.of_parameter(name, found, log=config.space[name].log) for name in names]
+    scales += [_Scale.of(goal, found) for goal in goals]
+    means = [each.means[goals[0].name].mean * (1 if goals[0].up else -1) for each in found]
+    shade = Normalize(min(means, default=0.0), max(max(means, default=1.0), min(means, default=0.0) + 1e-12))
+    rng = np.random.default_rng(0)  # trials with the same value side by side
+    for each, mean in sorted(zip(found, means, strict=True), key=lambda pair: (pair[0].on_front, pair[1])):
+        values = [each.trial.params.get(name, _UNUSED) for name in names]
+        values += [each.means[goal.name].mean for goal in goals]
+        heights = [scale.at(value) for scale, value in zip(scales, values, strict=True)]
+        heights[: len(names)] = [height + rng.uniform(-0.012, 0.012) for height in heights[: len(names)]]
+        width, opacity = (2.2, 0.95) if each.on_front else (0.9, 0.55)
+        axes.plot(range(len(scales)), heights, color=_SCALE(shade(mean)), lw=width, alpha=opacity, zorder=2)
+    for at, scale in enumerate(scales):
+        axes.axvline(at, color=_PALE if at < len(names) else INK, lw=0.9, zorder=1)
+        for label, height in scale.ticks:
+            axes.annotate(
+                label, (at, height), (4, 0), textcoords="offset points", fontsize=8, va="center", color=INK,
+                path_effects=_HALO, zorder=4,
+            )  # fmt: skip
+    axes.set_xlim(-0.15, len(scales) - 0.35)
+    axes.set_ylim(-0.14, 1.06)
+    axes.set_xticks(range(len(scales)), [_short(name) for name in (*names, *(goal.name for goal in goals))], fontsize=9)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+class _Scale:
+    """An axis of parallel coordinates: heights in [0, 1] of values, and what is written beside it."""
+
+    def __init__(self, values: Sequence[Any], *, kinds: bool, log: bool = False, down: bool = False) -> None:
+        self._kinds = sorted({label_of(value) for value in values}) if kinds else None
+        self._log, self._down = log, down
+        numbers = [] if kinds else [self._number(value) for value in values]
+        self._low, self._high = min(numbers, default=0.0), max(numbers, default=1.0)
+        self.ticks: list[tuple[str, float]] = []
+        if self._kinds is not None:
+            self.ticks = [(kind, self.at(kind)) for kind in self._kinds]
+        elif values:
+            self.ticks = [(f"{value:.3g}", self.at(value)) for value in sorted({min(values), max(values)})]
+
+    @classmethod
+    def of_parameter(cls, name: str, found: Sequence[Standing], *, log: bool) -> _Scale:
+        """That of a parameter."""
+        given = [each.trial.params[name] for each in found if name in each.trial.params]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)
+        scale = cls(given, kinds=not numbers, log=log and numbers)
+        if len(given) < len(found):
+            scale.ticks.append((_UNUSED, scale.at(_UNUSED)))
+        return scale
+
+    @classmethod
+    def of(cls, goal: Objective, found: Sequence[Standing]) -> _Scale:
+        """That of an objective: better is higher."""
+        return cls([each.means[goal.name].mean for each in found], kinds=False, log=_is_cost(goal), down=not goal.up)
+
+    def at(self, value: Any) -> float:
+        """The height of a value."""
+        if value == _UNUSED:
+            return -0.1
+        if self._kinds is not None:
+            return (self._kinds.index(label_of(value)) + 0.5) / len(self._kinds)
+        if self._high <= self._low:
+            return 0.5
+        height = (self._number(value) - self._low) / (self._high - self._low)
+        return 1.0 - height if self._down else height
+
+    def _number(self, value: Any) -> float:
+        return float(np.log(max(value, 1e-12))) if self._log else float(value)
+
+
+def _cross(axes: Axes, each: Standing, first: Objective, other: Objective | None) -> None:
+    """A trial with both of its intervals."""
+    y = each.means[first.name]
+    x = each.means[other.name] if other is not None else Interval(*[float(each.trial.number)] * 3)
+    colour, order = (COLOURS[0], 3) if each.on_front else (_PALE, 2)
+    axes.errorbar(
+        x.mean, y.mean, spread([y]), spread([x]), color=colour, marker="o", ms=5, lw=0, elinewidth=1.0, capsize=2,
+        zorder=order,
+    )  # fmt: skip
+    if each.on_front:
+        axes.annotate(
+            str(each.trial.number), (x.mean, y.mean), (5, -11), textcoords="offset points", fontsize=8,
+            color=colour, path_effects=_HALO, zorder=4,
+        )  # fmt: skip
+
+
+def _is_cost(goal: Objective) -> bool:
+    return goal.name in _AXES
+
+
+def _named(goal: Objective) -> str:
+    return _AXES.get(goal.name, goal.name) + (", more is better" if goal.up else ", less is better")
+
+
+def _short(name: str) -> str:
+    """A dotted name over two lines."""
+    head, dot, tail = name.removeprefix("options.").rpartition(".")
+    return f"{head}\n{tail}" if dot else name
+
+
+def _dress(axes: Axes) -> None:
+    plain(axes)
+    axes.spines[["left", "bottom"]].set_color(_PALE)
+    axes.tick_params(which="both", colors=MUTED, labelsize=8)
