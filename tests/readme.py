@@ -1,4 +1,4 @@
-"""README.md taken apart: its fenced blocks, and the commands in them."""
+"""README.md and the pages that it leads to, taken apart: their fenced blocks, and the commands in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = tuple(ROOT / each for each in ("README.md", "jobs/README.md", "platform/README.md", "deploy/README.md"))
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class Block:
 
 
 def blocks(language: str = "") -> list[Block]:
-    """README's blocks of a language, in order; those of commands without the one that lists files."""
+    """The pages' blocks of a language, in order; those of commands without the one that lists files."""
     found = [Block(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)]
     return [block for block in found if block.language == language and not block.text.startswith("platform/")]
 
 
 def jobs() -> list[tuple[str, list[str]]]:
-    """Every job that README runs, submitted ones included, with its arguments."""
+    """Every job that the pages run, submitted ones included, with its arguments."""
     found = []
     for words in (words for block in blocks() for words in block.commands):
         for at, word in enumerate(words):

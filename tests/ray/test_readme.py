@@ -1,16 +1,16 @@
-"""README's commands as written, in a fresh copy of the checkout, on one shared cluster.
+"""The commands of README and its pages as written, in a fresh copy of the checkout, on one shared cluster.
 
 But for fewer clips, and fewer and smaller steps in the configurations of the copy: `make demo` trains as they say.
 
-Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints or
-/shared, what starts clusters on fixed ports, on other machines or on Kubernetes, the evaluation of 64 prompts, which
-takes an hour, the calibration of a panel of the reader's own (done to a small one in
+Not run, but checked for their options (tests/unit/test_readme.py): what installs, what needs public checkpoints,
+/shared or /var/lib, what starts clusters on fixed ports, on other machines or on Kubernetes, the evaluation of 64
+prompts, which takes an hour, the calibration of a panel of the reader's own (done to a small one in
 tests/unit/test_evaluate_job.py), judges, prompts and results of the reader's own (tests/unit/test_judging_job.py,
 test_benchmarks_job.py), the user study, for which people are needed (tests/unit/test_user_study.py,
-tests/browser/test_user_study.py), studies, which take hours (small ones in test_sweep.py), the searches that a model
-or a judge learns from (small ones in test_collect.py, tests/unit/test_improve_job.py and test_latent_judge.py), the
-papers' claims, which take minutes each (the counted ones in tests/unit/test_claims.py), and the suite, which takes
-days. tests/unit/test_plan.py runs the plan.
+tests/browser/test_user_study.py), studies, which take hours (small ones in test_sweep.py), the searches that a
+model or a judge learns from (small ones in test_collect.py, tests/unit/test_improve_job.py and
+test_latent_judge.py), the papers' claims, which take minutes each (the counted ones in tests/unit/test_claims.py),
+and the suite, which takes days. tests/unit/test_plan.py runs the plan.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ ELSEWHERE += (
     "--study ",
     "jobs.evidence ",
     "jobs.sweep ",
+    "/var/lib/",
 )
 RUN = [block for block in readme.blocks() if not any(mark in block.text for mark in ELSEWHERE)]
 
@@ -94,7 +95,7 @@ def test_a_search_and_its_tree(checkout: Path, cluster: Cluster) -> None:
     run(block_with("--seed 1"), checkout, cluster)
     for name in ("video.mp4", "tree.png", "tree.html", "slide.png", "report.json"):
         assert (checkout / "runs" / "green7" / name).is_file()
-    tree = readme.blocks("python")[1]
+    tree = readme.blocks("python")[0]
     done = subprocess.run([sys.executable, "-c", tree.text], cwd=checkout, capture_output=True, text=True, check=True)
     assert " won " in done.stdout
 

@@ -1,4 +1,7 @@
-"""What README says exists: options, targets, files; its Python runs. tests/ray/test_readme.py runs its commands."""
+"""What README and its pages say exists: options, targets, files, links; their Python runs.
+
+tests/ray/test_readme.py runs their commands.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +61,27 @@ def test_every_file_exists() -> None:
             assert (ROOT / ("platform/framegrove" if indent else "") / name).exists(), name
 
 
+def test_the_first_page_is_short() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") < 300
+
+
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    for link in (each for each in links if not each.startswith("https://")):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}, link
+
+
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs/green7").mkdir(parents=True)
     Path("runs/green7/report.json").write_text(json.dumps(report_json(search_record())))
-    sample, tree, adapter = readme.blocks("python")
+    tree, sample, adapter = readme.blocks("python")
     exec(compile(sample.text, "README.md", "exec"), {})
     assert capsys.readouterr().out == "(57, 64, 64, 3)\n"
     assert Path("runs/sample.mp4").stat().st_size > 1000
