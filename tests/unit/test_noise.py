@@ -77,6 +77,15 @@ def test_doubling_then_halving_changes_nothing() -> None:
     torch.testing.assert_close(halve(double(latent)), latent)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_a_doubled_latent_has_memory_of_its_own(size: tuple[int, int]) -> None:
+    latent = torch.randn(4, 3, *size)
+    before = latent.clone()
+    doubled = double(latent)
+    torch.testing.assert_close(doubled.mul_(2), double(2 * before), rtol=0, atol=0)
+    assert torch.equal(latent, before)
+
+
 def test_noise_is_a_function_of_seed_path_and_purpose() -> None:
     def draw(seed: int, path: tuple[int, ...], *labels: str | int) -> torch.Tensor:
         return torch.randn(8, generator=generator_for(seed, path, *labels))

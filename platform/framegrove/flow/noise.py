@@ -146,10 +146,11 @@ def halve(latent: Tensor) -> Tensor:
 
 
 def double(latent: Tensor) -> Tensor:
-    """Twice the height and width, nearest neighbour; (.., h, w)."""
+    """Twice the height and width, nearest neighbour, in memory of its own; (.., h, w)."""
     height, width = latent.shape[-2:]
     blocks = latent[..., :, None, :, None].expand(*latent.shape[:-2], height, 2, width, 2)
-    return blocks.reshape(*latent.shape[:-2], 2 * height, 2 * width)
+    # A single pixel is reshaped without a copy: four elements in one place.
+    return blocks.reshape(*latent.shape[:-2], 2 * height, 2 * width).contiguous()
 
 
 def _check_halvings(latent: Tensor, halvings: int) -> None:
