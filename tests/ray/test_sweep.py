@@ -16,8 +16,12 @@ import yaml
 from typer.testing import CliRunner
 
 from framegrove.cluster.session import Cluster
-from framegrove.evaluation.study_results import Trial, read_parquet
+from framegrove.config.study import HalvingConfig, Parameter, Params, StudyConfig
+from framegrove.evaluation.study_results import Trial, Video, read_parquet
 from jobs import generate, stages, sweep, train
+from jobs.console import Display
+from jobs.study_notes import Begun, Notes
+from jobs.study_tuning import Report, Work, carry_out
 from tests.tiny import save_tiny
 from tests.tiny_training import PHASE, make_config, make_world
 
@@ -120,7 +124,7 @@ def test_pyramids_are_trained_for_the_same_flops(cluster: Cluster, trainings: Pa
     assert (tmp_path / "again" / "model" / "framegrove.json").is_file()
 
 
-def test_a_trial_that_fails_is_counted_and_one_behind_is_stopped(
+def test_a_trial_that_fails_is_counted(
     cluster: Cluster, trainings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = {
@@ -140,6 +144,40 @@ def test_a_trial_that_fails_is_counted_and_one_behind_is_stopped(
     assert last.why in said
     assert last.why in (out / "report.html").read_text()
     assert len([trial for trial in results(out) if trial.state != "failed"]) == 2
+
+
+def test_a_training_whose_samples_fall_behind_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    config = StudyConfig(
+        kind="pyramid",
+        train="train.yaml",
+        grid=True,
+        prompts=1,
+        objectives=("score",),
+        stop=HalvingConfig(after=0.25, keep=0.5),
+        space={"corruption": Parameter(choice=(0.8, 0.2, 0.9))},
+    )
+    notes = Notes(tmp_path, {})
+    work = Work(config, rising, (), lambda name, params: True, finished, at_once=1)
+    with Display() as display:
+        carry_out(work, notes, display)
+    assert [(each.params["corruption"], each.state) for each in notes.trials] == [
+        (0.8, "finished"),
+        (0.2, "stopped"),
+        (0.9, "finished"),
+    ]
+    assert notes.trials[1].why == "fell behind after step 20 with a score of 0.050"
+
+
+def rising(number: int, params: Params, given: tuple[Any, ...], report: Report) -> None:
+    """A training whose samples become better, up to a level, in so many marks."""
+    for mark in range(1, stages.MARKS + 1):
+        report({"mark": mark, "step": 10 * mark, "score": params["corruption"] * mark / stages.MARKS})
+
+
+def finished(begun: Begun) -> Trial:
+    score = begun.params["corruption"] if begun.state == "finished" else 0.0
+    video = Video(0, "", score, right=True, motion=1, travel=1, sampling=1, decoding=0, judging=0, wasted=0, seconds=1)
+    return Trial(begun.number, begun.params, begun.state or "finished", videos=(video,))
 
 
 def test_what_is_killed_goes_on_and_counts_once(cluster: Cluster, searches: Path, tmp_path: Path) -> None:
