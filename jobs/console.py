@@ -49,7 +49,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="Model folder, or a hub id as in owner/name, or where it can be any system a pipeline of diffusers or a "
-        "YAML file that says which (see README); if absent the embedded model, which knows nothing but "
+        "YAML file that says which (platform/README.md); if absent the embedded model, which knows nothing but "
         f"{_embedded_knows()}.",
     ),
 ]

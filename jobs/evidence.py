@@ -9,7 +9,7 @@ others find there. Interrupted, the same command goes on.
 
     python -m jobs.evidence --table tests/evidence/claims
 
-prints what such a folder holds as a table in Markdown; tests/evidence/claims has what README shows.
+prints what such a folder holds as a table in Markdown; tests/evidence/claims has what jobs/README.md shows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 With these questions "yes, it moves as it was asked to" counts against a video, as it would by a slip of a verifier's
 author. A search is no better than its verifier, nor is what learns from it. The verifier's own scores do not show it:
-a judge apart does (README, Learning from searches).
+a judge apart does (jobs/README.md, Learning from searches).
 """
 
 from __future__ import annotations

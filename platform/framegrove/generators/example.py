@@ -1,4 +1,4 @@
-"""A generator of clouds that drift: what an adapter is made of, in full. README shows it."""
+"""A generator of clouds that drift: what an adapter is made of, in full. platform/README.md shows it."""
 
 from typing import Any
 
