@@ -35,6 +35,21 @@ def wanted(prompts: Prompts, dimensions: Collection[str]) -> list[str]:
     return [each for each in vbench.DIMENSIONS if each in there and (not dimensions or each in dimensions)]
 
 
+def check_weights(suite: str, prompts: Prompts, dimensions: Collection[str], weights: Path | None) -> None:
+    """Raise UserError unless the folder of VBench's weights, where one is given, has all that its prompts take."""
+    if weights is None:
+        return
+    if not prompts.suite:
+        raise UserError(f"--weights is for VBench's prompts, not {suite[:60]}: add --suite vbench:FILE.json")
+    vbench_scoring.check_weights(weights, wanted(prompts, dimensions))
+
+
+def check_distances(prompts: Prompts) -> None:
+    """Raise UserError where there are too few videos for a distance between distributions."""
+    if sum(each.takes for each in prompts.asked) < LEAST:
+        raise UserError(f"--distances takes {LEAST} videos a setting at least: raise --prompts")
+
+
 def tell_totals(source: str, display: Display) -> None:
     """Print the totals of a benchmark's results. Raises UserError for what is none."""
     name, _, place = source.partition(":")

@@ -49,9 +49,7 @@ costs. Leaves results.parquet, a row a verdict, and judges.json.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +59,7 @@ from framegrove.config.suite import Setting
 from framegrove.config.verifier import PanelConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
-from jobs import benchmarks, calibrating, comparing, judging, measuring, suite, user_study, vbench_scoring
+from jobs import benchmarks, calibrating, comparing, judging, measuring, suite, user_study
 from jobs.comparing import LEDGER
 from jobs.console import (
     Display,
@@ -80,7 +78,7 @@ from jobs.console import (
     refuse_finished,
 )
 from jobs.evaluating import check_together, judges_apart, refuse, with_signals
-from jobs.laboratory import check_judge, on_ray, over_cache
+from jobs.laboratory import OnRay, OverCache, check_judge
 from jobs.prompts import digits_prompts, is_listed, listed_prompts
 
 if TYPE_CHECKING:
@@ -230,52 +228,32 @@ def main(
             return
         panel = load_panel(verifier)
         named = (model, variant, dtype, allow_pickle)
-        source = model_source(*named) if cache is not None else any_source(*named)
-
-        def place(
-            search: SearchConfig, held_out: PanelConfig | None, whole_trees: bool = True
-        ) -> AbstractContextManager[Laboratory]:
-            if cache is None:
-                return on_ray(source, panel, search, generators, searches=searches, held_out=held_out)
-            return over_cache(
-                cache,
-                model_source(*named),
-                panel,
-                search,
-                generators,
-                verifier_speed=verifier_speed,
-                judge=judge,
-                held_out=held_out,
-                whole_trees=whole_trees,
-                searches=searches,
-            )
-
+        if cache is None:
+            place: OnRay | OverCache = OnRay(any_source(*named), panel, generators, searches)
+        else:
+            place = OverCache(model_source(*named), panel, generators, searches, cache, verifier_speed, judge)
+        most = prompts if "prompts" in given else None
         if suite_ is not None and not listed:
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
-            most = prompts if "prompts" in given else None
             chosen = suite.read_suite(suite_, search, panel, tuning=tuning, prompts=most)
-            own = functools.partial(place, search, with_signals(held_out, panel), whole_trees=False)
-            _run_suite(chosen, own, source, out, judge, display)
+            _run_suite(chosen, place, search, with_signals(held_out, panel), out, judge, display)
             return
         if calibrate and "seed" not in given:
             seed = calibrating.SEED
         settings, search = _settings(policy, budgets), _search(set_ or ())
         for setting in settings:
             measuring.search_of(search, setting)
+        names = benchmarks.names(dimension)
         if suite_ is not None:
-            most, names = prompts if "prompts" in given else None, benchmarks.names(dimension)
             asked = listed_prompts(suite_, seed, names, most=most, takes=seeds)
-            if weights is not None and not asked.suite:
-                raise UserError("--weights is for VBench's prompts: add --suite vbench:FILE.json")
-            if weights is not None:
-                vbench_scoring.check_weights(weights, benchmarks.wanted(asked, names))
+            benchmarks.check_weights(suite_, asked, names, weights)
         else:
             asked = digits_prompts(prompts, seed, digits, seeds or 1)
-            if distances and prompts * (seeds or 1) < benchmarks.LEAST:
-                raise UserError(f"--distances takes {benchmarks.LEAST} videos a setting at least: raise --prompts")
+            if distances:
+                benchmarks.check_distances(asked)
         apart = load_panel(judges) if judges is not None else judges_apart(held_out, panel)
-        card = _read(source, display)
+        card = _read(place.source, display)
         with comparing.taken(out):
             items = measuring.items(card.native, settings, asked, seed)
             for item in {each.request.prompt: each for each in items}.values():
@@ -284,7 +262,7 @@ def main(
                 refuse_finished(out / calibrating.FILE, overwrite)
             elif judges is None:
                 comparing.make_way(out, items, overwrite=overwrite, again=distances or bool(asked.suite))
-            with place(search, apart) as lab:
+            with place.laboratory(search, apart) as lab:
                 if calibrate:
                     _calibrate(lab, items, panel, out, display)
                 elif judges is not None and apart is not None:
@@ -295,7 +273,7 @@ def main(
                         benchmarks.tell_distances(rows, asked, out, display)
                 _tell_effort(lab, display)
             if asked.suite and suite_ is not None:
-                benchmarks.score(suite_, asked, settings, benchmarks.names(dimension), weights, out, display)
+                benchmarks.score(suite_, asked, settings, names, weights, out, display)
 
 
 def _without_searches(
@@ -316,16 +294,17 @@ def _without_searches(
 
 def _run_suite(
     chosen: suite.Suite,
-    laboratory: Callable[[], AbstractContextManager[Laboratory]],
-    source: AnySource,
+    place: OnRay | OverCache,
+    search: SearchConfig,
+    held_out: PanelConfig | None,
     out: Path,
     judge: str,
     display: Display,
 ) -> None:
     """Make what is missing of a suite, and show what all of it says."""
-    card = _read(source, display)
+    card = _read(place.source, display)
     with comparing.taken(out):
-        with laboratory() as lab:
+        with place.laboratory(search, held_out, whole_trees=False) as lab:
             suite.run(chosen, lab, card, out, judge, display)
             _tell_effort(lab, display)
         suite.report(chosen, out, display)
