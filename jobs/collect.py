@@ -57,7 +57,7 @@ def main(
     policy: Annotated[str, typer.Option(help=f"{policy_help()}; or module:ENTRY.")] = "tree",
     budget: Annotated[str, typer.Option(help="Cap of a search: a multiple of sampling and decoding once.")] = "6x",
     units: Annotated[
-        int | None, typer.Option(min=1, help="Length of the videos, in units; the model's if absent.")
+        int | None, typer.Option(min=1, help="Length of the videos, in units. Default: the model's own.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of digits:N, and of the first search; the others' follow.")] = 0,
     margin: Annotated[

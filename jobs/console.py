@@ -48,49 +48,49 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Model folder, or a hub id as in owner/name, or where it can be any system a pipeline of diffusers or a "
-        "YAML file that says which (platform/README.md); if absent the embedded model, which knows nothing but "
+        help="Model folder or hub id (owner/name); for commands that take other systems also a diffusers pipeline or a "
+        "YAML file that describes one (platform/README.md). Default: the embedded model, which knows only "
         f"{_embedded_knows()}.",
     ),
 ]
 VariantOption = Annotated[
     str | None,
-    typer.Option("--variant", help="Of a public model: 384p, 768p or image; the largest if absent."),
+    typer.Option("--variant", help="Variant of a public model: 384p, 768p or image. Default: the largest."),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="float32 or bfloat16: what all of the model but a small text encoder works in.")
+    str, typer.Option("--dtype", help="float32 or bfloat16, for all of the model but a small text encoder.")
 ]
 VerifierOption = Annotated[
     str | None,
     typer.Option(
         "--verifier",
-        help="A YAML file that lists verifiers, as jobs/configs/verifiers_example.yaml, or the folder or hub id of a "
-        "vision-language model; the embedded one if absent.",
+        help="YAML file that lists verifiers, like jobs/configs/verifiers_example.yaml, or the folder or hub id of a "
+        "vision-language model. Default: the embedded verifier.",
     ),
 ]
 GeneratorsOption = Annotated[
     str,
     typer.Option(
         "--generators",
-        help="Generator actors (of each model), or the least and the most, as in 1:4: more are started while work "
-        "waits and the cluster has room, and idle ones are let go after a minute. The videos are the same.",
+        help="Generator actors (per model), or a range such as 1:4: more are started while work waits and the cluster "
+        "has room, and idle ones are stopped after a minute. The videos are the same either way.",
         metavar="LEAST[:MOST]",
     ),
 ]
 PickleOption = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; a pickle can run code."),
+    typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors. A pickle can run code."),
 ]
 OverwriteOption = Annotated[
     bool,
-    typer.Option("--overwrite", help="Start anew, and replace what an earlier run has left in --out."),
+    typer.Option("--overwrite", help="Start over, and replace what an earlier run left in --out."),
 ]
 LogLevelOption = Annotated[
     str | None,
     typer.Option(
         "--log-level",
-        help="debug, info, warning or error; FRAMEGROVE_LOG_LEVEL if absent, or else warning. With FRAMEGROVE_LOG=json "
-        "the log has one JSON object per line.",
+        help="debug, info, warning or error. Default: FRAMEGROVE_LOG_LEVEL if it is set, else warning. With "
+        "FRAMEGROVE_LOG=json the log has one JSON object per line.",
     ),
 ]
 

@@ -104,7 +104,7 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts; of a suite, at most.")] = 64,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Videos of each prompt and setting; 1 if absent, for VBench as many as it wants."),
+        typer.Option(min=1, help="Videos of each prompt and setting. Default: 1, for VBench as many as it asks for."),
     ] = None,
     digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = measuring.SEED,

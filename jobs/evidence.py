@@ -55,7 +55,7 @@ def main(
         Path | None, typer.Option(help="Print the results in this folder as a table in Markdown, and end.")
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=2, help="How many prompts, or simulated ones; as the claim has it if absent.")
+        int | None, typer.Option(min=2, help="How many prompts, or simulated ones. Default: as the claim says.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts, and the seed of the first.")] = SEED,
     model: ModelOption = None,
@@ -69,7 +69,7 @@ def main(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder of branches and verdicts of the claims that search; OUT/branches if absent."),
+        typer.Option(help="Folder of branches and verdicts of the claims that search. Default: OUT/branches."),
     ] = None,
     overwrite: OverwriteOption = False,
     log_level: LogLevelOption = None,

@@ -119,32 +119,33 @@ def main(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the search that was interrupted in --out, as it was asked for; needs no prompt.",
+            help="Continue the search that was interrupted in --out, with its own settings. Needs no prompt.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another video; the same seed, the same video.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same video.")] = 0,
     policy: Annotated[str, typer.Option(help=f"How to search. {policy_help()}; or module:ENTRY.")] = DEFAULT_POLICY,
     budget: Annotated[
-        str | None, typer.Option(help="What the search may cost, in samples without a search; 4x if absent.")
+        str | None,
+        typer.Option(help="Cap on the search, as a multiple of sampling and decoding once without one. Default: 4x."),
     ] = None,
     until: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Stop at a video that is right with this probability, by the verifiers: linear, dfs and evo can.",
+            help="Stop at a video that the verifiers say is right with this probability. For linear, dfs and evo.",
         ),
     ] = None,
     units: Annotated[
         int | None,
         typer.Option(
-            help="1 + 8 (units - 1) frames, or 8 more for each with --extend; the model's own length if absent."
+            help="Length: 1 + 8 (units - 1) frames; with --extend, 8 more for each. Default: the model's own."
         ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the model's own size if absent.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. Default: the model's own.")] = None,
     image: Annotated[Path | None, typer.Option(help="PNG or JPEG file to begin with.")] = None,
     extend: Annotated[
-        Path | None, typer.Option(help="Video file to go on from: the video begins with it; --units are what follows.")
+        Path | None, typer.Option(help="Video file to continue: the video begins with it, and --units follow.")
     ] = None,
     model: ModelOption = None,
     variant: VariantOption = None,
@@ -155,8 +156,8 @@ def main(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file of settings, as in the winners of jobs.sweep: those of a search, listed below, and "
-            "guidance, steps, panel, model, variant, dtype, allow_pickle, verifier. An option counts instead of it.",
+            help="YAML file of settings, like the winners of jobs.sweep: those of a search, listed below, and "
+            "guidance, steps, panel, model, variant, dtype, allow_pickle, verifier. Options override it.",
         ),
     ] = None,
     set_: Annotated[
@@ -167,7 +168,10 @@ def main(
     ] = False,
     overwrite: OverwriteOption = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print what the model needs and what the search may cost, and start nothing.")
+        bool,
+        typer.Option(
+            "--plan", help="Print what the model needs and what the search may cost, without starting anything."
+        ),
     ] = False,
     log_level: LogLevelOption = None,
 ) -> None:

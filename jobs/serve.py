@@ -62,9 +62,9 @@ ModelsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--model",
-        help="Model folder, or a hub id as in owner/name; the embedded model if absent. May be repeated: the field "
-        "`model` of a request picks one by its name, and the first is for those that name none. --variant, --dtype and "
-        "--allow-pickle are for all of them.",
+        help="Model folder, hub id (owner/name), or YAML file of another system. Default: the embedded model. May be "
+        "repeated: a request picks one by its name in the field `model`, and gets the first if it names none. "
+        "--variant, --dtype and --allow-pickle apply to all of them.",
     ),
 ]
 _SET = (

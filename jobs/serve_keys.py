@@ -23,7 +23,7 @@ def add(
     name: NameArgument,
     keys: KeysOption = DEFAULT,
     requests_per_minute: Annotated[
-        int | None, typer.Option(help="Most requests in any minute; 600 if absent.", metavar="N")
+        int | None, typer.Option(help="Most requests in any minute. Default: 600.", metavar="N")
     ] = None,
     flops_per_day: Annotated[
         float | None, typer.Option(help="Most FLOPs of its videos in any 24 hours, as in 1e18.", metavar="X")

@@ -71,7 +71,7 @@ def main(
         Path | None, typer.Option(help="Folder for results, report and winners. Not needed for --plan.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="How many, those that fail included; as the study says if absent.")
+        int | None, typer.Option(min=1, help="How many, those that fail included. Default: as the study says.")
     ] = None,
     prompts: Annotated[
         int | None, typer.Option(min=1, help="How many held-out prompts each trial makes a video for; likewise.")
@@ -93,7 +93,7 @@ def main(
         int | None,
         typer.Option(
             min=1,
-            help="Of searches: generator actors, and so trials at once; as many as there is room for if absent.",
+            help="Of searches: generator actors, and so trials at once. Default: as many as fit.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Of trainings: workers of each.")] = 1,
