@@ -37,6 +37,7 @@ SEEDS = 6  # different videos
 _AT_A_TIME = 4  # requests that are under way
 _PAUSE = 1.0
 _PATIENCE = 600.0  # seconds for an endpoint that was left alone to finish what it has
+_UNDER_FIRE = _PATIENCE + 60.0 * KILLS  # seconds for a request: videos that take longer than kills are apart wait
 _MARK = "FRAMEGROVE_SURVIVAL"
 PROMPT = "a red 3 moves left and right"
 _PANEL = "verifiers: [{name: signals, kind: signals}]\n"  # back within seconds, as generators are
@@ -200,7 +201,7 @@ class Clients:
         import httpx
 
         body = {"prompt": PROMPT, "seed": number % SEEDS, "seconds": "1.125", "search": {"policy": "linear"}}
-        deadline = time.monotonic() + _PATIENCE + 60 * KILLS
+        deadline = time.monotonic() + _UNDER_FIRE
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await client.post("/v1/videos", json=body, headers={"Idempotency-Key": f"request-{number}"})
@@ -208,7 +209,7 @@ class Clients:
                     break
             await asyncio.sleep(0.5)
         video = answer.json()["id"]
-        done = await self._until(client, f"/v1/videos/{video}", _is_finished)
+        done = await self._until(client, f"/v1/videos/{video}", _is_finished, _UNDER_FIRE)
         if done.json()["status"] != "completed":
             self.found[number] = done.json()["status"]
             return
@@ -216,19 +217,19 @@ class Clients:
         self.found[number] = hashlib.sha256(bytes_.content).hexdigest()
 
     async def _until(
-        self, client: httpx.AsyncClient, path: str, fits: Callable[[httpx.Response], bool]
+        self, client: httpx.AsyncClient, path: str, fits: Callable[[httpx.Response], bool], patience: float = _PATIENCE
     ) -> httpx.Response:
-        """The first answer that fits."""
+        """The first answer that fits. Raises TimeoutError after ``patience`` seconds without one."""
         import httpx
 
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await client.get(path)
                 if fits(answer):
                     return answer
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} was not to be had within {_PATIENCE:.0f} s")
+                raise TimeoutError(f"{path} was not to be had within {patience:.0f} s")
             await asyncio.sleep(0.5)
 
 
