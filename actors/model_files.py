@@ -20,11 +20,12 @@ from framegrove.flow.decoding import LeftAsLatents
 from framegrove.models.latent_judge import LatentSpace
 from framegrove.models.pretrained import load_vae_of, read_outline
 from framegrove.models.sources import Place, find_model
+from framegrove.models.text_public import count_tokens
 from framegrove.models.vae_files import read_vae_config
 from framegrove.models.vae_tiling import decode_flops
 from framegrove.types import Cost, GenerationRequest
 
-_TOKENS = 64  # of a prompt, where a video is priced before its prompt is read
+_TOKENS = 64  # of a prompt, where its tokenizer is of a form that is slow to read
 
 
 class Costs(Protocol):
@@ -90,7 +91,7 @@ class Card(Protocol):
         ...
 
     def costs(self, request: GenerationRequest) -> Costs:
-        """What sampling costs, for a prompt of the usual length."""
+        """What sampling costs."""
         ...
 
 
@@ -145,8 +146,13 @@ class ModelFiles:
         return request.given or int(request.image is not None)
 
     def costs(self, request: GenerationRequest) -> SamplingCosts:
-        """What sampling costs, for a prompt of the usual length."""
-        return costs_of(self, self.recipe.sampled(request.sampling), self.check(request), _TOKENS, _TOKENS)
+        """What sampling costs."""
+        recipe = self.recipe.sampled(request.sampling)
+        tokens, negative = (
+            count_tokens(self.place.text, text) or _TOKENS
+            for text in (request.prompt + recipe.prompt_suffix, recipe.negative_prompt)
+        )
+        return costs_of(self, recipe, self.check(request), tokens, negative)
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """The (height, width) of the latents of what is asked for. Raises UserError if this model cannot make it."""

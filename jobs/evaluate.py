@@ -244,6 +244,7 @@ def main(
         settings, search = _settings(policy, budgets), _search(set_ or ())
         for setting in settings:
             measuring.search_of(search, setting)
+        policies.check_options(search, [policies.find(setting.policy) for setting in settings])
         names = benchmarks.names(dimension)
         if suite_ is not None:
             asked = listed_prompts(suite_, seed, names, most=most, takes=seeds)

@@ -236,7 +236,9 @@ def _plan(asked: Asked, display: Display) -> None:
     from framegrove.types import GenerationRequest
     from jobs.sampling_plan import show_plan
 
-    multiple = _multiple(policies.find(asked.policy), asked.budget)
+    entry = policies.find(asked.policy)
+    multiple = _multiple(entry, asked.budget)
+    policies.check_options(load(SearchConfig, None, asked.set), [entry])
     card = card_of(any_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle))
     height, width = _size(asked.size, card)
     units = _units(asked, card)
@@ -254,7 +256,7 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
 
     search = load(SearchConfig, None, asked.set)
     entry = policies.find(asked.policy)
-    policies.options_of(search, entry)
+    policies.check_options(search, [entry])
     until = asked.until if asked.until is not None else search.until
     policies.check_until(entry, until)
     panel = load_panel(asked.verifier)

@@ -41,6 +41,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PROMPT, "--budget", "0.5x"], "the smallest is 1x"),
         ([*PROMPT, "--image", "nowhere.png"], "the image nowhere.png cannot be read"),
         ([*PROMPT, "--policy", "tof", "--set", "options.tof.width=[2]"], "unknown key 'width', did you mean 'widths'?"),
+        ([*PROMPT, "--policy", "dfs", "--set", "options.tof.width=[2]"], "options.tof: unknown key 'width', did you"),
+        ([*PROMPT, "--set", "options.fdp.accept=0.5"], "there is no policy 'fdp': choose one of"),
+        (["--plan", "--set", "options.dfs.accept=5"], "options.dfs: accept"),
         ([*PROMPT, "--model", "nowhere"], "no model folder at nowhere"),
     ],
 )

@@ -18,7 +18,7 @@ from framegrove.models.flux import Flux
 from framegrove.models.mmdit import MMDiT
 from framegrove.models.pretrained import load_pipeline, load_transformer, save_pipeline
 from framegrove.models.public import RELEASED_NORMS
-from framegrove.models.text_public import PublicTextEncoder
+from framegrove.models.text_public import PublicTextEncoder, count_tokens
 from framegrove.training.step import Trainable
 from tests.public_folder import CLIP_G, CLIP_L, T5, shard, write_public_folder
 
@@ -78,6 +78,7 @@ def test_prompts_are_encoded_as_released(kind: str, made: dict[str, Path]) -> No
     assert encoded[3] is encoded[0]
     assert [len(e.tokens_LD) for e in encoded] == text.token_counts([*prompts, prompts[0]])
     assert [len(e.tokens_LD) for e in encoded[1:3]] == [1, 128]
+    assert [count_tokens(folder, prompt) for prompt in prompts] == text.token_counts(prompts)
     assert encoded[0].pooled_P.shape == (CLIP_L + (CLIP_G if kind == "sd3" else 0),)
     assert encoded[0].tokens_LD.shape[1] == T5
     *clips, t5 = text.models.values()

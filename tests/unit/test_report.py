@@ -10,7 +10,7 @@ from PIL import Image
 
 from framegrove.digits import world
 from framegrove.evaluation import report, tree_layout, tree_picture
-from framegrove.evaluation.report import SearchRecord, Shown
+from framegrove.evaluation.report import SearchRecord, Shown, warnings_of
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
 from framegrove.search.tree import Judgement, Scores
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
@@ -62,6 +62,18 @@ def search_record() -> SearchRecord:
     )
     shown = {each.path: Shown(units[len(each.path) - 1], draft=each.path == (0,)) for each in nodes}
     return SearchRecord(REQUEST, 8.0, outcome, shown, Cost(60, 1000, 1.0))
+
+
+def test_a_search_that_judged_nothing_says_so() -> None:
+    record = search_record()
+    assert not [each for each in warnings_of(record) if "nothing was judged" in each]
+    nodes = tuple(dataclasses.replace(each, scores=()) for each in record.outcome.nodes)
+    blind = dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, nodes=nodes))
+    (warning,) = warnings_of(blind)
+    assert warning.startswith("nothing was judged, since the budget pays for one video")
+    assert warnings_of(dataclasses.replace(blind, outcome=dataclasses.replace(blind.outcome, verifiers={}))) == [], (
+        "of a policy without judges"
+    )
 
 
 def test_winner_is_put_together_from_its_units() -> None:

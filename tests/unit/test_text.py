@@ -12,6 +12,7 @@ from framegrove.config.model import TextConfig
 from framegrove.digits import world
 from framegrove.errors import UserError
 from framegrove.models.text import TextEncoder, first_words, split_prompt, vocabulary
+from framegrove.models.text_public import count_tokens
 
 CONFIG = TextConfig(layers=1, width=16, heads=2)
 CAPTIONS = [world.caption(world.draw_objects(np.random.default_rng(i), split="train")) for i in range(1500)]
@@ -116,6 +117,13 @@ def test_saved_and_loaded_it_is_the_same(encoder: TextEncoder, tmp_path: Path) -
     for a, b in zip(encoder.encode(CAPTIONS[:3]), loaded.encode(CAPTIONS[:3]), strict=True):
         assert torch.equal(a.tokens_LD, b.tokens_LD)
         assert torch.equal(a.pooled_P, b.pooled_P)
+
+
+def test_tokens_are_counted_without_the_encoder(encoder: TextEncoder, tmp_path: Path) -> None:
+    encoder.save(tmp_path)
+    prompts = ["", "a red 3 moves left and right", "Something ELSE, altogether"]
+    assert [count_tokens(tmp_path, prompt) for prompt in prompts] == encoder.token_counts(prompts)
+    assert count_tokens(tmp_path / "nowhere", "a red 3") is None
 
 
 def test_fresh_weights_follow_the_seed_and_leave_the_global_one_alone() -> None:

@@ -139,6 +139,15 @@ def warnings_of(record: SearchRecord) -> list[str]:
             "find another"
         )
     unjudged = _unjudged(record)
+    if (
+        record.outcome.verifiers
+        and not any(node.scores for node in record.outcome.nodes)
+        and not record.outcome.hurried
+    ):
+        warnings.append(
+            "nothing was judged, since the budget pays for one video and not for a verdict on it: this is the video "
+            "without a search; raise the budget, or take a verifier that costs less"
+        )
     if unjudged > 1 and not record.outcome.hurried:
         warnings.append(
             f"the winner's last {unjudged} units were not judged, since the budget was spent: a larger one may find a "

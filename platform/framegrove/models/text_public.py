@@ -7,6 +7,7 @@ CLIP-L, not projected, beside the FLUX-style transformer. In a model folder the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ from framegrove.models.packed import TextEmbedding
 from framegrove.models.text import first_words, split_prompt
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T5_TOKENS = 128  # longer prompts are cut off, as released; CLIP reads up to its tokenizer's limit, 77
@@ -117,6 +119,23 @@ class PublicTextEncoder(nn.Module):
     def unread(self, prompt: str) -> str | None:
         """The first words of a prompt that are cut off because T5 reads no further, None if it reads them all."""
         return first_words(split_prompt(prompt, self.tokenizers[-1], T5_TOKENS)[1])
+
+
+def count_tokens(folder: Path, text: str) -> int | None:
+    """How many tokens of a text the transformer is given by the encoders in a model folder, small or public.
+
+    No weights are read. None where the folder has no tokenizer.json for the encoder that gives them, the last one.
+    """
+    tokenizer = _tokenizer(folder)
+    return min(T5_TOKENS, len(tokenizer.encode(text).ids)) if tokenizer is not None else None
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    from tokenizers import Tokenizer
+
+    file = max(folder.glob("tokenizer*"), default=folder) / "tokenizer.json"
+    return Tokenizer.from_file(str(file)) if file.is_file() else None
 
 
 def _names(stem: str, count: int) -> list[str]:

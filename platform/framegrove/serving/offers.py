@@ -162,7 +162,9 @@ class Offer:
 
     def price(self, request: GenerationRequest) -> float:
         """How much work a request is at most, in samples of the model's own size and length without a search."""
-        return self.flops(request) / self.model.flops(self.model.native)
+        sampling = Sampling(negative=request.sampling.negative)
+        native = replace(self.model.native, prompt=request.prompt, sampling=sampling)  # a long prompt is no more work
+        return self.flops(request) / self.model.flops(native)
 
     def flops(self, request: GenerationRequest) -> float:
         """The FLOPs that a request's budget allows."""

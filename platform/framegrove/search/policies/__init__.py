@@ -63,6 +63,16 @@ def options_of(config: SearchConfig, entry: PolicyEntry) -> Any:
     return validated(entry.options, config.options.get(entry.name, {}), f"options.{entry.name}")
 
 
+def check_options(config: SearchConfig, entries: Collection[PolicyEntry] = ()) -> None:
+    """Raise UserError for options of a policy that there is not, or that its policy does not know, be it used or not.
+
+    ``entries`` are policies of a user's own.
+    """
+    own = {entry.name: entry for entry in entries}
+    for name in config.options:
+        options_of(config, own.get(name) or find(name))
+
+
 def check_until(entry: PolicyEntry, until: float | None) -> None:
     """Raise UserError where a search is to stop at a good enough video, and its policy never does."""
     if until is not None and not entry.stops:
