@@ -157,7 +157,7 @@ def main(
         Path | None,
         typer.Option(
             help="YAML file of settings, like the winners of jobs.sweep: those of a search, listed below, and "
-            "guidance, steps, panel, model, variant, dtype, allow_pickle, verifier. Options override it.",
+            "guidance, steps, panel, units, model, variant, dtype, allow_pickle, verifier. Options override it.",
         ),
     ] = None,
     set_: Annotated[
@@ -190,6 +190,7 @@ def main(
                 "policy": policy,
                 "budget": budget,
                 "until": until,
+                "units": units,
                 "model": absolute(model),
                 "variant": variant,
                 "dtype": dtype,
@@ -199,7 +200,6 @@ def main(
             asked = Asked(
                 prompt=_given(prompt) if not plan else prompt or "",
                 seed=seed,
-                units=units,
                 size=size,
                 image=absolute(str(image)) if image else None,
                 extend=absolute(str(extend)) if extend else None,

@@ -31,7 +31,7 @@ def show_plan(card: Card, request: GenerationRequest, budget: float, panel: Pane
     )
     for name, times in (("one sample", 1.0), (f"a search at {budget:g}x", budget)):
         flops = times * cost.all_flops
-        display.say(f"{name}: {_flops(flops)}, {duration(flops / (_A100 * _MFU))} on an A100")
+        display.say(f"{name}: {_flops(flops)}, {_seconds(flops / (_A100 * _MFU))} on an A100")
     if left := _left(card, request, panel):
         display.say(
             f"no verifier looks at the frames of {left}: a search decodes them in its winner, and in what a verifier "
@@ -72,6 +72,10 @@ def _print_needs(name: str, needs: Needs, display: Display) -> None:
     table.add_row("about, while decoding", "", _gb(needs.decoding))
     table.add_row("a branch between two stages", "", _gb(needs.latent))
     display.console.print(table)
+
+
+def _seconds(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.2g} ms"
 
 
 def _gb(count: int) -> str:

@@ -120,7 +120,7 @@ class SearchStudy:
         """What jobs.generate takes as --config to search as a trial did."""
         wanted = self.wanted(trial.params)
         found = wanted.model_dump(mode="json", exclude_unset=True)
-        return {"policy": wanted.policy, "budget": wanted.budget, **found, **self.places}
+        return {"policy": wanted.policy, "budget": wanted.budget, **found, "units": self.size[0], **self.places}
 
     def _check(self, source: ModelSource, panel: PanelConfig) -> None:
         """Every value of every parameter, one at a time."""

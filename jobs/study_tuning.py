@@ -58,6 +58,7 @@ def carry_out(work: Work, notes: Notes, display: Display) -> None:
     display.begin(f"{counted(left, 'trial')}, {work.at_once} at a time", patience=60.0)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is the command's to answer
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables are printed even where nothing is to be
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # objectives are there at a trial's end alone
     shutil.rmtree(notes.out / _TUNE, ignore_errors=True)
     # A trial only waits for actors and workers that have CPUs of their own.

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from framegrove.config.model import ModelSource
 from framegrove.errors import UserError
+from framegrove.generators.places import Place
 from framegrove.models.files import PICKLE_FILE, WEIGHTS_FILE
 from framegrove.models.flux import Flux
 from framegrove.models.mmdit import MMDiT
 from framegrove.models.pretrained import load_pipeline, load_transformer, save_pipeline
-from framegrove.models.public import RELEASED_NORMS
+from framegrove.models.public import RELEASED_NORMS, local_folder
+from framegrove.models.sources import find_model
 from framegrove.models.text_public import PublicTextEncoder, count_tokens
 from framegrove.training.step import Trainable
 from tests.public_folder import CLIP_G, CLIP_L, T5, shard, write_public_folder
@@ -206,3 +209,12 @@ def test_a_hub_id_is_found_in_the_hubs_cache(
         assert _same(pipeline.transformer, load_transformer(made["miniflux"] / "diffusion_transformer_image"))
     with pytest.raises(UserError, match="no model folder at nobody/nothing, and as a hub id, owner/name, it brings no"):
         load_pipeline("nobody/nothing")
+
+
+def test_a_name_below_a_folder_that_is_here_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    assert local_folder("runs/nothing") == Path("runs/nothing")
+    with pytest.raises(UserError, match="no model folder at runs/nothing"):
+        find_model(ModelSource(name="runs/nothing"))
+    assert Place.find("runs/nothing") is None

@@ -196,6 +196,7 @@ def test_a_trial_searches_as_its_parameters_say() -> None:
     assert wanted.request.verifiers == {"verifier": 1.0}
     assert (wanted.search.until, wanted.search.fusion, wanted.search.options) == (0.8, "ranks", {"dfs": {"most": 4}})
     assert found.winner(Trial(1, params, "finished")) == {
+        "units": 8,
         "policy": "dfs",
         "budget": "3x",
         "speculate": "off",

@@ -19,6 +19,7 @@ class GenerateConfig(SearchConfig):
     panel: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="names of the verifiers that judge, of those there are; null: all"
     )
+    units: int | None = Field(default=None, ge=1, description="as --units")
     model: str | None = Field(default=None, description="as --model")
     variant: str | None = Field(default=None, description="as --variant")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="as --dtype")

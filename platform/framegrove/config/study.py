@@ -193,6 +193,8 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _of_its_kind(self) -> Self:
         check_names(self.kind, self.space)
+        if self.kind == "search" and "budget" in self.settings:
+            raise ValueError("a study's budget is called cap: write cap in place of budget")
         twice = sorted(set(self.space) & set(self.settings))
         if twice:
             raise ValueError(f"{twice[0]} is both varied (space) and fixed (settings): leave one of them out")

@@ -16,6 +16,7 @@ from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.figures import COLOURS, INK, MUTED, blank, plain, save, spread
 from framegrove.evaluation.study_front import Standing
 from framegrove.evaluation.study_results import PARTS
+from framegrove.evaluation.tree_picture import PARTS as COLOUR_OF
 
 _PALE = "#c3c8d1"
 _SCALE = LinearSegmentedColormap.from_list("pale to ink blue", ["#c9d8f5", "#2f6fde", "#10265c"])
@@ -92,9 +93,9 @@ def draw_costs(found: Sequence[Standing], path: Path, *, title: str) -> None:
     figure = blank(0.36 * len(chosen) + 3.4, 4.2)
     axes = figure.add_subplot()
     base = np.zeros(len(chosen))
-    for part, colour in zip(PARTS, COLOURS, strict=False):
+    for part in PARTS:
         share = np.array([each.trial.share(part) for each in chosen])
-        axes.bar(range(len(chosen)), share, bottom=base, color=colour, width=0.68, label=part, zorder=2)
+        axes.bar(range(len(chosen)), share, bottom=base, color=COLOUR_OF[part], width=0.68, label=part, zorder=2)
         base += share
     axes.set_xticks(range(len(chosen)), [str(each.trial.number) for each in chosen], fontsize=8)
     for label, each in zip(axes.get_xticklabels(), chosen, strict=True):

@@ -38,7 +38,8 @@ class Place:
         """The same, and None for what is neither."""
         if Path(where).is_dir():
             return cls(where)
-        match = None if Path(where).exists() else _HUB_ID.fullmatch(where)
+        here = Path(where).exists() or Path(where).parent.is_dir()  # runs/mine, where "runs" is a folder
+        match = None if here else _HUB_ID.fullmatch(where)
         return cls(match["repo"], match["revision"]) if match is not None else None
 
     @property

@@ -68,8 +68,8 @@ def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle:
     """
     folder = Path(model)
     match = _HUB_ID.fullmatch(str(model))
-    if folder.exists() or isinstance(model, Path) or match is None:
-        return folder
+    if folder.exists() or isinstance(model, Path) or match is None or folder.parent.is_dir():
+        return folder  # where "runs" is a folder, runs/mine is no model of a hub
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
