@@ -58,7 +58,7 @@ def staged(bench: Bench) -> Finding:
         "captions of the digits world name no ending, so that what is staged is what is asked about, not the sentence",
         "ranks fuse the scores, as published: the unstaged questions need no calibration of their own",
     )
-    return _beside(asked, _STAGED, _UNSTAGED, "Staged questions, and all at every depth: Tree-of-Frames, 4x", remarks)
+    return _beside(asked, _STAGED, _UNSTAGED, "Staged or unstaged questions: Tree-of-Frames, 4x", remarks)
 
 
 def chain_of_thought(bench: Bench) -> Finding:
