@@ -446,9 +446,9 @@ class FakeChatServer:
     """A server in the shape of OpenAI's chat completions, whose requests and answers are checked by vLLM's own schema.
 
     ``reply`` says what the model writes to a request: tokens, each with the log-probabilities of what could have stood
-    there. What it samples is their text, or the next of ``samples``. Without ``offers_logprobs`` it keeps those to
-    itself. The first answers are the ``failures``: a status and headers; each answer takes ``delay`` seconds. It gives
-    at most ``most`` choices at a time, and wants ``key``.
+    there. What it samples is their text, or the next of ``samples``, anew for each conversation. Without
+    ``offers_logprobs`` it keeps those to itself. The first answers are the ``failures``: a status and headers; each
+    answer takes ``delay`` seconds. It gives at most ``most`` choices at a time, and wants ``key``.
     """
 
     reply: Callable[[Any], list[tuple[str, dict[str, float]]]]
@@ -461,6 +461,7 @@ class FakeChatServer:
     requests: list[Any] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
+    given: dict[str, int] = field(default_factory=dict)
 
     @property
     def app(self) -> Any:
@@ -488,6 +489,11 @@ class FakeChatServer:
 
         return Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])])
 
+    def _sample(self, asked: Any) -> str:
+        conversation = str(asked.messages)
+        place = self.given[conversation] = self.given.get(conversation, -1) + 1
+        return self.samples[place % len(self.samples)]
+
     def _answer(self, asked: Any) -> Any:
         from vllm.entrypoints.openai.chat_completion import protocol
         from vllm.entrypoints.serve.engine.protocol import UsageInfo
@@ -508,7 +514,7 @@ class FakeChatServer:
                 index=index,
                 message=protocol.ChatMessage(
                     role="assistant",
-                    content=self.samples.pop(0) if self.samples else "".join(text for text, _ in tokens),
+                    content=self._sample(asked) if self.samples else "".join(text for text, _ in tokens),
                 ),
                 logprobs=protocol.ChatCompletionLogProbs(content=[listed(*each) for each in tokens]) if shown else None,
                 finish_reason="stop",
