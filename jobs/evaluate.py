@@ -49,7 +49,9 @@ costs. Leaves results.parquet, a row a verdict, and judges.json.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +80,7 @@ from jobs.console import (
     refuse_finished,
 )
 from jobs.evaluating import check_together, judges_apart, refuse, with_signals
-from jobs.laboratory import OnRay, OverCache, check_judge
+from jobs.laboratory import check_judge, on_ray, over_cache
 from jobs.prompts import digits_prompts, is_listed, listed_prompts
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ if TYPE_CHECKING:
     from framegrove.config.search import SearchConfig
     from jobs.laboratory import Laboratory
     from jobs.measuring import Item
+
+    Place = Callable[..., AbstractContextManager[Laboratory]]  # on_ray, or over_cache
 
 app = application()
 
@@ -228,16 +232,22 @@ def main(
             return
         panel = load_panel(verifier)
         named = (model, variant, dtype, allow_pickle)
+        source: AnySource
+        place: Place
         if cache is None:
-            place: OnRay | OverCache = OnRay(any_source(*named), panel, generators, searches)
+            source = any_source(*named)
+            place = functools.partial(on_ray, source, panel)
         else:
-            place = OverCache(model_source(*named), panel, generators, searches, cache, verifier_speed, judge)
+            source = pyramidal = model_source(*named)
+            place = functools.partial(over_cache, cache, pyramidal, panel, verifier_speed=verifier_speed, judge=judge)
+        place = functools.partial(place, generators=generators, searches=searches)
         most = prompts if "prompts" in given else None
         if suite_ is not None and not listed:
             # A suite is about costs: what is sampled ahead to save time would only be counted as wasted.
             search = _search(["speculate=off", *(set_ or ())])
             chosen = suite.read_suite(suite_, search, panel, tuning=tuning, prompts=most)
-            _run_suite(chosen, place, search, with_signals(held_out, panel), out, judge, display)
+            own = functools.partial(place, search, held_out=with_signals(held_out, panel), whole_trees=False)
+            _run_suite(chosen, own, source, out, judge, display)
             return
         if calibrate and "seed" not in given:
             seed = calibrating.SEED
@@ -254,7 +264,7 @@ def main(
             if distances:
                 benchmarks.check_distances(asked)
         apart = load_panel(judges) if judges is not None else judges_apart(held_out, panel)
-        card = _read(place.source, display)
+        card = _read(source, display)
         with comparing.taken(out):
             items = measuring.items(card.native, settings, asked, seed)
             for item in {each.request.prompt: each for each in items}.values():
@@ -263,7 +273,7 @@ def main(
                 refuse_finished(out / calibrating.FILE, overwrite)
             elif judges is None:
                 comparing.make_way(out, items, overwrite=overwrite, again=distances or bool(asked.suite))
-            with place.laboratory(search, apart) as lab:
+            with place(search, held_out=apart) as lab:
                 if calibrate:
                     _calibrate(lab, items, panel, out, display)
                 elif judges is not None and apart is not None:
@@ -295,17 +305,16 @@ def _without_searches(
 
 def _run_suite(
     chosen: suite.Suite,
-    place: OnRay | OverCache,
-    search: SearchConfig,
-    held_out: PanelConfig | None,
+    laboratory: Callable[[], AbstractContextManager[Laboratory]],
+    source: AnySource,
     out: Path,
     judge: str,
     display: Display,
 ) -> None:
     """Make what is missing of a suite, and show what all of it says."""
-    card = _read(place.source, display)
+    card = _read(source, display)
     with comparing.taken(out):
-        with place.laboratory(search, held_out, whole_trees=False) as lab:
+        with laboratory() as lab:
             suite.run(chosen, lab, card, out, judge, display)
             _tell_effort(lab, display)
         suite.report(chosen, out, display)

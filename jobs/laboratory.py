@@ -106,52 +106,6 @@ async def side_by_side(
         await lab.runner.close()
 
 
-@dataclass(frozen=True)
-class OnRay:
-    """Real actors, as the place where searches are carried out; see ``on_ray``."""
-
-    source: AnySource
-    panel: PanelConfig
-    generators: int
-    searches: int
-
-    def laboratory(
-        self, search: SearchConfig, held_out: PanelConfig | None = None, *, whole_trees: bool = True
-    ) -> contextlib.AbstractContextManager[Laboratory]:
-        """The laboratory there. ``whole_trees`` is for what a cache keeps, and makes no difference."""
-        return on_ray(self.source, self.panel, search, self.generators, searches=self.searches, held_out=held_out)
-
-
-@dataclass(frozen=True)
-class OverCache:
-    """A folder of branches, as the place where searches are carried out; see ``over_cache``."""
-
-    source: ModelSource
-    panel: PanelConfig
-    generators: int
-    searches: int
-    cache: File
-    verifier_speed: float
-    judge: str
-
-    def laboratory(
-        self, search: SearchConfig, held_out: PanelConfig | None = None, *, whole_trees: bool = True
-    ) -> contextlib.AbstractContextManager[Laboratory]:
-        """The laboratory there."""
-        return over_cache(
-            self.cache,
-            self.source,
-            self.panel,
-            search,
-            self.generators,
-            verifier_speed=self.verifier_speed,
-            judge=self.judge,
-            held_out=held_out,
-            whole_trees=whole_trees,
-            searches=self.searches,
-        )
-
-
 @contextlib.contextmanager
 def on_ray(
     source: AnySource,
