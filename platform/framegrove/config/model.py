@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,17 @@ from framegrove.types import Sampling
 # Keys of public config.json files that choose an implementation and change no number.
 _IMPLEMENTATION_KEYS = ("use_flash_attn", "use_gradient_checkpointing", "gradient_checkpointing_ratio", "use_t5_mask")
 _FLUX_CLASS = "PyramidFluxTransformer"
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+def hub_id(name: str) -> tuple[str, str | None] | None:
+    """The repository and the revision, if any, of "owner/name" or "owner/name@revision"; None for what is a path.
+
+    Where "runs" is a folder here, "runs/mine" is a path, whether it is there or not.
+    """
+    match = _HUB_ID.fullmatch(name)
+    here = Path(name).exists() or Path(name).parent.is_dir()
+    return (match[1], match[2]) if match is not None and not here else None
 
 
 class TransformerConfig(Config):

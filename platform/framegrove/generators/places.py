@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from framegrove.config.model import hub_id
 from framegrove.errors import UserError
 from framegrove.files import fingerprint
 
 INDEX = "model_index.json"
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,8 @@ class Place:
         """The same, and None for what is neither."""
         if Path(where).is_dir():
             return cls(where)
-        here = Path(where).exists() or Path(where).parent.is_dir()  # runs/mine, where "runs" is a folder
-        match = None if here else _HUB_ID.fullmatch(where)
-        return cls(match["repo"], match["revision"]) if match is not None else None
+        found = hub_id(where)
+        return cls(*found) if found is not None else None
 
     @property
     def called(self) -> str:

@@ -6,11 +6,10 @@ DIR/text_encoder/   text_encoder_2/   (text_encoder_3/)   and a tokenizer folder
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from framegrove.config.flow import GuidanceConfig
-from framegrove.config.model import Recipe
+from framegrove.config.model import Recipe, hub_id
 from framegrove.errors import UserError
 from framegrove.models.vae_files import Affine, LatentNorm
 
@@ -35,7 +34,6 @@ RELEASED_NORMS = {
     "mmdit": LatentNorm(Affine((0.1490,), 1 / 1.8415), _VIDEO),
     "flux": LatentNorm(Affine((-0.04,), 1 / 1.8726), _VIDEO),
 }
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _ALWAYS = (
     *("framegrove.json", "causal_video_vae/*", "text_encoder*/*", "tokenizer*/*"),
     *("adapter_config.json", "adapter_model.safetensors", "base.json"),  # an adapter
@@ -66,18 +64,17 @@ def local_folder(model: str | Path, variant: str | None = None, *, allow_pickle:
     Only what is needed comes along: one variant, and no pickles unless they are allowed. Raises UserError, in one
     line, for what is neither a folder nor to be had.
     """
-    folder = Path(model)
-    match = _HUB_ID.fullmatch(str(model))
-    if folder.exists() or isinstance(model, Path) or match is None or folder.parent.is_dir():
-        return folder  # where "runs" is a folder, runs/mine is no model of a hub
+    found = hub_id(model) if isinstance(model, str) else None
+    if found is None:
+        return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = (variant, f"{TRANSFORMER}_{variant}") if variant else (TRANSFORMER, next(iter(VARIANTS)))
     try:
         path = snapshot_download(
-            match["repo"],
-            revision=match["revision"],
+            found[0],
+            revision=found[1],
             allow_patterns=[*(f"{name}/*" for name in wanted), *_ALWAYS],
             ignore_patterns=None if allow_pickle else list(_PICKLES),
         )
