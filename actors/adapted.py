@@ -13,16 +13,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import ray
 import torch
-from ray.actor import ActorHandle
 
-from actors.clients import KeptStates, ObjectStore, RemoteGenerator
+from actors.clients import KeptStates, RemoteGenerator
 from actors.generator import Cancellations, Frames, Made
 from actors.model_files import Card, ModelFiles
 from actors.packing import Packer, alike_together
-from actors.pools import OTHER_CALLS, Ask, GeneratorPool, Opened, PyramidPool, Units, generator_names
-from framegrove.cluster.placement import Role, placed
+from actors.pools import Ask, GeneratorPool, Opened, PyramidPool, SourcePool, generator_names
 from framegrove.cluster.priority import give_way
 from framegrove.cluster.supervise import ActorGroup
 from framegrove.config.generator import AdaptedSource, AnySource, Form
@@ -35,7 +32,6 @@ from framegrove.generators.finding import adapter_of
 from framegrove.generators.protocol import Adapter, ListedCosts, Needs, Task, Wanted
 from framegrove.media.pictures import small_copy
 from framegrove.models.latent_judge import LatentSpace
-from framegrove.search.workers import GENERATORS
 from framegrove.types import GenerationRequest, SampleWork
 
 
@@ -235,44 +231,14 @@ class AdaptedFiles:
         return (self.wanted(request).frames,) if request.units == 1 else self._form.lengths(request.units)
 
 
-class AdaptedPool:
-    """``size`` generator actors of an adapted system, each with ``threads`` CPU threads (pools.GeneratorPool)."""
+class AdaptedPool(SourcePool[AdaptedFiles]):
+    """The generator actors of an adapted system."""
 
-    name = GENERATORS
-    role = Role.GENERATE
-    whole_gpus: int | None = None
-    units: Units = ObjectStore()
     goes_on = False  # and what a video's latents are is the adapter's affair: of a remote one, all of its pixels
 
     def __init__(self, source: AdaptedSource, size: int | PoolSize = 2, *, threads: int = 1, pack: int = 1) -> None:
-        self._source = source
-        self._reading = asyncio.Lock()  # a hub's files are fetched once, however many ask at once
-        actors = PoolSize.read(size)
-        self.size, self.least = actors.most, actors.least
-        self.pack = pack
-        self._threads = threads
+        super().__init__(source, AdaptedFiles, AdaptedGenerator, size, threads, pack)
         self._states = KeptStates(0)  # an adapter's units have none
-        self._files: AdaptedFiles | None = None
-
-    def create(self, gpus: float) -> ActorHandle[Any]:
-        """A generator actor."""
-        options = {**placed(self.role, num_gpus=gpus), "max_concurrency": self.pack + OTHER_CALLS}
-        actor: Any = ray.remote(AdaptedGenerator).options(**options)
-        made: ActorHandle[Any] = actor.remote(self._source, self._threads, self.pack, gives_way=True)
-        return made
-
-    @property
-    def worker_names(self) -> list[str]:
-        """What a search calls its actors, by index."""
-        return generator_names(self.size)
-
-    async def check(self, request: GenerationRequest) -> None:
-        """Raise UserError, in one sentence, for what the system cannot make."""
-        (await self._read()).check(request)
-
-    async def identity(self) -> str:
-        """Changes whenever the system does."""
-        return await asyncio.to_thread((await self._read()).fingerprint)
 
     async def latents(self) -> LatentSpace:
         """Raises UserError: what is known of latents is known of those of pyramidal models."""
@@ -297,13 +263,6 @@ class AdaptedPool:
             clients=dict(zip(generator_names(len(group)), clients, strict=True)),
             prompt=request.prompt,
         )
-
-    async def _read(self) -> AdaptedFiles:
-        """What is known of the system, read once, off the event loop: of a hub model files are fetched."""
-        async with self._reading:
-            if self._files is None:
-                self._files = await asyncio.to_thread(AdaptedFiles, self._source)
-            return self._files
 
 
 def card_of(source: AnySource) -> Card:

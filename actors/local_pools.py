@@ -137,7 +137,7 @@ class LocalPyramidPool(PyramidPool):
         super().__init__(model, size, threads=threads)
         self._cache, self._speeds = cache, speeds
         # Virtual generators take one work at a time; what is packed is the real work behind them.
-        self._host = HostedGenerator(lambda: worker(self._files.source if self._files else self._model, threads), pack)
+        self._host = HostedGenerator(lambda: worker(self._files.source if self._files else self._source, threads), pack)
         self._contents: str | None = None
 
     async def open(self, request: GenerationRequest, group: Any, ask: Ask, config: SearchConfig) -> Opened:

@@ -94,6 +94,10 @@ class Card(Protocol):
         """What sampling costs."""
         ...
 
+    def fingerprint(self) -> str:
+        """Changes whenever the model does."""
+        ...
+
 
 @dataclass(frozen=True)
 class ModelFiles:

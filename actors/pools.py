@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -25,7 +25,7 @@ from actors.clients import (
     nothing_to_decode,
 )
 from actors.generator import Context, Generator, TextRead, Unit
-from actors.model_files import ModelFiles, costs_of
+from actors.model_files import Card, ModelFiles, costs_of
 from actors.verifier_kinds import giving_way, verifier_class
 from framegrove.cluster.placement import Role, placed
 from framegrove.cluster.supervise import ActorGroup
@@ -47,6 +47,7 @@ from framegrove.verification import latents
 from framegrove.verification.identity import verifier_identity
 
 Answer = TypeVar("Answer")
+CardT = TypeVar("CardT", bound=Card)
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 """Calls a method of an actor of the pool, again if it dies: ``await ask(lambda actor: actor.read.remote())``."""
 
@@ -140,42 +141,39 @@ class GeneratorPool(Protocol):
         ...
 
 
-class PyramidPool:
-    """``size`` generator actors of one pyramidal model, each with ``threads`` CPU threads; None is the embedded model.
+class SourcePool(Generic[CardT]):
+    """``size`` generator actors of whatever a source names, each with ``threads`` CPU threads.
 
     Where the size is a range, only the least number of them is always there. Each does up to ``pack`` works together.
-    ``worker`` is the class that becomes an actor.
+    ``worker`` is the class that becomes an actor, and ``read`` tells what is known of the source without any.
     """
 
     name = GENERATORS
     role = Role.GENERATE
     whole_gpus: int | None = None
     units: Units = ObjectStore()
-    goes_on = True
 
     def __init__(
         self,
-        model: ModelSource | None = None,
-        size: int | PoolSize = 2,
-        *,
-        threads: int = 1,
-        pack: int = 1,
-        worker: type[Generator] = Generator,
+        source: Any,
+        read: Callable[[Any], CardT],
+        worker: type[Any],
+        size: int | PoolSize,
+        threads: int,
+        pack: int,
     ) -> None:
-        self._model = model or ModelSource()
+        self._source, self._reader, self._worker = source, read, worker
         actors = PoolSize.read(size)
         self.size, self.least = actors.most, actors.least
         self.pack = pack
         self._threads = threads
-        self._worker = worker
-        self._files: ModelFiles | None = None
-        self._latents: LatentSpace | None = None
-        self._states: KeptStates | None = None
+        self._reading = asyncio.Lock()
+        self._files: CardT | None = None
 
     def create(self, gpus: float) -> ActorHandle[Any]:
         """A generator actor."""
         options = {**placed(self.role, num_gpus=gpus), "max_concurrency": self.pack + OTHER_CALLS}
-        source = self._files.source if self._files else self._model
+        source = self._files.source if self._files else self._source
         actor: Any = (
             ray.remote(self._worker).options(**options).remote(source, self._threads, self.pack, gives_way=True)
         )
@@ -191,8 +189,34 @@ class PyramidPool:
         (await self._read()).check(request)
 
     async def identity(self) -> str:
-        """Changes whenever a file of the model does."""
+        """Changes whenever the model does."""
         return await asyncio.to_thread((await self._read()).fingerprint)
+
+    async def _read(self) -> CardT:
+        """What is known of the model, read once, off the event loop: of a hub's model files are fetched."""
+        async with self._reading:
+            if self._files is None:
+                self._files = await asyncio.to_thread(self._reader, self._source)
+            return self._files
+
+
+class PyramidPool(SourcePool[ModelFiles]):
+    """The generator actors of one pyramidal model; None is the embedded one."""
+
+    goes_on = True
+
+    def __init__(
+        self,
+        model: ModelSource | None = None,
+        size: int | PoolSize = 2,
+        *,
+        threads: int = 1,
+        pack: int = 1,
+        worker: type[Generator] = Generator,
+    ) -> None:
+        super().__init__(model or ModelSource(), ModelFiles.read, worker, size, threads, pack)
+        self._latents: LatentSpace | None = None
+        self._states: KeptStates | None = None
 
     async def latents(self) -> LatentSpace:
         """Whose latents its units are. Reads the VAE, the first time."""
@@ -229,12 +253,6 @@ class PyramidPool:
             store = ray.cluster_resources().get("object_store_memory", 2**30)
             self._states = KeptStates(int(store / 2))
         return self._states
-
-    async def _read(self) -> ModelFiles:
-        """The model's configuration, read once, off the event loop: a hub model is asked for over the network."""
-        if self._files is None:
-            self._files = await asyncio.to_thread(ModelFiles.read, self._model)
-        return self._files
 
 
 def _kept(unit: Unit, *, last: bool) -> UnitRef:

@@ -139,7 +139,7 @@ def test_packed_searches_find_what_each_finds_alone(house: House) -> None:
     requests = [dataclasses.replace(REQUEST, seed=seed) for seed in (11, 12, 13)]
 
     async def searched(pack: int) -> list[SearchRecord]:
-        pool = PyramidPool(house.generators._model, 1, pack=pack)
+        pool = PyramidPool(house.generators._source, 1, pack=pack)
         runner = SearchRunner(pool, [VerifierPool(signals)], SearchConfig(speculate="off"))
         try:
             return await asyncio.gather(*map(runner.search, requests))
@@ -209,7 +209,7 @@ def test_searches_at_the_same_time_share_the_actors_and_change_nothing(house: Ho
 
 def test_every_video_is_right_while_actors_are_killed(house: House) -> None:
     """As ``jobs.bench --only endurance``, in small."""
-    model, requests = house.generators._model, endurance.requested(16)
+    model, requests = house.generators._source, endurance.requested(16)
     expected = endurance.undisturbed(requests, model)
     found = house.loop.run(endurance.under_fire(requests, expected, every=1.5, model=model))
     assert found.kills >= 1
