@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from framegrove.errors import UserError
+from framegrove.verification.scoring import probability
 from jobs.console import Display, LogLevelOption, application, one_line_errors
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main(
         for column in ("video", "strength", "better than an average one"):
             table.add_column(column, justify="left" if column == "video" else "right")
         for at in found.order:
-            table.add_row(str(videos[at]), f"{found.strengths[at]:+.2f}", f"{_chance(found.strengths[at]):.0%}")
+            table.add_row(str(videos[at]), f"{found.strengths[at]:+.2f}", f"{probability(found.strengths[at]):.0%}")
         display.console.print(table)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ class Ranking:
             "prompt": prompt,
             "ranking": [{"video": str(videos[at]), "strength": self.strengths[at]} for at in self.order],
             "pairs": [
-                {"first": str(videos[a]), "second": str(videos[b]), "first_is_better": _chance(odds)}
+                {"first": str(videos[a]), "second": str(videos[b]), "first_is_better": probability(odds)}
                 for (a, b), odds in self.odds.items()
             ],
         }
@@ -122,7 +123,7 @@ async def ranked(verifier: Comparer, prompt: str, clips: Sequence[Frames]) -> Ra
 
     found = await asyncio.gather(*(compared(a, b) for a, b in pairs))
     odds = dict(zip(pairs, found, strict=True))
-    return Ranking(odds, strengths(len(clips), {pair: _chance(each) for pair, each in odds.items()}))
+    return Ranking(odds, strengths(len(clips), {pair: probability(each) for pair, each in odds.items()}))
 
 
 async def _asked(config: VerifierConfig, prompt: str, clips: Sequence[Frames]) -> Ranking:
@@ -136,10 +137,6 @@ async def _asked(config: VerifierConfig, prompt: str, clips: Sequence[Frames]) -
         return await ranked(verifier, prompt, clips)
     finally:
         verifier.close()
-
-
-def _chance(odds: float) -> float:
-    return 1 / (1 + math.exp(-odds))
 
 
 if __name__ == "__main__":

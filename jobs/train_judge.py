@@ -161,6 +161,7 @@ def measured(judge: LatentJudge, pairs: Sequence[Siblings]) -> dict[str, Any]:
     from framegrove.config.verifier import log_odds
     from framegrove.evaluation.agreement import agreement, as_json, pairs_agreement
     from framegrove.training.judge import judged
+    from framegrove.verification.scoring import probability
 
     odds_N2 = judged(judge, pairs)
     prompt_numbers = {prompt: at for at, prompt in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
@@ -175,7 +176,7 @@ def measured(judge: LatentJudge, pairs: Sequence[Siblings]) -> dict[str, Any]:
             each[key] = float(odds[which]), pair.chances[which], prompt
     said, chances, of_prompts = (list(column) for column in zip(*each.values(), strict=True))
     verdicts = agreement(
-        [1 / (1 + np.exp(-odd)) for odd in said],
+        [probability(odd) for odd in said],
         [chance >= 0.5 for chance in chances],
         [int(prompt) for prompt in of_prompts],
         [family for family, _ in each],
