@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import BigInteger, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, undefer
 
 from framegrove.serving.api import Status
 from framegrove.types import GenerationRequest
@@ -139,9 +139,10 @@ class LooseFiles(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
 
 
-def find(session: Session, video_id: str) -> Row | None:
-    """The row of a video, if there is one."""
-    return session.scalar(select(Row).where(Row.id == video_id))
+def find(session: Session, video_id: str, *, image: bool = False) -> Row | None:
+    """The row of a video, if there is one; with its first frame where that is needed, which takes no second query."""
+    found = select(Row).where(Row.id == video_id)
+    return session.scalar(found.options(undefer(Row.image)) if image else found)
 
 
 def row_of(record: VideoRecord) -> Row:

@@ -204,7 +204,7 @@ class VideoStore:
         A row that cannot be read is marked as failed, with the code "damaged".
         """
         with self._database.reads() as session:
-            row = find(session, video_id)
+            row = find(session, video_id, image=True)
             if row is None or (owner is not None and row.owner != owner):
                 return None
             try:
