@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -18,7 +19,7 @@ def keys_help(*sections: tuple[str, type[BaseModel], str]) -> str:
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a section: its name, its default and what it means, in lines that fit a terminal."""
+    """Every key of a section: its name, its default, what it means and may be, in lines that fit a terminal."""
     lines = []
     for name, field in section.model_fields.items():
         if field.is_required():
@@ -28,6 +29,9 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             default = f"default {_shown(field.default)}"
         line = f"{prefix}{name} ({default}): {field.description or 'listed below'}"
+        values = _values(field.annotation)
+        if any(value not in (field.description or "") for value in values):
+            line += f". One of {', '.join(values)}"
         lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="      ")
     return lines
 
@@ -38,4 +42,13 @@ def _shown(value: Any) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, BaseModel):
         return str(value.model_dump(mode="json", exclude_defaults=True)).replace("'", "")
-    return "null" if value is None else str(value).lower()
+    return "null" if value is None else "empty" if value == "" else str(value).lower()
+
+
+def _values(kind: Any) -> list[str]:
+    """The names among which a key of this type chooses."""
+    if get_origin(kind) is Literal:
+        return [value for value in get_args(kind) if isinstance(value, str)]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return [value.value for value in kind]
+    return [value for part in get_args(kind) if part is not type(None) for value in _values(part)]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.config.base import Config, absolute, overridden, read_yaml
-from framegrove.config.study import OBJECTIVES, StudyConfig
+from framegrove.config.study import OBJECTIVES, HalvingConfig, StudyConfig
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import locked
@@ -54,7 +54,10 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "configs"
 _OBJECTIVES = "; ".join(f"{each.name}: {each.what}" for each in OBJECTIVES.values())
-_KEYS = keys_help((f"Keys of a study's file. Of its objectives, {_OBJECTIVES}.", StudyConfig, ""))
+_KEYS = keys_help(
+    (f"Keys of a study's file. Of its objectives, {_OBJECTIVES}.", StudyConfig, ""),
+    ("Of what is stopped early:", HalvingConfig, "stop."),
+)
 
 app = application()
 
@@ -121,14 +124,14 @@ def main(
         kind: Kind
         if config.kind == "search":
             if verifier is None and config.verifier is not None:
-                verifier = str(_beside(study, config.verifier))
+                verifier = str(_named(study, "verifier", config.verifier))
             panel = load_panel(verifier)
             panel.check_files()
             source = model_source(model, variant, dtype, allow_pickle)
             kind = Searches(config, source, panel, generators, places | {"verifier": absolute(verifier)})
         else:
             assert config.train is not None, "a study of trainings has one"
-            kind = Trainings(config, _beside(study, config.train), workers)
+            kind = Trainings(config, _named(study, "train", config.train), workers)
         if plan:
             _show_plan(name, kind, display)
             return
@@ -170,10 +173,16 @@ def _file(name: str) -> Path:
     return Path(name)
 
 
-def _beside(study: str, name: str) -> Path:
-    """A file that a study names."""
-    beside = _file(study).parent / name
-    return beside if beside.exists() else Path(name)
+def _named(study: str, key: str, name: str) -> Path:
+    """What a study names under a key: beside it, or shipped, so that a copy of a shipped study works; else a path.
+
+    Raises UserError for a file that is at none of these.
+    """
+    file = _file(study)
+    found = next((path for path in (file.parent / name, FOLDER / name, Path(name)) if path.exists()), None)
+    if found is None and Path(name).suffix in (".yaml", ".yml"):
+        raise UserError(f"{key}: there is no {name} beside {file}, nor among the shipped files in jobs/configs")
+    return found or Path(name)
 
 
 @contextlib.contextmanager

@@ -75,6 +75,11 @@ def applies(name: str, given: Params) -> bool:
         ({"kind": "pyramid", "space": {"stages": {"low": 1, "high": 2}}}, "name a training configuration (train)"),
         ({"kind": "pyramid", "space": {"policy": {"choice": ["dfs"]}}}, "those of a pyramid study are stages"),
         ({"trails": 3}, "unknown key 'trails', did you mean 'trials'?"),
+        ({"verifier": "mine.yaml"}, "verifier: there is no mine.yaml beside"),
+        (
+            {"kind": "pyramid", "train": "mine.yaml", "space": {"stages": {"low": 1, "high": 2}}},
+            "train: there is no mine.yaml beside",
+        ),
     ],
 )
 def test_a_mistake_in_a_study_is_one_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -140,6 +145,14 @@ def test_a_mistake_at_the_command_line_is_one_sentence(given: list[str], message
 def test_shipped_studies_load(path: Path) -> None:
     config = load(StudyConfig, path)
     assert set(config.names) == set(config.space)
+
+
+def test_a_copy_of_a_shipped_study_finds_the_files_that_it_names(tmp_path: Path) -> None:
+    copied = tmp_path / "mine.yaml"
+    copied.write_text((sweep.FOLDER / "study_search.yaml").read_text())
+    result = CliRunner().invoke(sweep.app, ["--study", str(copied), "--plan"])
+    assert result.exit_code == 0, result.output
+    assert "40 trials" in result.stdout
 
 
 def test_a_space_draws_what_matters() -> None:

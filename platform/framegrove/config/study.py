@@ -169,7 +169,7 @@ class StudyConfig(Config):
     train: str | None = Field(
         default=None, description="of kind pyramid: YAML file of the training run, beside this one unless it is a path"
     )
-    stop: HalvingConfig | None = Field(default=None, description="of kind pyramid: {after:, keep:}, see HalvingConfig")
+    stop: HalvingConfig | None = Field(default=None, description="of kind pyramid: stop the worse trials early")
 
     @field_validator("prompts")
     @classmethod
