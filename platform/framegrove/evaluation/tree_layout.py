@@ -22,7 +22,7 @@ ASSESSED = {"potential": "preview", "image": "image", "motion": "motion", "final
 FATE_MEANS = {
     Fate.WON: "winner, and the branches it grew from",
     Fate.KEPT: "kept at every cut it met, but another branch won",
-    Fate.DROPPED: "cut",
+    Fate.DROPPED: "cut, or given up when the winner was found",
     UNUSED: "sampled early on speculation, not needed",
 }
 
