@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import json
-import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -393,11 +392,11 @@ class _Look:
 
     def _chance(self, scores: Mapping[str, float], judge: PanelConfig | None = None) -> float:
         """The probability that a finished video is right, from the scores of a panel: the searches' own if absent."""
-        from framegrove.search.fusion import Panel
+        from framegrove.search.fusion import Panel, chance
         from framegrove.types import Assessment
 
         panel = self.lab.panel if judge is None else Panel(judge.verifiers, {})
-        return math.exp(panel.log_p(Assessment.FINAL, tuple(scores.items())))
+        return chance(Assessment.FINAL, tuple(scores.items()), panel.log_p)
 
     def _motion(self, record: SearchRecord, objects: Sequence[DigitObject]) -> float:
         """Px a frame: by how far digits travel, or by optical flow."""

@@ -116,11 +116,11 @@ def _asked(record: SearchRecord) -> list[tuple[Path, Assessment]]:
 
 def chance_of(config: VerifierConfig, scored: Scored) -> float:
     """A judge's probability that something is right, from its scores, by its calibration if it has one."""
-    from framegrove.search.fusion import Panel
+    from framegrove.search.fusion import Panel, chance
 
     # How much a judge counts beside others is no matter here; how much its scores count beside each other is.
     alone = config if isinstance(config.weight, dict) else config.model_copy(update={"weight": 1.0})
-    return math.exp(Panel([alone], {}).log_p(scored.work.assessment, scored.scores))
+    return chance(scored.work.assessment, scored.scores, Panel([alone], {}).log_p)
 
 
 def compare_with_the_oracle(

@@ -202,7 +202,7 @@ def _again(harvest: Harvest, out: Path, crop: Crop) -> Harvest:
 
 def node(path: tuple[int, ...], fate: Fate = Fate.KEPT, **scores: float) -> Node:
     asked = tuple((Assessment(name), (("v", score),)) for name, score in scores.items())
-    return Node(path, fate, None, asked, (), None, None)
+    return Node(path, fate, None, asked, tuple(scores.values()), (), None, None)
 
 
 def test_siblings_are_compared_by_what_all_of_them_were_asked_last() -> None:

@@ -27,7 +27,8 @@ NOTHING = CostBreakdown(Cost(), Cost(), Cost())
 
 def branch(path: Path, standing: Standing, score: float | None = None, attempt: Attempt | None = None) -> BranchNow:
     scores = ((Assessment.MOTION, (("alignment", score),)),) if score is not None else ()
-    return BranchNow(path, standing, False, scores, (attempt,) if attempt else ())
+    chances = (score,) if score is not None else ()
+    return BranchNow(path, standing, False, scores, chances, (attempt,) if attempt else ())
 
 
 SAMPLING = Attempt(3, SampleWork(((1, 0), (1, 1)), 0, 2), "generator 1", 20.0, speculative=True)

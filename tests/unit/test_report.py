@@ -24,9 +24,9 @@ LAST = ScoreWork((1, 0, 0, 0), Assessment.FINAL)
 
 def node(path: tuple[int, ...], fate: Fate, assessment: Assessment | None = None, total: float | None = None) -> Node:
     judged = (Judgement(path, assessment, 0.5, total),) if assessment and total else ()
-    scores = ((assessment, PANEL),) if assessment else ()
+    scores, chances = (((assessment, PANEL),), (0.48,)) if assessment else ((), ())
     said = (Scored(ScoreWork(path, assessment), PANEL, answers=ANSWERS),) if assessment else ()
-    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, judged, 0.0, 1.0, said)
+    return Node(path, fate, assessment if fate is Fate.DROPPED else None, scores, chances, judged, 0.0, 1.0, said)
 
 
 def search_record() -> SearchRecord:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 
 import pytest
 
 from framegrove.config.search import SearchConfig
 from framegrove.evaluation.outlook import Outlook, outlook_of
-from framegrove.search.result import SearchResult
-from framegrove.search.snapshot import Snapshot, Standing
+from framegrove.search.result import Node, SearchResult
+from framegrove.search.snapshot import BranchNow, Snapshot, Standing
 from framegrove.search.workers import GENERATORS
 from framegrove.types import Cost, SampleWork
 from tests.fakes import FREE, World, fake_cost, run_virtual
@@ -76,6 +77,15 @@ def test_a_cut_is_for_good_and_running_branches_have_attempts() -> None:
         workers = {worker for pool in snapshot.pools.values() for worker in pool.workers}
         assert {attempt.worker for attempt in snapshot.running} <= workers
     assert cut
+
+
+def test_a_branch_is_as_likely_right_as_all_its_scores_together_say() -> None:
+    seen, outcome = watched(World(seed=1))
+    judged = [branch for branch in (*seen[-1].branches, *outcome.nodes) if branch.scores]
+    assert {type(branch) for branch in judged} == {BranchNow, Node}
+    for branch in judged:
+        expected = [math.prod(score for _, score in scores) for _, scores in branch.scores]
+        assert branch.chances == pytest.approx(expected)
 
 
 def test_speculation_is_told_from_what_is_needed() -> None:

@@ -100,7 +100,7 @@ def test_the_page_has_every_branch_with_its_scores() -> None:
     assert branches["0"]["draft"]
     assert branches["0"]["by"] == "preview"
     (verdict,) = branches["1"]["verdicts"]
-    assert (verdict["what"], verdict["score"], verdict["place"], verdict["total"]) == ("image", 0.7, "1/2", 0.7)
+    assert (verdict["what"], verdict["score"], verdict["place"], verdict["total"]) == ("image", 0.48, "1/2", 0.7)
     assert verdict["columns"] == [["alignment", 0.6], ["motion", 0.8]]
     assert verdict["answers"] == [["verifier", NASTY, 0.25], ["verifier", "Is it a 3?", 0.75]]
     assert branches["2"]["verdicts"][0]["answers"] == [["verifier", *answer] for answer in ANSWERS]

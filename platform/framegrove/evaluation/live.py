@@ -56,6 +56,7 @@ def branch_facts(branch: BranchNow | Node) -> dict[str, Any]:
         "parent": branch_id(branch.path[:-1]) or None,
         "unit": len(branch.path) - 1,
         "standing": str(branch.standing if isinstance(branch, BranchNow) else branch.fate),
+        "score": round(branch.chances[-1], 4) if branch.chances else None,
         "scores": {str(asked): dict(scores) for asked, scores in branch.scores},
     }
 

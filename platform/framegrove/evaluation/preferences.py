@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from framegrove.search.fusion import LogP
+from framegrove.search.fusion import LogP, chance
 from framegrove.search.result import Fate, Node
 from framegrove.search.tree import Scores
 from framegrove.types import Assessment, Path
@@ -47,7 +47,7 @@ def log_odds(chance: float) -> float:
 
 def chance_of(assessment: Assessment, scores: Scores, log_p: LogP) -> float:
     """The panel's probability that a branch is right, within (0, 1)."""
-    return min(max(math.exp(log_p(assessment, scores)), _SURE), 1 - _SURE)
+    return min(max(chance(assessment, scores, log_p), _SURE), 1 - _SURE)
 
 
 def comparisons(nodes: Iterable[Node], log_p: LogP, usable: Collection[Path]) -> list[Preference]:

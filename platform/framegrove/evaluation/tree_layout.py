@@ -51,7 +51,7 @@ PAGE = Look(side=SIDE, text=TEXT, small=0.62)
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a branch was judged once: the panel's mean score in [0, 1], and its place among those judged with it."""
+    """How a branch was judged once: the panel's probability that it is right, its place among those judged with it."""
 
     assessment: Assessment
     score: float
@@ -101,8 +101,8 @@ def lay_out(record: SearchRecord, look: Look = PAGE, chosen: Collection[Path] | 
         node, shown = nodes[path], record.look(path)
         below = children[path]
         verdicts = tuple(
-            Verdict(asked, sum(score for _, score in panel) / len(panel), places.get((path, asked), ""))
-            for asked, panel in node.scores
+            Verdict(asked, chance, places.get((path, asked), ""))
+            for (asked, _), chance in zip(node.scores, node.chances, strict=True)
         )
         thumb = look.small if shown.draft and not below else 1.0
         text = look.text if thumb == 1.0 else 0.0
@@ -152,9 +152,8 @@ def by_interest(record: SearchRecord) -> list[Path]:
     """The branches that can be shown: by fate, the winner first; of equals the deepest first, then the best."""
 
     def order(node: Node) -> tuple[int, int, float, Path]:
-        panel = node.scores[-1][1] if node.scores else ()
-        score = sum(score for _, score in panel) / len(panel) if panel else 0.0
-        return _INTEREST.index(node.fate), -len(node.path), -score, node.path
+        chance = node.chances[-1] if node.chances else 0.0
+        return _INTEREST.index(node.fate), -len(node.path), -chance, node.path
 
     return [node.path for node in sorted(record.outcome.nodes, key=order) if node.path in record.shown]
 

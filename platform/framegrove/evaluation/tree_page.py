@@ -126,7 +126,10 @@ def _branch(
         "aspect": round(card.strip.shape[1] / card.strip.shape[0], 4),
         "start": node.start,
         "end": node.end,
-        "verdicts": [_verdict(node, asked, panel, places) for asked, panel in node.scores],
+        "verdicts": [
+            _verdict(node, asked, panel, chance, places)
+            for (asked, panel), chance in zip(node.scores, node.chances, strict=True)
+        ],
         "clip": asdict(clip) if clip else None,
         "left_out": ", ".join(f"{count} {fate}" for fate, count in hidden.items()),
     }
@@ -136,13 +139,14 @@ def _verdict(
     node: Node,
     asked: Assessment,
     panel: Sequence[tuple[str, float]],
+    chance: float,
     places: Mapping[tuple[Path, Assessment], str],
 ) -> dict[str, Any]:
     """How a branch was judged once: by column of scores, and by question where its verifiers tell."""
     total = next((judged.total for judged in node.judgements if judged.assessment is asked), None)
     return {
         "what": ASSESSED[asked],
-        "score": round(sum(score for _, score in panel) / len(panel), 4),
+        "score": round(chance, 4),
         "place": places.get((node.path, asked), ""),
         "total": round(total, 4) if total is not None else None,
         "columns": [[name, round(score, 4)] for name, score in panel],

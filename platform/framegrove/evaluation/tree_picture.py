@@ -45,8 +45,8 @@ FATE_COLOUR = {Fate.WON: "#1e9e5a", Fate.KEPT: "#2f6fde", Fate.DROPPED: "#c6394c
 PARTS = {"sampling": "#2f6fde", "wasted": "#c3c8d0", "decoding": "#6aa84f", "judging": "#d9822b"}  # of a price
 _SHOWS = "A card shows the frames of a branch's newest unit."
 _JUDGED = (
-    "Below them stand the verifiers' mean score of it, from 0 to 1, and its place among the branches that were judged "
-    "together, as in 2/8; places of different rounds cannot be compared. Policies decide by calibrated, fused scores."
+    "Below them stand the panel's probability that it is right, and its place among the branches that were judged "
+    "together, as in 2/8; places of different rounds cannot be compared."
 )
 _DRAFT = "Dotted: a preview of unit 0 from the coarse stages alone, which was never refined."
 _LEFT_OUT = "A + counts the branches behind a card, or below all, that are left out here: tree.html shows more of them."

@@ -358,7 +358,7 @@ class Conductor:
         scored = [result for result in state.done.values() if isinstance(result, Scored)]
         return SearchResult(
             winner=state.plan.winner,
-            nodes=nodes_of(state.plan, sampled, state.panels, scored, state.attempts.spans),
+            nodes=nodes_of(state.plan, sampled, state.panels, scored, state.attempts.spans, state.log_p),
             certain=frozenset(state.certain_works),
             sampling=state.costs(GENERATORS),
             verifiers={name: state.costs(name) for name in self._panel},

@@ -109,7 +109,7 @@ class Dispatcher:
         self._hopeless: dict[Work, None] = {}  # certain works that are not done any more
         self.hurried = False
         """Whether time was up, so that the policy is not asked any more."""
-        self._log_p = log_p
+        self.log_p = log_p
         self._unanswered: list[PanelWork] = []  # judgements of given-up branches that the policy waits for
         # What is to be done.
         self._queue = WorkQueue(workers.pools, layout, self._held.handles)
@@ -321,7 +321,7 @@ class Dispatcher:
     def _most_promising(self, most_units: float = math.inf) -> Path | None:
         failing = (path[:-1] for path in self.given_up)  # there is no time to find out whose fault it was
         dead = {*self.plan.dropped, *self.plan.ended, *self.given_up, *failing}
-        return most_promising(self.layout, self._whole_branches(), dead, self.panels, self._log_p, most_units)
+        return most_promising(self.layout, self._whole_branches(), dead, self.panels, self.log_p, most_units)
 
     def _whole_branches(self) -> set[Path]:
         """Branches whose newest units are there at full resolution."""

@@ -34,6 +34,11 @@ LogP = Callable[[Assessment, Scores], float]
 LEAST = 1e-6  # no score counts as less: a verifier that rounds to 0 must not have a veto for ever
 
 
+def chance(assessment: Assessment, scores: Scores, log_p: LogP) -> float:
+    """The panel's probability that a branch is right, in [0, 1]."""
+    return min(math.exp(log_p(assessment, scores)), 1.0)
+
+
 def product(assessment: Assessment, scores: Scores) -> float:
     """The logarithm of the product of all scores."""
     return sum(math.log(max(score, LEAST)) for _, score in scores)

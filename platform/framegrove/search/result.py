@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from framegrove.search.fusion import LogP, chance
 from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
 from framegrove.types import Assessment, Cost, Path, SampleWork, Scored, paths_of, prefixes
 
@@ -66,13 +67,15 @@ class Fate(enum.StrEnum):
 class Node:
     """A branch of the finished tree, for its picture. Times are seconds since the search began, None if restored.
 
-    ``scored`` is what each verifier said of it, with the answers to its questions.
+    ``chances`` has the panel's probability that it is right for each of ``scores`` (fusion.py), ``scored`` what each
+    verifier said of it, with the answers to its questions.
     """
 
     path: Path
     fate: Fate
     dropped_by: Assessment | None
     scores: tuple[tuple[Assessment, Scores], ...]
+    chances: tuple[float, ...]
     judgements: tuple[Judgement, ...]
     start: float | None
     end: float | None
@@ -142,6 +145,7 @@ def nodes_of(
     panels: Mapping[PanelWork, Scores],
     scored: Iterable[Scored],
     spans: Iterable[Span],
+    log_p: LogP,
 ) -> tuple[Node, ...]:
     """The finished tree: every branch that was sampled, by path. ``plan`` must have a winner."""
     assert plan.winner is not None
@@ -158,14 +162,18 @@ def nodes_of(
     judgements: dict[Path, list[Judgement]] = {}
     for judgement in plan.judgements:
         judgements.setdefault(judgement.path, []).append(judgement)
+    paths = sorted({path for work in sampled for path in work.paths})
+    scores = {
+        path: tuple((asked, panels[PanelWork(path, asked)]) for asked in order if PanelWork(path, asked) in panels)
+        for path in paths
+    }
     return tuple(
         Node(
             path=path,
             fate=_fate(path, plan, wanted),
             dropped_by=plan.dropped.get(path),
-            scores=tuple(
-                (asked, panels[PanelWork(path, asked)]) for asked in Assessment if PanelWork(path, asked) in panels
-            ),
+            scores=scores[path],
+            chances=tuple(chance(asked, panel, log_p) for asked, panel in scores[path]),
             judgements=tuple(sorted(judgements.get(path, ()), key=lambda each: order.index(each.assessment))),
             start=min(times[path]) if path in times else None,
             end=max(times[path]) if path in times else None,
@@ -173,7 +181,7 @@ def nodes_of(
                 sorted(said.get(path, ()), key=lambda one: (order.index(one.work.assessment), one.work.verifier))
             ),
         )
-        for path in sorted({path for work in sampled for path in work.paths})
+        for path in paths
     )
 
 

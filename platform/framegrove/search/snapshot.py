@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from framegrove.search.commands import Attempt
 from framegrove.search.dispatcher import Dispatcher
+from framegrove.search.fusion import chance
 from framegrove.search.result import CostBreakdown, Span
 from framegrove.search.tree import PanelWork, Scores, Work
 from framegrove.search.workers import pool_of
@@ -33,12 +34,16 @@ class Standing(enum.StrEnum):
 
 @dataclass(frozen=True)
 class BranchNow:
-    """A branch of a running search. ``speculative``: so far nothing says that it will be needed."""
+    """A branch of a running search. ``speculative``: so far nothing says that it will be needed.
+
+    ``chances`` has the panel's probability that it is right for each of ``scores`` (fusion.py).
+    """
 
     path: Path
     standing: Standing
     speculative: bool
     scores: tuple[tuple[Assessment, Scores], ...]
+    chances: tuple[float, ...]
     attempts: tuple[Attempt, ...]
 
 
@@ -128,6 +133,9 @@ def _branches(state: Dispatcher, running: Iterable[Attempt], undone: Iterable[Wo
             standing=standing(path),
             speculative=path not in needed,
             scores=tuple((asked, scores[path][asked]) for asked in Assessment if asked in scores[path]),
+            chances=tuple(
+                chance(asked, scores[path][asked], state.log_p) for asked in Assessment if asked in scores[path]
+            ),
             attempts=tuple(attempts.get(path, ())),
         )
         for path in sorted({*needed, *sampled, *attempts})

@@ -205,11 +205,7 @@ export function latest(branch) {
   return entries.length ? [entries.at(-1)[0], Object.entries(entries.at(-1)[1])] : null;
 }
 
-function score(branch) {
-  const found = latest(branch);
-  if (!found) return "";
-  return found[1].reduce((product, [, value]) => product * value, 1).toFixed(2);
-}
+const score = (branch) => branch.score?.toFixed(2) ?? "";
 
 export function describe(branch) {
   const found = latest(branch);
