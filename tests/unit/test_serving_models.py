@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from actors.ingress import read_models
 from framegrove.config.model import ModelSource
 from framegrove.errors import UserError
+from framegrove.serving.api import Model
 from framegrove.serving.keys import Limits, add_key
+from framegrove.serving.offers import Offer
 from tests.endpoint import PROMPT, Endpoint, NoRoomNow, serving
 from tests.fakes import FakeRunner
 from tests.tiny import save_tiny
@@ -40,6 +43,26 @@ def test_a_requests_model_makes_its_video(tmp_path: Path) -> None:
         assert len(runners["clouds"].asked) == 3
 
     serving(tmp_path, scene, others=runners)
+
+
+def test_what_a_sample_costs_is_counted_while_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, described = threading.Event(), Offer.described
+
+    def slowly(offer: Offer) -> Model:
+        assert answered.wait(10), "nobody was answered meanwhile"
+        return described(offer)
+
+    async def scene(running: Endpoint) -> None:
+        monkeypatch.setattr(Offer, "described", slowly)
+        asked = [asyncio.create_task(running.client.get(f"/v1/models{name}")) for name in ("", "/digits")]
+        await asyncio.sleep(0)
+        assert (await running.client.get("/healthz")).status_code == 200
+        answered.set()
+        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
+
+    serving(tmp_path, scene)
 
 
 def test_an_unknown_model_is_told_which_there_are(tmp_path: Path) -> None:

@@ -189,12 +189,12 @@ def _models(router: APIRouter, service: VideoService, decoders: Decoders) -> Non
     @router.get("/v1/models")
     async def models() -> ModelList:
         """The models on offer: sizes, lengths, search policies with their options, and the price of a sample."""
-        return service.models()
+        return await service.models()
 
     @router.get("/v1/models/{name}")
     async def model(name: str) -> Model:
         """The same of one model."""
-        return service.model(name)
+        return await service.model(name)
 
 
 def _health(router: APIRouter, service: VideoService, decoders: Decoders) -> None:

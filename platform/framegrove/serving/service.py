@@ -125,6 +125,7 @@ class VideoService:
 
     async def start(self) -> None:
         """Begin to make videos, first those that an earlier process left unfinished."""
+        await self.models()  # to count the FLOPs of a sample takes seconds, once: let no client wait for that
         await self._maker.start()
         await self._count()
 
@@ -158,13 +159,13 @@ class VideoService:
         except (RuntimeError, *STORE_ERRORS) as error:
             raise ApiError(503, f"no videos can be made now: {line(error)}", code="not_ready") from None
 
-    def models(self) -> ModelList:
+    async def models(self) -> ModelList:
         """What the endpoint offers; the first model is that of requests which name none."""
-        return ModelList(data=[offer.described() for offer in self._offers.values()])
+        return ModelList(data=[await asyncio.to_thread(offer.described) for offer in self._offers.values()])
 
-    def model(self, name: str) -> Model:
+    async def model(self, name: str) -> Model:
         """The model of this name. Raises ApiError."""
-        return offer_of(self._offers, name).described()
+        return await asyncio.to_thread(offer_of(self._offers, name).described)
 
     async def submit(
         self, asked: VideoRequest, image: bytes | None = None, *, owner: str = "", key: str | None = None
