@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patheffects import withStroke
@@ -24,6 +25,7 @@ _HALO = [withStroke(linewidth=2.5, foreground="white")]
 _MOST_BARS = 24
 _ACROSS = 6  # parameters in a row of parallel coordinates
 _UNUSED = "not used"
+_NEAR = 24.0  # pixels: numbers beside points that are nearer to each other would overlap
 _AXES = {"flops": "FLOPs of a video, all parts", "seconds": "seconds a video"}
 
 
@@ -47,6 +49,9 @@ def draw_front(found: Sequence[Standing], goals: Sequence[Objective], path: Path
                 axes.set_xscale("log")
         _dress(axes)
     panels[0].set_ylabel(_named(first), color=INK)
+    figure.draw_without_rendering()  # from now on points have places
+    for axes, other in zip(panels, others, strict=True):
+        _number(axes, [each for each in found if each.on_front], first, other)
     figure.suptitle(f"{title}; blue: on the Pareto front", x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
     save(figure, path)
 
@@ -193,17 +198,35 @@ class _Scale:
 
 def _cross(axes: Axes, each: Standing, first: Objective, other: Objective | None) -> None:
     """A trial with both of its intervals."""
-    y = each.means[first.name]
-    x = each.means[other.name] if other is not None else Interval(*[float(each.trial.number)] * 3)
+    x, y = _point(each, first, other)
     colour, order = (COLOURS[0], 3) if each.on_front else (_PALE, 2)
     axes.errorbar(
         x.mean, y.mean, spread([y]), spread([x]), color=colour, marker="o", ms=5, lw=0, elinewidth=1.0, capsize=2,
         zorder=order,
     )  # fmt: skip
-    if each.on_front:
+
+
+def _point(each: Standing, first: Objective, other: Objective | None) -> tuple[Interval, Interval]:
+    """Where a trial stands across and up."""
+    across = each.means[other.name] if other is not None else Interval(*[float(each.trial.number)] * 3)
+    return across, each.means[first.name]
+
+
+def _number(axes: Axes, front: Sequence[Standing], first: Objective, other: Objective | None) -> None:
+    """Write the trials' numbers beside their points; those of points that nearly coincide stand together."""
+    groups: list[tuple[npt.NDArray[np.float64], list[Standing]]] = []
+    for each in front:
+        at = axes.transData.transform([interval.mean for interval in _point(each, first, other)])
+        near = next((members for place, members in groups if np.hypot(*(place - at)) < _NEAR), None)
+        if near is None:
+            groups.append((at, [each]))
+        else:
+            near.append(each)
+    for _, members in groups:
+        x, y = (interval.mean for interval in _point(members[0], first, other))
         axes.annotate(
-            str(each.trial.number), (x.mean, y.mean), (5, -11), textcoords="offset points", fontsize=8,
-            color=colour, path_effects=_HALO, zorder=4,
+            ", ".join(str(each.trial.number) for each in members), (x, y), (5, -11), textcoords="offset points",
+            fontsize=8, color=COLOURS[0], path_effects=_HALO, zorder=4,
         )  # fmt: skip
 
 
