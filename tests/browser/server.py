@@ -113,6 +113,7 @@ class Server:
                     "parent": branch.rpartition("-")[0] or None,
                     "unit": branch.count("-"),
                     "speculative": False,
+                    "score": None,
                     "scores": {},
                     "workers": [],
                     **facts,

@@ -292,8 +292,8 @@ def test_large_trees_stay_fluid(page: Page, server: Server, capsys: pytest.Captu
         requestAnimationFrame(tick);
     }""")
     for round_ in range(3):
-        scores = {"motion": {"alignment": round_ / 3}}
-        server.grow_all({name: {"standing": "judged", "scores": scores} for name in branches})
+        judged = {"standing": "judged", "score": round_ / 3, "scores": {"motion": {"alignment": round_ / 3}}}
+        server.grow_all(dict.fromkeys(branches, judged))
         expect(page.locator(".branch .score").first).to_have_text(f"{round_ / 3:.2f}")
     server.runner.live.summary = {
         "spent": {"sampling": 1.0, "decoding": 0.3, "judging": 0.1, "wasted": 0.0, "total": 1.4},
