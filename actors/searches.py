@@ -146,8 +146,6 @@ class SearchRunner:
         if judging:
             PanelConfig(verifiers=tuple(pool.config for pool in self._verifiers.values())).check_files()
             await check_latents(self._generators, self._verifiers.values())
-            # What is imported and read for it once is not to be read while others wait for answers.
-            await asyncio.gather(*(pool.identity() for pool in self._verifiers.values()))
         names = [self._generators.name, *(self._verifiers if judging else ())]
         await self.crew.start(names)
         if self._resizing is not None:

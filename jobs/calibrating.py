@@ -111,7 +111,7 @@ def truth_of(
 
 def fits(said: Mapping[tuple[str, Assessment], Said], panel: PanelConfig) -> Iterator[Fitted]:
     """A calibration for all that each verifier was asked, in the order of the panel."""
-    from framegrove.search.fusion import Panel
+    from framegrove.search.fusion import Panel, chance
     from framegrove.verification.calibration import calibration_error, fitted
 
     for config in panel.verifiers:
@@ -124,7 +124,7 @@ def fits(said: Mapping[tuple[str, Assessment], Said], panel: PanelConfig) -> Ite
             (learned, truths), (others, held_out) = found.half(0), found.half(1)
             if learned and others:
                 trial = fitted(learned, truths)
-                said_before = [math.exp(as_it_was.log_p(assessment, tuple(each.items()))) for each in others]
+                said_before = [chance(assessment, tuple(each.items()), as_it_was.log_p) for each in others]
                 before = calibration_error(said_before, held_out)
                 after = calibration_error([math.exp(trial.log_p(each)) for each in others], held_out)
             share = sum(found.right) / len(found.right)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.config.base import Config, absolute, overridden, read_yaml
+from framegrove.config.generator import is_file
 from framegrove.config.study import OBJECTIVES, HalvingConfig, StudyConfig
 from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
@@ -180,7 +181,7 @@ def _named(study: str, key: str, name: str) -> Path:
     """
     file = _file(study)
     found = next((path for path in (file.parent / name, FOLDER / name, Path(name)) if path.exists()), None)
-    if found is None and Path(name).suffix in (".yaml", ".yml"):
+    if found is None and is_file(name):
         raise UserError(f"{key}: there is no {name} beside {file}, nor among the shipped files in jobs/configs")
     return found or Path(name)
 

@@ -16,7 +16,7 @@ class Section(BaseModel):
     free: str = Field(default="", description="anything")
 
 
-def test_values_are_listed_where_the_description_does_not_name_them_all():
+def test_values_are_listed_where_the_description_does_not_name_them_all() -> None:
     said = keys_help(("Keys:", Section, "part."))
     assert said.splitlines() == [
         "\b",

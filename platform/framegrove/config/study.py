@@ -164,10 +164,12 @@ class StudyConfig(Config):
         default={}, description="what is the same in all trials: keys of a search, or of the training run"
     )
     verifier: str | None = Field(
-        default=None, description="of kind search: verifiers, as of --verifier; a file beside this one, or a path"
+        default=None,
+        description="of kind search: verifiers, as of --verifier; a file beside this one, a shipped one, or a path",
     )
     train: str | None = Field(
-        default=None, description="of kind pyramid: YAML file of the training run, beside this one unless it is a path"
+        default=None,
+        description="of kind pyramid: YAML file of the training run: beside this one, a shipped one, or a path",
     )
     stop: HalvingConfig | None = Field(default=None, description="of kind pyramid: stop the worse trials early")
 

@@ -16,7 +16,7 @@ log-p the logarithm of the probability that every unit is right, each given thos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,13 @@ LEAST = 1e-6  # no score counts as less: a verifier that rounds to 0 must not ha
 
 
 def chance(assessment: Assessment, scores: Scores, log_p: LogP) -> float:
-    """The panel's probability that a branch is right, in [0, 1]."""
-    return min(math.exp(log_p(assessment, scores)), 1.0)
+    """The panel's probability that a branch is right."""
+    return math.exp(log_p(assessment, scores))
+
+
+def chances(judged: Iterable[tuple[Assessment, Scores]], log_p: LogP) -> tuple[float, ...]:
+    """The same for each time that a branch was judged."""
+    return tuple(chance(assessment, scores, log_p) for assessment, scores in judged)
 
 
 def product(assessment: Assessment, scores: Scores) -> float:

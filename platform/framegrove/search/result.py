@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from framegrove.search.fusion import LogP, chance
+from framegrove.search.fusion import LogP, chances
 from framegrove.search.tree import Judgement, PanelWork, Plan, Scores, Work
 from framegrove.types import Assessment, Cost, Path, SampleWork, Scored, paths_of, prefixes
 
@@ -173,7 +173,7 @@ def nodes_of(
             fate=_fate(path, plan, wanted),
             dropped_by=plan.dropped.get(path),
             scores=scores[path],
-            chances=tuple(chance(asked, panel, log_p) for asked, panel in scores[path]),
+            chances=chances(scores[path], log_p),
             judgements=tuple(sorted(judgements.get(path, ()), key=lambda each: order.index(each.assessment))),
             start=min(times[path]) if path in times else None,
             end=max(times[path]) if path in times else None,

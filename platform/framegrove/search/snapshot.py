@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from framegrove.search.commands import Attempt
 from framegrove.search.dispatcher import Dispatcher
-from framegrove.search.fusion import chance
+from framegrove.search.fusion import chances
 from framegrove.search.result import CostBreakdown, Span
 from framegrove.search.tree import PanelWork, Scores, Work
 from framegrove.search.workers import pool_of
@@ -112,6 +112,9 @@ def _branches(state: Dispatcher, running: Iterable[Attempt], undone: Iterable[Wo
     scores: dict[Path, dict[Assessment, Scores]] = defaultdict(dict)
     for panel, said in state.panels.items():
         scores[panel.path][panel.assessment] = said
+    judged = {
+        path: tuple((asked, told[asked]) for asked in Assessment if asked in told) for path, told in scores.items()
+    }
     unscored = {work.path for work in state.plan.certain if isinstance(work, PanelWork) and work not in state.panels}
 
     def standing(path: Path) -> Standing:
@@ -125,17 +128,15 @@ def _branches(state: Dispatcher, running: Iterable[Attempt], undone: Iterable[Wo
             return Standing.WON
         if path in going_on:
             return Standing.KEPT
-        return Standing.JUDGED if scores[path] and path not in unscored else Standing.SAMPLED
+        return Standing.JUDGED if path in judged and path not in unscored else Standing.SAMPLED
 
     return tuple(
         BranchNow(
             path=path,
             standing=standing(path),
             speculative=path not in needed,
-            scores=tuple((asked, scores[path][asked]) for asked in Assessment if asked in scores[path]),
-            chances=tuple(
-                chance(asked, scores[path][asked], state.log_p) for asked in Assessment if asked in scores[path]
-            ),
+            scores=judged.get(path, ()),
+            chances=chances(judged.get(path, ()), state.log_p),
             attempts=tuple(attempts.get(path, ())),
         )
         for path in sorted({*needed, *sampled, *attempts})

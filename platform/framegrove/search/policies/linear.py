@@ -8,7 +8,6 @@ is good enough.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from pydantic import Field
 from framegrove.config.base import Config
 from framegrove.search.budget import Allotment, allot_linear
 from framegrove.search.cohorts import ScoreCohort
-from framegrove.search.fusion import Scoring
+from framegrove.search.fusion import Scoring, chance
 from framegrove.search.policies.registry import PolicyEntry, Task
 from framegrove.search.policies.single import unsearched
 from framegrove.search.tree import Bet, Decision, Judgement, Layout, Members, PanelWork, PlannedWork, Policy, Scores
@@ -78,7 +77,7 @@ class Linear:
         return Decision(self._most(self.roots), more, tuple((path, Assessment.FINAL) for path in beaten))
 
     def _is_good_enough(self, scores: Scores) -> bool:
-        return self._stop is not None and math.exp(self._scoring.log_p(Assessment.FINAL, scores)) >= self._stop
+        return self._stop is not None and chance(Assessment.FINAL, scores, self._scoring.log_p) >= self._stop
 
     def speculative(self) -> Iterable[Bet]:
         """The next videos, should those under way not be good enough; each is as likely to be as not to be."""
