@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from framegrove.cluster.serving import HAPROXY
 from framegrove.cluster.session import Cluster
 from framegrove.serving.auth import FAILURES_PER_MINUTE
 from framegrove.serving.keys import add_key, remove_key
@@ -38,9 +40,12 @@ class Driver:
     ``judged``: a tiny vision-language model judges in vLLM, a process more to leave behind, and half a minute to start.
     """
 
-    def __init__(self, folder: Path, *options: str, cluster: str | None = None, judged: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *options: str, cluster: str | None = None, judged: bool = False, **environment: str
+    ) -> None:
         self.name = uuid.uuid4().hex
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: self.name}
+        given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment = given | environment | {MARK: self.name}
         if cluster is not None:
             environment["RAY_ADDRESS"] = cluster
         command = [sys.executable, "-m", "jobs.serve", "--port", "0", "--folder", str(folder / "videos")]
@@ -184,6 +189,26 @@ def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_p
         first.end()
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{first.url}/healthz", timeout=60)
+
+
+def test_haproxy_answers_where_it_is_asked_for(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, **{HAPROXY: "1"})
+    try:
+        port = int(driver.url.rpartition(":")[2])
+        open_ports = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        listening = [each.pid for each in open_ports if each.laddr[1] == port]
+        assert [psutil.Process(pid).name() for pid in listening] == ["haproxy"]
+        body = {"prompt": PROMPT, "size": "64x64", "search": {"policy": "single"}}
+        with httpx.Client(base_url=f"{driver.url}/v1/videos", timeout=60) as client:
+            video = client.post("", json=body).json()["id"]
+            with client.stream("GET", f"/{video}/events") as events:
+                assert '"status": "completed"' in "".join(events.iter_text())
+            found = client.get(f"/{video}/content", headers={"Range": "bytes=0-99"})
+        assert (found.status_code, len(found.content)) == (206, 100)
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.ended(60) == 130, driver.console()
+    finally:
+        driver.end()
 
 
 @pytest.mark.parametrize(

@@ -276,3 +276,19 @@ def test_a_port_is_chosen_and_a_strange_host_refused() -> None:
     assert serve._at_free_port(ServeConfig(port=0)).port > 0
     with pytest.raises(UserError, match=r"no\.such\.host:8000 cannot be used"):
         serve._at_free_port(ServeConfig(host="no.such.host", open=True))
+
+
+def test_haproxys_administration_is_this_accounts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from framegrove.cluster.serving import HAPROXY, keep_haproxy_private
+
+    folder = tmp_path / "haproxy"
+    keep_haproxy_private(folder)
+    assert not folder.exists(), "Ray Serve's own proxy is used"
+    monkeypatch.setenv(HAPROXY, "1")
+    folder.mkdir(mode=0o755)
+    keep_haproxy_private(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    folder.write_text("somebody else's")
+    with pytest.raises(UserError, match=r"haproxy is not this account's"):
+        keep_haproxy_private(folder)

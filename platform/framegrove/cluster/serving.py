@@ -1,4 +1,4 @@
-"""Ray Serve as the endpoint uses it: one driver at a time, and how it ends."""
+"""Ray Serve as the endpoint uses it: one driver at a time, HAProxy in front if it is asked for, and how it ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
 from ray import serve
@@ -23,6 +24,26 @@ _SHUTDOWN_LIMIT_S = 30.0
 _STOPPING = "STOPPING"
 _DRIVER, _NAMESPACE = "framegrove_driver", "framegrove"
 _GONE_AFTER_S, _PAUSE_S = 15.0, 0.5  # Ray takes a moment to notice that a driver was killed
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # in the environment of a cluster whose Ray Serve is to answer through HAProxy
+_HAPROXYS_FOLDER = Path("/tmp/haproxy-serve")
+
+
+def keep_haproxy_private(folder: Path = _HAPROXYS_FOLDER) -> None:
+    """Before a cluster is started whose Ray Serve uses HAProxy: nobody else is to reach HAProxy's administration.
+
+    Ray opens its socket, by which requests can be sent elsewhere, to every account of the machine. Raises UserError
+    where the folder of that socket is somebody else's.
+    """
+    if os.environ.get(HAPROXY) != "1":
+        return
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError:
+        raise UserError(
+            f"{folder} is not this account's, and Ray keeps the socket that administers HAProxy there: remove it, or "
+            f"unset {HAPROXY}"
+        ) from None
 
 
 @ray.remote(num_cpus=0)
