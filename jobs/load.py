@@ -163,10 +163,11 @@ def served() -> Iterator[str]:
 
     from actors.ingress import application
     from framegrove.cluster.priority import let_others_give_way
-    from framegrove.cluster.serving import shut_down
+    from framegrove.cluster.serving import prepare_haproxy, shut_down
     from framegrove.cluster.session import connect
 
     let_others_give_way()
+    prepare_haproxy()
     with tempfile.TemporaryDirectory() as folder, connect():
         config = ServeConfig(folder=Path(folder), port=_free_port(), searches=SEARCHES)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)

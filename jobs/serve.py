@@ -186,7 +186,7 @@ def configured(given: dict[str, Any], overrides: Iterable[str]) -> ServeConfig:
 def _serve(config: ServeConfig) -> None:
     from actors.ingress import read_models
     from framegrove.cluster.priority import let_others_give_way
-    from framegrove.cluster.serving import keep_haproxy_private, only_driver
+    from framegrove.cluster.serving import only_driver, prepare_haproxy
     from framegrove.cluster.session import connect
 
     # Mistakes are reported before Ray starts, and in this process: a replica could only fail.
@@ -198,7 +198,7 @@ def _serve(config: ServeConfig) -> None:
         if in_use is not None:
             raise in_use
         config = _at_free_port(config)
-        keep_haproxy_private()
+        prepare_haproxy()
     let_others_give_way()
     typer.echo("starting the endpoint ...")
     with (

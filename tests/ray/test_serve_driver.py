@@ -199,14 +199,15 @@ def test_haproxy_answers_where_it_is_asked_for(tmp_path: Path) -> None:
         listening = [each.pid for each in open_ports if each.laddr[1] == port]
         assert [psutil.Process(pid).name() for pid in listening] == ["haproxy"]
         body = {"prompt": PROMPT, "size": "64x64", "search": {"policy": "single"}}
-        with httpx.Client(base_url=f"{driver.url}/v1/videos", timeout=60) as client:
-            video = client.post("", json=body).json()["id"]
-            with client.stream("GET", f"/{video}/events") as events:
+        with httpx.Client(base_url=f"{driver.url}/v1", timeout=60) as client:
+            video = client.post("/videos", json=body).json()["id"]
+            with client.stream("GET", f"/videos/{video}/events") as events:
                 assert '"status": "completed"' in "".join(events.iter_text())
-            found = client.get(f"/{video}/content", headers={"Range": "bytes=0-99"})
+            found = client.get(f"/videos/{video}/content", headers={"Range": "bytes=0-99"})
         assert (found.status_code, len(found.content)) == (206, 100)
         driver.process.send_signal(signal.SIGTERM)
-        assert driver.ended(60) == 130, driver.console()
+        assert driver.ended(20) == 130, driver.console()
+        assert driver.console().splitlines()[3:] == ["stopped"]
     finally:
         driver.end()
 

@@ -279,16 +279,17 @@ def test_a_port_is_chosen_and_a_strange_host_refused() -> None:
 
 
 def test_haproxys_administration_is_this_accounts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from framegrove.cluster.serving import HAPROXY, keep_haproxy_private
+    from framegrove.cluster.serving import HAPROXY, prepare_haproxy
 
     folder = tmp_path / "haproxy"
-    keep_haproxy_private(folder)
+    prepare_haproxy(folder)
     assert not folder.exists(), "Ray Serve's own proxy is used"
     monkeypatch.setenv(HAPROXY, "1")
+    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")  # stays, and is put back after the test
     folder.mkdir(mode=0o755)
-    keep_haproxy_private(folder)
+    prepare_haproxy(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.rmdir()
     folder.write_text("somebody else's")
     with pytest.raises(UserError, match=r"haproxy is not this account's"):
-        keep_haproxy_private(folder)
+        prepare_haproxy(folder)
