@@ -14,10 +14,10 @@ import re
 import socket
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ def load(device: torch.device, repeats: int) -> list[Finding]:
     from framegrove.evaluation.benches import Finding
 
     findings = []
-    with pretended() as place:
-        slowest, median, grown = asyncio.run(_measured(place, memory=True))
+    with pretended() as (place, process):
+        slowest, median, grown = asyncio.run(_measured(place, process))
         what = f"GET of a video, 99 of 100 within, {POLLERS} pollers and {VIEWERS} viewers"
         findings.append(_finding(f"{what}, pretended searches", slowest, median, 0.1))
         findings.append(
@@ -68,7 +68,7 @@ def _beside_searches(environment: Mapping[str, str]) -> tuple[float, float]:
     """The time within which 99 of 100 GETs are answered in Ray Serve with this environment, and the median, s."""
     os.environ.update(environment)
     with served() as place:
-        slowest, median, _ = asyncio.run(_measured(place, memory=False))
+        slowest, median, _ = asyncio.run(_measured(place))
     return slowest, median
 
 
@@ -120,8 +120,26 @@ class PretendedRunner:
 
 
 @contextlib.contextmanager
-def pretended() -> Iterator[str]:
-    """The address of an endpoint in this process, behind the HTTP server that Ray Serve uses too."""
+def pretended() -> Iterator[tuple[str, int]]:
+    """The address of an endpoint whose searches only pretend, and its process: one apart, as those who ask have work.
+
+    It stands behind the HTTP server that Ray Serve uses too.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        process = multiprocessing.get_context("spawn").Process(target=_pretend, args=(Path(folder), port), daemon=True)
+        process.start()
+        try:
+            _listening(port, process)
+            assert process.pid is not None, "it was started"
+            yield f"http://127.0.0.1:{port}", process.pid
+        finally:
+            process.terminate()
+            process.join()
+
+
+def _pretend(folder: Path, port: int) -> None:
+    """Serve, until the process is ended."""
     import uvicorn
 
     from actors.ingress import served as offered
@@ -131,27 +149,22 @@ def pretended() -> Iterator[str]:
     from framegrove.serving.store import VideoStore
     from framegrove.serving.web import build_app
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = ServeConfig(folder=Path(folder), port=_free_port(), generators=SEARCHES)
-        service = VideoService(
-            VideoStore(config.folder),
-            [(offered(ModelFiles.read(ModelSource()), config.verifier), PretendedRunner())],
-            config,
-        )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                build_app(service, config), port=config.port, log_level="critical", timeout_graceful_shutdown=1
-            )
-        )
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{config.port}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    config = ServeConfig(folder=folder, port=port, generators=SEARCHES)
+    service = VideoService(
+        VideoStore(config.folder),
+        [(offered(ModelFiles.read(ModelSource()), config.verifier), PretendedRunner())],
+        config,
+    )
+    uvicorn.run(build_app(service, config), port=port, log_level="critical", timeout_graceful_shutdown=1)
+
+
+def _listening(port: int, process: BaseProcess) -> None:
+    """Return once the process listens on this port."""
+    while process.is_alive():
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the endpoint has ended with {process.exitcode}")
 
 
 @contextlib.contextmanager
@@ -179,8 +192,8 @@ def served() -> Iterator[str]:
             shut_down()
 
 
-async def _measured(place: str, *, memory: bool) -> tuple[float, float, float]:
-    """The time within which 99 of 100 GETs are answered, and the median, s; and megabytes that further ones take.
+async def _measured(place: str, process: int | None = None) -> tuple[float, float, float]:
+    """The time within which 99 of 100 GETs are answered, and the median, s; and megabytes that ``process`` grows by.
 
     They are asked with the cheapest client there is: it takes its turns on the same processors, and what it waits for
     them would be counted as the endpoint's.
@@ -197,7 +210,7 @@ async def _measured(place: str, *, memory: bool) -> tuple[float, float, float]:
             *(_watch(client, ids[n % SEARCHES]) for n in range(VIEWERS)),
         ):
             await asyncio.sleep(SECONDS)
-        grown = await _grown(client, ids[0]) if memory else 0.0
+        grown = await _grown(client, ids[0], process) if process is not None else 0.0
         for each in ids:
             await client.delete(f"/v1/videos/{each}")
     return statistics.quantiles(times, n=100)[98], statistics.median(times), grown
@@ -246,19 +259,19 @@ async def _watch(client: aiohttp.ClientSession, video: str) -> None:
     raise AssertionError("the stream ended before its search")
 
 
-async def _grown(client: aiohttp.ClientSession, video: str) -> float:
-    """Megabytes that this process has grown by after many requests more."""
+async def _grown(client: aiohttp.ClientSession, video: str, process: int) -> float:
+    """Megabytes that the endpoint's process has grown by after many requests more."""
     import psutil
 
     async def some(count: int) -> None:
         for _ in range(count):
             await _got(client, video)
 
-    process = psutil.Process()
+    endpoint = psutil.Process(process)
     await asyncio.gather(*(some(REQUESTS // 40) for _ in range(10)))  # so that pools and caches are full
-    before = process.memory_info().rss
+    before = endpoint.memory_info().rss
     await asyncio.gather(*(some(REQUESTS // 10) for _ in range(10)))
-    return (process.memory_info().rss - before) / 1e6
+    return (endpoint.memory_info().rss - before) / 1e6
 
 
 @contextlib.asynccontextmanager
