@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from importlib import resources
@@ -394,7 +395,9 @@ def environment(config: VerifierConfig) -> dict[str, str]:
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Their warnings at every start, of a CPU without Triton and the like, would bury what a search says.
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
         "VLLM_NO_USAGE_STATS": "1",
         # On a CPU this keeps the model in the engine's own process, rather than in a third one that starts as slowly.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
