@@ -72,9 +72,7 @@ def score(row: Row) -> float:
 
 def believed(row: Row) -> float:
     """The panel's own probability that the video is right."""
-    import math
-
-    return math.exp(row.panel_log_p)
+    return row.believed
 
 
 def measured(bench: Bench, name: str, settings: Sequence[Setting], panel: PanelConfig) -> Rows:

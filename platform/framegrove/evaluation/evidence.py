@@ -13,7 +13,6 @@ chosen anew in each.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +45,7 @@ def total(row: Row) -> float:
 
 def believed(row: Row) -> float:
     """The panel's probability that a video is right: the search score, made comparable between policies."""
-    return math.exp(row.panel_log_p)
+    return row.believed
 
 
 @dataclass(frozen=True)

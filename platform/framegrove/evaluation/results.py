@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -61,6 +62,11 @@ class Sample:
     video: str | None = None
     dimensions: tuple[str, ...] = ()
     resumed: bool = False
+
+    @property
+    def believed(self) -> float:
+        """The panel's probability that the video is right."""
+        return math.exp(self.panel_log_p)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values; the setting's stand beside the others."""
