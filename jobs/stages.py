@@ -114,9 +114,10 @@ def draw(runs: Mapping[str, Sequence[Mark]], out: Path) -> list[Path]:
     """Write learning.png, scores over FLOPs of training, and samples.png, what the models make on the way."""
     from framegrove.evaluation.curves import CurvePoint, draw_curves
 
+    runs = dict(sorted(runs.items()))
     curves = {name: [CurvePoint("", mark.flops, mark.score) for mark in found] for name, found in runs.items()}
     learning, samples = out / "learning.png", out / "samples.png"
-    title = "Samples on the way, by the oracle"
+    title = "Samples on the way, by the oracle (an image phase shows pictures)"
     draw_curves(curves, learning, title=title, score="oracle score", cost="FLOPs of training")
     _draw_samples(dict(list(runs.items())[:_COLUMNS]), samples)
     return [learning, samples]

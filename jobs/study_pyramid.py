@@ -215,7 +215,8 @@ def _marking(folder: Path, steps: int) -> Any:
 
     class Marking(TuneReportCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            told = [{**metrics[0], **_mark(folder, metrics[0]["step"], steps)}, *metrics[1:]]
+            step = metrics[0]["step"]
+            told = [{**metrics[0], "share": step / steps, **_mark(folder, step, steps)}, *metrics[1:]]
             super().after_report(run_context, told, checkpoint)
 
     return Marking()

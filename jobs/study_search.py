@@ -161,7 +161,7 @@ def objective(number: int, params: Params, given: tuple[Any, ...], report: Calla
     for at in range(len(study.prompts)):
         if not rows.has(at, ""):
             rows.add(ray.get(pool.video.remote(study.request(at, wanted))))
-            report({"videos": at + 1})
+            report({"videos": at + 1, "share": (at + 1) / len(study.prompts)})
 
 
 def _set(data: dict[str, Any], name: str, value: Any) -> None:

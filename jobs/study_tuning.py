@@ -74,7 +74,7 @@ def carry_out(work: Work, notes: Notes, display: Display) -> None:
             max_concurrent_trials=work.at_once,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE, storage_path=str(notes.out), verbose=0, callbacks=[_noting(notes, count, display)]
+            name=_TUNE, storage_path=str(notes.out), verbose=0, callbacks=[noting(notes, count, display)]
         ),
     )
     tuner.fit()
@@ -199,21 +199,24 @@ def _scheduler(config: StudyConfig) -> Any:
     )
 
 
-def _noting(notes: Notes, count: int, display: Display) -> Any:
+def noting(notes: Notes, count: int, display: Display) -> Any:
     """A callback of Tune that notes how trials end, and says how far they are."""
     from ray import tune
 
     class Noting(tune.Callback):
         def __init__(self, notes: Notes | None, display: Display | None) -> None:
             self.notes, self.display = notes, display
+            self.shares: dict[int, float] = {}  # of trials that go on: how much of each is done
 
         def __getstate__(self) -> dict[str, Any]:
-            return {"notes": None, "display": None}  # Tune keeps a copy of its callbacks on disk, which nobody reads
+            # Tune keeps a copy of its callbacks on disk, which nobody reads.
+            return {"notes": None, "display": None, "shares": {}}
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             number = trial.config["number"]
+            self.shares[number] = result.get("share", 0.0)
             if "videos" in result:
                 self._show(f"trial {number}: {counted(result['videos'], 'video')}")
             elif "step" in result:
@@ -236,6 +239,7 @@ def _noting(notes: Notes, count: int, display: Display) -> Any:
             assert self.display is not None
             number = trial.config["number"]
             self.notes.end(number, state, why)
+            self.shares.pop(number, None)
             told = ", ".join(f"{name} {value}" for name, value in trial.config["params"].items())
             self.display.say(": ".join(filter(None, (f"trial {number} {state}", why, told))))
             self._show("")
@@ -244,7 +248,8 @@ def _noting(notes: Notes, count: int, display: Display) -> Any:
             assert self.notes is not None
             assert self.display is not None
             done = len(self.notes.ended)
-            self.display.show(done / count, "; ".join(filter(None, (f"{done} of {counted(count, 'trial')}", note))))
+            share = (done + sum(self.shares.values())) / count
+            self.display.show(share, "; ".join(filter(None, (f"{done} of {counted(count, 'trial')}", note))))
 
     return Noting(notes, display)
 

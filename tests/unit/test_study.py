@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from framegrove.evaluation.study_optuna import Space, importances, open_study
 from framegrove.evaluation.study_results import Trial, Video, read_parquet, write_parquet
 from framegrove.files import locked
 from jobs import stages, study_notes, sweep
+from jobs.console import Display
 from jobs.study_notes import Notes, rows_of
 from jobs.study_pyramid import PyramidStudy
 from jobs.study_search import SearchStudy
+from jobs.study_tuning import noting
 from tests.tiny_training import PHASE, make_config, make_world
 
 SEARCH: dict[str, Any] = {
@@ -328,6 +331,26 @@ def test_a_trial_that_was_begun_keeps_its_number_and_counts_once(tmp_path: Path)
         ("failed", "broken"),
     ]
     assert again.begin({"cap": 4}) == 3
+
+
+def test_progress_counts_what_running_trials_have_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, str]] = []
+    monkeypatch.setattr(Display, "show", lambda self, done, note="": told.append((done, note)))
+    notes = Notes(tmp_path, {"seed": 1})
+    first, second = (
+        SimpleNamespace(config={"number": notes.begin({"cap": cap}), "params": {"cap": cap}}, last_result={})
+        for cap in (2, 3)
+    )
+    with Display() as display:
+        callback = noting(notes, 4, display)
+        callback.on_trial_result(1, [], first, {"step": 30, "share": 0.5})
+        callback.on_trial_result(1, [], second, {"videos": 1, "share": 0.25})
+        callback.on_trial_complete(1, [], first)
+    assert told == [
+        (0.125, "0 of 4 trials; trial 1: step 30"),
+        (0.1875, "0 of 4 trials; trial 2: 1 video"),
+        (0.3125, "1 of 4 trials"),
+    ]
 
 
 def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:

@@ -127,14 +127,14 @@ def pareto(points: Sequence[CurvePoint]) -> list[CurvePoint]:
 def draw_curves(
     curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, title: str, score: str, cost: str = PRICE
 ) -> None:
-    """Draw score against cost (logarithmic), a line a curve, and the Pareto front; a PNG at ``path``.
+    """Draw score against cost (logarithmic), a line a curve; a PNG at ``path``.
 
-    Costs are total prices (report.Price) unless ``cost`` names something else.
+    Costs are total prices (report.Price), with their Pareto front, unless ``cost`` names something else.
     """
     figure = blank(7.6, 4.8)
     axes = figure.add_subplot()
     front = pareto([point for points in curves.values() for point in points])
-    if len(front) > 1:
+    if cost == PRICE and len(front) > 1:
         axes.step(
             [p.cost for p in front],
             [p.score.mean for p in front],
