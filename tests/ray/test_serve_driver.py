@@ -192,14 +192,19 @@ def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_p
 
 
 def test_haproxy_answers_where_it_is_asked_for(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, **{HAPROXY: "1"})
+    secret = add_key(tmp_path / "keys.json", "alice")
+    driver = Driver(tmp_path, "--keys", str(tmp_path / "keys.json"), **{HAPROXY: "1"})
     try:
         port = int(driver.url.rpartition(":")[2])
         open_ports = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
         listening = [each.pid for each in open_ports if each.laddr[1] == port]
         assert [psutil.Process(pid).name() for pid in listening] == ["haproxy"]
+        claimed = [f"203.0.113.{number}" for number in range(FAILURES_PER_MINUTE + 1)]
+        failures = [asked(f"{driver.url}/v1/models", "fg_wrong", client) for client in claimed]
+        assert [status for status, _ in failures] == [401] * FAILURES_PER_MINUTE + [429], "nobody chooses an address"
         body = {"prompt": PROMPT, "size": "64x64", "search": {"policy": "single"}}
-        with httpx.Client(base_url=f"{driver.url}/v1", timeout=60) as client:
+        headers = {"Authorization": f"Bearer {secret}"}
+        with httpx.Client(base_url=f"{driver.url}/v1", headers=headers, timeout=60) as client:
             video = client.post("/videos", json=body).json()["id"]
             with client.stream("GET", f"/videos/{video}/events") as events:
                 assert '"status": "completed"' in "".join(events.iter_text())

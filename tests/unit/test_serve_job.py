@@ -285,7 +285,8 @@ def test_haproxys_administration_is_this_accounts_alone(tmp_path: Path, monkeypa
     prepare_haproxy(folder)
     assert not folder.exists(), "Ray Serve's own proxy is used"
     monkeypatch.setenv(HAPROXY, "1")
-    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")  # stays, and is put back after the test
+    for name in ("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "FORWARDED_ALLOW_IPS"):
+        monkeypatch.setenv(name, "given")  # stays, and is put back after the test
     folder.mkdir(mode=0o755)
     prepare_haproxy(folder)
     assert folder.stat().st_mode & 0o777 == 0o700

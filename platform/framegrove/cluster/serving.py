@@ -26,6 +26,7 @@ _DRIVER, _NAMESPACE = "framegrove_driver", "framegrove"
 _GONE_AFTER_S, _PAUSE_S = 15.0, 0.5  # Ray takes a moment to notice that a driver was killed
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # in the environment of a cluster whose Ray Serve is to answer through HAProxy
 _DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+_BELIEVED = "FORWARDED_ALLOW_IPS"  # whose X-Forwarded-For uvicorn believes
 _HAPROXYS_FOLDER = Path("/tmp/haproxy-serve")
 
 
@@ -33,12 +34,15 @@ def prepare_haproxy(folder: Path = _HAPROXYS_FOLDER) -> None:
     """Before a cluster of this machine is started: if its Ray Serve uses HAProxy, that is to be safe, and to end soon.
 
     Ray opens the socket that administers HAProxy, by which requests can be sent elsewhere, to every account of the
-    machine, and lets a replica stay for half a minute until HAProxies of other machines have heard that it ends.
-    Raises UserError where the folder of that socket is somebody else's.
+    machine, and lets a replica stay for half a minute until HAProxies of other machines have heard that it ends. To the
+    replica every request comes from HAProxy, that is from this machine, whose word about a client's address it would
+    take: but HAProxy passes on what the client itself claims. Raises UserError where the folder of that socket is
+    somebody else's.
     """
     if os.environ.get(HAPROXY) != "1":
         return
     os.environ.setdefault(_DRAINING, "0")
+    os.environ.setdefault(_BELIEVED, "")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
