@@ -56,7 +56,7 @@ def load(device: torch.device, repeats: int) -> list[Finding]:
                 f"memory that {REQUESTS:,} further requests take", grown, "MB", aim="at most 10 MB", met=grown <= 10
             )
         )
-    for proxy, environment in (("Ray Serve's proxy", {}), ("HAProxy", {HAPROXY: "1"})):
+    for proxy, environment in (("Ray Serve's proxy", {HAPROXY: "0"}), ("HAProxy", {HAPROXY: "1"})):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:  # Ray Serve reads it when imported
             slowest, median = apart.submit(_beside_searches, environment).result()
         beside = f"{what}, beside {SEARCHES} searches with the shipped model, behind {proxy}"

@@ -216,7 +216,8 @@ def noting(notes: Notes, count: int, display: Display) -> Any:
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             number = trial.config["number"]
-            self.shares[number] = result.get("share", 0.0)
+            if "share" in result:  # the report that a trial has finished has none
+                self.shares[number] = result["share"]
             if "videos" in result:
                 self._show(f"trial {number}: {counted(result['videos'], 'video')}")
             elif "step" in result:

@@ -133,8 +133,8 @@ def draw_curves(
     """
     figure = blank(7.6, 4.8)
     axes = figure.add_subplot()
-    front = pareto([point for points in curves.values() for point in points])
-    if cost == PRICE and len(front) > 1:
+    front = pareto([point for points in curves.values() for point in points]) if cost == PRICE else []
+    if len(front) > 1:
         axes.step(
             [p.cost for p in front],
             [p.score.mean for p in front],
