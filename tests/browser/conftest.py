@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,15 @@ def watched(page: Page) -> list[str]:
     page.on("console", note)
     page.on("pageerror", lambda error: errors.append(str(error)))
     return errors
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait until an expression is true on the page.
+
+    Playwright's own wait_for_function asks once from outside and then from inside the page, where our pages' policy
+    forbids to evaluate text: it works on a fast machine only.
+    """
+    give_up = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < give_up, f"this did not become true in 30 s: {condition}"
+        page.wait_for_timeout(20)

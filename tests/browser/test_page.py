@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from framegrove.serving.keys import add_key
-from tests.browser.conftest import watched
+from tests.browser.conftest import wait_until, watched
 from tests.browser.server import Server, serving
 from tests.endpoint import picture
 from tests.films import panned, recorded, scenery
@@ -70,11 +70,11 @@ def test_from_a_prompt_to_a_video(page: Page, server: Server) -> None:
     server.finish()
     expect(page.locator("#stage-says")).to_contain_text("is finished")
     expect(page.locator("#player")).to_be_visible()
-    page.wait_for_function("() => document.getElementById('video').readyState >= 2")
+    wait_until(page, "document.getElementById('video').readyState >= 2")
     page.get_by_role("button", name="Next frame").click()
-    page.wait_for_function("() => document.getElementById('video').currentTime > 0")
+    wait_until(page, "document.getElementById('video').currentTime > 0")
     expect(page.locator("#history li")).to_have_count(1)
-    page.wait_for_function("() => document.querySelector('#history img').naturalWidth > 0")
+    wait_until(page, "document.querySelector('#history img').naturalWidth > 0")
     page.get_by_text("The finished tree").click()
     expect(page.frame_locator("#tree-page").get_by_role("heading", name="The finished tree")).to_be_visible()
 
@@ -214,7 +214,7 @@ def test_a_key_is_asked_for_and_used(page: Page, tmp_path: Path) -> None:
         page.locator("#prompt").fill(PROMPT)
         page.get_by_role("button", name="Make the video").click()
         expect(page.locator("#stage-says")).to_contain_text("is finished")
-        page.wait_for_function("() => document.getElementById('video').readyState >= 2")
+        wait_until(page, "document.getElementById('video').readyState >= 2")
 
 
 def test_with_the_keyboard_alone(page: Page, server: Server) -> None:

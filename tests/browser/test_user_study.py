@@ -18,6 +18,7 @@ from framegrove.evaluation.results import read_ledger
 from framegrove.evaluation.user_study import is_swapped, pairs_of
 from framegrove.evaluation.user_study_store import FILE, StudyStore
 from framegrove.evaluation.user_study_web import build_study
+from tests.browser.conftest import wait_until
 from tests.unit.test_user_study import write_study
 
 
@@ -53,7 +54,7 @@ def test_a_person_chooses_by_keys_alone(page: Page, url: str, folder: Path, stor
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="a red 3 moves left and right")).to_be_visible()
     assert Axe().run(page).violations_count == 0
-    page.wait_for_function("[...document.querySelectorAll('video')].every((video) => video.readyState > 1)")
+    wait_until(page, "[...document.querySelectorAll('video')].every((video) => video.readyState > 1)")
     expect(page.locator("#send")).to_be_disabled()
     for key in ("1", "3", "2"):
         page.keyboard.press(key)
@@ -98,7 +99,7 @@ def test_an_evaluation_is_looked_through(page: Page, tmp_path: Path) -> None:
     results_page.write(read_ledger(folder / "results.jsonl")[1], folder / "report.html")
     page.goto(f"file://{folder / 'report.html'}")
     expect(page.get_by_text("9 videos for 3 prompts, in 3 settings")).to_be_visible()
-    page.wait_for_function("[...document.querySelectorAll('video')].slice(0, 3).every((video) => video.readyState > 1)")
+    wait_until(page, "[...document.querySelectorAll('video')].slice(0, 3).every((video) => video.readyState > 1)")
     assert Axe().run(page).violations_count == 0
     expect(page.locator("#prompts > li")).to_have_count(3)
     page.get_by_label("Order").select_option("as they were asked")
