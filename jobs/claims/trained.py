@@ -60,7 +60,7 @@ def spatial(bench: Bench) -> Finding:
     )
 
     def draw(path: Path) -> None:
-        from framegrove.evaluation.figures import COLOURS, MUTED, save
+        from framegrove.evaluation.figures import COLOURS, MUTED, plain_numbers, save
         from jobs.claims.drawing import canvas, dress
 
         figure, (axes,) = canvas(title="Pictures while training: distance from the world's own over FLOPs")
@@ -71,6 +71,7 @@ def spatial(bench: Bench) -> Finding:
             )
         axes.axhline(target, color=MUTED, ls="--", lw=0.9)
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
         dress(axes, x="FLOPs of training, forward and backward", y="squared Fréchet distance")
         save(figure, path)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from framegrove.evaluation.figures import COLOURS, GRID, INK, MUTED, blank, plain, save, spread
+from framegrove.evaluation.figures import COLOURS, GRID, INK, MUTED, blank, plain, plain_numbers, save, spread
 
 PRICE = "price of a video, all parts; 1x = sampling and decoding it once, without a search"
 
@@ -160,8 +160,7 @@ def draw_curves(
             )
     axes.set_xscale("log")
     if cost == PRICE:
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(lambda value, _: f"{value:g}x" if f"{value:e}"[0] in "1235" else "")
+        plain_numbers(axes.xaxis, "x")
     axes.set_xlabel(cost, color=INK)
     axes.set_ylabel(score, color=INK)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -35,6 +36,12 @@ def plain(axes: Axes, *, grid: Literal["major", "both"] = "major") -> None:
     axes.grid(True, which=grid, color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plain_numbers(axis: Axis, unit: str = "") -> None:
+    """Write 2 and not 2 x 10^0 on a logarithmic axis, where a number begins with 1, 2, 3 or 5."""
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}{unit}" if f"{value:e}"[0] in "1235" else "")
 
 
 def spread(intervals: Iterable[Interval]) -> list[list[float]]:

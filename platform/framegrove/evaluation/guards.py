@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framegrove.evaluation.curves import Comparison, Interval, bootstrap, compare
-from framegrove.evaluation.figures import COLOURS, GRID, blank, save, spread
+from framegrove.evaluation.figures import COLOURS, GRID, blank, plain_numbers, save, spread
 from framegrove.evaluation.ledger import Ledger
 
 Latents = npt.NDArray[np.float32]
@@ -191,8 +191,7 @@ def draw(rounds: Mapping[int, Sequence[GuardRow]], groups: Sequence[Group], path
         _points(by_price, [_mean(rows, "price") / one for rows in tried], scores, label, colour)
     what = f"videos of {unsearched[0]} right" if unsearched[0] else "videos right"
     by_price.set(xscale="log", xlabel="FLOPs of a video, in unsearched ones of the first model", ylabel=what)
-    for axis in (by_price.xaxis.set_major_formatter, by_price.xaxis.set_minor_formatter):
-        axis("{x:g}")  # a search costs a few videos: a power of ten says nothing there
+    plain_numbers(by_price.xaxis)
     for colour, name, label in (
         (COLOURS[2], "judged", "the judge apart"),
         (COLOURS[4], "panel", "the searches' panel"),
