@@ -52,6 +52,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +82,7 @@ from jobs.console import (
 )
 from jobs.evaluating import check_together, judges_apart, refuse, with_signals
 from jobs.laboratory import check_judge, on_ray, over_cache
-from jobs.prompts import digits_prompts, is_listed, listed_prompts
+from jobs.prompts import Prompts, digits_prompts, is_listed, listed_prompts
 
 if TYPE_CHECKING:
     from actors.model_files import Card
@@ -231,15 +232,7 @@ def main(
             judging.compare_with_people(judges, pairs, out, display)
             return
         panel = load_panel(verifier)
-        named = (model, variant, dtype, allow_pickle)
-        source: AnySource
-        place: Place
-        if cache is None:
-            source = any_source(*named)
-            place = functools.partial(on_ray, source, panel)
-        else:
-            source = pyramidal = model_source(*named)
-            place = functools.partial(over_cache, cache, pyramidal, panel, verifier_speed=verifier_speed, judge=judge)
+        source, place = _where((model, variant, dtype, allow_pickle), panel, cache, verifier_speed, judge)
         place = functools.partial(place, generators=generators, searches=searches)
         most = prompts if "prompts" in given else None
         if suite_ is not None and not listed:
@@ -249,39 +242,31 @@ def main(
             own = functools.partial(place, search, held_out=with_signals(held_out, panel), whole_trees=False)
             _run_suite(chosen, own, source, out, judge, display)
             return
-        if calibrate and "seed" not in given:
-            seed = calibrating.SEED
-        settings, search = _settings(policy, budgets), _search(set_ or ())
-        for setting in settings:
-            measuring.search_of(search, setting)
-        policies.check_options(search, [policies.find(setting.policy) for setting in settings])
+        search = _search(set_ or ())
+        settings = _settings(policy, budgets, search)
         names = benchmarks.names(dimension)
         if suite_ is not None:
             asked = listed_prompts(suite_, seed, names, most=most, takes=seeds)
             benchmarks.check_weights(suite_, asked, names, weights)
         else:
+            if calibrate and "seed" not in given:
+                seed = calibrating.SEED
             asked = digits_prompts(prompts, seed, digits, seeds or 1)
-            if distances:
-                benchmarks.check_distances(asked)
-        apart = load_panel(judges) if judges is not None else judges_apart(held_out, panel)
+        if calibrate:
+            task = _calibration(panel, out, display, overwrite=overwrite)
+        elif judges is not None:
+            task = _of_judges(judges, out, display)
+        else:
+            apart = judges_apart(held_out, panel)
+            task = _comparison(apart, asked, out, display, overwrite=overwrite, distances=distances)
         card = _read(source, display)
         with comparing.taken(out):
             items = measuring.items(card.native, settings, asked, seed)
             for item in {each.request.prompt: each for each in items}.values():
                 card.check(item.request)  # a prompt that no search could take is told before the first one begins
-            if calibrate:
-                refuse_finished(out / calibrating.FILE, overwrite)
-            elif judges is None:
-                comparing.make_way(out, items, overwrite=overwrite, again=distances or bool(asked.suite))
-            with place(search, held_out=apart) as lab:
-                if calibrate:
-                    _calibrate(lab, items, panel, out, display)
-                elif judges is not None and apart is not None:
-                    judging.compare_with_the_oracle(lab, items, apart, out, display)
-                else:
-                    rows = comparing.compare(lab, items, {"prompts": asked.which}, out, display)
-                    if distances:
-                        benchmarks.tell_distances(rows, asked, out, display)
+            task.ready(items)
+            with place(search, held_out=task.apart) as lab:
+                task.work(lab, items)
                 _tell_effort(lab, display)
             if asked.suite and suite_ is not None:
                 benchmarks.score(suite_, asked, settings, names, weights, out, display)
@@ -301,6 +286,65 @@ def _without_searches(
         refuse(set(given) & {"tally", "host", "port"}, "is for a study: add --study DIR")
         return False
     return True
+
+
+def _where(
+    named: tuple[str | None, str | None, str, bool],
+    panel: PanelConfig,
+    cache: Path | None,
+    verifier_speed: float,
+    judge: str,
+) -> tuple[AnySource, Place]:
+    """The model's source, and where it is searched with: on a cluster, or over a cache, which takes our own alone."""
+    if cache is None:
+        source = any_source(*named)
+        return source, functools.partial(on_ray, source, panel)
+    pyramidal = model_source(*named)
+    place = functools.partial(over_cache, cache, pyramidal, panel, verifier_speed=verifier_speed, judge=judge)
+    return pyramidal, place
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What searches are made for."""
+
+    apart: PanelConfig | None  # verifiers that judge and take no part
+    ready: Callable[[Sequence[Item]], None]  # before the first search: makes room in --out, or refuses
+    work: Callable[[Laboratory, Sequence[Item]], None]
+
+
+def _comparison(
+    apart: PanelConfig | None, asked: Prompts, out: Path, display: Display, *, overwrite: bool, distances: bool
+) -> _Task:
+    """Compare the settings with each other."""
+    if distances:
+        benchmarks.check_distances(asked)
+
+    def ready(items: Sequence[Item]) -> None:
+        comparing.make_way(out, items, overwrite=overwrite, again=distances or bool(asked.suite))
+
+    def work(lab: Laboratory, items: Sequence[Item]) -> None:
+        rows = comparing.compare(lab, items, {"prompts": asked.which}, out, display)
+        if distances:
+            benchmarks.tell_distances(rows, asked, out, display)
+
+    return _Task(apart, ready, work)
+
+
+def _of_judges(judges: str, out: Path, display: Display) -> _Task:
+    """Hold each of some judges against the oracle."""
+    apart = load_panel(judges)
+    work = functools.partial(judging.compare_with_the_oracle, judges=apart, out=out, display=display)
+    return _Task(apart, lambda _: None, work)
+
+
+def _calibration(panel: PanelConfig, out: Path, display: Display, *, overwrite: bool) -> _Task:
+    """Hold the panel against the oracle, and fit its calibrations."""
+
+    def ready(_: Sequence[Item]) -> None:
+        refuse_finished(out / calibrating.FILE, overwrite)
+
+    return _Task(None, ready, functools.partial(_calibrate, panel=panel, out=out, display=display))
 
 
 def _run_suite(
@@ -368,8 +412,11 @@ def _calibrate(lab: Laboratory, items: Sequence[Item], panel: PanelConfig, out: 
     display.say(str(file))
 
 
-def _settings(names: str, budgets: str) -> list[Setting]:
-    """The single sample for 1x, whatever the policy, and every policy at every larger budget."""
+def _settings(names: str, budgets: str, search: SearchConfig) -> list[Setting]:
+    """The single sample for 1x, whatever the policy, and every policy at every larger budget.
+
+    Raises UserError for one that cannot be searched with, and for options in ``search`` that no policy has.
+    """
     from framegrove.config.search import parse_budget
 
     entries = {name: policies.find(name) for name in map(str.strip, names.split(",")) if name}
@@ -381,6 +428,9 @@ def _settings(names: str, budgets: str) -> list[Setting]:
     settings += [Setting(policy=name, budget=multiple) for multiple in multiples if multiple > 1 for name in searches]
     if not settings:
         raise UserError(f"nothing to evaluate: {names} searches on no budget, add 1x to --budgets, or a policy")
+    for setting in settings:
+        measuring.search_of(search, setting)
+    policies.check_options(search, [policies.find(setting.policy) for setting in settings])
     return settings
 
 
