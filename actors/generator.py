@@ -8,6 +8,7 @@ returned values, and the same call gives the same bits on any generator. So one 
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ from framegrove.models.packed import TextEmbedding
 from framegrove.models.pretrained import load_source
 from framegrove.models.vae_tiling import decode_units
 from framegrove.types import SampleWork, Sampling
+
+_KEPT = 32  # samplers, and pairs of encoded prompts
 
 Frames = npt.NDArray[np.uint8]
 State = list[Tensor]
@@ -139,8 +142,9 @@ class Generator:
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._pipeline = load_source(model or ModelSource()).to(device)
-        self._samplers: dict[tuple[Any, ...], Sampler] = {}
-        self._texts: dict[tuple[str, ...], list[TextEmbedding]] = {}
+        # Calls come from several threads, and what they ask for is chosen by clients.
+        self._sampler = functools.lru_cache(_KEPT)(self._new_sampler)
+        self._encoded = functools.lru_cache(_KEPT)(self._encode)
         self._cancellations = Cancellations()
         self._packer: Packer[Job, Done] = Packer(self.sample_together, pack)
 
@@ -210,7 +214,8 @@ class Generator:
     def _packed(self, jobs: Sequence[Job]) -> list[Done]:
         """Do works that go through the same stages in the same steps."""
         started, steps = time.time(), 0
-        sampler = self._sampler(jobs[0].context.sampling)
+        sampling = jobs[0].context.sampling
+        sampler = self._sampler(Sampling(steps=sampling.steps, guidance=sampling.guidance))
         tasks = [task for job in jobs for task in self._tasks(job)]
         stages = range(jobs[0].work.first_stage, jobs[0].work.last_stage + 1)
 
@@ -298,22 +303,14 @@ class Generator:
             for path, start in zip(job.work.paths, continued, strict=True)
         ]
 
-    def _sampler(self, sampling: Sampling) -> Sampler:
+    def _new_sampler(self, sampling: Sampling) -> Sampler:
         """A sampler for requests that want the same."""
-        key = sampling.steps, sampling.guidance
-        if key not in self._samplers:
-            recipe = self._pipeline.recipe.sampled(sampling)
-            self._samplers[key] = sampler_of(replace(self._pipeline, recipe=recipe))
-        return self._samplers[key]
+        return sampler_of(replace(self._pipeline, recipe=self._pipeline.recipe.sampled(sampling)))
 
-    def _encoded(self, *prompts: str) -> list[TextEmbedding]:
+    @torch.no_grad()
+    def _encode(self, *prompts: str) -> list[TextEmbedding]:
         """Text embeddings, encoded in one batch as an unsearched sample does, so that the bits agree."""
-        if prompts not in self._texts:
-            if len(self._texts) >= 32:
-                self._texts.clear()
-            with torch.no_grad():
-                self._texts[prompts] = self._pipeline.text.encode(prompts)
-        return self._texts[prompts]
+        return self._pipeline.text.encode(prompts)
 
     @torch.no_grad()
     def _shown(

@@ -89,8 +89,22 @@ class HostedVerifier:
             gc.collect()  # an engine that is left to the end of the process finds half of Python gone
 
     def _answer(self) -> None:
-        """Have everything answered that has been asked, and keep what was said."""
+        """Have all that has been asked answered, and keep what was said; nobody is left waiting, whatever fails."""
         asked, self._asked = list(self._asked.values()), {}
+        try:
+            for each, answer in zip(asked, self._answers(asked), strict=True):
+                if isinstance(answer, BaseException):
+                    each.answer.set_exception(answer)
+                else:
+                    newest = each.units[len(each.work.path) - 1]
+                    newest.ground.keep_verdict(newest.branch, self._judge, _question(each.work), _said(answer))
+                    each.answer.set_result(answer)
+        except Exception as error:  # noqa: BLE001  # it could not be started, frames not read, or an answer not kept
+            for each in asked:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+
+    def _answers(self, asked: Sequence[_Asked]) -> list[Scored | BaseException]:
         reads = self._config.reads
         clips = [[getattr(unit, reads) for unit in each.units] for each in asked]  # here: a cache has one thread
 
@@ -98,17 +112,8 @@ class HostedVerifier:
             questions = (verifier.score(a.work, a.prompt, *clip) for a, clip in zip(asked, clips, strict=True))
             return await asyncio.gather(*questions, return_exceptions=True)
 
-        try:
-            answers = self._call(together)
-        except Exception as error:  # noqa: BLE001  # it could not be started: everybody is told
-            answers = [error] * len(asked)
-        for each, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, BaseException):
-                each.answer.set_exception(answer)
-            else:
-                newest = each.units[len(each.work.path) - 1]
-                newest.ground.keep_verdict(newest.branch, self._judge, _question(each.work), _said(answer))
-                each.answer.set_result(answer)
+        answers: list[Scored | BaseException] = self._call(together)
+        return answers
 
     def _call(self, method: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         """Ask the verifier, which is started for it if need be."""

@@ -368,7 +368,7 @@ async def _decode(ask: Ask, context: Context, units: Mapping[Path, UnitRef]) -> 
     """Decode those units of a branch, oldest first, that have no frames yet."""
     refs = list(units.values())
     missing = [unit for unit in refs if unit.frames is None]
-    if not missing:
+    if not missing or any(unit.latent is None for unit in missing):  # of one that was dropped, nothing is left
         return
     there = next(n for n, unit in enumerate(refs) if unit.frames is None)
     first = next((n for n in range(there, 0, -1) if refs[n - 1].state is not None), 0)

@@ -265,7 +265,8 @@ class SearchRunner:
     ) -> tuple[Layout, SearchResult]:
         """Run the search; where a verifier cannot be used and others can do without it, again without it.
 
-        What was sampled by then is kept, so that the outcome is that of a search which never had this verifier.
+        What was sampled, and said by the others, is kept: but for what it has cost, the outcome is that of a search
+        which never had this verifier.
         """
 
         def tell(tally: Tally) -> None:
@@ -278,7 +279,7 @@ class SearchRunner:
             judges = self._judges(request) if policies.find(config.policy).judged else {}
             factors = request.verifiers or {}
             left_out: dict[str, str] = {}
-            sampled, loop = None, asyncio.get_running_loop()
+            carried, loop = None, asyncio.get_running_loop()
             began, limit = loop.time(), config.seconds
             while True:
                 if limit is not None:  # one limit for all attempts
@@ -297,7 +298,7 @@ class SearchRunner:
                     lost=finish.lost,
                     release=_nothing if whole else self._generators.units.drop,
                     observer=self._observer,
-                    sampled=sampled,
+                    carried=carried,
                     shared=self._shared,
                     pack=self._generators.pack,
                     log_p=fused.log_p,
@@ -313,7 +314,7 @@ class SearchRunner:
                     log.warning("%s is left out: %s", error.verifier, error)
                     left_out[error.verifier] = str(error)
                     del judges[error.verifier]
-                    sampled = conductor.sampled
+                    carried = conductor.carried(judges)
 
     async def _frames(self, conductor: Conductor, opened: Opened, last_stage: int, path: Path) -> Frames | None:
         """The frames of a branch's newest unit in a running search, None where there are none.

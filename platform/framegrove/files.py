@@ -52,6 +52,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it: a disk that is nearly full takes less than it is given, and only then raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 class InUse(UserError):
     """Another process has what this one needs for itself."""
 

@@ -42,6 +42,16 @@ def test_the_average_cuts_as_well_where_it_is_told_to() -> None:
     assert (change.kept, change.dropped) == (((0,), (1,)), ((2,), (3,)))
 
 
+@pytest.mark.parametrize("fusion", get_args(Fusion))
+def test_equals_are_all_as_good_as_their_average(fusion: Fusion) -> None:
+    for count in (3, 5, 6, 7):
+        for score in (0.07, 0.1, 0.33, 0.9):
+            equals = cohort(count, count, fusion=fusion, above_average=True)
+            for number in range(count):
+                equals.add((number,), (("only", score),))
+            assert len(equals.kept) == count
+
+
 def test_a_lone_member_stays_before_it_is_scored_and_a_stranger_is_refused() -> None:
     one = cohort(1, 1)
     assert one.initial.kept == ((0,),)

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framegrove.config.search import SearchConfig
+from framegrove.config.verifier import PanelConfig
+from framegrove.errors import UserError
 from framegrove.search.conductor import Conductor, Tally
 from framegrove.search.deadline import most_promising
-from framegrove.search.fusion import product
+from framegrove.search.fusion import Panel, product
+from framegrove.search.journal import Restored
 from framegrove.search.policies import make_policy
-from framegrove.search.protocols import PanelMember, SearchFailed, WorkFailed
+from framegrove.search.protocols import PanelMember, SearchFailed, VerifierUnusable, WorkFailed
 from framegrove.search.result import Ending, Fate, SearchResult, overlap_seconds
 from framegrove.search.tree import Layout, PanelWork, Policy
 from framegrove.types import Assessment, Path, Sampled, SampleWork, Scored, ScoreWork, prefixes
@@ -179,6 +182,62 @@ def test_a_poisoned_branch_is_given_up_and_the_search_goes_on(policy: str, poiso
     if outcome.given_up:
         assert poison in outcome.given_up
         assert "failed 3 times, the last time with: g" in outcome.given_up[poison]
+
+
+@pytest.mark.parametrize(("policy", "options"), [("evo", {}), ("dfs", {"accept": 0.7}), ("beam", {})])
+@pytest.mark.parametrize("poison", [(0,), (0, 0)])
+def test_a_poisoned_branch_is_nobodys_best_under_the_shipped_panel(
+    policy: str, options: dict[str, Any], poison: Path
+) -> None:
+    panel = Panel(PanelConfig().verifiers, {})
+    config = SearchConfig(policy=policy, budget="8x", options={policy: options})
+    world = World(seed=3, aspects=("alignment", "motion"), poison=frozenset({poison}))
+
+    async def main() -> SearchResult:
+        generators = {name: FakeGenerator(name, world) for name in ("g0", "g1")}
+        judge = {"verifier": PanelMember({"v": FakeVerifier("v", world)})}
+        policy, _ = make_policy(config, 4, 3, FREE, panel=panel)
+        return await Conductor(policy, generators, judge, config, log_p=panel.log_p).run()
+
+    assert run_virtual(main()).winner[: len(poison)] != poison
+
+
+def test_what_the_others_said_is_carried_to_an_attempt_without_a_verifier_and_all_costs_are() -> None:
+    config = SearchConfig(policy="tof", budget="8x", options={"tof": {"roots_per_work": 1}})
+    world, answered = World(seed=3), list[ScoreWork]()
+
+    class Tired(FakeVerifier):
+        async def score(self, work: ScoreWork, handle: Any) -> Scored:
+            if self.calls >= 20:
+                raise UserError("no answer")
+            return await super().score(work, handle)
+
+    class Counting(FakeVerifier):
+        async def score(self, work: ScoreWork, handle: Any) -> Scored:
+            scored = await super().score(work, handle)
+            answered.append(work)
+            return scored
+
+    def attempt(verifiers: dict[str, FakeVerifier], carried: Restored | None = None) -> Conductor:
+        panel = {name: PanelMember({name: verifier}) for name, verifier in verifiers.items()}
+        generators = {name: FakeGenerator(name, world) for name in ("g0", "g1")}
+        return Conductor(make_policy(config, 4, 3, FREE)[0], generators, panel, config, carried=carried)
+
+    async def main() -> tuple[SearchResult, SearchResult, int]:
+        good, tired = Counting("good", world), Tired("tired", world)
+        first = attempt({"good": good, "tired": tired})
+        with pytest.raises(VerifierUnusable):
+            await first.run()
+        found = await attempt({"good": good}, first.carried({"good"})).run()
+        return found, await attempt({"good": FakeVerifier("good", world)}).run(), tired.calls
+
+    found, alone, said = run_virtual(main())
+    assert found.winner == alone.winner
+    assert len(answered) == len(set(answered)) > 20
+    a_verdict = alone.verifiers["good"].certain.flops / sum(isinstance(work, ScoreWork) for work in alone.certain)
+    assert found.verifiers["tired"].wasted.flops == said * a_verdict
+    assert found.verifiers["good"].spent.flops == len(answered) * a_verdict
+    assert found.sampling.certain == alone.sampling.certain
 
 
 def test_where_every_branch_is_poisoned_nothing_can_win() -> None:

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from framegrove.config.verifier import Calibration, VerifierConfig
+from framegrove.config.verifier import Calibration, PanelConfig, VerifierConfig
 from framegrove.errors import UserError
-from framegrove.search.fusion import Panel, Scoring, fused, product
+from framegrove.search.fusion import GIVEN_UP, Panel, Scoring, fused, product
 from framegrove.types import Assessment
 
 IMAGE, FINAL = Assessment.IMAGE, Assessment.FINAL
@@ -32,6 +32,19 @@ def test_weights_by_score_are_exponents_and_a_single_weight_is_a_share() -> None
     silent = VerifierConfig(name="silent", weight=0.0)
     assert Panel([silent], {}).log_p(IMAGE, (("a", 0.1),)) == 0
     assert Panel([half], {"b": 1.0}).log_p(IMAGE, (("a", 0.25), ("b", 0.1))) == pytest.approx(math.log(0.05))
+
+
+def test_a_branch_that_was_given_up_has_no_chance_whatever_a_calibration_adds() -> None:
+    shipped = Panel(PanelConfig().verifiers, {})
+    for assessment in Assessment:
+        assert shipped.log_p(assessment, ((GIVEN_UP, 0.0),)) == pytest.approx(math.log(1e-6))
+    by_score = Panel([VerifierConfig(name="eye", weight={"a": 1.0})], {})
+    table = fused("ranks", IMAGE, [((GIVEN_UP, 0.0),)] * 2, Scoring(by_score.weigh, by_score.log_p))
+    assert table == [0.5, 0.5]
+
+
+def test_equal_scores_are_level_as_z_scores_too() -> None:
+    assert fused("z-scores", IMAGE, [(("a", 0.1),)] * 3, Scoring()) == [0.0, 0.0, 0.0]
 
 
 def test_a_calibration_turns_scores_into_the_probability_of_being_right() -> None:

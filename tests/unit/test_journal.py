@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,36 @@ def test_any_torn_end_is_tolerated(tmp_path: Path, keep: int) -> None:
             assert [result for result, _ in (await journal.restore()).results] == [DRAFT, SCORE]
 
     asyncio.run(main())
+
+
+def test_a_write_that_fails_is_told_to_all_it_was_for_and_leaves_no_half_of_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write, full = tmp_path / "journal.jsonl", os.write, threading.Event()
+
+    def until_full(descriptor: int, data: bytes) -> int:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        full.set()
+        return write(descriptor, data[:40])
+
+    async def main() -> None:
+        with Journal(path, IDENTITY, MemoryStore()) as journal:
+            await journal.record(verdict(0))
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", until_full)
+                said = await asyncio.gather(*(journal.record(verdict(n)) for n in (1, 2, 3)), return_exceptions=True)
+            assert all(isinstance(each, OSError) for each in said)
+            await asyncio.gather(*(journal.record(verdict(n)) for n in (4, 5)))
+        with Journal(path, IDENTITY, MemoryStore()) as journal:
+            restored = await journal.restore()
+        assert [result.work.path for result, _ in restored.results if isinstance(result, Scored)] == [(0,), (4,), (5,)]
+
+    asyncio.run(main())
+
+
+def verdict(branch: int) -> Scored:
+    return replace(SCORE, work=replace(SCORE.work, path=(branch,)))
 
 
 def test_a_torn_first_line_is_a_fresh_journal(tmp_path: Path) -> None:

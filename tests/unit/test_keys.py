@@ -134,6 +134,15 @@ def test_a_failed_write_leaves_the_file_as_it_was(path: Path, monkeypatch: pytes
     add_key(path, "bob")
 
 
+def test_a_disk_that_takes_half_of_what_it_is_given_costs_no_key(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key(path, "alice")
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: max(1, len(data) // 2)]))
+        add_key(path, "bob")
+    assert [key.name for key in list_keys(path)] == ["alice", "bob"]
+
+
 def test_mistakes_are_told_in_a_sentence(path: Path) -> None:
     with pytest.raises(UserError, match=r"no keys file at .*keys add NAME"):
         list_keys(path)

@@ -16,13 +16,14 @@ import torch
 from actors.generator import Context, Generator
 from actors.local_generators import Speeds
 from actors.local_pools import LocalCrew, LocalPyramidPool, LocalVerifierPool
+from actors.local_verifiers import HostedVerifier
 from actors.searches import SearchRunner
 from framegrove.config.model import ModelSource
 from framegrove.config.search import SearchConfig
 from framegrove.config.verifier import VerifierConfig
 from framegrove.errors import UserError
 from framegrove.evaluation.branch_cache import BranchCache
-from framegrove.evaluation.report import SearchRecord, busy_seconds, warnings_of
+from framegrove.evaluation.report import SearchRecord, busy_seconds, report_json, warnings_of
 from framegrove.evaluation.virtual_time import run_virtual
 from framegrove.lineage import mutation_of, sibling
 from framegrove.search.result import Ending, Fate
@@ -111,7 +112,8 @@ def told(record: SearchRecord) -> Any:
         for node in outcome.nodes
         if node.fate is not Fate.SPECULATIVE
     ]
-    certain = {name: costs.certain for name, costs in outcome.verifiers.items()}
+    there = {name: costs for name, costs in outcome.verifiers.items() if name not in outcome.left_out}
+    certain = {name: costs.certain for name, costs in there.items()}
     return outcome.winner, nodes, outcome.certain, outcome.sampling.certain.flops, outcome.sampling.certain.nfe, certain
 
 
@@ -313,6 +315,49 @@ def sampling(record: SearchRecord) -> list[Any]:
     return [span for span in record.outcome.spans if isinstance(span.work, SampleWork)]
 
 
+@pytest.mark.parametrize("fails", ["frames", "keep"])
+def test_nobody_is_left_waiting_where_frames_cannot_be_read_or_a_verdict_not_kept(fails: str) -> None:
+    class Ground:
+        number = 0
+
+        def verdict(self, *asked: object) -> None:
+            return None
+
+        def keep_verdict(self, *said: object) -> None:
+            raise OSError("no room")
+
+    class Unit:
+        ground, branch = Ground(), Latent((0,), 2)
+
+        @property
+        def frames(self) -> str:
+            if fails == "frames":
+                raise OSError("no room")
+            return "frames"
+
+    class Judge:
+        def __init__(self, config: object) -> None:
+            pass
+
+        async def ready(self) -> None:
+            pass
+
+        async def score(self, work: ScoreWork, prompt: str, *frames: str) -> Scored:
+            return Scored(work, (("a", 0.5),), Cost())
+
+        def close(self) -> None:
+            pass
+
+    async def main() -> None:
+        hosted = HostedVerifier(DARKNESS, Judge, 0)
+        work = ScoreWork((0,), Assessment.IMAGE, "darkness")
+        with pytest.raises(OSError, match="no room"):
+            await asyncio.wait_for(hosted.score(work, "a red 3", [Unit()]), 10)  # type: ignore[list-item]
+        hosted.close()
+
+    asyncio.run(main())
+
+
 def moody(frames: np.ndarray, prompt: str) -> float:
     """A verifier that sometimes answers what is no score."""
     return 7.0 if len(frames) > 10 else 0.5
@@ -338,6 +383,7 @@ def test_a_verifier_that_answers_rubbish_is_named_and_left_out_if_that_is_wanted
         record = run_virtual(runner.search(REQUEST))
         assert told(record) == told(alone)  # as if it had never been there
         assert list(record.outcome.left_out) == ["moody"]
+        assert "moody" in report_json(record)["cost"]["verifiers"]  # what it has cost is no secret
         (warning,) = (each for each in warnings_of(record) if "left out" in each)
         assert "the verifier moody was left out, and the others have judged alone: verifier moody" in warning
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from framegrove.serving import service
@@ -160,6 +163,102 @@ def test_event_ids_that_never_were(tmp_path: Path) -> None:
             assert answer.status_code == 200
 
     serving(tmp_path, scene)
+
+
+def test_a_video_that_is_cancelled_as_it_begins_leaves_its_place(tmp_path: Path) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def scene(running: Endpoint) -> None:
+        store = running.store
+        begin, cancel = store.begin, store.cancel
+
+        def begins(video_id: str) -> bool:
+            found = begin(video_id)
+            begun.set()
+            return found
+
+        def cancels(video_id: str) -> bool:
+            begun.wait(10)
+            found = cancel(video_id)
+            cancelled.set()
+            return found
+
+        async def busy() -> None:  # so that the loop learns of both at once
+            while not begun.is_set():  # noqa: ASYNC110  # of another thread
+                await asyncio.sleep(0)
+            cancelled.wait(10)
+            time.sleep(0.02)  # noqa: ASYNC251
+
+        store.begin, store.cancel = begins, cancels  # type: ignore[method-assign]
+        holding = asyncio.create_task(busy())
+        video = (await running.post(prompt=PROMPT)).json()["id"]
+        answer = await running.client.post(f"/v1/videos/{video}/cancel")
+        await holding
+        assert answer.json()["status"] == "cancelled"
+        assert running.service.in_progress == 0
+        store.begin, store.cancel = begin, cancel  # type: ignore[method-assign]
+        await running.until((await running.post(prompt=PROMPT)).json()["id"], "completed")
+
+    serving(tmp_path, scene, searches=1)
+
+
+def test_whoever_waits_for_a_video_hears_of_its_end_though_the_disk_failed_once(tmp_path: Path) -> None:
+    async def scene(running: Endpoint) -> None:
+        store, failures = running.store, list[OSError]()
+        get, complete = store.get, store.complete
+
+        def gets(*given: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return get(*given)
+
+        def completes(*given: Any) -> None:
+            complete(*given)
+            failures.append(OSError(5, "Input/output error"))
+
+        store.get = gets  # type: ignore[method-assign]
+        store.complete = completes  # type: ignore[method-assign]
+        body = json.dumps({"prompt": PROMPT})
+        headers = {"content-type": "application/json"}
+        answer = await running.client.post("/v1/videos/sync", content=body, headers=headers, timeout=30)
+        assert answer.status_code == 200
+
+    serving(tmp_path, scene)
+
+
+def test_requests_that_wait_count_as_streams_and_unread_answers_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MOST_STREAMS", 2)
+
+    async def scene(running: Endpoint) -> None:
+        running.runner.gate.clear()
+        headers = {"content-type": "application/json", "idempotency-key": "one"}
+        body = json.dumps({"prompt": PROMPT, "seed": 1})
+
+        async def wait() -> httpx.Response:
+            return await running.client.post("/v1/videos/sync", content=body, headers=headers)
+
+        waiting = [asyncio.create_task(wait()) for _ in range(2)]
+        video = await first_of(running)
+        await running.until(video, "in_progress")
+        refused = await wait()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+        running.runner.gate.set()
+        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+        for _ in range(3):  # answers that nobody begins to read
+            unread = await running.service.events(video)
+            del unread
+        assert (await wait()).status_code == 200
+
+    serving(tmp_path, scene)
+
+
+async def first_of(running: Endpoint) -> str:
+    """The id of the only video, once it is accepted."""
+    while not (found := (await running.client.get("/v1/videos")).json()["data"]):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return str(found[0]["id"])
 
 
 def test_event_streams_of_one_owner_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from framegrove.search.commands import Attempt, Cancel
@@ -27,8 +28,11 @@ class Attempts:
         self.stopping: set[int] = set()  # the numbers of those that have been
         self.spans: list[Span] = []  # of those that have ended
         self.launched = 0
-        self.wasted: dict[str, Cost] = dict.fromkeys(pools, Cost())
-        """By pool: the cost of attempts without a result, to which others add that of results that were lost."""
+        self.wasted = defaultdict(Cost, dict.fromkeys(pools, Cost()))
+        """By pool: the cost of attempts without a result, to which others add that of results that were lost.
+
+        Verifiers that an earlier attempt at the search had, and this one has not, are among them.
+        """
         self._busy: set[Work] = set()
         self._unwanted: dict[int, Attempt] = {}  # to be asked to stop
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from framegrove.config.search import Fusion, PathScore
 from framegrove.search.fusion import Scoring, fused
@@ -141,7 +142,8 @@ class ScoreCohort:
         """Who stays and who goes in a complete cohort."""
         if not self.complete:
             return NO_CHANGE
-        average = sum(-negative for negative, _ in self._best_first) / len(self._best_first)
+        # Exact: by rounding, the average of equal scores can be above them all.
+        average = sum(Fraction(-negative) for negative, _ in self._best_first) / len(self._best_first)
         good = [
             place
             for place, (negative, _) in enumerate(self._best_first[: self.width])

@@ -20,7 +20,7 @@ from framegrove.errors import UserError
 from framegrove.search.commands import Attempt, Cancel, Command, Recover, Release, Start
 from framegrove.search.dispatcher import Dispatcher, check, describe
 from framegrove.search.fusion import LogP, product
-from framegrove.search.journal import Journal
+from framegrove.search.journal import Journal, Restored
 from framegrove.search.protocols import (
     NOTHING,
     GeneratorClient,
@@ -89,8 +89,8 @@ class Conductor:
     are kept there, and those it has already are not done again. ``on_progress`` is called whenever the tally moves.
     ``lost`` is asked before the search ends which of the winner's handles, by branch, lead nowhere any more.
     ``release`` is called with every handle on top of which nothing will be sampled, since its branch was dropped.
-    ``sampled``, results with their handles, is what an earlier attempt at this search has sampled already; what the
-    journal has is not asked for then. Searches whose workers are the same give all of them by the same names and have
+    ``carried`` is what an earlier attempt at this search has done and spent already; what the journal has is not asked
+    for then. Searches whose workers are the same give all of them by the same names and have
     them ``shared``.
     """
 
@@ -107,7 +107,7 @@ class Conductor:
         lost: Callable[[Mapping[Path, Any]], Awaitable[Collection[Path]]] | None = None,
         release: Callable[[Any], None] = lambda handle: None,
         observer: Observer | None = None,
-        sampled: Collection[tuple[Sampled, tuple[Any, ...]]] | None = None,
+        carried: Restored | None = None,
         shared: SharedWorkers | None = None,
         pack: int = 1,
         log_p: LogP = product,
@@ -141,7 +141,7 @@ class Conductor:
         self._lost = lost
         self._release = release
         self._observer = observer or _Nobody()
-        self._sampled = sampled
+        self._carried = carried
         self._released: set[int] = set()  # ids of handles
         self._tally: Tally | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,16 +174,30 @@ class Conductor:
             finally:
                 self._share.leave()
 
-    @property
-    def sampled(self) -> list[tuple[Sampled, tuple[Any, ...]]]:
-        """What has been sampled so far and is neither lost nor released, with the handles."""
+    def carried(self, verifiers: Collection[str]) -> Restored:
+        """What has been done so far, for an attempt with these verifiers alone.
+
+        Kept are units that are neither lost nor released, and what those verifiers have said of single branches: in a
+        comparison, the others may be other ones. All else that was spent is wasted.
+        """
         state = self._state
-        made = {each: state.layout.outputs(each.work) for each in state.done.values() if isinstance(each, Sampled)}
-        return [
-            (result, tuple(state.handles[latent] for latent in latents))
-            for result, latents in made.items()
-            if all(id(state.handles.get(latent)) not in {id(None), *self._released} for latent in latents)
-        ]
+        kept: list[tuple[Result, tuple[Any, ...]]] = []
+        wasted = list(state.attempts.wasted.items())
+        for result in state.done.values():
+            if isinstance(result, Scored):
+                handles = () if result.work.verifier in verifiers and not result.work.against else None
+            else:
+                handles = self._held(result.work)
+            if handles is not None:
+                kept.append((result, handles))
+            else:
+                wasted.append((pool_of(result.work), result.cost))
+        return Restored(tuple(kept), tuple(wasted))
+
+    def _held(self, work: SampleWork) -> tuple[Any, ...] | None:
+        """The handles of what a work has made, None where one is lost or released."""
+        handles = tuple(self._state.handles.get(latent) for latent in self._state.layout.outputs(work))
+        return handles if all(id(each) not in {id(None), *self._released} for each in handles) else None
 
     def snapshot(self) -> Snapshot:
         """What the search looks like now. Costs nothing unless it is called, on the event loop that ``run`` is on."""
@@ -316,18 +330,16 @@ class Conductor:
             await self._journal.record_waste(pool, cost)
 
     async def _restore(self) -> None:
-        if self._sampled is not None:
-            for sampled, handles in self._sampled:
-                self._state.restore(sampled, handles)
+        earlier = self._carried
+        if earlier is None and self._journal is not None:
+            earlier = await self._journal.restore()
+            self._restored = len({result.work for result, _ in earlier.results})
+        if earlier is None:
             return
-        if self._journal is None:
-            return
-        restored = await self._journal.restore()
-        for result, handles in restored.results:
+        for result, handles in earlier.results:
             self._state.restore(result, handles)
-        for pool, cost in restored.wasted:
+        for pool, cost in earlier.wasted:
             self._state.restore_waste(pool, cost)
-        self._restored = len(self._state.done)
 
     async def _stop(self) -> None:
         """Leave nothing running: generators stop at their next step, and nobody waits for their answers."""
@@ -361,7 +373,7 @@ class Conductor:
             nodes=nodes_of(state.plan, sampled, state.panels, scored, state.attempts.spans, state.log_p),
             certain=frozenset(state.certain_works),
             sampling=state.costs(GENERATORS),
-            verifiers={name: state.costs(name) for name in self._panel},
+            verifiers={name: state.costs(name) for name in state.attempts.wasted if name != GENERATORS},
             spans=tuple(state.attempts.spans),
             handles={latent.path: state.handles[latent] for latent in sorted(state.handles)},
             seconds=self._now(),

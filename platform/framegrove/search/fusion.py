@@ -31,6 +31,9 @@ from framegrove.types import Assessment
 LogP = Callable[[Assessment, Scores], float]
 """The logarithm of the panel's probability that a branch is right, from its scores at an assessment."""
 
+GIVEN_UP = "given up"
+"""The only column of a branch that was given up where no branch was scored: no verifier's, and no chance at all."""
+
 LEAST = 1e-6  # no score counts as less: a verifier that rounds to 0 must not have a veto for ever
 
 
@@ -101,12 +104,16 @@ class Panel:
 
     def weigh(self, column: str) -> float:
         """The weight of a column of scores in ranks and z-scores."""
+        if column == GIVEN_UP:
+            return 1.0
         config, aspect = self._of(column)
         own = self._given[column] if column in self._given else config.weight_of(aspect)
         return own * self._factor(config.name)
 
     def log_p(self, assessment: Assessment, scores: Scores) -> float:
         """The mean of the verifiers' log-probabilities, weighted by verifier; 0 where none of them counts."""
+        if any(column == GIVEN_UP for column, _ in scores):
+            return math.log(LEAST)
         by_verifier: dict[str, list[tuple[str, float, float]]] = {}
         for column, score in scores:
             config, aspect = self._of(column)
@@ -169,5 +176,6 @@ def _ranks(scores_NC: np.ndarray) -> np.ndarray:
 
 
 def _z_scores(scores_NC: np.ndarray) -> np.ndarray:
-    spread = scores_NC.std(axis=0)
-    return (scores_NC - scores_NC.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    level = scores_NC.max(axis=0) == scores_NC.min(axis=0)  # by rounding, equal scores can have a spread of 1e-17
+    spread = np.where(level, 1.0, scores_NC.std(axis=0))
+    return np.where(level, 0.0, (scores_NC - scores_NC.mean(axis=0)) / spread)

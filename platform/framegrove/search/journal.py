@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -47,7 +47,7 @@ class LatentStore(Protocol):
 
 @dataclass(frozen=True)
 class Restored:
-    """What a journal gives back: results with their handles, in the order they came in, and what each pool wasted."""
+    """What was done before: results with their handles, in the order they came in, and what each pool wasted."""
 
     results: tuple[tuple[Result, tuple[Any, ...]], ...]
     wasted: tuple[tuple[str, Cost], ...]
@@ -63,7 +63,7 @@ class Journal:
     def __init__(self, path: str | Path, identity: Mapping[str, Any], store: LatentStore) -> None:
         self._path, self._store = Path(path), store
         self._lines: list[Any] = []
-        self._unwritten: list[str] = []
+        self._next: _Batch | None = None  # what is written once the disk is free
         self._writing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1)  # its own, so that closing can wait for it
         header = {"journal": _VERSION, "identity": files.identity(identity)}
@@ -131,18 +131,25 @@ class Journal:
 
     async def _append(self, entry: Any) -> None:
         """Return once the entry is on the disk. Waiting for the disk is a thread's; one wait serves all who ask."""
-        line = json.dumps(entry)
-        self._unwritten.append(line)
+        if self._next is None:
+            self._next = _Batch()
+        batch = self._next
+        batch.lines.append(json.dumps(entry))
         async with self._writing:
-            if line in self._unwritten:  # nobody has taken it along meanwhile
-                lines, self._unwritten = self._unwritten, []
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
+            if batch.written is None:  # the first of them writes for all, and each learns how that went
+                self._next = None
+                batch.written = asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch.lines)
+            await asyncio.shield(batch.written)
 
     def _write(self, lines: Sequence[str]) -> None:
-        rest = memoryview("".join(f"{line}\n" for line in lines).encode())
-        while rest:  # a disk that is nearly full takes less than it is given
-            rest = rest[os.write(self._file, rest) :]
-        os.fsync(self._file)
+        """All of these lines, or none."""
+        size = os.fstat(self._file).st_size
+        try:
+            files.write_all(self._file, "".join(f"{line}\n" for line in lines).encode())
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)  # the next line would begin in the middle of this one
+            raise
 
     def _read(self) -> list[Any]:
         """The whole lines of the file; a torn last one is cut off, so that the next one starts on a line of its own."""
@@ -159,6 +166,14 @@ class Journal:
         if torn:
             os.ftruncate(self._file, len(data) - len(torn))
         return entries
+
+
+@dataclass
+class _Batch:
+    """Lines that are written together."""
+
+    lines: list[str] = field(default_factory=list)
+    written: asyncio.Future[None] | None = None
 
 
 _REMOVE = "remove the file to search from the start"

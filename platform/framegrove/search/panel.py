@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from framegrove.errors import UserError
+from framegrove.search.fusion import GIVEN_UP
 from framegrove.search.tree import Members, PanelWork, PlannedWork, Result, Scores, Work, columns
 from framegrove.types import Assessment, Path, SampleWork, Scored, ScoreWork, prefixes
 
@@ -92,11 +93,11 @@ class Panel:
     def give_up(self, works: Sequence[PanelWork]) -> None:
         """These branches have scores of 0, in the columns that others have at the same assessment.
 
-        Where nothing was ever scored at an assessment, one column stands for those that nobody knows.
+        Where nothing was ever scored at an assessment, one column stands for those that nobody knows (GIVEN_UP).
         """
         names = {work.assessment: [name for name, _ in scores] for work, scores in self.scores.items()}
         for work in works:
-            self.scores[work] = tuple((name, 0.0) for name in names.get(work.assessment, ["given up"]))
+            self.scores[work] = tuple((name, 0.0) for name in names.get(work.assessment, [GIVEN_UP]))
 
 
 def _living(paths: Sequence[Path], given_up: Collection[Path]) -> tuple[Path, ...]:

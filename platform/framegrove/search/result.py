@@ -87,11 +87,11 @@ class SearchResult:
     """A finished search.
 
     ``certain`` are the works that had to be done; spans of other works are speculative. ``sampling`` and ``verifiers``
-    (by name) are the costs of generators and of each verifier. ``handles`` maps branches to their newest handles; those
-    of branches that were cut may be missing if they were lost. ``restored`` counts the works that a journal had
-    finished already. ``mass`` has each verifier's least probability of yes and no together, for those that report one.
-    ``given_up`` are branches that failed too often, ``left_out`` verifiers that could not be used, and why. ``hurried``
-    says that the time limit ended the search.
+    (by name) are the costs of generators and of each verifier, with one that was left out. ``handles`` maps branches to
+    their newest handles; those of branches that were cut may be missing if they were lost. ``restored`` counts the
+    works that a journal had finished already. ``mass`` has each verifier's least probability of yes and no together,
+    for those that report one. ``given_up`` are branches that failed too often, ``left_out`` verifiers that could not be
+    used, and why. ``hurried`` says that the time limit ended the search.
     """
 
     winner: Path

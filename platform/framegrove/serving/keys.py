@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from framegrove.config.base import Config, describe
 from framegrove.errors import UserError
-from framegrove.files import replacing
+from framegrove.files import replacing, write_all
 
 PREFIX = "fg_"  # tells a leaked secret from other text; scanners look for such prefixes
 REQUESTS_PER_MINUTE = 600
@@ -238,7 +238,7 @@ def _changing(path: Path) -> Iterator[_File]:
 
 def _write(path: Path, file: _File) -> None:
     with replacing(path) as partial, _opened_private(partial) as descriptor:
-        os.write(descriptor, (file.model_dump_json(indent=2) + "\n").encode())
+        write_all(descriptor, (file.model_dump_json(indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

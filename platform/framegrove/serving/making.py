@@ -187,11 +187,13 @@ class Maker:
         """
         cancelled = await asyncio.to_thread(self._store.cancel, video_id)
         if cancelled:
-            _, task = self._making.get(video_id, (None, None))
-            if task is not None:
+            record, task = self._making.get(video_id, (None, None))
+            if record is not None and task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.shield(_ended(task))
+                if video_id in self._making:  # cancelled before its first step, a task does not even clean up
+                    await self._forget(record)
             await self._on_change(video_id)
         return cancelled
 

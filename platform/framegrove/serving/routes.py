@@ -73,8 +73,9 @@ def _asking(router: APIRouter, service: VideoService, decoders: Decoders) -> Non
         if asked.n > 1:
             raise ApiError(400, f"n is {asked.n}: one video at a time can be waited for, use /v1/videos", param="n")
         owner = _owner(request)
-        video = await service.submit(asked, image, owner=owner, key=_key(idempotency_key))
-        await service.wait_for(video.id, owner)
+        with service.following(owner):
+            video = await service.submit(asked, image, owner=owner, key=_key(idempotency_key))
+            await service.wait_for(video.id, owner)
         answer = await _file(service, request, video.id, content_name("video"), owner)
         answer.headers["X-Video-Id"] = video.id
         return answer

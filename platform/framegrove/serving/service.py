@@ -12,6 +12,7 @@ import re
 import sqlite3
 import time
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +42,7 @@ from framegrove.serving.api import (
 from framegrove.serving.decode_clip import CheckedClip
 from framegrove.serving.intake import Intake
 from framegrove.serving.live import Event
-from framegrove.serving.making import Keep, Maker, Runner, line
+from framegrove.serving.making import Keep, Maker, Runner, line, stored
 from framegrove.serving.offers import Offer, ServedModel, offer_of
 from framegrove.serving.quotas import Quotas
 from framegrove.serving.records import FINISHED, StoredFile, VideoRecord
@@ -337,10 +338,19 @@ class VideoService:
         Raises ApiError, also where the owner follows too many videos already.
         """
         news = await self._news(video_id, owner, last, patience)
-        if self._streams[owner] >= MOST_STREAMS:
-            sentence = f"{MOST_STREAMS} event streams are open already: close some, or ask for a video's state"
-            raise ApiError(429, sentence, code="too_many_streams")
-        return self._followed(news, owner)
+        self._come(owner)
+
+        async def followed() -> AsyncIterator[list[Event]]:
+            try:
+                async for events in news:
+                    yield events
+            finally:
+                leave()
+
+        stream = followed()
+        leave = weakref.finalize(stream, self._go, owner)  # an answer that nobody begins to read ends nowhere else
+        leave.atexit = False
+        return stream
 
     async def _news(
         self, video_id: str, owner: str, last: str | None = None, patience: float = math.inf
@@ -351,14 +361,27 @@ class VideoService:
             log_.add("status", self._described(record).model_dump(mode="json"))
         return log_.after(log_.number_of(last), patience)
 
-    async def _followed(self, news: AsyncIterator[list[Event]], owner: str) -> AsyncIterator[list[Event]]:
-        """The same, counted among the streams of its owner."""
+    def _come(self, owner: str) -> None:
+        """One more follows videos. Raises ApiError where the owner has as many as one may have."""
+        if self._streams[owner] >= MOST_STREAMS:
+            sentence = (
+                f"{MOST_STREAMS} event streams and waiting requests are open already: close some, or ask for a video's "
+                "state"
+            )
+            raise ApiError(429, sentence, code="too_many_streams")
         self._streams[owner] += 1
+
+    def _go(self, owner: str) -> None:
+        self._streams[owner] -= 1
+
+    @contextlib.contextmanager
+    def following(self, owner: str = "") -> Iterator[None]:
+        """A request that will ``wait_for`` a video, counted as an event stream is. Raises ApiError."""
+        self._come(owner)
         try:
-            async for events in news:
-                yield events
+            yield
         finally:
-            self._streams[owner] -= 1
+            self._go(owner)
 
     async def wait_for(self, video_id: str, owner: str = "") -> None:
         """Return once a video is finished. Raises ApiError (503) where another process is about to go on with it."""
@@ -415,9 +438,9 @@ class VideoService:
             if kept.id == records[0].id:
                 for record in records:
                     _log_accepted(record)
+                    self._tell(record)
                 self._maker.wake()
-                for record in records:
-                    await self._changed(record.id)
+                await self._count()
             return kept
 
         return self._described(await self._whole(change()))
@@ -502,12 +525,14 @@ class VideoService:
         return [*([outside] if outside else []), *(record.report or {}).get("warnings", [])]
 
     async def _changed(self, video_id: str) -> None:
-        """A video's status has changed: viewers are told, and the queue is counted."""
-        with contextlib.suppress(*STORE_ERRORS):
-            record = await asyncio.to_thread(self._store.get, video_id)
-            if record is not None:
-                self._maker.events(video_id).add("status", self._described(record).model_dump(mode="json"))
+        """A video's status has changed: viewers are told, however long the disk fails, and the queue is counted."""
+        record = await stored(self._store.get, video_id)
+        if record is not None:
+            self._tell(record)
         await self._count()
+
+    def _tell(self, record: VideoRecord) -> None:
+        self._maker.events(record.id).add("status", self._described(record).model_dump(mode="json"))
 
     async def _count(self) -> None:
         async with self._counting:  # so that no count overtakes a later one
