@@ -130,9 +130,10 @@ class Loop:
         return found
 
     def _trained(self, found: collecting.Findings, start: str | None, number: int) -> None:
-        """Train on what a round's searches left. A run that is finished is left alone."""
+        """Train on what a round's searches left; a run that was interrupted is resumed, a finished one left alone."""
         run = self._folder(number) / "run"
-        if (run / MODEL).is_dir():
+        finished = self._folder(number) / "trained.json"  # a run has a model from its first checkpoint on
+        if finished.is_file():
             return
         left_by = {"examples": found.examples, "pairs": found.pairs}
         data = []
@@ -149,6 +150,7 @@ class Loop:
                 data.append(DataConfig(path=str(self._folder(number) / COLLECTED / name), weight=each.weight))
         model = self.config.train.model.model_copy(update={"start": start})
         self.train(self.config.train.model_copy(update={"data": tuple(data), "model": model}), run)
+        write_json(finished, {"steps": self.config.train.steps})
 
     def _guarded(self, source: ModelSource, number: int) -> list[GuardRow]:
         """How good a round's model is, by what it was not trained on."""

@@ -16,9 +16,13 @@ UNITS = 16
 _OF_PLATEAU = 1 / 3
 _HEADING = re.compile(r"^## `digits-long`: (\d+) units, (\d+) prompts$", re.MULTILINE)
 _INTERVAL = re.compile(r"([+-]?[\d.]+)%? \[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
-_AIM = re.compile(
-    r"- at most [\d.]+ of what (?P<plateau>.+?) costs: \*\*(?P<verdict>met|missed)\*\*.*?by (?P<setting>[^:]+): "
-    r"(?P<ratio>[\d.]+ \[[\d., ]+\])"
+_AIM = re.compile(r"^- at most [\d.]+ of what (?P<plateau>.+?) costs: (?P<verdict>.*)$", re.MULTILINE)
+_RATIO = r"(?P<ratio>[\d.]+ \[[\d., ]+\])"
+_VERDICTS = (
+    re.compile(rf"\*\*met\*\* by (?P<setting>[^:]+): {_RATIO}"),
+    re.compile(
+        rf"\*\*missed\*\* by [\d.]+: the cheapest that reaches the plateau, (?P<setting>.+?), costs {_RATIO} of it"
+    ),
 )
 
 
@@ -60,12 +64,14 @@ def read(text: str, units: int) -> Kept:
     for line in section.split("\n\n")[1].splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         rows.append(Row(cells[0], _interval(cells[1]), _interval(cells[4])))
-    aim = _AIM.search(section)
-    if aim is None or not rows:
+    aim = _AIM.search(section)  # the first one: that of the costs, with the panel as the judge
+    verdict = next(filter(None, (each.match(aim["verdict"]) for each in _VERDICTS)), None) if aim is not None else None
+    if aim is None or verdict is None or not rows:
         raise UserError(
-            f"the results of {units} units have no aim that a setting was held against: run the suite again"
+            f"the results of {units} units have no setting that reaches the plateau, to hold against the aim: run the "
+            "suite again"
         )
-    return Kept(int(head[2]), rows, aim["setting"], aim["plateau"], _interval(aim["ratio"]))
+    return Kept(int(head[2]), rows, verdict["setting"], aim["plateau"], _interval(verdict["ratio"]))
 
 
 def _interval(cell: str) -> tuple[float, float, float]:

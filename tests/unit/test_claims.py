@@ -271,6 +271,18 @@ def test_kept_results_are_read_as_they_stand() -> None:
         kept.read(kept.RESULTS.read_text(encoding="utf-8"), 5)
 
 
+def test_an_aim_that_was_missed_is_not_read_as_another_that_was_met() -> None:
+    text = kept.RESULTS.read_text(encoding="utf-8")
+    head = text.index("## `digits-long`: 16 units, 100 prompts")
+    begin = text.index("**met**", head)
+    end = text.index(";", begin)
+    missed = "**missed** by 0.10: the cheapest that reaches the plateau, dfs 4x, costs 0.43 [0.40, 0.47] of it"
+    found = kept.read(text[:begin] + missed + text[end:], 16)
+    assert (found.setting, found.plateau, found.ratio) == ("dfs 4x", "linear 8", (0.43, 0.40, 0.47))
+    with pytest.raises(UserError, match="no setting that reaches the plateau"):
+        kept.read(text[:begin] + "**missed**: none reaches it" + text[end:], 16)
+
+
 def test_flops_to_a_distance_are_read_between_marks() -> None:
     marks = [trained.Mark(1, 10.0, 4.0), trained.Mark(2, 20.0, 2.0)]
     assert trained.reached(marks, 4.5) == 10

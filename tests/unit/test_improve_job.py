@@ -131,6 +131,30 @@ def test_a_killed_loop_goes_on_and_does_nothing_twice(
         assert one["collected"]["pairs"] == other["collected"]["pairs"]
 
 
+def test_a_training_that_was_killed_after_a_checkpoint_is_gone_on_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", improve.in_this_process
+
+    def dies(*given: Any, **named: Any) -> Any:
+        real(*given, **named)
+        raise KeyboardInterrupt  # with a model in its folder, as there is from the first checkpoint on
+
+    with monkeypatch.context() as patch:
+        patch.setattr(improve, "in_this_process", dies)
+        run(folder, out, status=130)
+    resumed: list[Path] = []
+
+    def goes_on(config: Any, at: Path, *given: Any, **named: Any) -> Any:
+        resumed.append(at)
+        return real(config, at, *given, **named)
+
+    monkeypatch.setattr(improve, "in_this_process", goes_on)
+    run(folder, out)
+    run(folder, out)
+    assert [each.parent.name for each in resumed] == ["round-1", "round-2"]
+
+
 def test_the_loop_ends_where_the_judge_finds_no_gain(folder: Path, tmp_path: Path) -> None:
     said = run(folder, tmp_path / "out", "--set", "guard.gain=0.9").output
     assert "the loop ends, and the model of round 0 is the best" in " ".join(said.split())

@@ -34,6 +34,16 @@ def test_shards_and_row_groups_are_cut_by_bytes(tmp_path: Path) -> None:
     assert stored_ids(tmp_path) == set(range(30))
 
 
+def test_no_shard_is_written_over_where_a_damaged_one_was_removed(tmp_path: Path) -> None:
+    for number in range(3):
+        with ShardWriter(tmp_path, tmp_path, "v") as writer:
+            writer.add(noise_clip(number))
+    (tmp_path / "clips-00000.parquet").unlink()
+    with ShardWriter(tmp_path, tmp_path, "v") as writer:
+        writer.add(noise_clip(0))
+    assert stored_ids(tmp_path) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("torn", [0, 1, 100, 5000])
 def test_a_writer_that_was_killed_is_gone_on_with(torn: int, tmp_path: Path) -> None:
     killed = ShardWriter(tmp_path, tmp_path, "v")

@@ -105,7 +105,11 @@ def test_miniflux_from_scratch_beside_public_text_encoders(world: Path, tmp_path
     first, again = (text.encode(["a red 3"])[0] for _ in range(2))
     assert torch.equal(first.tokens_LD, again.tokens_LD)  # T5's dropout is off
     run(make_config(world, model=model, save_as="bf16"), tmp_path / "out")
-    Setup.of(make_config(world, model={"start": str(tmp_path / "out" / "model"), "train_text": False}))
+    start = {"start": str(tmp_path / "out" / "model"), "train_text": False}
+    Setup.of(make_config(world, model=start))
+    other = make_config(world, model={**start, "transformer": {"use_temporal_causal": False}})
+    with pytest.raises(UserError, match=r"model.transformer.use_temporal_causal is False, and True in the model"):
+        _ = Setup.of(other).pipeline
     losses = [found["loss"] for _, found in losses_of(tmp_path / "out")]
     assert losses[-1] < losses[0]
     trained = load_pipeline(tmp_path / "out" / "model")

@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from framegrove.models.vae_files import load_vae
 from framegrove.training.muon import KernelMuon
 from framegrove.training.skips import TrainingDiverged
 from framegrove.training.vae import VaeStep, psnr, train
+from framegrove.training.vae_clips import _crop
 from tests.unit.test_vae import PATCHED
 
 TINY = VaeTrainingConfig(
@@ -60,6 +62,12 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) ->
     (first, norm), (second, same) = (load_vae(tmp_path / x / "causal_video_vae") for x in "ab")
     assert norm == same
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    logged = [
+        [json.loads(line)["step"] for line in (tmp_path / x / "log.jsonl").read_text().splitlines()] for x in "ab"
+    ]
+    assert logged[0] == logged[1]
+    train(TINY, SOURCE, tmp_path / "b")  # once more, when there is nothing left to do
+    assert len((tmp_path / "b" / "log.jsonl").read_text().splitlines()) == len(logged[1])
     measured = psnr(first, SOURCE, "pair", 1)
     assert last.psnr["pair"] == pytest.approx(measured, abs=1e-3)  # the figures are those of the saved weights
     lines = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
@@ -71,6 +79,11 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) ->
     (tmp_path / "a" / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         train(TINY, SOURCE, tmp_path / "a")
+
+
+def test_a_dark_clip_is_cropped_anywhere() -> None:
+    dark = np.zeros((9, 32, 32, 3), np.uint8)
+    assert _crop(dark, 16, np.random.default_rng(0)).shape == (9, 16, 16, 3)
 
 
 def test_a_diverging_training_says_so(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ class ShardWriter:
         if self._file is None:
             return
         self._end_stream()
-        number = sum(1 for _ in self._folder.glob("clips-*.parquet"))
+        # Not their count: a damaged shard may have been removed.
+        taken = (int(path.stem.removeprefix("clips-")) for path in self._folder.glob("clips-*.parquet"))
+        number = max(taken, default=-1) + 1
         path = self._folder / f"clips-{number:05d}.parquet"
         with replacing(path) as partial:
             _write_parquet(partial, self._schema, self._path, self._group_bytes)

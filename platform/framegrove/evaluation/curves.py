@@ -45,11 +45,6 @@ class Comparison:
     difference: Interval
     p: float
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.difference.low > 0 or self.difference.high < 0
-
 
 @dataclass(frozen=True)
 class CurvePoint:

@@ -25,6 +25,8 @@ from framegrove.evaluation.results import (
 )
 from framegrove.files import replacing
 
+_DECIDED = 0.05  # a corrected p below it is in bold
+
 
 def write(rows: Sequence[Sample], path: File) -> None:
     """Write the page at ``path``, which is in the folder that the videos' files are named from."""
@@ -98,7 +100,7 @@ def _differences(rows: Sequence[Sample]) -> dict[str, Any]:
             [
                 f"{found[0].left} − {found[0].right}",
                 *(
-                    {**_interval(each.difference), "p": p[at], "decided": each.decided}
+                    {**_interval(each.difference), "p": p[at], "decided": p[at] < _DECIDED}
                     for each, p in zip(found, corrected, strict=True)
                 ),
             ]

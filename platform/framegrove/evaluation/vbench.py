@@ -166,15 +166,16 @@ def video_name(prompt: str, sample: int) -> str:
 def videos_of(folder: Path, prompts: Iterable[Prompt], dimension: str) -> list[tuple[Prompt, Path]]:
     """The videos that VBench reads for a dimension, as far as they are there, prompt by prompt."""
     asked = [prompt for prompt in prompts if dimension in prompt.dimensions]
-    videos = [(prompt, folder / video_name(prompt.text, sample)) for prompt in asked for sample in range(SAMPLES)]
+    most = FLICKERING_SAMPLES if dimension == FLICKERING else SAMPLES
+    videos = [(prompt, folder / video_name(prompt.text, sample)) for prompt in asked for sample in range(most)]
     return [(prompt, path) for prompt, path in videos if path.is_file()]
 
 
 def native_score(dimension: str, folder: Path, prompts: Iterable[Prompt]) -> tuple[float, list[dict[str, Any]]]:
     """The score of a dimension that needs no model, and each video's, as VBench's own file of results has them.
 
-    ``temporal_flickering`` is exactly VBench's. VBench wants videos that move left out before, which takes optical flow
-    (its static_filter); here all are read. Raises UserError where there is no video.
+    Each video's ``temporal_flickering`` is exactly VBench's. VBench leaves out those that move before, by optical flow
+    (its static_filter); here all are read, all 25 of a prompt. Raises UserError where there is no video.
     """
     from framegrove.media.writing import decode_mp4
     from framegrove.verification.signals import flicker

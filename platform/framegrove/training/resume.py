@@ -15,7 +15,7 @@ from typing import Any
 
 from framegrove.config.train import CHECKPOINTS, MODEL, SHIPPED, TrainConfig
 from framegrove.errors import UserError
-from framegrove.files import identity
+from framegrove.files import append_line, identity, whole_lines
 from framegrove.models.pretrained import VAE
 from framegrove.models.sources import find_model
 from framegrove.training import checkpoint
@@ -149,8 +149,8 @@ class History:
     def add(self, event: str, step: int, says: str, **facts: Any) -> None:
         """Append a line: what happened, after how many steps, in a sentence, and the facts."""
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "step": step, "says": says}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, **facts}) + "\n")
+        whole_lines(self.path)  # a torn last line would hide all that come after it
+        append_line(self.path, {**line, **facts})
 
 
 def _what_it_is(config: Mapping[str, Any], theirs: Mapping[str, Any], step: int) -> dict[str, Any]:

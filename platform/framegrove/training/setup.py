@@ -126,8 +126,11 @@ class Setup:
             return Pipeline(fresh_transformer(model.shape, take=take), vae, norm, text, model.recipe)
         text_dtype = torch.bfloat16 if self.config.precision == "bf16" else None
         if not model.fresh:
-            return load_source(model.source, text_dtype, take, with_text=self.encodes)
+            started = load_source(model.source, text_dtype, take, with_text=self.encodes)
+            _check_shape(model, started.transformer.config)
+            return started
         started = load_source(model.source, text_dtype, drop, with_text=self.encodes)
+        _check_shape(model, started.transformer.config)
         return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config, take=take))
 
     @property
@@ -358,3 +361,15 @@ def outline(model: ModelConfig) -> tuple[AnyTransformerConfig, CausalVideoVae, R
 
 def _vae_folder(model: ModelConfig) -> Path:
     return embedded_model() / VAE if model.vae == SHIPPED else Path(str(model.vae))
+
+
+def _check_shape(model: ModelConfig, there: Any) -> None:
+    """Raise UserError where a shape is asked for beside a model to continue from, and it is not that model's."""
+    key = "flux" if model.flux is not None else "transformer"
+    for name, usual in type(model.shape)():
+        wanted, found = getattr(model.shape, name), getattr(there, name, None)
+        if wanted not in (usual, found):  # a configuration that was written down has all the usual values in it
+            raise UserError(
+                f"model.{key}.{name} is {wanted}, and {found} in the model that is continued: leave it out, it is of new "
+                "models alone"
+            )

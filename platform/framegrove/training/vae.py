@@ -11,6 +11,7 @@ statistics it will see in use.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from framegrove.config.vae import VaeTrainingConfig
-from framegrove.files import append_line, identity
+from framegrove.files import append_line, identity, replacing, whole_lines
 from framegrove.models.trainer_state import (
     check_same_run,
     read_checkpoint,
@@ -87,6 +88,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     run = _Run(config, source)
     run.resume(out / CHECKPOINT)
+    _keep_lines(out / LOG, run.step)
     window = ClipWindow(config, source, run.step)
     saved = time.monotonic()
     done: VaeStep | None = None
@@ -105,11 +107,19 @@ def train(
         if last or time.monotonic() - saved > config.checkpoint_seconds:
             run.save(out / CHECKPOINT)
             saved = time.monotonic()
-    # A run that is resumed after its last step has no figures of it.
-    done = done or VaeStep(run.step, run.seconds, math.nan, math.nan, math.nan, 0.0)
-    finished = replace(done, psnr=run.finish(out / MODEL))
+    quality = run.finish(out / MODEL)
+    if done is None:  # resumed after its last step, whose figures stand in the log
+        return VaeStep(run.step, run.seconds, math.nan, math.nan, math.nan, 0.0, psnr=quality)
+    finished = replace(done, psnr=quality)
     append_line(out / LOG, finished.figures())
     return finished
+
+
+def _keep_lines(log: Path, step: int) -> None:
+    """Drop the lines of later steps, which are run again."""
+    lines = [line for line in whole_lines(log) if line["step"] <= step]
+    with replacing(log) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -191,7 +201,7 @@ class _Run:
             with self._autocast():
                 made.terms["discriminator"] = self.judge.learn(video, made.decoded)
         self.step += 1
-        update_average(list(self.averaged.parameters()), list(self.vae.parameters()), config.ema, updates=self.step + 1)
+        update_average(list(self.averaged.parameters()), list(self.vae.parameters()), config.ema, updates=self.step)
         self.seconds += time.monotonic() - began
         return VaeStep(
             self.step,

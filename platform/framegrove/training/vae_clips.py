@@ -84,6 +84,8 @@ def _crop(clip: Frames, side: int, rng: np.random.Generator) -> Frames:
     if side >= min(height, width):
         return clip
     rows, columns = np.nonzero(clip[int(rng.integers(len(clip)))].max(axis=-1) > _FOREGROUND_LEVEL)
+    if not len(rows):  # a dark frame
+        return _crop_anywhere(clip, side, rng)
     pick = int(rng.integers(len(rows)))
     top = int(np.clip(rows[pick] - side // 2, 0, height - side))
     left = int(np.clip(columns[pick] - side // 2, 0, width - side))
