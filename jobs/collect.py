@@ -93,6 +93,8 @@ def main(
         source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)
         if least > 0:
             panel.check_absolute(f"that one is right with probability {least:g}: give --least 0, or another verifier")
+        if digits and not prompts.startswith("digits:"):
+            raise UserError("--digits is for prompts of the digits world, digits:N: leave it out")
         texts = collecting.read_prompts(prompts, seed, digits or ())
         display.begin("reading the model")
         task = collecting.Task.of(source, search, texts, units=units, seed=seed, margin=margin, least=least, most=most)

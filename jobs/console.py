@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -178,6 +178,18 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"no folder can be made at {path} ({error.strerror}): choose another --out") from None
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The options that were given, by their parameters' names, even if as they are by default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def refuse(given: Collection[str], why: str) -> None:
+    """Raise UserError if one of these options was given."""
+    for name in sorted(given):
+        raise UserError(f"--{name.rstrip('_').replace('_', '-')} {why}")
 
 
 def refuse_finished(file: Path, overwrite: bool) -> None:

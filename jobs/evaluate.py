@@ -75,12 +75,14 @@ from jobs.console import (
     VerifierOption,
     any_source,
     application,
+    given_options,
     model_source,
     one_line_errors,
     policy_help,
+    refuse,
     refuse_finished,
 )
-from jobs.evaluating import check_together, judges_apart, refuse, with_signals
+from jobs.evaluating import check_together, judges_apart, with_signals
 from jobs.laboratory import check_judge, on_ray, over_cache
 from jobs.prompts import Prompts, digits_prompts, is_listed, listed_prompts
 
@@ -102,7 +104,7 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Folder for what is found: videos, tables, rows and pictures.")
     ] = None,
-    policy: Annotated[
+    policies_: Annotated[
         str, typer.Option("--policies", help=f"Comma-separated names. {policy_help()}; or module:ENTRY.")
     ] = "linear,tof",
     budgets: Annotated[str, typer.Option(help="Comma-separated; 1x is the sample without a search.")] = "1x,4x",
@@ -112,7 +114,7 @@ def main(
         typer.Option(min=1, help="Videos of each prompt and setting. Default: 1, for VBench as many as it asks for."),
     ] = None,
     digits: Annotated[int | None, typer.Option(min=1, max=2, help="Only prompts of so many digits.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = measuring.SEED,
+    seed: Annotated[int, typer.Option(min=0, help="Selects the prompts, and seeds the first video.")] = measuring.SEED,
     model: ModelOption = None,
     variant: VariantOption = None,
     dtype: DtypeOption = "float32",
@@ -216,7 +218,7 @@ def main(
 ) -> None:
     """Compare searches with each other and with a single sample."""
     with one_line_errors(log_level), Display() as display:
-        given = _given(context)
+        given = given_options(context)
         if _without_searches(given, totals, study_, tally, host, port, display):
             return
         if out is None:
@@ -243,7 +245,7 @@ def main(
             _run_suite(chosen, own, source, out, judge, display)
             return
         search = _search(set_ or ())
-        settings = _settings(policy, budgets, search)
+        settings = _settings(policies_, budgets, search)
         names = benchmarks.names(dimension)
         if suite_ is not None:
             asked = listed_prompts(suite_, seed, names, most=most, takes=seeds)
@@ -367,12 +369,6 @@ def _run_suite(
 def _tell_effort(lab: Laboratory, display: Display) -> None:
     if (effort := lab.effort()) is not None:
         display.say(effort)
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The options that were given, even if as they are by default."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
 def _search(overrides: Iterable[str]) -> SearchConfig:

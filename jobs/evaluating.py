@@ -6,21 +6,23 @@ from collections.abc import Collection
 
 from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
 from framegrove.errors import UserError
+from jobs.console import refuse
 from jobs.laboratory import ORACLE
 
 
 def check_together(given: Collection[str], judge: str, *, listed: bool) -> None:
     """Raise UserError for options that do not go together. ``listed``: the suite is a list of prompts."""
     given, cached = set(given), "cache" in given
+    refuse(given & {"verifier_speed"} if not cached else (), "is for searches over a cache: add --cache DIR")
     if "suite_" in given and not listed:
-        refuse(given & {"policy", "budgets", "digits", "seed", "seeds"}, "is what a suite says itself: leave it out")
+        refuse(given & {"policies_", "budgets", "digits", "seed", "seeds"}, "is set by the suite: leave it out")
         if not cached:
             raise UserError("a suite is run over a cache of branches: add --cache DIR")
         refuse(given & {"calibrate", "judges", "distances"}, "is not for a suite: leave one of them out")
         refuse(given & {"overwrite"}, "is not for a suite, which takes days and always goes on: give another --out")
     if listed:
         of_digits = given & {"digits", "calibrate", "judges", "distances", "tuning"}
-        refuse(of_digits, "is for prompts of the digits world: leave it, or --suite, out")
+        refuse(of_digits, "applies only to prompts of the digits world: remove it, or --suite")
         if judge == ORACLE:
             raise UserError("the oracle knows the digits world alone: leave out --judge, or --suite")
     else:
@@ -31,21 +33,14 @@ def check_together(given: Collection[str], judge: str, *, listed: bool) -> None:
     if "judges" in given:
         refuse(given & {"calibrate", "held_out", "distances", "seeds"}, "is not for --judges: leave one of them out")
         if cached == ("pairs" in given):
-            raise UserError(
-                "judges are held against the oracle over a cache of branches, --cache DIR, or against --pairs"
-            )
+            raise UserError("--judges needs one reference: --cache DIR for the oracle, or --pairs FILE for people")
+        if "pairs" in given:
+            refuse(given - {"judges", "pairs", "out", "overwrite", "log_level"}, "is not for --pairs: leave it out")
     refuse(given & {"pairs"} if "judges" not in given else (), "is for judges: add --judges FILE")
     if "calibrate" in given:
         if not cached or judge == ORACLE:
             raise UserError("a panel is calibrated over a cache of branches: add --cache DIR, and leave out --judge")
         refuse(given & {"held_out", "distances", "seeds"}, "is not for --calibrate: leave one of them out")
-
-
-def refuse(given: Collection[str], why: str) -> None:
-    """Raise UserError if one of these options was given."""
-    names = {"policy": "policies", "held_out": "held-out", "allow_pickle": "allow-pickle", "set_": "set"}
-    for name in sorted(given):
-        raise UserError(f"--{names.get(name, name.rstrip('_'))} {why}")
 
 
 def judges_apart(held_out: str | None, panel: PanelConfig) -> PanelConfig | None:

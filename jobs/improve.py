@@ -20,6 +20,7 @@ import typer
 
 from framegrove.config.improve import CollectConfig, GuardConfig, ImproveConfig
 from framegrove.config.pool import PoolSize
+from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
 from jobs.train import EngineName, in_this_process, on_a_cluster
@@ -62,6 +63,8 @@ def main(
         from jobs.improving import BEST, PICTURE, REPORT, Loop
 
         size = PoolSize.option("--workers", workers)
+        if engine is EngineName.PLAIN and size.most > 1:
+            raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
         checked = load(ImproveConfig, config, set_ or ())
         make_folder(out)
 

@@ -37,8 +37,10 @@ from jobs.console import (
     OverwriteOption,
     PickleOption,
     application,
+    given_options,
     make_folder,
     one_line_errors,
+    refuse,
     refuse_taken,
     when_stopped,
 )
@@ -71,6 +73,7 @@ _KEYS = keys_help(
 
 @app.command(epilog=_KEYS)
 def main(
+    context: typer.Context,
     out: Annotated[
         Path,
         typer.Option(help="Folder to write; of videos, one begun is gone on with."),
@@ -152,6 +155,13 @@ def main(
     second apart.
     """
     with one_line_errors(log_level), Display() as display:
+        given = given_options(context)
+        if videos is None:
+            of_footage = {"sizes", "fps", "part", "engine", "most_rejected"}
+            refuse(given & of_footage, "is for footage: give --videos, or leave it out to draw digits")
+        else:
+            refuse(given & {"clips", "pairs", "seed"}, "is for drawn digits: leave it, or --videos, out")
+            refuse(given & {"heldout"}, "is for drawn digits: for footage write --set heldout=0.02")
         first, parts = _part(part)
         from framegrove.models.pretrained import VAE, embedded_model
 

@@ -163,7 +163,7 @@ def test_a_suites_results_with_its_ceiling(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--policies", "tof"], "--policies is what a suite says itself"),
+        (["--policies", "tof"], "--policies is set by the suite"),
         (["--overwrite"], "--overwrite is not for a suite"),
         (["--held-out", "{panel}", "--verifier", "{panel}"], "is one of the panel"),
     ],

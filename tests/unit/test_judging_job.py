@@ -95,9 +95,11 @@ def test_judges_are_held_against_the_oracle(tmp_path: Path) -> None:
     [
         (
             ["--judges", "j.yaml"],
-            "judges are held against the oracle over a cache of branches, --cache DIR, or",
+            "--judges needs one reference: --cache DIR for the oracle, or --pairs FILE for people",
         ),
-        (["--judges", "j.yaml", "--cache", "c", "--pairs", "p.csv"], "--cache DIR, or against --pairs"),
+        (["--judges", "j.yaml", "--cache", "c", "--pairs", "p.csv"], "--judges needs one reference"),
+        (["--judges", "j.yaml", "--pairs", "p.csv", "--prompts", "9"], "--prompts is not for --pairs: leave it out"),
+        (["--verifier-speed", "2"], "--verifier-speed is for searches over a cache: add --cache DIR"),
         (["--pairs", "p.csv"], "--pairs is for judges: add --judges FILE"),
         (["--judges", "j.yaml", "--cache", "c", "--calibrate"], "--calibrate is not for --judges"),
         (["--judges", "j.yaml", "--cache", "c", "--suite", "digits-long"], "--judges is not for a suite"),

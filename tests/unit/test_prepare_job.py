@@ -336,3 +336,18 @@ def test_bad_input_is_one_line(given: list[str], message: str, tmp_path: Path) -
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--sizes", "64x64"], "--sizes is for footage: give --videos"),
+        (["--most-rejected", "0.5"], "--most-rejected is for footage"),
+        (["--videos", "films", "--clips", "9"], "--clips is for drawn digits"),
+        (["--videos", "films", "--heldout", "0.1"], "for footage write --set heldout=0.02"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(tmp_path: Path, given: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "clips")])
+    assert result.exit_code == 1
+    assert said in " ".join(result.output.split())

@@ -370,6 +370,6 @@ def _check_shape(model: ModelConfig, there: Any) -> None:
         wanted, found = getattr(model.shape, name), getattr(there, name, None)
         if wanted not in (usual, found):  # a configuration that was written down has all the usual values in it
             raise UserError(
-                f"model.{key}.{name} is {wanted}, and {found} in the model that is continued: leave it out, it is of new "
-                "models alone"
+                f"model.{key}.{name} is {wanted}, and {found} in the model that is continued: leave it out, it "
+                "is of new models alone"
             )
