@@ -14,6 +14,7 @@ from jobs.claims.claim import Bench, Claim, Figure, Finding
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
     from framegrove.digits.oracle import DigitsOracle
+    from framegrove.models.pretrained import Pipeline
 
 CAUSAL, BIDIRECTIONAL, TRUE = "block-causal", "bidirectional", "true clips"
 LONG = 16  # units of videos in which identity may drift
@@ -129,9 +130,8 @@ def drift(bench: Bench) -> Finding:
     sources: dict[str, ModelSource] = {CAUSAL: bench.model}
     if bench.other is not None:
         sources[BIDIRECTIONAL] = bench.other
-    read = {
-        name: _identities(bench, source, part / len(sources)) for part, (name, source) in enumerate(sources.items())
-    }
+    models = {name: _loaded(source, causal=name == CAUSAL) for name, source in sources.items()}
+    read = {name: _identities(bench, model, part / len(models)) for part, (name, model) in enumerate(models.items())}
     read[TRUE] = _true_identities(bench)
     return found_of_drift({name: kept(each) for name, each in read.items()})
 
@@ -189,14 +189,26 @@ def kept(videos: Sequence[Sequence[Identity]]) -> list[list[bool]]:
     return [[unit == video[0] for unit in video] for video in videos]
 
 
-def _identities(bench: Bench, source: ModelSource, done: float) -> list[list[Identity]]:
+def _loaded(source: ModelSource, *, causal: bool) -> Pipeline:
+    """A model. Raises UserError for one with the other kind of attention."""
+    from framegrove.models.pretrained import load_source
+
+    pipeline = load_source(source)
+    if pipeline.transformer.config.use_temporal_causal is not causal:
+        raise UserError(
+            f"{source.name or 'the shipped model'} has {'bidirectional' if causal else 'block-causal'} attention: "
+            "--model takes a block-causal model, --other a bidirectional one"
+        )
+    return pipeline
+
+
+def _identities(bench: Bench, pipeline: Pipeline, done: float) -> list[list[Identity]]:
     """What is seen in each unit of some videos."""
     from framegrove.digits import world
     from framegrove.digits.oracle import DigitsOracle
     from framegrove.flow.generation import generate
-    from framegrove.models.pretrained import load_source
 
-    pipeline, oracle = load_source(source), DigitsOracle()
+    oracle = DigitsOracle()
     captions = [world.caption(objects) for objects in world.prompts(bench.prompts, bench.seed)]
     seeds = range(bench.seed, bench.seed + len(captions))
 
