@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -101,6 +101,12 @@ def append_line(path: Path, value: Any) -> None:
         file.write(json.dumps(value) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a file of JSON lines as a whole, in the place of the one that is there."""
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
 
 
 Returned = TypeVar("Returned")

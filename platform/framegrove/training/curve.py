@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from framegrove.files import replacing
+from framegrove.files import replacing, write_lines
 from framegrove.flow.objective import StageSample
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Curve:
         self.path = folder / LINES
         self._drawn = -math.inf
         self.lines = [line for line in read(self.path) if line["step"] <= step]
-        with replacing(self.path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        write_lines(self.path, self.lines)
 
     @property
     def seconds(self) -> float:

@@ -86,6 +86,7 @@ class Setup:
             config = at_hand(config, out)
         catalog = open_catalog([given.path for given in config.data_sets])
         shape, vae, recipe = outline(config.model)
+        _check_shape(config.model, shape)
         tuning.check(config.model.tune, shape)
         trackers.check(config.tracking)
         samples.scorer_of(config.samples)
@@ -126,11 +127,8 @@ class Setup:
             return Pipeline(fresh_transformer(model.shape, take=take), vae, norm, text, model.recipe)
         text_dtype = torch.bfloat16 if self.config.precision == "bf16" else None
         if not model.fresh:
-            started = load_source(model.source, text_dtype, take, with_text=self.encodes)
-            _check_shape(model, started.transformer.config)
-            return started
+            return load_source(model.source, text_dtype, take, with_text=self.encodes)
         started = load_source(model.source, text_dtype, drop, with_text=self.encodes)
-        _check_shape(model, started.transformer.config)
         return dataclasses.replace(started, transformer=fresh_transformer(started.transformer.config, take=take))
 
     @property
@@ -363,7 +361,7 @@ def _vae_folder(model: ModelConfig) -> Path:
     return embedded_model() / VAE if model.vae == SHIPPED else Path(str(model.vae))
 
 
-def _check_shape(model: ModelConfig, there: Any) -> None:
+def _check_shape(model: ModelConfig, there: AnyTransformerConfig) -> None:
     """Raise UserError where a shape is asked for beside a model to continue from, and it is not that model's."""
     key = "flux" if model.flux is not None else "transformer"
     for name, usual in type(model.shape)():

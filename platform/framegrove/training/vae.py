@@ -11,7 +11,6 @@ statistics it will see in use.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from framegrove.config.vae import VaeTrainingConfig
-from framegrove.files import append_line, identity, replacing, whole_lines
+from framegrove.files import append_line, identity, whole_lines, write_lines
 from framegrove.models.trainer_state import (
     check_same_run,
     read_checkpoint,
@@ -88,7 +87,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     run = _Run(config, source)
     run.resume(out / CHECKPOINT)
-    _keep_lines(out / LOG, run.step)
+    # Later steps are run again.
+    write_lines(out / LOG, [line for line in whole_lines(out / LOG) if line["step"] <= run.step])
     window = ClipWindow(config, source, run.step)
     saved = time.monotonic()
     done: VaeStep | None = None
@@ -113,13 +113,6 @@ def train(
     finished = replace(done, psnr=quality)
     append_line(out / LOG, finished.figures())
     return finished
-
-
-def _keep_lines(log: Path, step: int) -> None:
-    """Drop the lines of later steps, which are run again."""
-    lines = [line for line in whole_lines(log) if line["step"] <= step]
-    with replacing(log) as partial:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 @torch.no_grad()
