@@ -163,7 +163,7 @@ def test_two_evaluations_do_not_write_to_one_folder(model: Path, tmp_path: Path)
             ["--suite", "vbench:{suite}", "--weights", "{none}"],
             "VBench's weights for subject_consistency are not there",
         ),
-        (["--suite", "vbench:{suite}", "--digits", "1"], "--digits is for prompts of the digits world"),
+        (["--suite", "vbench:{suite}", "--digits", "1"], "--digits applies only to prompts of the digits world"),
         (["--suite", "prompts:{empty}", "--dimension", "scene"], "--dimension is for VBench's suite"),
         (["--dimension", "scene"], "--dimension is for VBench's prompts"),
         (["--suite", "prompts:{suite}", "--weights", "{none}"], "--weights is for VBench's prompts"),
