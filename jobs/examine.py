@@ -49,13 +49,14 @@ def main(
 
         from framegrove.digits.examination import agreement, examine, oracle_reader
         from framegrove.digits.oracle import DigitsOracle
-        from framegrove.digits.sibling_files import read_groups, sample_shards, shards_in
+        from framegrove.digits.sibling_files import keep_facts, read_groups, sample_shards, shards_in
         from framegrove.digits.teacher_training import taught
         from framegrove.digits.verifier_judge import Judge
         from framegrove.files import write_json
         from framegrove.models.pretrained import load_pipeline
 
         torch.set_num_threads(1)
+        keep_facts(out, {"model": model or "shipped", "units": units, "seed": _SEED})
         judge = Judge(verifier)
         sample_shards(
             out,

@@ -44,9 +44,11 @@ from jobs.console import (
     VerifierOption,
     any_source,
     application,
+    given_options,
     make_folder,
     one_line_errors,
     policy_help,
+    refuse,
     refuse_finished,
     when_stopped,
 )
@@ -184,7 +186,9 @@ def main(
         if out is None and not plan:
             raise UserError("--out is missing: name the folder of the video, or give --plan to start nothing")
         if resume and out is not None:
-            asked = _interrupted(out, prompt)
+            own_settings = given_options(context) - {"resume", "out", "generators", "watch", "plan", "log_level"}
+            refuse(own_settings, "is as it was when the search began: leave it out with --resume")
+            asked = _interrupted(out)
         else:
             own = {
                 "policy": policy,
@@ -219,8 +223,7 @@ def _configured(
         return {**own, "set": tuple(settings)}
     said = load(GenerateConfig, config)
     told = said.model_dump(mode="json", exclude_unset=True)
-    sources = {name: context.get_parameter_source(name) for name in own}
-    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    given = given_options(context)
     chosen = {name: value if name in given else told.get(name, value) for name, value in own.items()}
     of_search = [name for name in SearchConfig.model_fields if name in told and name not in own]
     return {
@@ -341,11 +344,9 @@ def _given(prompt: str | None) -> str:
     return prompt
 
 
-def _interrupted(out: Path, prompt: str | None) -> Asked:
+def _interrupted(out: Path) -> Asked:
     """What was asked for in a folder whose search was interrupted."""
     file = out / UNFINISHED / ASKED
-    if prompt is not None:
-        raise UserError("--resume goes on with what was asked for before: leave --prompt out")
     if not file.is_file():
         raise UserError(f"there is no interrupted search in {out}: give the --out that it was started with")
     return validated(Asked, json.loads(file.read_text(encoding="utf-8")), str(file))

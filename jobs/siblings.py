@@ -34,9 +34,8 @@ def main(
         display.begin("teaching the teacher")
         import torch
 
-        from framegrove.digits.sibling_files import sample_shards
+        from framegrove.digits.sibling_files import keep_facts, sample_shards
         from framegrove.digits.teacher_training import taught
-        from framegrove.files import write_json
         from framegrove.models.pretrained import load_pipeline
 
         torch.set_num_threads(1)
@@ -45,9 +44,7 @@ def main(
             display.show(step / steps, f"step {step} of {steps}, loss {loss:.3f}")
 
         teacher = taught(out / "teacher.safetensors", on_step=on_step)
-        facts = {"model": model or "shipped", "units": units, "seed": seed}
-        _check_same(out / "siblings.json", facts)
-        write_json(out / "siblings.json", facts)
+        keep_facts(out, {"model": model or "shipped", "units": units, "seed": seed})
         display.begin("sampling siblings")
         sample_shards(
             out,
@@ -60,18 +57,6 @@ def main(
             on_groups=lambda done, total: display.show(done / total, f"{done} of {total} groups"),
         )
         display.say(f"groups: {out}")
-
-
-def _check_same(path: Path, ours: dict[str, object]) -> None:
-    """Raise UserError where the folder's groups were sampled otherwise."""
-    import json
-
-    from framegrove.errors import UserError
-    from framegrove.files import difference
-
-    found = difference(json.loads(path.read_text(encoding="utf-8")), ours) if path.exists() else None
-    if found is not None:
-        raise UserError(f"{path.parent} holds other groups ({found}): give another --out, or remove it")
 
 
 if __name__ == "__main__":

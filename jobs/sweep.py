@@ -42,9 +42,11 @@ from jobs.console import (
     VariantOption,
     VerifierOption,
     application,
+    given_options,
     make_folder,
     model_source,
     one_line_errors,
+    refuse,
     when_stopped,
 )
 from jobs.keys import keys_help
@@ -70,6 +72,7 @@ def shipped() -> list[str]:
 
 @app.command(epilog=_KEYS)
 def main(
+    context: typer.Context,
     study: Annotated[str, typer.Option(help=f"One of {', '.join(shipped())}, or a YAML file.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for results, report and winners. Not needed for --plan.")
@@ -116,9 +119,11 @@ def main(
         if resume and overwrite:
             raise UserError("--resume goes on with a study, and --overwrite starts anew: leave one of them out")
         places = {"model": absolute(model), "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
-        given = {"model": model, "variant": variant, "verifier": verifier, "generators": generators}
-        if config.kind == "pyramid" and (wrong := [key for key, value in given.items() if value is not None]):
-            raise UserError(f"--{wrong[0]} is for a study of searches, and {name} trains its models: leave it out")
+        if config.kind == "pyramid":
+            own = given_options(context) & {*places, "verifier", "generators"}
+            refuse(own, f"is for a study of searches, and {name} trains its models: leave it out")
+        else:
+            refuse(given_options(context) & {"workers"}, f"is for a study of trainings, and {name} is not one")
         display.begin("reading the study")
         from jobs.study_kinds import Searches, Trainings
 

@@ -76,12 +76,17 @@ def test_a_file_in_the_way_is_named(model: Path, tmp_path: Path) -> None:
 
 def test_a_finished_search_is_not_replaced_in_silence(model: Path, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
-    given = ["--model", str(model), "--out", str(tmp_path)]
+    given, of_a_model = ["--out", str(tmp_path)], ["--model", str(model)]
     for more, message in (
-        (PROMPT, "a finished run is in"),
+        ([*PROMPT, *of_a_model], "a finished run is in"),
+        (["--resume", *of_a_model], "--model is as it was when the search began: leave it out with --resume"),
+        (["--resume", *PROMPT], "--prompt is as it was when the search began"),
         (["--resume"], "there is no interrupted search in"),
         (["--resume", "--overwrite"], "--resume goes on with a search, and --overwrite starts anew"),
-        ([*PROMPT, "--overwrite", "--units", "1000"], "this model makes 1 to 32"),  # asked for wrongly, but let past
+        (
+            [*PROMPT, *of_a_model, "--overwrite", "--units", "1000"],
+            "this model makes 1 to 32",
+        ),  # asked for wrongly, but let past
     ):
         result = CliRunner().invoke(generate.app, [*given, *more])
         assert result.exit_code == 1

@@ -16,7 +16,15 @@ from framegrove.config.verifier import own_settings
 from framegrove.digits import siblings, world
 from framegrove.digits.examination import Examination, examine
 from framegrove.digits.questions import Aspect
-from framegrove.digits.sibling_files import APART, read_groups, sample_shards, shard_file, shards_in, write_groups
+from framegrove.digits.sibling_files import (
+    APART,
+    keep_facts,
+    read_groups,
+    sample_shards,
+    shard_file,
+    shards_in,
+    write_groups,
+)
 from framegrove.digits.siblings import Group, grow, prompts_of
 from framegrove.digits.teacher import TaughtObject, UnitReading, centres_of, segment
 from framegrove.digits.verifier_judge import Judge, assessment_of, calibrated
@@ -134,6 +142,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         assert getattr(again, name) == getattr(group, name), name
     assert np.array_equal(again.children, group.children)
     assert np.array_equal(again.before, group.before)
+
+
+def test_groups_of_another_model_are_refused(tmp_path: Path) -> None:
+    keep_facts(tmp_path, {"model": "shipped", "seed": 11})
+    keep_facts(tmp_path, {"model": "shipped", "seed": 11})
+    with pytest.raises(UserError, match="its model is 'shipped' and here it is 'runs/mine'"):
+        keep_facts(tmp_path, {"model": "runs/mine", "seed": 11})
 
 
 def test_siblings_become_scenes_with_the_teachers_answers() -> None:

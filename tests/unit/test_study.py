@@ -131,6 +131,11 @@ def test_a_value_that_no_search_takes_is_told_before_anything_runs(
         (["--study", "budget", "--verifier", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
         (["--study", "budget", "--dtype", "half"], "dtype must be 'float32' or 'bfloat16', not 'half'"),
         (["--study", "stages", "--generators", "2"], "--generators is for a study of searches"),
+        (
+            ["--study", "stages", "--dtype", "float32"],
+            "--dtype is for a study of searches, and stages trains its models",
+        ),
+        (["--study", "budget", "--workers", "2"], "--workers is for a study of trainings, and budget is not one"),
         (["--study", "stages", "--set", "data=nowhere"], "data folder"),
         (["--study", "stages", "--set", "model.start=shipped"], "set model.start=null"),
         (["--study", "budget", "--resume"], "there is no study in"),
