@@ -116,7 +116,7 @@ def _check_judges(chosen: Collection[str], assessments: Collection[Assessment], 
 class Ingress:
     """The only replica of the endpoint: the folder of videos belongs to it.
 
-    A replica that takes its place goes on with the videos that it left unfinished.
+    A replica that takes its place continues the videos that it left unfinished.
     """
 
     def __init__(self, config: ServeConfig) -> None:

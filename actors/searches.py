@@ -196,7 +196,7 @@ class SearchRunner:
         *,
         whole: bool = False,
     ) -> SearchRecord:
-        """Search for the video that is asked for; with a ``journal`` folder, go on with what is finished in there.
+        """Search for the video that is asked for; with a ``journal`` folder, continue after what is finished in there.
 
         ``watch`` is called once, just before the search begins, with what there is to look at while it goes on.
         ``whole``: branches that lead no further are kept as they are, for `latents`.

@@ -49,7 +49,7 @@ app = application()
 @app.command()
 def main(
     prompts: Annotated[str, typer.Option(help="A text file, one prompt a line; or digits:N.")],
-    out: Annotated[Path, typer.Option(help="Folder for examples and pairs; an unfinished one is gone on with.")],
+    out: Annotated[Path, typer.Option(help="Folder for examples and pairs; an unfinished one is continued.")],
     digits: Annotated[
         list[int] | None,
         typer.Option(min=1, max=2, help="How many digits those of digits:N have, in turn (repeatable); else either."),

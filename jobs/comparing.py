@@ -34,7 +34,7 @@ def taken(out: Path) -> IO[str]:
 
 
 def make_way(out: Path, items: Sequence[Item], *, overwrite: bool, again: bool = False) -> None:
-    """See to what an earlier evaluation has left in a folder: it is gone on with, added to, or removed.
+    """See to what an earlier evaluation has left in a folder: it is continued, added to, or removed.
 
     Raises UserError where it is finished and these videos add nothing to it, or leave some of its own out. ``again``:
     something else is asked of it, so that it need not be added to.

@@ -165,7 +165,7 @@ def one_line_errors(log_level: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def when_stopped(advice: str) -> Iterator[None]:
-    """Have a job that is interrupted inside this block say how it is gone on with, or what was lost."""
+    """Have a job that is interrupted inside this block say how to resume it, or what was lost."""
     try:
         yield
     except KeyboardInterrupt:

@@ -78,7 +78,7 @@ class Run:
         return self._process
 
     def start(self) -> None:
-        """Begin the run, or go on with it."""
+        """Start the run, or resume it."""
         given = ["--config", str(self.config), "--out", str(self.out), "--engine", self.engine]
         given += ["--set", f"checkpoint_every={_EVERY}"]
         given += ["--workers", "2"] if self.engine == "deepspeed" else []
@@ -123,7 +123,7 @@ class Run:
         return [(line["step"], line["losses"]) for line in curve.read(self.out / curve.LINES)]
 
     def starts(self) -> int:
-        """How often the run was begun or gone on with."""
+        """How often the run was started or resumed."""
         from framegrove.training.resume import HISTORY
 
         events = map(json.loads, (self.out / HISTORY).read_text(encoding="utf-8").splitlines())

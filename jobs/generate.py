@@ -181,7 +181,7 @@ def main(
     with one_line_errors(log_level), Display() as display:
         _refuse_twice_told(set_ or ())
         if resume and overwrite:
-            raise UserError("--resume goes on with a search, and --overwrite starts anew: leave one of them out")
+            raise UserError("--resume continues a search, and --overwrite starts anew: leave one of them out")
         size_of_pool = PoolSize.option("--generators", generators)
         if out is None and not plan:
             raise UserError("--out is missing: name the folder of the video, or give --plan to start nothing")
@@ -298,7 +298,7 @@ def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, 
         log.warning(advice)
     _begin(asked, out, display, overwrite=overwrite)
     runner = search_runner(source, panel, search, generators=generators)
-    with when_stopped(f"go on with it by python -m jobs.generate --resume --out {shlex.quote(str(out))}"):
+    with when_stopped(f"resume it by python -m jobs.generate --resume --out {shlex.quote(str(out))}"):
         record = generate(runner, request, out, display, watch=watch)
     display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
     warn(record)
@@ -310,7 +310,7 @@ def _begin(asked: Asked, out: Path, display: Display, *, overwrite: bool) -> Non
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     make_folder(out / UNFINISHED)
     if _is_begun(out):
-        display.say(f"going on with the search that was interrupted in {out}")
+        display.say(f"resuming the search that was interrupted in {out}")
     else:
         write_json(out / UNFINISHED / ASKED, asked.model_dump(mode="json"))
 
@@ -334,13 +334,13 @@ def _refuse_another(asked: Asked, out: Path) -> None:
     if differs is not None:
         raise UserError(
             f"an interrupted search is in {out}, for which {differs} was {theirs.get(differs)!r} and not "
-            f"{ours[differs]!r}: go on with it by --resume, choose another --out, or replace it by --overwrite"
+            f"{ours[differs]!r}: continue it by --resume, choose another --out, or replace it by --overwrite"
         )
 
 
 def _given(prompt: str | None) -> str:
     if prompt is None:
-        raise UserError("say what the video should show by --prompt, or go on with an interrupted search by --resume")
+        raise UserError("say what the video should show by --prompt, or continue an interrupted search by --resume")
     return prompt
 
 

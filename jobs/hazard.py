@@ -75,7 +75,7 @@ def main(
         kept = Kept.read(out / "readings.json", what)
         parts = [part for digits, count in ((2, pairs), (1, singles)) for part in _parts(digits, count, videos)]
         if kept.parts:
-            display.say(f"going on with what is in {kept.path}")
+            display.say(f"continuing what is in {kept.path}")
         if any(part.key not in kept.parts for part in parts):
             _measure(files, parts, kept, display)
         _finish(files, parts, kept, out, display)

@@ -136,7 +136,7 @@ def measure(
     missing = [(item, ledger) for item, ledger in wanted if not ledger.has(*item.place)]
     if len(missing) < len(wanted):
         there = f"{len(wanted) - len(missing)} of {counted(len(wanted), 'video')} are there already"
-        display.say(f"{there}: going on with the others" if missing else there)
+        display.say(f"{there}: measuring the others" if missing else there)
     ledgers = {id(item): ledger for item, ledger in missing}
     journals = keep / UNFINISHED if keep is not None else None
 

@@ -76,7 +76,7 @@ def main(
     context: typer.Context,
     out: Annotated[
         Path,
-        typer.Option(help="Folder to write; of videos, one begun is gone on with."),
+        typer.Option(help="Folder to write; of videos, an unfinished one is continued."),
     ],
     videos: Annotated[
         str | None,
@@ -174,7 +174,9 @@ def main(
                 _digits(Drawing(clips, units or 4, seed, pairs, heldout), vae_folder, allow_pickle, out, display)
             return
         if overwrite:
-            raise UserError("--overwrite is for digits, and --out with footage is gone on with: leave --overwrite out")
+            raise UserError(
+                "--overwrite is for digits; an unfinished --out of footage is continued: leave --overwrite out"
+            )
         from jobs.preparing import Order
 
         chosen = engine or (EngineName.RAY if parts == 1 else EngineName.PLAIN)

@@ -21,7 +21,7 @@ app = application()
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the groups; an unfinished one is gone on with.")],
+    out: Annotated[Path, typer.Option(help="Folder of the groups; an unfinished one is continued.")],
     model: Annotated[str | None, typer.Option(help="Generator: a model folder; the shipped one if left out.")] = None,
     groups: Annotated[int, typer.Option(help="How many groups, rounded up to whole shards.", min=1)] = 3000,
     units: Annotated[int, typer.Option(help="Length of the longest videos, in units.", min=1)] = 16,

@@ -2,7 +2,7 @@
 
 trials.jsonl has a line for every beginning and every end, written by the command alone; each trial's folder has its
 rows, written by the trial. A line is on the disk before what it tells of goes on. So whatever is killed, a trial that
-was begun keeps its number and its parameters, is gone on with, and is counted once.
+was begun keeps its number and its parameters, is resumed, and is counted once.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def main(
     with one_line_errors(log_level), Display() as display:
         name, config = read_study(study, trials, prompts, set_ or ())
         if resume and overwrite:
-            raise UserError("--resume goes on with a study, and --overwrite starts anew: leave one of them out")
+            raise UserError("--resume continues a study, and --overwrite starts anew: leave one of them out")
         places = {"model": absolute(model), "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
         if config.kind == "pyramid":
             own = given_options(context) & {*places, "verifier", "generators"}
@@ -196,14 +196,14 @@ def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool) -> Iterator
     """The study's folder, and the notes in it, to oneself. Raises UserError where another study is in it."""
     there = study_notes.is_there(out)
     if resume and not there:
-        raise UserError(f"there is no study in {out} to go on with: leave --resume out, or give another --out")
+        raise UserError(f"there is no study in {out} to resume: leave --resume out, or give another --out")
     make_folder(out)
     with locked(out / ".lock", f"another process carries out the study in {out}: wait for it, or give another --out"):
         if overwrite or not there:
             study_report.remove(out)
         elif not resume:
             raise UserError(
-                f"a study is in {out} already: go on with it by --resume, give another --out, or --overwrite to "
+                f"a study is in {out} already: continue it by --resume, give another --out, or --overwrite to "
                 "replace it"
             )
         yield study_notes.Notes(out, kind.facts())
@@ -212,9 +212,9 @@ def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool) -> Iterator
 def _carry_out(name: str, kind: Kind, notes: Notes, display: Display) -> None:
     """Carry out what is missing, and show what all of it says. Raises UserError where nothing came of it."""
     if notes.trials:
-        display.say(f"going on: {study_notes.progress(notes.trials)}")
+        display.say(f"resuming: {study_notes.progress(notes.trials)}")
     out = notes.out
-    with when_stopped(f"go on with it by the same command and --resume --out {shlex.quote(str(out))}"):
+    with when_stopped(f"resume it by the same command and --resume --out {shlex.quote(str(out))}"):
         _run(kind, notes, display)
         trials = [kind.read(out, each) for each in notes.ended]
         study_report.write(name, kind, trials, out, display)

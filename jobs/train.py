@@ -128,7 +128,7 @@ def _own(out: Path, overrides: Sequence[str]) -> TrainConfig:
 
     begun = checkpoint.newest(out / CHECKPOINTS)
     if begun is None:
-        raise UserError(f"there is no run in {out} to go on with: give its --config, see jobs/configs")
+        raise UserError(f"there is no run in {out} to resume: give its --config, see jobs/configs")
     return overridden(TrainConfig, begun.about.config, overrides, f"the configuration of the run in {out}")
 
 

@@ -69,10 +69,10 @@ def test_what_was_interrupted_is_resumed_as_it_was_asked_for(
         assert CliRunner().invoke(generate.app, [*arguments, "--model", str(model), "--out", str(out)]).exit_code == 130
     another = CliRunner().invoke(generate.app, [*arguments[:-1], "8", "--model", str(model), "--out", str(out)])
     assert another.exit_code == 1
-    assert "for which seed was 9 and not 8: go on with it by --resume" in another.output.replace("\n", " ")
+    assert "for which seed was 9 and not 8: continue it by --resume" in another.output.replace("\n", " ")
     result = CliRunner().invoke(generate.app, ["--resume", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert f"going on with the search that was interrupted in {out}" in result.output.replace("\n", "")
+    assert f"resuming the search that was interrupted in {out}" in result.output.replace("\n", "")
     report = json.loads((out / "report.json").read_text())
     assert (report["seed"], report["units"], report["policy"]) == (9, 2, "single")
     assert report["restored_works"] == 2

@@ -1,4 +1,4 @@
-"""Preparation as a stream of Ray Data: the same clips as in one process, gone on with after the driver is killed."""
+"""Preparation as a stream of Ray Data: the same clips as in one process, resumed after the driver is killed."""
 
 from __future__ import annotations
 

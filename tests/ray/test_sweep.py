@@ -195,7 +195,7 @@ def test_what_is_killed_goes_on_and_counts_once(cluster: Cluster, searches: Path
     assert any("begun" in line for line in begun)
     model = ("--model", searches / "tiny")
     output = sweeping("--study", searches / "study.yaml", "--generators", 1, *model, "--resume", "--out", out)
-    assert "going on: " in output
+    assert "resuming: " in output
     found = results(out)
     assert [trial.number for trial in found] == [1, 2, 3]
     assert found[0].params == begun[0]["params"]

@@ -130,7 +130,7 @@ def test_an_upgrade_drops_no_request(manifest: dict[str, Any]) -> None:
     refused = [(kind, answer) for kind, answer in clients.answers if answer.status_code != 200]
     assert all(answer.status_code == 503 and "retry-after" in answer.headers for _, answer in refused), refused
     assert [kind for kind, _ in refused] == ["sync"], "nobody else was refused"
-    assert "the endpoint is being restarted, and goes on with video_" in refused[0][1].json()["error"]["message"]
+    assert "the endpoint is being restarted, and will continue video_" in refused[0][1].json()["error"]["message"]
     httpx.post(f"{place}/v1/videos/{long}/cancel", json={}, timeout=60)
     assert_made_once(place, [*clients.accepted, long], long)
     assert took < 60

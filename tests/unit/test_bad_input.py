@@ -82,7 +82,7 @@ def test_a_finished_search_is_not_replaced_in_silence(model: Path, tmp_path: Pat
         (["--resume", *of_a_model], "--model is as it was when the search began: leave it out with --resume"),
         (["--resume", *PROMPT], "--prompt is as it was when the search began"),
         (["--resume"], "there is no interrupted search in"),
-        (["--resume", "--overwrite"], "--resume goes on with a search, and --overwrite starts anew"),
+        (["--resume", "--overwrite"], "--resume continues a search, and --overwrite starts anew"),
         (
             [*PROMPT, *of_a_model, "--overwrite", "--units", "1000"],
             "this model makes 1 to 32",

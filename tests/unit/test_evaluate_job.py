@@ -64,7 +64,7 @@ def test_a_finished_evaluation_is_added_to_or_replaced_but_never_in_silence(mode
         refused = run(model, cache, out, *same_or_other, "--policies", "linear", *same_or_other[:2], status=1)
         assert "a finished evaluation is in" in refused.stderr
     more = run(model, cache, out, "--policies", "linear", "--prompts", "2")
-    assert "2 of 4 videos are there already: going on with the others" in more.output
+    assert "2 of 4 videos are there already: measuring the others" in more.output
     assert len(rows(out)) == 4
     alone = run(model, cache, out, "--budgets", "1x", "--overwrite")
     assert len(rows(out)) == 1
@@ -75,7 +75,7 @@ def test_a_finished_evaluation_is_added_to_or_replaced_but_never_in_silence(mode
 
 
 def test_virtual_seconds_are_not_mixed(model: Path, tmp_path: Path) -> None:
-    """A ledger of two generators does not go on with four."""
+    """A ledger of two generators is not continued with four."""
     run(model, tmp_path / "cache", tmp_path / "out")
     given = ["--budgets", "1x,2x", "--prompts", "2", "--digits", "1", "--model", str(model), "--judge", "oracle"]
     given += ["--out", str(tmp_path / "out"), "--replay", str(tmp_path / "cache"), "--generators", "4"]

@@ -146,7 +146,7 @@ def test_options_before_a_command_are_refused(words: tuple[str, ...], says: str,
 
 
 def test_a_copy_is_restored_by_serving_it(tmp_path: Path) -> None:
-    """Made while the endpoint runs; another endpoint on the copy lists the same videos and goes on with the rest."""
+    """Made while the endpoint runs; another endpoint on the copy lists the same videos and finishes the rest."""
     keys, copy, listed = tmp_path / "keys.json", tmp_path / "copy", list[dict[str, Any]]()
     secret = add_key(keys, "alice", Limits(flops_per_day=1e18))
 

@@ -24,7 +24,7 @@ def test_it_begins_nothing_keeps_nobody_waiting_and_still_answers(tmp_path: Path
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "restarting")
         assert "Retry-After" in answer.headers
         assert '"status": "in_progress"' in (await asyncio.wait_for(watches, 10)).text
-        ids.append(answer.json()["error"]["message"].partition("goes on with ")[2].partition(":")[0])
+        ids.append(answer.json()["error"]["message"].partition("will continue ")[2].partition(":")[0])
         ids.append((await running.post(prompt=PROMPT, seed=3)).json()["id"])
         assert (await asyncio.wait_for(running.client.get(f"/v1/videos/{ids[2]}/events"), 10)).status_code == 200
         running.runner.gate.set()

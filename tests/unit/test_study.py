@@ -380,7 +380,7 @@ def test_another_study_in_the_folder_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(sweep.app, given)
     assert result.exit_code == 1
     assert "a study is in" in result.stderr
-    assert "go on with it by --resume" in result.stderr
+    assert "continue it by --resume" in result.stderr
     with locked(tmp_path / ".lock", ""):
         result = CliRunner().invoke(sweep.app, [*given, "--resume"])
     assert result.exit_code == 1

@@ -25,7 +25,7 @@ CONFIG = str(Path(__file__).resolve().parents[2] / "jobs" / "configs" / "digits_
         (["--config", CONFIG, "--engine", "plain", "--workers", "2"], "not with --workers 2"),
         (["--config", CONFIG, "--workers", "8:2"], "--workers must be a number as 4 or a range as 2:8, not '8:2'"),
         (["--config", CONFIG, "--workers", "many"], "not 'many'"),
-        ([], "to go on with: give its --config"),
+        ([], "to resume: give its --config"),
     ],
 )
 def test_train(given: list[str], message: str, tmp_path: Path) -> None:

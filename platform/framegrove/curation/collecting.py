@@ -168,7 +168,7 @@ class Collector:
         return report
 
     def close(self, whole: bool) -> None:
-        """Close the journal; ``whole`` makes what is open a shard, otherwise the next run goes on with it."""
+        """Close the journal; ``whole`` makes what is open a shard, otherwise the next run continues it."""
         self._writer.__exit__(None if whole else InterruptedError, None, None)
         self.journal.close()
 

@@ -39,7 +39,7 @@ class Crop:
 
 
 class Harvest:
-    """The folder, for one process at a time, begun or gone on with; see `harvesting`."""
+    """The folder, for one process at a time, new or continued; see `harvesting`."""
 
     def __init__(self, out: Path, vae: str, made_by: str) -> None:
         self._file = out / _WORK / "searches.jsonl"

@@ -154,7 +154,7 @@ def check_version(found: Any, where: str) -> None:
     """Raise UserError where a study was kept by another version of the schema."""
     if found != VERSION:
         raise UserError(
-            f"{where} holds a study in version {found} of the schema, and this is version {VERSION}: go on with it in "
+            f"{where} holds a study in version {found} of the schema, and this is version {VERSION}: continue it in "
             "the release that it was begun in, or give another --out"
         )
 

@@ -7,7 +7,7 @@
 A unit is a latent frame; its steps are those of the autoregression inside the frame. What a frame is made from are the
 latents of the frames before it, and nothing else: NOVA's own loop over frames is run with those that are there already
 put in the place of being made, which costs a pass of its video encoder each (1/64 of the passes of a frame), and ends
-after the new one. So no cache travels, and any actor goes on with any branch. The order in which a frame's patches are
+after the new one. So no cache travels, and any actor can continue any branch. The order in which a frame's patches are
 predicted is drawn for each frame, where NOVA draws one for a whole video.
 
 ``diffnext`` is not on PyPI and its weights were not at hand. This is written against its published code (NOVAPipeline

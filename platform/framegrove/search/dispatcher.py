@@ -116,7 +116,6 @@ class Dispatcher:
         # What is going on.
         self.attempts = Attempts(workers.pools)
         workers.bets, workers.stopping = self.attempts.bets, self.attempts.stopping
-        self._wasted: list[Result] = []  # results that count no more, for the next ``forget`` to tell
         self._to_release: list[Any] = []
         self._dropped: set[Latent] = set()  # of dropped branches, with certain works that are still to be done
         self._failures: dict[Work, list[str]] = {}
@@ -374,11 +373,11 @@ class Dispatcher:
         """The attempt could not go on because handles it was given are lost; ``forget`` says which."""
         self._end(attempt, Ending.FAILED, cost, now)
 
-    def forget(self, lost: Mapping[Path, Any]) -> list[Result]:
+    def forget(self, lost: Mapping[Path, Any]) -> None:
         """These handles, by branch, are lost: the works that made them are done again where they are still needed.
 
-        Returns the results that are wasted thereby. Handles that have been replaced meanwhile are passed over. Raises
-        SearchFailed for given units, which no work makes, and when a certain work's are lost as often as it is tried.
+        Handles that have been replaced meanwhile are passed over. Raises SearchFailed for given units, which no work
+        makes, and when a certain work's are lost as often as it is tried.
         """
         for path, handle in lost.items():
             for latent in self._held.lose(path, handle):
@@ -386,8 +385,6 @@ class Dispatcher:
                     raise SearchFailed(f"the given unit {len(path) - 1} was lost: start the search again")
                 if self._needed(latent):
                     self._undo(latent)
-        wasted, self._wasted = self._wasted, []
-        return wasted
 
     def on_recovered(self, worker: str) -> None:
         """The worker can take work again."""
@@ -420,7 +417,6 @@ class Dispatcher:
         result = self.done.pop(work, None)
         if result is None:  # a sibling was lost with it
             return
-        self._wasted.append(result)
         self.attempts.wasted[GENERATORS] += result.cost
         self._queue.undone[GENERATORS] += self.certain(work)
         self._count(work, worker, "what it made was lost")

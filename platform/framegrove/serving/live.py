@@ -96,7 +96,7 @@ class EventLog:
         self._more = asyncio.Event()
 
     def close(self) -> None:
-        """Let viewers go, who are to ask again: another process is about to go on with the video."""
+        """Let viewers go, who are to ask again: another process is about to continue the video."""
         self._closed = True
         self._more.set()
 

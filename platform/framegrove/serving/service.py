@@ -384,11 +384,11 @@ class VideoService:
             self._go(owner)
 
     async def wait_for(self, video_id: str, owner: str = "") -> None:
-        """Return once a video is finished. Raises ApiError (503) where another process is about to go on with it."""
+        """Return once a video is finished. Raises ApiError (503) where another process is about to continue it."""
         async for _ in await self._news(video_id, owner):
             pass
         if self._maker.leaving and (await self._record(video_id, owner)).status not in FINISHED:
-            sentence = f"the endpoint is being restarted, and goes on with {video_id}: ask for that video in a moment"
+            sentence = f"the endpoint is being restarted, and will continue {video_id}: ask for that video in a moment"
             raise ApiError(503, sentence, code="restarting")
 
     async def _give_up(self, video_id: str, owner: str) -> bool:

@@ -73,7 +73,7 @@ class Setup:
 
     @classmethod
     def of(cls, config: TrainConfig, out: Path | None = None) -> Setup:
-        """Open the data, and check that it fits the model and the run in ``out``, which this goes on with.
+        """Open the data, and check that it fits the model and the run in ``out``, which this continues.
 
         Raises UserError before anything is written.
 
