@@ -59,7 +59,7 @@ def read(text: str, units: int) -> Kept:
             f"the results have no length of {units} units: run the suite digits-long, and keep its evidence.md"
         )
     head = heads[units]
-    section = text[head.end() :]
+    section, *_ = text[head.end() :].partition("\n## ")
     rows = []
     for line in section.split("\n\n")[1].splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -136,6 +136,8 @@ def test_figures_say_what_they_know() -> None:
     assert str(Figure("n", 15360)) == "15,360"
     assert str(Figure("n", 0.2903, 0.2601, 0.3142)) == "0.29 [0.26, 0.314]"
     assert str(Figure("n", 7.75, unit="times")) == "7.75 times"
+    assert str(Figure("n", 999.7)) == "1,000"
+    assert str(Figure("n", float("nan"))) == "nan"
 
 
 # How blocky pictures are.

@@ -20,12 +20,12 @@ def most_promising(
     log_p: LogP,
     most_units: float = math.inf,
 ) -> Path | None:
-    """The branch from which a video is most likely to become right, by the scores that are in; None without branches.
+    """The branch from which a video is most likely to become right, by the scores that are in; None if there is none.
 
-    Of those whose units are all ``finished``, neither they nor what they grew from being ``dead``. Units that nobody
-    has judged, and those that are still to come, count as right with probability EXPECT. A branch that has children and
-    was not judged itself is what these are. Of equals the longest. There is time for ``most_units`` more: where that is
-    too few for all branches, the longest are chosen from.
+    Candidates are branches whose units are all ``finished`` and of whose prefixes none is ``dead``; a branch that has
+    children but no judgement of its own is left out, since its children stand for it. Units that nobody has judged, and
+    those still to come, count as right with probability EXPECT. Ties go to the longer branch. There is time for
+    ``most_units`` more: where that is too few for every candidate, only the longest are considered.
     """
     judged: dict[Path, tuple[Assessment, Scores]] = {}
     order = list(Assessment)

@@ -87,7 +87,9 @@ class EventLog:
         self._closed = False
 
     def add(self, kind: str, data: Facts, about: str = "") -> None:
-        """Something has happened; ``about`` says to which branch."""
+        """Something has happened; ``about`` says to which branch. A video ends once: no status follows its last."""
+        if self.ended and kind == "status":
+            return
         self._number += 1
         self._events.pop((kind, about), None)
         self._events[kind, about] = Event(f"{self.name}-{self._number}", self._number, kind, data)
