@@ -79,17 +79,17 @@ def main(
             bench_vae,
             benches,
         )
-        from jobs.asking import asking
-        from jobs.endurance import endurance
-        from jobs.faults import faults
-        from jobs.footage import footage
-        from jobs.load import load
-        from jobs.memory import memory
-        from jobs.mixture import mixture
-        from jobs.overhead import overhead
-        from jobs.overlap import overlap
-        from jobs.packs import packs
-        from jobs.survival import survival
+        from jobs.benches.asking import asking
+        from jobs.benches.endurance import endurance
+        from jobs.benches.faults import faults
+        from jobs.benches.footage import footage
+        from jobs.benches.load import load
+        from jobs.benches.memory import memory
+        from jobs.benches.mixture import mixture
+        from jobs.benches.overhead import overhead
+        from jobs.benches.overlap import overlap
+        from jobs.benches.packs import packs
+        from jobs.benches.survival import survival
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

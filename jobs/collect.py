@@ -87,7 +87,7 @@ def main(
     """Search for many prompts, and keep what can be learned from the searches."""
     with one_line_errors(log_level), Display() as display:
         from jobs import collecting
-        from jobs.laboratory import on_ray, over_cache
+        from jobs.evaluations.laboratory import on_ray, over_cache
 
         search = collecting.search_config(policy, budget, set_ or ())
         source, panel = model_source(model, variant, dtype, allow_pickle), load_panel(verifier)

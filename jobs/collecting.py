@@ -13,7 +13,7 @@ import numpy as np
 
 from framegrove.errors import UserError
 from framegrove.words import counted
-from jobs.laboratory import Laboratory, side_by_side
+from jobs.evaluations.laboratory import Laboratory, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -62,8 +62,6 @@ from framegrove.config.suite import Setting
 from framegrove.config.verifier import PanelConfig, load_panel
 from framegrove.errors import UserError
 from framegrove.search import policies
-from jobs import benchmarks, calibrating, comparing, judging, measuring, suite, user_study
-from jobs.comparing import LEDGER
 from jobs.console import (
     Display,
     DtypeOption,
@@ -82,16 +80,18 @@ from jobs.console import (
     refuse,
     refuse_finished,
 )
-from jobs.evaluating import check_together, judges_apart, with_signals
-from jobs.laboratory import check_judge, on_ray, over_cache
-from jobs.prompts import Prompts, digits_prompts, is_listed, listed_prompts
+from jobs.evaluations import benchmarks, calibrating, comparing, judging, measuring, suite, user_study
+from jobs.evaluations.comparing import LEDGER
+from jobs.evaluations.laboratory import check_judge, on_ray, over_cache
+from jobs.evaluations.options import check_together, judges_apart, with_signals
+from jobs.evaluations.prompts import Prompts, digits_prompts, is_listed, listed_prompts
 
 if TYPE_CHECKING:
     from actors.model_files import Card
     from framegrove.config.generator import AnySource
     from framegrove.config.search import SearchConfig
-    from jobs.laboratory import Laboratory
-    from jobs.measuring import Item
+    from jobs.evaluations.laboratory import Laboratory
+    from jobs.evaluations.measuring import Item
 
     Place = Callable[..., AbstractContextManager[Laboratory]]  # on_ray, or over_cache
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from framegrove.errors import UserError
-from jobs import measuring
 from jobs.console import (
     Display,
     DtypeOption,
@@ -33,6 +32,7 @@ from jobs.console import (
     model_source,
     one_line_errors,
 )
+from jobs.evaluations import measuring
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles

@@ -19,8 +19,8 @@ from framegrove.errors import UserError
 from framegrove.files import replacing, write_json
 from framegrove.words import counted
 from jobs import collecting
-from jobs.laboratory import ORACLE, Laboratory, on_ray, over_cache, side_by_side
-from jobs.measuring import search_of
+from jobs.evaluations.laboratory import ORACLE, Laboratory, on_ray, over_cache, side_by_side
+from jobs.evaluations.measuring import search_of
 
 if TYPE_CHECKING:
     from actors.model_files import ModelFiles

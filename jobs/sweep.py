@@ -31,7 +31,6 @@ from framegrove.config.verifier import load_panel
 from framegrove.errors import UserError
 from framegrove.files import locked
 from framegrove.words import counted
-from jobs import study_notes, study_report
 from jobs.console import (
     Display,
     DtypeOption,
@@ -50,10 +49,12 @@ from jobs.console import (
     when_stopped,
 )
 from jobs.keys import keys_help
+from jobs.studies import notes as study_notes
+from jobs.studies import report as study_report
 
 if TYPE_CHECKING:
-    from jobs.study_kinds import Kind
-    from jobs.study_notes import Notes
+    from jobs.studies.kinds import Kind
+    from jobs.studies.notes import Notes
 
 FOLDER = Path(__file__).parent / "configs"
 _OBJECTIVES = "; ".join(f"{each.name}: {each.what}" for each in OBJECTIVES.values())
@@ -125,7 +126,7 @@ def main(
         else:
             refuse(given_options(context) & {"workers"}, f"is for a study of trainings, and {name} is not one")
         display.begin("reading the study")
-        from jobs.study_kinds import Searches, Trainings
+        from jobs.studies.kinds import Searches, Trainings
 
         kind: Kind
         if config.kind == "search":
@@ -223,7 +224,7 @@ def _carry_out(name: str, kind: Kind, notes: Notes, display: Display) -> None:
 
 
 def _run(kind: Kind, notes: Notes, display: Display) -> None:
-    from jobs.study_tuning import Work, carry_out, total
+    from jobs.studies.tuning import Work, carry_out, total
 
     if len(notes.ended) >= total(kind.config, kind.applies):
         return
@@ -252,7 +253,7 @@ def _show_plan(name: str, kind: Kind, display: Display) -> None:
     display.console.print(table)
     for goal in config.goals:
         display.say(f"{goal.name}, {'more' if goal.up else 'less'} is better: {goal.what}")
-    from jobs.study_tuning import total
+    from jobs.studies.tuning import total
 
     display.say(f"{counted(total(config, kind.applies), 'trial')}; {kind.costs()}")
 

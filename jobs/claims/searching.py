@@ -85,9 +85,9 @@ def measured(bench: Bench, name: str, settings: Sequence[Setting], panel: PanelC
     from framegrove.config.search import SearchConfig
     from framegrove.digits import world
     from framegrove.evaluation.results import Row
-    from jobs import measuring
-    from jobs.laboratory import over_cache
-    from jobs.prompts import digits_prompts
+    from jobs.evaluations import measuring
+    from jobs.evaluations.laboratory import over_cache
+    from jobs.evaluations.prompts import digits_prompts
 
     recipe = ModelFiles.read(bench.model).recipe
     if (recipe.height, recipe.width) != (world.SIZE, world.SIZE):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from jobs import comparing, evaluate, measuring
+from jobs import evaluate
+from jobs.evaluations import comparing, measuring
 from tests.tiny import save_tiny
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ from framegrove.serving.store import VideoStore
 from framegrove.serving.web import build_app
 from framegrove.types import Assessment, GenerationRequest, Progress, Sampled, SampleWork, ScoreWork
 from framegrove.types import Path as Path_
-from jobs import endurance
+from jobs.benches import endurance
 from jobs.console import policy_help
 from jobs.generate import WRITTEN, write
 from tests.tiny import save_tiny, save_tiny_verifier

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from framegrove.cluster.session import Cluster
 from framegrove.config.study import HalvingConfig, Parameter, Params, StudyConfig
 from framegrove.evaluation.study_results import Trial, Video, read_parquet
-from jobs import generate, stages, sweep, train
+from jobs import generate, sweep, train
 from jobs.console import Display
-from jobs.study_notes import Begun, Notes
-from jobs.study_tuning import Report, Work, carry_out
+from jobs.studies import stages
+from jobs.studies.notes import Begun, Notes
+from jobs.studies.tuning import Report, Work, carry_out
 from tests.tiny import save_tiny
 from tests.tiny_training import PHASE, make_config, make_world
 

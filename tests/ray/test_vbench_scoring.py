@@ -11,9 +11,9 @@ import pytest
 
 from framegrove.evaluation.vbench import read_results, read_suite
 from framegrove.media.writing import encode_mp4
-from jobs import vbench_scoring
 from jobs.console import Display
-from jobs.vbench_scoring import Scoring
+from jobs.evaluations import vbench_scoring
+from jobs.evaluations.vbench_scoring import Scoring
 from tests.unit.test_benchmarks_job import save_weights
 from tests.unit.test_vbench import suite
 

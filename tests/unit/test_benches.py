@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from framegrove.evaluation import bench_sharing, bench_vae, benches
-from jobs import mixture, packs
 from jobs.bench import app
+from jobs.benches import mixture, packs
 
 CPU = torch.device("cpu")
 

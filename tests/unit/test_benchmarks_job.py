@@ -20,9 +20,10 @@ from framegrove.errors import UserError
 from framegrove.evaluation.frechet import Gaussian, frechet_distance
 from framegrove.evaluation.vbench import DIMENSIONS, NATIVE, read_suite
 from framegrove.media.writing import decode_mp4, encode_mp4
-from jobs import comparing, evaluate, vbench_scoring
+from jobs import evaluate
 from jobs.console import Display
-from jobs.vbench_scoring import WEIGHTS, Scoring, environment, score_by_fastvideo, score_one
+from jobs.evaluations import comparing, vbench_scoring
+from jobs.evaluations.vbench_scoring import WEIGHTS, Scoring, environment, score_by_fastvideo, score_one
 from tests import fakes
 from tests.tiny import save_tiny
 from tests.unit.test_evalcrafter import ORDER, PUBLISHED

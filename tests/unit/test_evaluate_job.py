@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from framegrove.config.verifier import Calibration, PanelConfig, VerifierConfig, load_panel
 from framegrove.types import Assessment
-from jobs import calibrating, comparing, evaluate
+from jobs import evaluate
+from jobs.evaluations import calibrating, comparing
 from tests.tiny import save_tiny
 
 

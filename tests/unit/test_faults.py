@@ -9,7 +9,7 @@ import pytest
 
 from framegrove.training import curve
 from framegrove.training.resume import HISTORY
-from jobs.faults import FAULTS, Run, _compared
+from jobs.benches.faults import FAULTS, Run, _compared
 
 
 def a_run(out: Path, losses: dict[int, float]) -> Run:

@@ -25,7 +25,7 @@ from framegrove.models.counting import counted_flops
 from framegrove.types import Assessment, Scored, ScoreWork
 from framegrove.verification.frame_models import FramesVerifier, read_head
 from framegrove.verification.identity import verifier_identity
-from jobs.evaluating import with_signals
+from jobs.evaluations.options import with_signals
 from tests.tiny_clip import FEATURES, PATCH, SIDE, WIDTH, save_tiny_clip, save_tiny_reward
 
 PROMPT = "a red 3 moves up"

@@ -22,7 +22,8 @@ from framegrove.errors import UserError
 from framegrove.evaluation.human_pairs import read_pairs
 from framegrove.media.writing import encode_mp4
 from framegrove.types import Assessment, Cost, Scored, ScoreWork
-from jobs import comparing, evaluate, judging
+from jobs import evaluate
+from jobs.evaluations import comparing, judging
 from tests.fakes import FakeChatServer
 from tests.tiny import save_tiny
 from tests.unit.test_endpoint_verifier import brightness_of, served

@@ -55,10 +55,14 @@ def test_every_file_exists() -> None:
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
     (listing,) = re.findall(r"^```\n(platform/.*?)^```$", readme.TEXT, re.MULTILINE | re.DOTALL)
+    above = ROOT
     for line in listing.splitlines():
         indent, names = re.fullmatch(r"( *)(\S+(?: \S+)*?)  .*", line).groups()  # type: ignore[union-attr]
+        above = above if indent else ROOT
         for name in names.split():
-            assert (ROOT / ("platform/framegrove" if indent else "") / name).exists(), name
+            assert (above / name).exists(), name
+        if not indent:
+            above = ROOT / names
 
 
 def test_the_first_page_is_short() -> None:

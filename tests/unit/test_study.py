@@ -24,12 +24,14 @@ from framegrove.evaluation.study_front import front, is_beaten, standings
 from framegrove.evaluation.study_optuna import Space, importances, open_study
 from framegrove.evaluation.study_results import Trial, Video, read_parquet, write_parquet
 from framegrove.files import locked
-from jobs import stages, study_notes, sweep
+from jobs import sweep
 from jobs.console import Display
-from jobs.study_notes import Notes, rows_of
-from jobs.study_pyramid import PyramidStudy
-from jobs.study_search import SearchStudy
-from jobs.study_tuning import noting
+from jobs.studies import notes as study_notes
+from jobs.studies import stages
+from jobs.studies.notes import Notes, rows_of
+from jobs.studies.pyramid import PyramidStudy
+from jobs.studies.search import SearchStudy
+from jobs.studies.tuning import noting
 from tests.tiny_training import PHASE, make_config, make_world
 
 SEARCH: dict[str, Any] = {

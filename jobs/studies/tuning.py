@@ -1,6 +1,6 @@
 """Tune carries a study out: Optuna picks what is tried, as many trials go on at once as there is room for.
 
-Tune's own record of an experiment is thrown away: what counts is in the study's notes (jobs/study_notes.py), from which
+Tune's own record of an experiment is thrown away: what counts is in the study's notes (notes.py), from which
 Optuna learns what was tried before.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from framegrove.config.study import Params, StudyConfig
 from framegrove.errors import UserError
 from framegrove.words import counted
-from jobs.study_notes import Begun, Notes
+from jobs.studies.notes import Begun, Notes
 
 if TYPE_CHECKING:
     from framegrove.evaluation.study_results import Trial
@@ -184,7 +184,7 @@ def _scheduler(config: StudyConfig) -> Any:
     """What stops trials early: asynchronous successive halving on the score of samples, or nothing."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-    from jobs.stages import MARKS
+    from jobs.studies.stages import MARKS
 
     if config.stop is None:
         return FIFOScheduler()

@@ -17,8 +17,8 @@ from framegrove.config.search import SearchConfig
 from framegrove.config.study import NAMED, Params, StudyConfig, label_of
 from framegrove.errors import UserError
 from framegrove.search import policies
-from jobs.study_notes import folder_of, rows_of
-from jobs.study_pool import Wanted
+from jobs.studies.notes import folder_of, rows_of
+from jobs.studies.pool import Wanted
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
@@ -47,7 +47,7 @@ class SearchStudy:
     def of(cls, config: StudyConfig, source: ModelSource, panel: PanelConfig, places: Mapping[str, Any]) -> SearchStudy:
         """Check everything that can be checked before a trial. Raises UserError, in one sentence."""
         from actors.model_files import ModelFiles
-        from jobs.study_pool import prompts_of
+        from jobs.studies.pool import prompts_of
 
         prompts = prompts_of(config.prompts, config.seed)
         recipe = ModelFiles.read(source).recipe

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from framegrove.evaluation.benches import Finding
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _STEPS, _EVERY = 200, 20  # of a run, and between two of its checkpoints
 _AWAY_S = 60.0  # for which storage is gone
 _STILL_S = 45.0  # for which a worker stands still
@@ -42,7 +42,7 @@ _WAITS = {
 
 def faults(device: torch.device, repeats: int) -> list[Finding]:
     """How far the loss curve is from an undisturbed run's after each fault; the arguments are not heeded."""
-    from jobs.overhead import Size, prepared
+    from jobs.benches.overhead import Size, prepared
 
     with tempfile.TemporaryDirectory() as folder, _machines() as machines:
         config = prepared(Path(folder), Size("tiny", layers=1, heads=1, batch=8, steps=_STEPS))

@@ -1,4 +1,4 @@
-"""What the two kinds of studies need of a cluster, and what they leave: study_search.py and study_pyramid.py."""
+"""What the two kinds of studies need of a cluster, and what they leave: search.py and pyramid.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from framegrove.config.pool import PoolSize
 from framegrove.config.study import Params, StudyConfig
 from framegrove.words import counted
-from jobs import study_pyramid, study_search
-from jobs.study_notes import Begun, folder_of, measured
-from jobs.study_pyramid import PyramidStudy
-from jobs.study_search import SearchStudy
-from jobs.study_tuning import Objective, room_for
+from jobs.studies import pyramid, search
+from jobs.studies.notes import Begun, folder_of, measured
+from jobs.studies.pyramid import PyramidStudy
+from jobs.studies.search import SearchStudy
+from jobs.studies.tuning import Objective, room_for
 
 if TYPE_CHECKING:
     from framegrove.cluster.session import Cluster
@@ -79,7 +79,7 @@ class Kind(Protocol):
 class Searches:
     """The kind ``search``."""
 
-    use = study_search.USE
+    use = search.USE
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Searches:
 
     @property
     def objective(self) -> Objective:
-        return study_search.objective
+        return search.objective
 
     def facts(self) -> Mapping[str, Any]:
         from framegrove.verification.identity import verifier_identity
@@ -115,7 +115,7 @@ class Searches:
     @contextlib.contextmanager
     def room(self, out: Path, cluster: Cluster) -> Iterator[Room]:
         from framegrove.cluster.placement import Role, bundle, machines
-        from jobs.study_pool import pool_of
+        from jobs.studies.pool import pool_of
 
         judging, count = self.study.judging, self._generators
         if count is None:
@@ -144,7 +144,7 @@ class Searches:
 class Trainings:
     """The kind ``pyramid``."""
 
-    use = study_pyramid.USE
+    use = pyramid.USE
 
     def __init__(self, config: StudyConfig, file: Path, workers: int) -> None:
         self.study = PyramidStudy.of(config, file)
@@ -156,7 +156,7 @@ class Trainings:
 
     @property
     def objective(self) -> Objective:
-        return study_pyramid.objective
+        return pyramid.objective
 
     def facts(self) -> Mapping[str, Any]:
         return _common(self.config) | {"training": self.study.base.model_dump(mode="json")}
@@ -178,7 +178,7 @@ class Trainings:
 
     def read(self, out: Path, begun: Begun) -> Trial:
         folder = folder_of(out, begun.number)
-        return measured(begun, folder, study_pyramid.training_of(folder))
+        return measured(begun, folder, pyramid.training_of(folder))
 
     def winner(self, trial: Trial) -> dict[str, Any]:
         return self.study.winner(trial)
@@ -186,7 +186,7 @@ class Trainings:
     def pictures(self, trials: Sequence[Trial], out: Path) -> list[Picture]:
         from framegrove.evaluation.study_page import Picture
 
-        drawn = study_pyramid.draw(self.study, trials, out)
+        drawn = pyramid.draw(self.study, trials, out)
         texts = [
             ("Learning", "How right samples were on the way, by the oracle, after how many FLOPs of training."),
             ("Samples on the way", "The same prompts and seeds, from the first samples at the top to the last."),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from framegrove.evaluation.study_page import Picture
     from framegrove.evaluation.study_results import Trial
     from jobs.console import Display
-    from jobs.study_kinds import Kind
+    from jobs.studies.kinds import Kind
 
 RESULTS, PAGE, WINNERS = "results.parquet", "report.html", "winners"
 _PICTURES = ("front.png", "parallel.png", "importance.png", "costs.png", "learning.png", "samples.png")
@@ -27,7 +27,7 @@ _LISTED = 8  # winners in the closing table
 
 def remove(out: Path) -> None:
     """Remove what an earlier study has left in a folder."""
-    from jobs.study_notes import LEDGER, TRIALS
+    from jobs.studies.notes import LEDGER, TRIALS
 
     for name in (TRIALS, WINNERS, ".tune"):
         shutil.rmtree(out / name, ignore_errors=True)

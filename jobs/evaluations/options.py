@@ -7,7 +7,7 @@ from collections.abc import Collection
 from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel
 from framegrove.errors import UserError
 from jobs.console import refuse
-from jobs.laboratory import ORACLE
+from jobs.evaluations.laboratory import ORACLE
 
 
 def check_together(given: Collection[str], judge: str, *, listed: bool) -> None:

@@ -15,9 +15,9 @@ from framegrove.config.verifier import PanelConfig, VerifierConfig, load_panel, 
 from framegrove.errors import UserError
 from framegrove.types import Assessment, Path, Scored, ScoreWork
 from framegrove.words import counted
-from jobs import measuring
-from jobs.calibrating import truth_of
 from jobs.console import make_folder
+from jobs.evaluations import measuring
+from jobs.evaluations.calibrating import truth_of
 
 if TYPE_CHECKING:
     from framegrove.digits.world import DigitObject
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from framegrove.evaluation.report import SearchRecord
     from framegrove.verification.clips import Frames
     from jobs.console import Display
-    from jobs.laboratory import Laboratory
-    from jobs.measuring import Item
+    from jobs.evaluations.laboratory import Laboratory
+    from jobs.evaluations.measuring import Item
 
 RESULTS, FIGURES = "results.parquet", "judges.json"
 EVERYTHING, PAIRS = "all", "pairs"

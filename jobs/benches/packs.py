@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from framegrove.evaluation.benches import Finding
     from framegrove.training.curriculum import PhaseClips, Position, StepPlan
 
-_CONFIG = Path(__file__).with_name("configs") / "pyramid_flow_sd3.yaml"
+_CONFIG = Path(__file__).parents[1] / "configs" / "pyramid_flow_sd3.yaml"
 _WORKERS = (16, 128)
 _STEPS = 12
 _CLIPS = 200_000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from framegrove.errors import UserError
 from framegrove.words import counted
-from jobs.comparing import LEDGER
+from jobs.evaluations.comparing import LEDGER
 
 if TYPE_CHECKING:
     from framegrove.evaluation.user_study import Choice, Pair, Verdict

@@ -17,9 +17,9 @@ from framegrove.config.suite import Length, Setting, SuiteConfig
 from framegrove.errors import UserError
 from framegrove.search import policies
 from framegrove.words import counted
-from jobs import measuring
-from jobs.laboratory import ORACLE, PANEL
-from jobs.prompts import digits_prompts
+from jobs.evaluations import measuring
+from jobs.evaluations.laboratory import ORACLE, PANEL
+from jobs.evaluations.prompts import digits_prompts
 
 if TYPE_CHECKING:
     from actors.model_files import Card
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from framegrove.evaluation.ledger import Ledger
     from framegrove.evaluation.results import Row, Sample
     from jobs.console import Display
-    from jobs.laboratory import Laboratory
+    from jobs.evaluations.laboratory import Laboratory
 
-FOLDER = Path(__file__).parent / "configs"
+FOLDER = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)

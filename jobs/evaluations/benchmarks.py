@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.evaluation import evalcrafter, vbench
-from jobs import vbench_scoring
-from jobs.measuring import VIDEOS, folder_of
-from jobs.prompts import VBENCH, Prompts
-from jobs.vbench_scoring import Scoring
+from jobs.evaluations import vbench_scoring
+from jobs.evaluations.measuring import VIDEOS, folder_of
+from jobs.evaluations.prompts import VBENCH, Prompts
+from jobs.evaluations.vbench_scoring import Scoring
 
 if TYPE_CHECKING:
     from framegrove.evaluation.results import Sample

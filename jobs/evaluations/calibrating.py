@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from framegrove.digits.readings import BranchReading
     from framegrove.digits.world import DigitObject
     from framegrove.evaluation.report import SearchRecord
-    from jobs.measuring import Item
+    from jobs.evaluations.measuring import Item
 
 SEED = 170_000  # of the prompts: other ones than any evaluation or suite has
 FILE = "verifiers.yaml"

@@ -16,8 +16,8 @@ from framegrove.config.base import load, overridden
 from framegrove.config.study import NAMED, Params, StudyConfig, label_of
 from framegrove.config.train import TrainConfig
 from framegrove.errors import UserError
-from jobs import stages
-from jobs.study_notes import folder_of, rows_of
+from jobs.studies import stages
+from jobs.studies.notes import folder_of, rows_of
 
 if TYPE_CHECKING:
     from framegrove.evaluation.study_results import Trial, Video
@@ -47,7 +47,7 @@ class PyramidStudy:
         if base.model.start is not None:
             raise UserError(f"{file}: an existing model keeps its pyramid; set model.start=null and give model.vae")
         from actors.trainer import at_absolute_paths
-        from jobs.study_pool import prompts_of
+        from jobs.studies.pool import prompts_of
 
         study = cls(config, at_absolute_paths(base), prompts_of(config.prompts, config.seed), ())
         for name, parameter in config.space.items():
@@ -166,7 +166,7 @@ def sampled(model: str, prompts: Sequence[str], seed: int, units: int | None) ->
     from framegrove.flow.generation import generate
     from framegrove.models.pretrained import load_pipeline
     from framegrove.types import GenerationRequest
-    from jobs.study_pool import video_of
+    from jobs.studies.pool import video_of
 
     torch.set_num_threads(1)
     files, pipeline, oracle = ModelFiles.read(ModelSource(name=model)), load_pipeline(model), DigitsOracle()

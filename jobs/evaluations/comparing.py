@@ -10,16 +10,16 @@ from typing import IO, TYPE_CHECKING, Any
 from framegrove.errors import UserError
 from framegrove.files import locked
 from framegrove.words import counted
-from jobs import measuring
 from jobs.console import make_folder, when_stopped
+from jobs.evaluations import measuring
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from framegrove.evaluation.results import Sample
     from jobs.console import Display
-    from jobs.laboratory import Laboratory
-    from jobs.measuring import Item
+    from jobs.evaluations.laboratory import Laboratory
+    from jobs.evaluations.measuring import Item
 
 LEDGER = "results.jsonl"  # from whose rows all else is written
 SUMMARY = "summary.json"

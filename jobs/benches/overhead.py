@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from framegrove.evaluation.benches import Finding
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _CLIPS, _UNITS = 64, 4
 _SKIPPED = 2  # first steps, which warm up
 _AIM = 1.1

@@ -1,7 +1,7 @@
 """A training step on the published mixture of units and stages: packed passes beside one padded batch.
 
-The samples are those that jobs/packs.py plans for the phase of 5 s clips at 384p, at half of its height and width and
-with a quarter of its text, so that a CPU can do it: everything has a quarter of its tokens.
+The samples are those that packs.py plans for the phase of 5 s clips at 384p, at half of its height and width and with a
+quarter of its text, so that a CPU can do it: everything has a quarter of its tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobs.packs import plans_of
+from jobs.benches.packs import plans_of
 
 if TYPE_CHECKING:
     import torch

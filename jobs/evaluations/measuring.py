@@ -14,7 +14,7 @@ from framegrove.config.suite import Setting
 from framegrove.errors import UserError
 from framegrove.search import policies
 from framegrove.words import counted
-from jobs.laboratory import side_by_side
+from jobs.evaluations.laboratory import side_by_side
 
 if TYPE_CHECKING:
     from framegrove.config.model import Native
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from framegrove.evaluation.results import Sample
     from framegrove.types import GenerationRequest
     from jobs.console import Display
-    from jobs.laboratory import Laboratory
-    from jobs.prompts import Prompts
+    from jobs.evaluations.laboratory import Laboratory
+    from jobs.evaluations.prompts import Prompts
 
 SEED = 90_000  # of the prompts; clips that models are trained on have small seeds, and another split
 VIDEOS = "videos"  # the folder of what is kept, below an evaluation's own

@@ -1,0 +1,1 @@
+"""What jobs.bench measures, a module each."""
