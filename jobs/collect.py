@@ -9,8 +9,8 @@ that held-out combinations stay unseen). Leaves in --out:
     pairs/            two children of one branch after their history, both scored; for phases with objective.preference
     summary.json      how many, and by how much siblings differ
 
-Interrupted or killed, the same command goes on: no search that is finished is done again, and none counts twice. With
-more prompts it goes on, too. The model is told from others in the files, and only the model that sampled pairs learns
+Interrupted or killed, the same command resumes: no search that is finished is done again, and none counts twice. With
+more prompts it continues, too. The model is told from others in the files, and only the model that sampled pairs learns
 from them.
 """
 

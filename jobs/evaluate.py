@@ -30,7 +30,7 @@ misses everything, and a policy that strays from what was recorded goes on.
     python -m jobs.evaluate --suite digits-long --cache runs/branches --out runs/evidence
 
 runs a suite: many settings, with prompts, rules and aims that stand in a file (jobs/configs/suite_*.yaml; the path of
-another will do). It takes hours to days, can be ended at any time, and goes on when it is run again. Leaves
+another will do). It takes hours to days, can be stopped at any time, and resumes when it is run again. Leaves
 evidence.md, evidence.json, rows.parquet and pictures; with fewer --prompts, of those that are done. With --judge oracle
 and the same --out it adds the ceiling to them; with --tuning it runs on the prompts that constants are fixed on.
 

@@ -5,7 +5,7 @@
 
 leaves NAME.json (figures with 95% bootstrap intervals, the aim that was set beforehand, whether it was met) and
 NAME.png in --out. Claims may share a folder, and those that search share its branches and rows: what one has made, the
-others find there. Interrupted, the same command goes on.
+others find there. Interrupted, the same command resumes.
 
     python -m jobs.evidence --table tests/evidence/claims
 

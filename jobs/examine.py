@@ -3,7 +3,7 @@
     python -m jobs.examine --verifier runs/verifier/model --model runs/digits/model --out runs/examination
 
 The groups go to OUT shard by shard and serve for any verifier that is examined with the same OUT afterwards; figures go
-to examination-NAME.json and .md. Interrupted, the same command goes on. With --record they also become part of the
+to examination-NAME.json and .md. Interrupted, the same command resumes. With --record they also become part of the
 verifier's README.md and metrics.json.
 """
 

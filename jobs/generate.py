@@ -4,7 +4,7 @@
 
 Leaves video.mp4, tree.png (the search tree: what lived, what was cut, and why), tree.html (the same for a browser, with
 every branch to play) and report.json (costs by part, scores, timeline) in --out. With --watch the tree is drawn in the
-terminal while it grows. Uses the Ray cluster at RAY_ADDRESS, or starts its own. What was interrupted goes on where it
+terminal while it grows. Uses the Ray cluster at RAY_ADDRESS, or starts its own. What was interrupted continues where it
 was by --resume and the same --out, or by the same arguments.
 """
 

@@ -7,7 +7,7 @@ siblings (jobs.train), and holds the new model to a judge that no search saw: ho
 much moves in them, how much they vary. The loop ends after `rounds` rounds, or as soon as the judge finds no gain.
 
 Leaves in --out a folder for each round (collected/, run/, guards.jsonl, report.json), the best model in model/, and
-report.json and improved.png over all rounds. Interrupted or killed, the same command goes on; nothing is searched for
+report.json and improved.png over all rounds. Interrupted or killed, the same command resumes; nothing is searched for
 or trained twice. Runs on the Ray cluster at RAY_ADDRESS, on the one that it was submitted to, or on a local one.
 """
 
@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from framegrove.config.improve import CollectConfig, GuardConfig, ImproveConfig
-from framegrove.config.pool import PoolSize
-from framegrove.errors import UserError
 from jobs.console import Display, LogLevelOption, application, make_folder, one_line_errors
 from jobs.keys import keys_help
-from jobs.train import EngineName, in_this_process, on_a_cluster
+from jobs.train import EngineName, in_this_process, on_a_cluster, range_of
 
 if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
@@ -42,7 +40,7 @@ def main(
     config: Annotated[
         Path, typer.Option(help="YAML file, as jobs/configs/digits_improve.yaml; keys are listed below.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the loop; one in it goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the loop; an unfinished one in it is resumed.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key, as in rounds=1 (repeatable).")
     ] = None,
@@ -62,16 +60,14 @@ def main(
         from framegrove.config.base import load
         from jobs.improving import BEST, PICTURE, REPORT, Loop
 
-        size = PoolSize.option("--workers", workers)
-        if engine is EngineName.PLAIN and size.most > 1:
-            raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+        range_ = range_of(engine, workers)
         checked = load(ImproveConfig, config, set_ or ())
         make_folder(out)
 
         def train(run: TrainConfig, folder: Path) -> Path:
             if engine is EngineName.PLAIN:
                 return in_this_process(run, folder, 1, display)
-            return on_a_cluster(run, folder.absolute(), (size.least, size.most), 1, 3, display)
+            return on_a_cluster(run, folder.absolute(), range_, 1, 3, display)
 
         Loop(checked, out, train, generators, searches, cache, display).run()
         display.say("\n".join(str(out / name) for name in (REPORT, PICTURE, BEST) if (out / name).is_file()))

@@ -6,7 +6,7 @@
         --sizes 640x384 --units 16 --part 3/8 --out /shared/clips/part-3
 
 Without --videos, clips of the digits world are drawn. Otherwise it may be stopped, or killed, at any time: run again
-with the same --out it goes on, and does only what is new. Parts of a list can be encoded by several jobs at once:
+with the same --out it continues, and does only what is new. Parts of a list can be encoded by several jobs at once:
 jobs.train reads every shard below the folder that it is given.
 """
 

@@ -3,7 +3,7 @@
     python -m jobs.siblings --model runs/digits/model --out runs/siblings
 
 Prompts are those of the training split. Shards of 12 prompts go to OUT as they are finished, and the teacher's weights
-to OUT/teacher.safetensors; interrupted, the same command goes on. Every eighth shard is kept apart from training, for
+to OUT/teacher.safetensors; interrupted, the same command resumes. Every eighth shard is kept apart from training, for
 calibration.
 """
 

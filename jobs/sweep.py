@@ -10,7 +10,7 @@ trial makes videos for the same held-out prompts, which the oracle reads.
 
 Leaves in --out: results.parquet, a row for every trial; report.html, a page with the Pareto front, all trials, what
 matters and what was paid for, and its pictures as PNG; winners/*.yaml, the settings of the front, for jobs.generate
---config or jobs.train --config; of trainings also learning.png and samples.png. What was killed goes on by --resume.
+--config or jobs.train --config; of trainings also learning.png and samples.png. What was killed is resumed by --resume.
 """
 
 from __future__ import annotations

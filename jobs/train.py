@@ -59,12 +59,12 @@ _KEYS = keys_help(
 @app.command(epilog=_KEYS)
 def main(
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; a run in it goes on. Not needed for --plan.")
+        Path | None, typer.Option(help="Folder of the run; an unfinished run in it is resumed. Not needed for --plan.")
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file, see jobs/configs; its keys are listed below. For a run that goes on: absent, its own."
+            help="YAML file, see jobs/configs; its keys are listed below. To resume a run: leave it out for its own."
         ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, as in seed=1 (repeatable).")] = None,
@@ -93,16 +93,13 @@ def main(
     from framegrove.config.base import load
 
     with one_line_errors(log_level), Display() as display:
-        size = PoolSize.option("--workers", workers)
-        range_ = (size.least, size.most)
+        range_ = range_of(engine, workers)
         if config is not None:
             checked = load(TrainConfig, config, set_ or ())
         elif out is not None:
             checked = _own(out, set_ or ())
         else:
             raise UserError("--config is missing: give a configuration (see jobs/configs), or the --out of a run")
-        if engine is EngineName.PLAIN and range_ != (1, 1):
-            raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
         if plan:
             from jobs.planning import show_plan
 
@@ -112,12 +109,20 @@ def main(
             raise UserError("--out is missing: name the folder of the run, or give --plan to start nothing")
         make_folder(out.parent)
         checked = _from_newest(checked, out, display)
-        with when_stopped("run the same command again, and it goes on from its newest checkpoint"):
+        with when_stopped("run the same command again, and it continues from its newest checkpoint"):
             if engine is EngineName.PLAIN:
                 model = in_this_process(checked, out, threads, display)
             else:
                 model = on_a_cluster(checked, out.absolute(), range_, threads, max_failures, display)
         display.say(f"model: {model}   loss curve: {out / 'loss.png'}")
+
+
+def range_of(engine: EngineName, workers: str) -> tuple[int, int]:
+    """The least and the most workers that --workers asks for. Raises UserError for more than the engine can have."""
+    size = PoolSize.option("--workers", workers)
+    if engine is EngineName.PLAIN and size.most > 1:
+        raise UserError(f"the plain engine trains in one process, not with --workers {workers}: leave that out")
+    return size.least, size.most
 
 
 def _own(out: Path, overrides: Sequence[str]) -> TrainConfig:

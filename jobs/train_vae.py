@@ -5,7 +5,7 @@
 
 leaves a log in OUT/log.jsonl, its picture in OUT/loss.png, held-out clips beside what became of them in OUT/strips, and
 the model folder in OUT/causal_video_vae. digits_vae.yaml takes about 40 minutes on one CPU thread. Interrupted, the
-same command goes on from its newest checkpoint.
+same command resumes from its newest checkpoint.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 leaves in OUT/model the folder that vLLM and transformers load, with metrics.json and a README.md of figures beside the
 weights. That configuration trains one from random weights on drawn clips, in about 70 minutes on one CPU thread;
 digits_verifier_siblings.yaml goes on from there with groups of siblings of a generator (jobs.siblings), and calibrates
-the result. Interrupted, the same command goes on from its newest checkpoint. jobs.examine examines it among siblings.
+the result. Interrupted, the same command resumes from its newest checkpoint. jobs.examine examines it among siblings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of small searches over a cache of branches: what the claims about searching are measured on.
 
 Claims share the cache and the rows below one --out: what one has sampled or judged, another finds there. Interrupted,
-the same command goes on.
+the same command resumes.
 """
 
 from __future__ import annotations

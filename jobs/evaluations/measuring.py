@@ -131,7 +131,7 @@ def measure(
     """Make the videos of which a ledger has no row yet, and add it.
 
     With ``keep``, an evaluation's folder, each video is kept in there, and is on the disk before its row is. Searches
-    on actors keep a journal there as well: one that was interrupted goes on where it was.
+    on actors keep a journal there as well: one that was interrupted resumes where it was.
     """
     missing = [(item, ledger) for item, ledger in wanted if not ledger.has(*item.place)]
     if len(missing) < len(wanted):

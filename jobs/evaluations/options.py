@@ -19,7 +19,7 @@ def check_together(given: Collection[str], judge: str, *, listed: bool) -> None:
         if not cached:
             raise UserError("a suite is run over a cache of branches: add --cache DIR")
         refuse(given & {"calibrate", "judges", "distances"}, "is not for a suite: leave one of them out")
-        refuse(given & {"overwrite"}, "is not for a suite, which takes days and always goes on: give another --out")
+        refuse(given & {"overwrite"}, "is not for a suite, which takes days and always resumes: give another --out")
     if listed:
         of_digits = given & {"digits", "calibrate", "judges", "distances", "tuning"}
         refuse(of_digits, "applies only to prompts of the digits world: remove it, or --suite")

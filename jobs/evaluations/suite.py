@@ -1,7 +1,7 @@
 """A suite of searches for jobs.evaluate: many settings on the same prompts, over a cache, for as long as it takes.
 
 Every row is on the disk when it is made, and everything that was sampled or judged is in the cache; so a suite can be
-ended at any time, and goes on where it was. Rows of searches that the oracle judges, a ceiling, are in files of their
+stopped at any time, and resumes where it was. Rows of searches that the oracle judges, a ceiling, are in files of their
 own. What there is is examined at the end of each run, over the prompts that are complete.
 """
 
