@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo clean
+.PHONY: help setup test test-long check demo clean
 
 PYTHON ?= python3
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -47,15 +47,20 @@ install-gpu:
 
 # Unit tests are as many processes as there are cores. Tests of Ray wait for processes to start half of the time: two at
 # a time, each with a cluster of its own. Parity prints a closing table, which is of one process.
-test: setup ## run every test, about 35 minutes on 2 cores
+test: setup ## run the tests but for the long ones, about 25 minutes on 2 cores
 	@failed=0; \
 	python -m pytest tests --ignore tests/parity --ignore tests/ray --ignore tests/browser \
-		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15 || failed=1; \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15 \
+		-m "not long" || failed=1; \
 	python -m pytest tests/parity || failed=1; \
 	python -m pytest tests/browser || failed=1; \
 	python -m pytest tests/ray --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 \
-		--durations=15 || failed=1; \
+		--durations=15 -m "not long" || failed=1; \
 	exit $$failed
+
+test-long: setup ## run the long tests, about 25 minutes on 2 cores: before a release, and after changes to what they test
+	@python -m pytest tests --ignore tests/browser -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 2 --durations=15
 
 check: setup ## check lint, format and types
 	@ruff check .

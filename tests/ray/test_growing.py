@@ -133,6 +133,7 @@ def address(tmp_path: Path) -> Iterator[str]:
             end_session(started.pid)
 
 
+@pytest.mark.long
 def test_a_job_brings_up_a_machine_of_its_role_and_no_other(address: str) -> None:
     environment = {**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
     done = subprocess.run(

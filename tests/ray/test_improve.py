@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -80,6 +81,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+@pytest.mark.long
 def test_a_submitted_loop_that_is_stopped_goes_on_and_does_nothing_twice(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.dashboard_url is not None
     jobs, config, out = JobSubmissionClient(cluster.dashboard_url), write_config(tmp_path), tmp_path / "out"

@@ -61,6 +61,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # a busy machine starts processes slowly, and each change of workers starts some
 def test_a_machine_that_dies_costs_the_steps_since_the_last_checkpoint_and_one_that_joins_is_used(
     tmp_path: Path,

@@ -83,6 +83,7 @@ def test_a_cluster_makes_the_clips_of_one_process(command: list[str], cluster: C
     assert len(rejected[0]) == 1 + 2 * 4
 
 
+@pytest.mark.long
 def test_a_driver_that_was_killed_is_gone_on_with(command: list[str], cluster: Cluster, tmp_path: Path) -> None:
     environment = os.environ | {"RAY_ADDRESS": cluster.address}
     journal = tmp_path / "clips" / ".prepare" / "journal.jsonl"

@@ -100,6 +100,7 @@ def test_a_search_and_its_tree(checkout: Path, cluster: Cluster) -> None:
     assert " won " in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # four minutes alone, three times as long beside others
 def test_training_by_itself_and_as_a_submitted_job(checkout: Path, cluster: Cluster) -> None:
     run(block_with("jobs.prepare --clips"), checkout, cluster)

@@ -207,6 +207,7 @@ def test_searches_at_the_same_time_share_the_actors_and_change_nothing(house: Ho
     assert house.pid(GENERATORS) != pid
 
 
+@pytest.mark.long
 def test_every_video_is_right_while_actors_are_killed(house: House) -> None:
     """As ``jobs.bench --only endurance``, in small."""
     model, requests = house.generators._source, endurance.requested(16)

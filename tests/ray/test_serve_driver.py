@@ -157,6 +157,7 @@ def test_a_killed_driver_leaves_no_process(driver: Driver) -> None:
     assert driver.ended(5) == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_path: Path) -> None:
     """On a cluster that goes on, its endpoint goes on, too: the next driver upgrades it, and ends it in the end."""
     first = Driver(tmp_path, cluster=cluster.address)
@@ -191,6 +192,7 @@ def test_a_driver_takes_the_place_of_one_that_was_killed(cluster: Cluster, tmp_p
         httpx.get(f"{first.url}/healthz", timeout=60)
 
 
+@pytest.mark.long
 def test_haproxy_answers_where_it_is_asked_for(tmp_path: Path) -> None:
     secret = add_key(tmp_path / "keys.json", "alice")
     driver = Driver(tmp_path, "--keys", str(tmp_path / "keys.json"), **{HAPROXY: "1"})

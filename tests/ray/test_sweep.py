@@ -101,6 +101,7 @@ def test_searches_share_a_pool_and_their_winners_are_used(cluster: Cluster, sear
     assert report["cost"]["total"]["flops"] + report["cost"]["total"]["decoding_flops"] == pytest.approx(first.flops)
 
 
+@pytest.mark.long
 def test_pyramids_are_trained_for_the_same_flops(cluster: Cluster, trainings: Path, tmp_path: Path) -> None:
     study: dict[str, Any] = {
         "kind": "pyramid",
@@ -125,6 +126,7 @@ def test_pyramids_are_trained_for_the_same_flops(cluster: Cluster, trainings: Pa
     assert (tmp_path / "again" / "model" / "framegrove.json").is_file()
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_is_counted(
     cluster: Cluster, trainings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

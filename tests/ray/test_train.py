@@ -107,6 +107,7 @@ def test_a_run_whose_worker_is_killed_goes_on_along_the_undisturbed_curve(
     assert events[1]["step"] in (3, 6)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_workers_another_stage_and_another_engine(
     cluster: Cluster, world: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_run_goes_on_with_other_workers_another_stage_and_another_engine(
     assert history[2]["changes"] == {"phases.2.steps": [8, 10], "zero": [3, 1], "engine": ["deepspeed", "plain"]}
 
 
+@pytest.mark.long
 def test_a_run_whose_driver_is_killed_goes_on_when_it_is_run_again(
     cluster: Cluster, world: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ class Clients:
             self.answers.append(("events", httpx.get(events, timeout=120)))
 
 
+@pytest.mark.long
 def test_an_upgrade_drops_no_request(manifest: dict[str, Any]) -> None:
     """Requests are held until the new replica is there; what was accepted is made once; who waits is told to return."""
     place = "http://{host}:{port}".format(**manifest["http_options"])
@@ -156,6 +157,7 @@ def assert_made_once(place: str, accepted: list[str], cancelled: str) -> None:
     assert statuses == {"completed"}
 
 
+@pytest.mark.long
 def test_a_mistake_in_the_file_leaves_the_old_replica(manifest: dict[str, Any]) -> None:
     place = "http://{host}:{port}/v1/models".format(**manifest["http_options"])
     contrast = {"name": "contrast", "kind": "callable", "function": "framegrove.verification.examples:contrast"}
