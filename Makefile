@@ -50,8 +50,7 @@ install-gpu:
 test: setup ## run the tests but for the long ones, about 25 minutes on 2 cores
 	@failed=0; \
 	python -m pytest tests --ignore tests/parity --ignore tests/ray --ignore tests/browser \
-		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15 \
-		-m "not long" || failed=1; \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15 || failed=1; \
 	python -m pytest tests/parity || failed=1; \
 	python -m pytest tests/browser || failed=1; \
 	python -m pytest tests/ray --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 \
@@ -59,8 +58,8 @@ test: setup ## run the tests but for the long ones, about 25 minutes on 2 cores
 	exit $$failed
 
 test-long: setup ## run the long tests, about 25 minutes on 2 cores: before a release, and after changes to what they test
-	@python -m pytest tests --ignore tests/browser -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		--max-worker-restart 2 --durations=15
+	@python -m pytest tests/ray -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 \
+		--durations=15
 
 check: setup ## check lint, format and types
 	@ruff check .
