@@ -45,8 +45,8 @@ def test_every_option_of_rays_commands_exists(words: list[str], module: str, nam
 
 
 def test_every_target_exists() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    named = re.findall(r"\bmake ([a-z]+)", "\n".join(re.findall(r"`+[^`]+`+", readme.TEXT)))
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`+[^`]+`+", readme.TEXT)))
     assert {"demo", "setup", "test"} <= set(named) <= set(targets)
 
 
