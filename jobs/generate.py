@@ -370,7 +370,7 @@ def generate(
             judged = policies.find(request.policy).judged
             display.begin("starting generators" + (" and verifiers" if judged else ""))
             await runner.start(judging=judged)
-            display.begin("searching")
+            display.begin("searching" if judged else "sampling")
             if not watch:
                 return await runner.search(request, show, journal=out / UNFINISHED)
             async with watching(display, request) as begin:
