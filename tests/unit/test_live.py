@@ -93,3 +93,11 @@ def test_a_search_that_begins_again_starts_with_an_empty_tree() -> None:
     log.begin()
     log.add("status", {"status": "cancelled"})
     assert told(asyncio.run(seen(log))) == [("started", None), ("status", "cancelled")]
+
+
+def test_a_video_ends_once() -> None:
+    """A cancel and the task that it ends both see the end."""
+    log = EventLog("a")
+    for _ in range(2):
+        log.add("status", {"status": "cancelled"})
+    assert [event.number for event in asyncio.run(seen(log))] == [1]
