@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # The files that take longest. They run first: one that began last would leave the other processes without work.
-LONG = (
+SLOW_FILES = (
     *("dividing", "evaluate_job", "tuning", "training", "prepare_job", "serving_lives", "serving_properties"),
     *("state_pairs", "two_workers", "diffusion", "engine"),
     *("readme", "train", "search", "serve", "serve_driver", "prepare", "nodes", "interrupt", "upgrade", "sweep"),
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if folder in item.path.parents:
             item.add_marker(pytest.mark.ray)
-    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    ranks = {f"test_{name}": rank for rank, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, ranks.get(item.path.stem, len(ranks))))
 
 

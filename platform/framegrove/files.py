@@ -158,6 +158,11 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None
     return None
 
 
+def difference_from(file: Path, ours: Mapping[str, Any]) -> str | None:
+    """The first fact on which what an earlier run has left in a JSON file differs from ours; None without a file."""
+    return difference(json.loads(file.read_text(encoding="utf-8")), ours) if file.is_file() else None
+
+
 def fingerprint(folder: Path, *read: object) -> str:
     """Changes whenever a file below ``folder`` does, or what else is given (how it is read).
 

@@ -8,7 +8,6 @@ out/.prepare/                 options, journal and open shard: what a run needs 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from framegrove.curation.journal import ClipLine, EntryLine, Journal
 from framegrove.data.schema import REJECTS, Embedder, LatentClip
 from framegrove.data.shards import SHARD_BYTES, ShardWriter, open_ids, stored_ids
 from framegrove.errors import UserError
-from framegrove.files import difference, identity, locked, replacing, write_json
+from framegrove.files import difference_from, identity, locked, replacing, write_json
 
 WORK = ".prepare"
 _REJECTS = pa.schema(
@@ -237,9 +236,6 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _check(out: Path, options: Mapping[str, Any]) -> None:
-    held = out / WORK / "options.json"
-    if not held.exists():
-        return
-    differs = difference(json.loads(held.read_text(encoding="utf-8")), identity(options))
-    if differs:
+    differs = difference_from(out / WORK / "options.json", identity(options))
+    if differs is not None:
         raise UserError(f"{out} was prepared with other options ({differs}): give another --out, or the same options")

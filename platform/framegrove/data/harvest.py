@@ -11,7 +11,6 @@ A search is finished once it is in the list of those, and counts once, whenever 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from framegrove.data.schema import LatentClip
 from framegrove.data.shards import ShardWriter, open_ids, stored_ids
 from framegrove.errors import UserError
-from framegrove.files import append_line, difference, identity, locked, whole_lines, write_json
+from framegrove.files import append_line, difference_from, identity, locked, whole_lines, write_json
 
 EXAMPLES, PAIRS = "examples", "pairs"
 FACTS = "collection.json"
@@ -88,8 +87,6 @@ def harvesting(out: Path, vae: str, made_by: str, facts: Mapping[str, Any]) -> I
 
 
 def _check(file: Path, wanted: Mapping[str, Any]) -> None:
-    if not file.is_file():
-        return
-    other = difference(json.loads(file.read_text(encoding="utf-8")), identity(wanted))
+    other = difference_from(file, identity(wanted))
     if other is not None:
         raise UserError(f"{file.parent} was collected in another way, {other}: give another --out")

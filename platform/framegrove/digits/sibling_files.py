@@ -15,7 +15,7 @@ from framegrove.digits.siblings import PROMPTS, Group, Read, grow, prompts_of
 from framegrove.digits.teacher import TaughtObject, UnitReading
 from framegrove.digits.world import DigitObject, Split
 from framegrove.errors import UserError
-from framegrove.files import difference, replacing, write_json
+from framegrove.files import difference_from, replacing, write_json
 from framegrove.models.pretrained import Pipeline
 
 APART = 8  # every eighth shard is kept apart from training, for calibration
@@ -43,7 +43,7 @@ def shards_in(folder: Path, *, apart: bool | None = None) -> list[Path]:
 def keep_facts(folder: Path, facts: dict[str, object]) -> None:
     """Note beside the groups how they are sampled. Raises UserError where others are in the folder already."""
     path = folder / "siblings.json"
-    found = difference(json.loads(path.read_text(encoding="utf-8")), facts) if path.exists() else None
+    found = difference_from(path, facts)
     if found is not None:
         raise UserError(f"{folder} holds other groups ({found}): give another --out, or remove it")
     write_json(path, facts)
