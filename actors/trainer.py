@@ -256,7 +256,9 @@ def work(given: dict[str, Any]) -> list[str] | None:
         return bool(engine.most(len(joined)))
 
     metrics = Metrics()
-    hooks = Hooks(on_step=on_step, on_point=on_point, on_checkpoint=on_checkpoint, on_speed=metrics.training)
+    hooks = Hooks(
+        on_step=on_step, on_pause=say, on_point=on_point, on_checkpoint=on_checkpoint, on_speed=metrics.training
+    )
     train_to_the_end(setup, engine, out, hooks)
     say("taking in a machine that has joined" if joined else "finished")
     return joined or None

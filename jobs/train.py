@@ -160,20 +160,23 @@ def in_this_process(config: TrainConfig, out: Path, threads: int, display: Displ
 
     torch.set_num_threads(threads)
 
-    events = _Events(out, display, logged=True)
+    events, steps = _Events(out, display, logged=True), _Steps(config.steps, display)
+
+    def on_pause(doing: str) -> None:
+        events.show()
+        steps.pause(doing)
 
     def on_start(done: int) -> None:
-        events.show()
-        display.begin("training")
+        on_pause("training")
 
     def on_step(done: int, loss: float) -> None:
         events.show()
-        display.show(done / config.steps, f"step {done} of {config.steps}")
+        steps.show(done)
 
     def on_point(point: Point) -> None:
         display.say(line_of(asdict(point)))
 
-    model = run(config, out, Hooks(on_start=on_start, on_step=on_step, on_point=on_point))
+    model = run(config, out, Hooks(on_start=on_start, on_step=on_step, on_pause=on_pause, on_point=on_point))
     events.show()
     return model
 
@@ -199,7 +202,7 @@ def _shown(config: TrainConfig, out: Path, display: Display) -> Iterator[None]:
     from framegrove.training.curve import Follower
     from framegrove.training.status import StatusReader
 
-    progress = _Progress(config.steps, Follower(out), StatusReader(out), display)
+    progress = _Progress(_Steps(config.steps, display), Follower(out), StatusReader(out), display)
     finished = threading.Event()
 
     def watch() -> None:
@@ -216,26 +219,43 @@ def _shown(config: TrainConfig, out: Path, display: Display) -> Iterator[None]:
         progress.show()
 
 
+class _Steps:
+    """Shows how many steps are done, and what is done before, between and after them."""
+
+    def __init__(self, count: int, display: Display) -> None:
+        self.count, self.display = count, display
+        self.doing = ""
+
+    def pause(self, doing: str) -> None:
+        """Show what is done now instead of steps."""
+        if doing != self.doing:
+            self.doing = doing
+            self.display.begin(doing)
+
+    def show(self, done: int) -> None:
+        """Show the steps done."""
+        self.pause("training")
+        self.display.show(done / self.count, f"step {done} of {self.count}")
+
+
 class _Progress:
     """Turns what a run writes to its folder into what a terminal shows."""
 
-    def __init__(self, steps: int, follower: Follower, statuses: StatusReader, display: Display) -> None:
+    def __init__(self, steps: _Steps, follower: Follower, statuses: StatusReader, display: Display) -> None:
         self.steps = steps
         self.follower = follower
         self.statuses = statuses
         self.display = display
         self.events = _Events(follower.path.parent, display)
-        self.doing = ""
 
     def show(self) -> None:
         """Show what is new; where nothing is, the display says by itself what is still being waited for."""
         status = self.statuses.news()
         if status is not None:
-            if status.doing != self.doing:
-                self.doing = status.doing
-                self.display.begin(status.doing)
-            if status.step is not None:
-                self.display.show(status.step / self.steps, f"step {status.step} of {self.steps}")
+            if status.step is None:
+                self.steps.pause(status.doing)
+            else:
+                self.steps.show(status.step)
         self.events.show()
         for line in self.follower.news()[1]:
             self.display.say(line_of(line))

@@ -63,7 +63,7 @@ def test_help_explains_every_key_with_its_default() -> None:
 def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         display.begin("checking the data and the model")
-        progress = train._Progress(20, Follower(tmp_path), StatusReader(tmp_path), display)
+        progress = train._Progress(train._Steps(20, display), Follower(tmp_path), StatusReader(tmp_path), display)
         status = StatusFile(tmp_path)
         for doing in ("waiting for 2 workers to start", "loading the model", "building DeepSpeed's engine"):
             status.say(doing)
@@ -75,6 +75,11 @@ def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pyt
         progress.show()
         History(tmp_path).add("resumed", 3, "resumed after step 3 with the plain engine")
         progress.show()
+        status.say("making samples after step 5")
+        progress.show()
+        status._step_written = float("-inf")  # a second later
+        status.step(6)
+        progress.show()
     assert capsys.readouterr().out.splitlines() == [
         "checking the data and the model ...",
         "waiting for 2 workers to start ...",
@@ -83,6 +88,8 @@ def test_a_terminal_shows_what_the_workers_are_doing(tmp_path: Path, capsys: pyt
         "training ...",
         "image 5: loss 0.2500  learning rate 1.00e-04  12 samples/s",
         "resumed after step 3 with the plain engine",
+        "making samples after step 5 ...",
+        "training ...",
     ]
 
 

@@ -90,6 +90,24 @@ def test_watching_changes_nothing(world: Path, watched: Path, tmp_path: Path) ->
     assert (tmp_path / weights).read_bytes() == (watched / weights).read_bytes()
 
 
+def test_what_a_run_does_between_its_steps_is_told(world: Path, tmp_path: Path) -> None:
+    told: list[str | int] = []
+    hooks = Hooks(on_step=lambda done, loss: told.append(done), on_pause=told.append)
+    run(short(world, samples={"prompts": PROMPTS, "every": 4}, checkpoint_every=6), tmp_path, hooks)
+    assert told == [
+        *(
+            "measuring the held-out loss before training",
+            1,
+            2,
+            3,
+            "writing the model",
+            4,
+            "making samples after step 4",
+        ),
+        *(5, 6, "making samples after step 6", "writing the model"),
+    ]
+
+
 def test_the_held_out_loss_is_of_the_same_samples_every_time(world: Path) -> None:
     config = short(world)
     setup = Setup.of(config)

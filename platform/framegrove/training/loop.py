@@ -83,6 +83,7 @@ class Hooks:
 
     on_start: Callable[[int], None] = _nothing  # steps done by an earlier session of this run
     on_step: Callable[[int, float], None] = _nothing  # steps done, mean loss of this worker's share
+    on_pause: Callable[[str], None] = _nothing  # what is done now instead of steps, until the next step or the end
     on_point: Callable[[Point], None] = _nothing
     on_checkpoint: Callable[[int], bool | None] = _nothing  # steps done; time to save; true ends the session here
     on_phase_end: Callable[[PhaseConfig], None] = _nothing

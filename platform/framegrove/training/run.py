@@ -68,7 +68,7 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
     first_step = go_on(engine, out, config)
     saver = Saver(folder, engine, new_session(engine), config.keep_last, config.keep_best)
     curve = Curve(out, first_step) if engine.rank == 0 else None
-    history, watch = History(out), Watch(setup, engine, out, first_step)
+    history, watch = History(out), Watch(setup, engine, out, first_step, hooks.on_pause)
     losses: dict[str, float] = {}
 
     def on_step(done: int, loss: float) -> None:
@@ -86,6 +86,10 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
         hooks.on_point(point)
         watch.show(point)
 
+    def save_model() -> None:
+        hooks.on_pause("writing the model")
+        setup.save_model(engine, out)
+
     def on_checkpoint(step: int) -> bool | None:
         phase = Position.of(config, step - 1).phase.name
         held = asdict_of(config)
@@ -93,11 +97,11 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
         if curve:
             patiently("drawing the loss curve", partial(curve.draw, at_the_end=step == config.steps))
         if engine.most(int(engine.rank == 0 and not (out / MODEL).exists())):
-            setup.save_model(engine, out)  # so that the run's folder has all that going on elsewhere needs
+            save_model()  # so that the run's folder has all that going on elsewhere needs
         return hooks.on_checkpoint(step)
 
     def on_phase_end(phase: PhaseConfig) -> None:
-        setup.save_model(engine, out)
+        save_model()
         hooks.on_phase_end(phase)
 
     def on_skip(done: int, says: str) -> None:
@@ -125,5 +129,5 @@ def train_to_the_end(setup: Setup, engine: AnyEngine, out: Path, hooks: Hooks) -
             curve.skipped if curve else 0,
         )
     if first_step >= config.steps:  # it was stopped after its last checkpoint, perhaps before the model was saved
-        setup.save_model(engine, out)
+        save_model()
     return out / MODEL

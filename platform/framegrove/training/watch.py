@@ -38,11 +38,17 @@ _BEGUN = "held-out"  # an event of the history
 
 
 class Watch:
-    """What one worker contributes to watching the run in ``out``, which goes on after ``first_step`` steps."""
+    """What one worker contributes to watching the run in ``out``, which goes on after ``first_step`` steps.
 
-    def __init__(self, setup: Setup, engine: AnyEngine, out: Path, first_step: int) -> None:
+    ``on_pause`` is told what is done before and between steps.
+    """
+
+    def __init__(
+        self, setup: Setup, engine: AnyEngine, out: Path, first_step: int, on_pause: Callable[[str], None]
+    ) -> None:
         self.config = setup.config
         self._setup, self._engine, self._out, self._step = setup, engine, out, first_step
+        self._on_pause = on_pause
         self._feed = setup.heldout_feed(engine.data_rank, engine.data_world)
         self._history = History(out)
         self._tracker: Tracker | None = None
@@ -74,6 +80,8 @@ class Watch:
     def show(self, point: Point) -> None:
         """Have a point in the tracker, and samples where they are due; all workers call it."""
         due = self.config.samples_due(point.step)
+        if due:
+            self._on_pause(f"making samples after step {point.step}")
         averaged = self._engine.averaged_weights() if due else {}
         if self._engine.rank == 0:
             self._warn(point)
@@ -111,6 +119,7 @@ class Watch:
 
     def _measure_start(self) -> None:
         """Every phase's held-out loss before anything is trained, to which later ones are compared."""
+        self._on_pause("measuring the held-out loss before training")
         measured = {phase.name: self._measure(index) for index, phase in enumerate(self.config.phases)}
         losses = {name: found["loss"] for name, found in measured.items() if found}
         if self._engine.rank == 0 and losses:
@@ -159,7 +168,7 @@ class Watch:
         scores = [each.score for each in shown if each.score is not None]
         if scores:
             mean = float(np.mean(scores))
-            says = f"samples after step {step} score {mean:.3f} on average"
+            says = f"samples after step {step} score {mean:.3f} on average, by {config.scorer}"
             self._history.add("samples", step, says, scores=scores)
             self._track(lambda tracker: tracker.figures(step, {"samples/score": mean}))
         self._show(step, "samples", shown)
