@@ -196,11 +196,11 @@ def _named(study: str, key: str, name: str) -> Path:
 def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool) -> Iterator[Notes]:
     """The study's folder, and the notes in it, to oneself. Raises UserError where another study is in it."""
     there = study_notes.is_there(out)
-    if resume and not there:
+    if resume and not study_notes.is_opened(out):
         raise UserError(f"there is no study in {out} to resume: leave --resume out, or give another --out")
     make_folder(out)
     with locked(out / ".lock", f"another process carries out the study in {out}: wait for it, or give another --out"):
-        if overwrite or not there:
+        if overwrite or not (there or resume):
             study_report.remove(out)
         elif not resume:
             raise UserError(
@@ -231,13 +231,9 @@ def _run(kind: Kind, notes: Notes, display: Display) -> None:
     display.begin("connecting to Ray")
     from framegrove.cluster.session import connect
 
-    with connect() as cluster:
-        display.begin("starting what trials share")
-        with kind.room(notes.out, cluster) as room:
-            work = Work(
-                kind.config, kind.objective, room.given, kind.applies, partial(kind.read, notes.out), room.at_once
-            )
-            carry_out(work, notes, display)
+    with connect() as cluster, kind.room(notes.out, cluster, display) as room:
+        work = Work(kind.config, kind.objective, room.given, kind.applies, partial(kind.read, notes.out), room.at_once)
+        carry_out(work, notes, display)
 
 
 def _show_plan(name: str, kind: Kind, display: Display) -> None:

@@ -167,7 +167,8 @@ def in_this_process(config: TrainConfig, out: Path, threads: int, display: Displ
         steps.pause(doing)
 
     def on_start(done: int) -> None:
-        on_pause("training")
+        if done < config.steps:
+            on_pause("training")
 
     def on_step(done: int, loss: float) -> None:
         events.show()

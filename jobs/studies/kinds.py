@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from framegrove.config.verifier import PanelConfig
     from framegrove.evaluation.study_page import Picture
     from framegrove.evaluation.study_results import Trial
+    from jobs.console import Display
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Kind(Protocol):
         """Whether a parameter changes anything beside these others."""
         ...
 
-    def room(self, out: Path, cluster: Cluster) -> contextlib.AbstractContextManager[Room]:
-        """Take what there is room for. Raises NoRoom, at once where there can be none."""
+    def room(self, out: Path, cluster: Cluster, display: Display) -> contextlib.AbstractContextManager[Room]:
+        """Take what there is room for, and say what is started. Raises NoRoom, at once where there can be none."""
         ...
 
     def read(self, out: Path, begun: Begun) -> Trial:
@@ -113,16 +114,18 @@ class Searches:
         return self.study.applies(name, given)
 
     @contextlib.contextmanager
-    def room(self, out: Path, cluster: Cluster) -> Iterator[Room]:
+    def room(self, out: Path, cluster: Cluster, display: Display) -> Iterator[Room]:
         from framegrove.cluster.placement import Role, bundle, machines
         from jobs.studies.pool import pool_of
 
         judging, count = self.study.judging, self._generators
+        verifiers = sum(each.actors.most for each in self._panel.verifiers) if judging else 0
         if count is None:
-            verifiers = sum(each.actors.most for each in self._panel.verifiers) if judging else 0
             free = room_for([bundle(Role.GENERATE)], machines()) - verifiers
             count = max(1, min(free, os.cpu_count() or 1) if cluster.own else free)
         size = PoolSize(count, count)
+        judges = [counted(verifiers, "verifier")] if judging else []
+        display.begin(f"starting {' and '.join([counted(count, 'generator'), *judges])}, which all trials share")
         with pool_of(out, self.facts(), self._files.source, self._panel, size, cluster, judging=judging) as pool:
             yield Room(count, (self.study, pool, out))
 
@@ -165,7 +168,7 @@ class Trainings:
         return self.study.applies(name, given)
 
     @contextlib.contextmanager
-    def room(self, out: Path, cluster: Cluster) -> Iterator[Room]:
+    def room(self, out: Path, cluster: Cluster, display: Display) -> Iterator[Room]:
         from framegrove.cluster.placement import Role, bundle, has_gpus, machines, require
 
         worker = bundle(Role.TRAIN, num_gpus=int(has_gpus()))

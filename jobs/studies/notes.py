@@ -119,6 +119,11 @@ def measured(begun: Begun, folder: Path, training: Mapping[str, Any]) -> Trial:
     return Trial(begun.number, begun.params, begun.state, begun.why, rows, **training)
 
 
+def is_opened(out: Path) -> bool:
+    """Whether a folder is a study's, even if it was interrupted before any trial was begun."""
+    return bool(files.whole_lines(out / LEDGER))
+
+
 def is_there(out: Path) -> bool:
     """Whether any trial was begun in a folder."""
     return len(files.whole_lines(out / LEDGER)) > 1

@@ -90,8 +90,12 @@ def test_a_bad_override_is_told_in_one_sentence(override: str, sentence: str) ->
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no configuration file at .*absent\.yaml"):
+    with pytest.raises(ConfigError, match=r"no configuration file at .*absent\.yaml: the shipped ones are in jobs"):
         load(Recipe, tmp_path / "absent.yaml")
+    for number in (2, 15, 31, 36):
+        (tmp_path / f"trial-{number:04d}.yaml").touch()
+    with pytest.raises(ConfigError, match=r"that folder has trial-0036\.yaml, trial-0031\.yaml, trial-00\d+\.yaml$"):
+        load(Recipe, tmp_path / "trial-0037.yaml")
 
 
 def test_configuration_needs_neither_torch_nor_ray() -> None:

@@ -96,6 +96,7 @@ def test_report_adds_up_and_is_json() -> None:
     assert [b["path"] for b in said["branches"]][:3] == [[0], [1], [2]]
     assert [stretch["needed"] for stretch in said["timeline"]] == [True, False, True, True]
     assert said["size"] == "64x64"
+    assert said["branches"][1]["score"] == {"image": 0.48}
     assert said["branches"][1]["answers"] == {"image": {"verifier": dict(ANSWERS)}}
     assert next(b for b in said["branches"] if b["path"] == [2, 0])["answers"] == {}
 
@@ -108,11 +109,21 @@ def test_one_price_is_said_everywhere(tmp_path: Path) -> None:
     assert report_line(record).startswith(f"7 branches in 3.0 s at a price of {said['total']:.2f}x (sampling 2.27, ")
 
 
+@pytest.mark.parametrize(("budget", "told"), [(3.0, False), (3.2, True), (4.0, False)])
+def test_waste_beyond_the_budget_is_explained(budget: float, told: bool) -> None:
+    """The search needed 3.06x and wasted .30x."""
+    record = dataclasses.replace(search_record(), request=dataclasses.replace(REQUEST, budget=budget))
+    line = "; the budget of 3.2x bounds all but what was wasted"
+    assert (line in report_line(record)) == told
+
+
 def test_a_winner_that_its_judges_doubt_is_a_warning() -> None:
     record = search_record()
     assert report.report_json(record)["warnings"] == []
     doubted = tuple(
-        dataclasses.replace(each, scores=((Assessment.FINAL, (("alignment", 0.02), ("motion", 0.09))),))
+        dataclasses.replace(
+            each, scores=((Assessment.FINAL, (("alignment", 0.02), ("motion", 0.09))),), chances=(0.002,)
+        )
         for each in record.outcome.nodes
     )
     record = dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, nodes=doubted))

@@ -6,7 +6,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ from jobs import sweep
 from jobs.console import Display
 from jobs.studies import notes as study_notes
 from jobs.studies import stages
+from jobs.studies.kinds import Kind
 from jobs.studies.notes import Notes, rows_of
 from jobs.studies.pyramid import PyramidStudy
 from jobs.studies.search import SearchStudy
@@ -387,6 +388,22 @@ def test_another_study_in_the_folder_is_refused(tmp_path: Path) -> None:
         result = CliRunner().invoke(sweep.app, [*given, "--resume"])
     assert result.exit_code == 1
     assert "another process carries out the study in" in result.stderr
+
+
+def test_a_study_that_was_interrupted_before_its_first_trial_is_resumed(tmp_path: Path) -> None:
+    ours, other = (cast(Kind, SimpleNamespace(facts=lambda seed=seed: {"seed": seed})) for seed in (1, 2))
+    Notes(tmp_path, ours.facts())
+    with sweep._folder(tmp_path, ours, resume=True, overwrite=False) as notes:
+        assert notes.trials == []
+    with (
+        pytest.raises(UserError, match="another study is in"),
+        sweep._folder(tmp_path, other, resume=True, overwrite=False),
+    ):
+        pass
+    with sweep._folder(tmp_path, other, resume=False, overwrite=False) as notes:  # of the first one nothing is lost
+        notes.begin({"cap": 2})
+    with sweep._folder(tmp_path, other, resume=True, overwrite=False) as notes:
+        assert [each.params for each in notes.trials] == [{"cap": 2}]
 
 
 # ---- pictures and page

@@ -225,7 +225,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
-        raise ConfigError(f"no configuration file at {path}: the shipped ones are in jobs/configs") from None
+        beside = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], 3, 0.0)
+        others = f"that folder has {', '.join(beside)}" if beside else "the shipped ones are in jobs/configs"
+        raise ConfigError(f"no configuration file at {path}: {others}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

@@ -272,6 +272,9 @@ def _branch(node: Node) -> dict[str, Any]:
         "path": list(node.path),
         "fate": str(node.fate),
         "dropped_by": str(node.dropped_by) if node.dropped_by else None,
+        "score": {
+            str(assessment): round(chance, 4) for (assessment, _), chance in zip(node.scores, node.chances, strict=True)
+        },
         "verifier": {str(assessment): dict(panel) for assessment, panel in node.scores},
         "answers": _answers(node),
         "path_score": node.judgements[-1].total if node.judgements else None,

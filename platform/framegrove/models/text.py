@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from framegrove.models.packed import TextEmbedding
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["TextEmbedding", "TextEncoder", "first_words", "split_prompt", "vocabulary"]
+__all__ = ["TextEmbedding", "TextEncoder", "first_words", "quiet_transformers", "split_prompt", "vocabulary"]
 
 _LONGEST_WORD = 40  # characters; what has no blank for longer is not made of words (Chinese, for example)
 _PAD, _END, _UNKNOWN = "[PAD]", "[END]", "[UNK]"  # ids 0, 1, 2
@@ -70,21 +71,18 @@ class TextEncoder(nn.Module):
     def load(cls, folder: Path) -> TextEncoder:
         """Read ``text_encoder/`` and ``tokenizer/`` of a model folder. Raises UserError where one is missing."""
         from transformers import CLIPTextModel, PreTrainedTokenizerFast
-        from transformers.utils import logging
 
         for name, file in (("text_encoder", "model.safetensors"), ("tokenizer", "tokenizer.json")):
             if not (folder / name / file).is_file():
                 raise UserError(f"{folder} is not a whole model: {name}/{file} is missing")
-        logging.disable_progress_bar()
+        quiet_transformers()
         model = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
         return cls(model, tokenizer)
 
     def save(self, folder: Path) -> None:
         """Write ``text_encoder/`` and ``tokenizer/`` into ``folder``."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+        quiet_transformers()
         self.model.save_pretrained(folder / "text_encoder", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -233,3 +231,12 @@ def _word_tokenizer(words: Iterable[str], max_tokens: int) -> PreTrainedTokenize
         unk_token=_UNKNOWN,
         model_max_length=max_tokens,
     )
+
+
+def quiet_transformers() -> None:
+    """Have transformers read and save models without a progress bar, and without a warning of DeepSpeed's."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():  # saving imports DeepSpeed, which warns that it has looked for a GPU in vain
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

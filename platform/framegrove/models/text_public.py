@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from framegrove.errors import UserError
 from framegrove.models.packed import TextEmbedding
-from framegrove.models.text import first_words, split_prompt
+from framegrove.models.text import first_words, quiet_transformers, split_prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,9 +43,8 @@ class PublicTextEncoder(nn.Module):
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False) -> PublicTextEncoder:
         """Read ``text_encoder*`` and ``tokenizer*`` of a model folder. Raises UserError, in one line."""
         from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        quiet_transformers()
         count = 3 if (folder / "text_encoder_3").is_dir() else 2
         clip = CLIPTextModelWithProjection if count == 3 else CLIPTextModel
         kinds = [*[clip] * (count - 1), T5EncoderModel]
@@ -65,9 +64,7 @@ class PublicTextEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the folders that `load` reads, each model in its own type."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+        quiet_transformers()
         for name, model in self.models.items():
             _as_saved(model).save_pretrained(folder / name, safe_serialization=True)
         for name, tokenizer in zip(_names("tokenizer", len(self.tokenizers)), self.tokenizers, strict=True):
