@@ -97,7 +97,9 @@ def main(
             raise UserError("--digits is for prompts of the digits world, digits:N: leave it out")
         texts = collecting.read_prompts(prompts, seed, digits or ())
         display.begin("reading the model")
-        task = collecting.Task.of(source, search, texts, units=units, seed=seed, margin=margin, least=least, most=most)
+        task = collecting.CollectingTask.of(
+            source, search, texts, units=units, seed=seed, margin=margin, least=least, most=most
+        )
         make_folder(out)
         over = functools.partial(over_cache, cache) if cache else on_ray
         with over(source, panel, search, generators, searches=searches) as lab:

@@ -110,7 +110,7 @@ def digest(text: str) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class CollectingTask:
     """What is searched for, and what of it is kept.
 
     ``vae`` is the digest of the model's VAE, whose latents ``norm`` scales, ``made_by`` that of the model itself.
@@ -145,7 +145,7 @@ class Task:
         margin: float,
         least: float,
         most: float,
-    ) -> Task:
+    ) -> CollectingTask:
         """Read the model. Raises UserError where it is not there, or cannot make such videos."""
         from actors.model_files import ModelFiles
         from framegrove.models.pretrained import load_vae_of
@@ -176,7 +176,7 @@ class Task:
             )
 
 
-def collect(task: Task, lab: Laboratory, out: File, display: Display) -> Findings:
+def collect(task: CollectingTask, lab: Laboratory, out: File, display: Display) -> Findings:
     """Make the searches that are missing in ``out``, and keep what they leave; returns what all of them left."""
     from framegrove.data.harvest import harvesting
 
@@ -209,7 +209,7 @@ def key(request: GenerationRequest) -> str:
     return digest(f"{request.seed} {request.prompt}").hex()
 
 
-def crop_of(task: Task, log_p: LogP, record: SearchRecord, latents: Mapping[Path, StageLatent]) -> Crop:
+def crop_of(task: CollectingTask, log_p: LogP, record: SearchRecord, latents: Mapping[Path, StageLatent]) -> Crop:
     """What is kept of a finished search, with the latents of its branches."""
     from framegrove.data.harvest import Crop
     from framegrove.evaluation import preferences
@@ -260,7 +260,9 @@ def _clip(
     )
 
 
-def _pair(task: Task, record: SearchRecord, each: Preference, units: Mapping[Path, Tensor], name: str) -> LatentClip:
+def _pair(
+    task: CollectingTask, record: SearchRecord, each: Preference, units: Mapping[Path, Tensor], name: str
+) -> LatentClip:
     from framegrove.data.schema import Rival
 
     rival = Rival(units[each.worse].numpy().astype(np.float16), each.chances, task.last_stage, each.cut, each.scores)

@@ -286,15 +286,15 @@ def _finish(files: ModelFiles, parts: list[Part], kept: Kept, out: Path, display
 def _print(name: str, group: Sequence[UnitHazard], display: Display) -> None:
     from rich.table import Table
 
-    from framegrove.digits.unit_readings import Fault
+    from framegrove.digits.unit_readings import UnitFault
 
     table = Table(title=f"{name}: wrong, given a right parent, with 95% intervals; a unit may have several faults")
-    for column in ("unit", "read", "prompts", "wrong", *Fault, "videos without a search right so far"):
+    for column in ("unit", "read", "prompts", "wrong", *UnitFault, "videos without a search right so far"):
         table.add_column(column, justify="right", overflow="fold")
     for each in group:
         table.add_row(
             *map(str, (each.unit, each.units, each.prompts, each.wrong)),
-            *(f"{each.faults.get(fault, 0.0):.1%}" for fault in Fault),
+            *(f"{each.faults.get(fault, 0.0):.1%}" for fault in UnitFault),
             str(each.unsearched),
         )
     display.console.print(table)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from framegrove.config.search import SearchConfig
     from framegrove.config.suite import Setting
     from framegrove.digits.world import DigitObject
-    from framegrove.evaluation.guards import GuardRow, Instead, Verdict
+    from framegrove.evaluation.guards import GuardResult, GuardRow, Instead
     from framegrove.evaluation.ledger import Ledger
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
@@ -109,7 +109,7 @@ class Loop:
         options = json.dumps({given.policy: given.options})
         search = collecting.search_config(given.policy, given.budget, [f"options={options}"])
         self.display.begin(f"round {number}: reading the model")
-        task = collecting.Task.of(
+        task = collecting.CollectingTask.of(
             source,
             search,
             _prompts(self.config, number),
@@ -222,7 +222,7 @@ class Loop:
                 f"often, at {each.saved:.2e} FLOPs less a video; {paid}"
             )
 
-    def _tell(self, number: int, found: Sequence[Verdict]) -> None:
+    def _tell(self, number: int, found: Sequence[GuardResult]) -> None:
         from rich.table import Table
 
         table = Table(title=f"Round {number} beside the first model, the same prompts and seeds; 95% intervals")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from framegrove.search.ranks import Standing
+from framegrove.search.ranks import RankedPath
 from framegrove.search.tree import Scores
 from framegrove.types import Path
 
@@ -53,11 +53,11 @@ class StockCohort:
         undecided = tuple(path for path in self.members if path not in kept and path not in dropped)
         return StockCut(kept, dropped, undecided, self._likely(undecided)[: width - len(kept)])
 
-    def standings(self) -> tuple[Standing, ...]:
+    def standings(self) -> tuple[RankedPath, ...]:
         """Members of a complete cohort, best first."""
         ordered = sorted(self.members, key=lambda path: (-self._least[path], *self._tie_break(path)))
         return tuple(
-            Standing(
+            RankedPath(
                 path,
                 own=Fraction(self._least[path] - self._collected[path], self._one),
                 total=Fraction(self._least[path], self._one),

@@ -56,7 +56,7 @@ def run(bench: Bench) -> Finding:
     from framegrove.config.base import validated
     from framegrove.config.search import SearchConfig
     from framegrove.evaluation.curves import bootstrap, compare
-    from framegrove.evaluation.simulated import Judge, World, searched
+    from framegrove.evaluation.simulated import SimulatedJudge, World, searched
 
     on = grid(bench)
     right: dict[tuple[str, float], dict[int, float]] = {}
@@ -67,7 +67,7 @@ def run(bench: Bench) -> Finding:
         about = {"policy": name, "budget": _BUDGET, "speculate": "off", **POLICIES[name]}
         config = validated(SearchConfig, about, name)
         outcomes = [
-            searched(config, on, Judge(World((HAZARD,) * UNITS, bench.seed + prompt), auc))
+            searched(config, on, SimulatedJudge(World((HAZARD,) * UNITS, bench.seed + prompt), auc))
             for prompt in range(bench.prompts)
         ]
         right[name, auc] = {prompt: float(each.right) for prompt, each in enumerate(outcomes)}

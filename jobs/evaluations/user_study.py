@@ -15,7 +15,7 @@ from framegrove.words import counted
 from jobs.evaluations.comparing import LEDGER
 
 if TYPE_CHECKING:
-    from framegrove.evaluation.user_study import Choice, Pair, Verdict
+    from framegrove.evaluation.user_study import Choice, Pair, QuestionResult
     from framegrove.evaluation.user_study_store import StudyStore
     from jobs.console import Display
 
@@ -94,7 +94,7 @@ def _told(folder: Path, pairs: Sequence[Pair], choices: Sequence[Choice], displa
     display.say("\n".join(map(str, written)))
 
 
-def _table(found: Verdict) -> Any:
+def _table(found: QuestionResult) -> Any:
     from rich.table import Table
 
     from framegrove.verification.scoring import probability

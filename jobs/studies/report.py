@@ -14,7 +14,7 @@ from framegrove.files import replacing
 from framegrove.words import counted
 
 if TYPE_CHECKING:
-    from framegrove.evaluation.study_front import Standing
+    from framegrove.evaluation.study_front import FrontPlace
     from framegrove.evaluation.study_page import Picture
     from framegrove.evaluation.study_results import Trial
     from jobs.console import Display
@@ -56,7 +56,7 @@ def write(name: str, kind: Kind, trials: Sequence[Trial], out: Path, display: Di
     display.say("\n".join(str(out / name) for name in (PAGE, RESULTS, WINNERS)))
 
 
-def write_winners(name: str, kind: Kind, best: Sequence[Standing], folder: Path) -> dict[int, str]:
+def write_winners(name: str, kind: Kind, best: Sequence[FrontPlace], folder: Path) -> dict[int, str]:
     """A configuration for every trial on the front, in place of what was there; their names by the trials' numbers."""
     names: dict[int, str] = {}
     with replacing(folder) as partial:
@@ -72,7 +72,7 @@ def write_winners(name: str, kind: Kind, best: Sequence[Standing], folder: Path)
 
 
 def _drawn(
-    name: str, config: StudyConfig, trials: Sequence[Trial], found: Sequence[Standing], out: Path
+    name: str, config: StudyConfig, trials: Sequence[Trial], found: Sequence[FrontPlace], out: Path
 ) -> list[Picture]:
     from framegrove.evaluation import study_pictures
     from framegrove.evaluation.study_optuna import importances
@@ -108,7 +108,7 @@ def _drawn(
     return pictures
 
 
-def _print(report: Any, best: Sequence[Standing], display: Display) -> None:
+def _print(report: Any, best: Sequence[FrontPlace], display: Display) -> None:
     from rich.table import Table
 
     from framegrove.evaluation.study_page import summary

@@ -15,7 +15,7 @@ from framegrove.digits.questions import QUESTIONS
 from framegrove.digits.unstaged_questions import UNSTAGED
 from framegrove.errors import UserError
 from framegrove.evaluation.blockiness import edge_share
-from framegrove.evaluation.simulated import Grid, Judge, World, searched
+from framegrove.evaluation.simulated import Grid, SimulatedJudge, World, searched
 from framegrove.flow.noise import HashNoise, double
 from framegrove.search.prices import Prices
 from framegrove.types import Assessment
@@ -202,7 +202,7 @@ GRID = Grid(4, 3, Prices(fake_cost))
 @pytest.mark.parametrize("auc", [0.5, 0.6, 0.8, 0.95, 1.0])
 def test_a_judge_has_the_auc_among_siblings_that_was_asked_for(auc: float) -> None:
     world = World((0.5, 0.5), seed=7)
-    judge = Judge(world, auc)
+    judge = SimulatedJudge(world, auc)
     agreed: list[float] = []
     for parent in range(400):
         siblings = [(parent, child) for child in range(8)]
@@ -216,7 +216,7 @@ def test_a_judge_has_the_auc_among_siblings_that_was_asked_for(auc: float) -> No
 @pytest.mark.parametrize("assessment", [Assessment.MOTION, Assessment.FINAL])
 def test_a_judge_is_calibrated(assessment: Assessment) -> None:
     world = World((0.2, 0.3), seed=3)
-    judge = Judge(world, 0.8)
+    judge = SimulatedJudge(world, 0.8)
     paths = [(root, child) for root in range(400) for child in range(10)]
     said = np.array([judge.says(path, assessment) for path in paths])
     truth = world.right if assessment is Assessment.FINAL else world.unit_right
@@ -236,13 +236,13 @@ def test_branches_go_wrong_as_often_as_they_should_and_stay_so() -> None:
 
 def test_a_worthless_auc_is_refused() -> None:
     with pytest.raises(ValueError, match="AUC"):
-        Judge(World((0.1,), 0), 0.4)
+        SimulatedJudge(World((0.1,), 0), 0.4)
 
 
 def test_a_better_judge_makes_more_winners_right() -> None:
     config = validated(SearchConfig, {"policy": "beam", "budget": "4x", "speculate": "off"}, "beam")
     share = {
-        auc: np.mean([searched(config, GRID, Judge(World((0.2,) * 4, seed), auc)).right for seed in range(60)])
+        auc: np.mean([searched(config, GRID, SimulatedJudge(World((0.2,) * 4, seed), auc)).right for seed in range(60)])
         for auc in (0.5, 1.0)
     }
     assert share[1.0] > share[0.5] + 0.2
@@ -251,7 +251,7 @@ def test_a_better_judge_makes_more_winners_right() -> None:
 
 def test_costs_are_the_planned_ones() -> None:
     config = validated(SearchConfig, {"policy": "linear", "budget": "4x", "speculate": "off"}, "linear")
-    assert searched(config, GRID, Judge(World((0.2,) * 4, 0), 0.8)).cost == pytest.approx(4.0)
+    assert searched(config, GRID, SimulatedJudge(World((0.2,) * 4, 0), 0.8)).cost == pytest.approx(4.0)
 
 
 # The others.

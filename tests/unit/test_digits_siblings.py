@@ -29,7 +29,7 @@ from framegrove.digits.siblings import Group, grow, prompts_of
 from framegrove.digits.teacher import TaughtObject, UnitReading, centres_of, segment
 from framegrove.digits.verifier_judge import Judge, assessment_of, calibrated
 from framegrove.digits.verifier_questions import ask_about
-from framegrove.digits.verifier_scenes import Fault
+from framegrove.digits.verifier_scenes import SceneFault
 from framegrove.digits.verifier_siblings import SiblingScenes, _moved, read_as_drawn
 from framegrove.digits.verifier_sights import MOST
 from framegrove.digits.world import DigitObject
@@ -158,7 +158,7 @@ def test_siblings_become_scenes_with_the_teachers_answers() -> None:
     assert sound is not None
     assert malformed is not None
     assert other is not None
-    assert [one[0].fault for one in (sound, malformed, other)] == [Fault.NONE, Fault.MELT, Fault.MORPH]
+    assert [one[0].fault for one in (sound, malformed, other)] == [SceneFault.NONE, SceneFault.MELT, SceneFault.MORPH]
     assert sound[0].digits == (3,) * 6
     assert malformed[0].digits == (3, 3, None, None, None, None)
     assert other[0].digits == (3, 3, 8, 8, 8, 8)
@@ -194,7 +194,7 @@ def test_a_digit_that_is_gone_leaves_a_count_that_is_wrong() -> None:
     drawn = read_as_drawn(group, 0, unit, View.UNIT)
     assert drawn is not None
     assert drawn[0].colours == ("red", "red", None, None, None, None)
-    assert drawn[0].fault is Fault.VANISH
+    assert drawn[0].fault is SceneFault.VANISH
     scene = SiblingScenes([group]).draw((View.UNIT, MOST), np.random.default_rng(0))
     assert scene is not None
     counted = {q.text: q.answer for q in ask_about(scene, np.random.default_rng(0), 60) if q.aspect is Aspect.COUNT}

@@ -10,7 +10,7 @@ from framegrove.config.request import frames_of, unit_lengths
 from framegrove.digits import world
 from framegrove.digits.questions import Aspect
 from framegrove.digits.verifier_questions import ask_about
-from framegrove.digits.verifier_scenes import Fault, draw_scene
+from framegrove.digits.verifier_scenes import SceneFault, draw_scene
 from framegrove.digits.verifier_sights import draw_sight
 from framegrove.verification.views import View, frames_of_view
 
@@ -36,7 +36,7 @@ def test_scenes_are_repeatable_and_their_answers_consistent(view: View, shown: i
             if question.aspect is Aspect.MOTION:
                 assert (" now move " in question.text) == (view is View.UNIT)
             if question.aspect is Aspect.STABILITY:
-                changed = {Fault.MORPH, Fault.MELT, Fault.RECOLOUR, Fault.VANISH}
+                changed = {SceneFault.MORPH, SceneFault.MELT, SceneFault.RECOLOUR, SceneFault.VANISH}
                 assert question.answer == (not {d.fault for d in scene.drawn} & changed)
         answers += [q.answer for q in asked]
     assert 0.35 < float(np.mean(answers)) < 0.6
@@ -46,7 +46,7 @@ def test_a_flawless_scene_looks_like_a_true_clip() -> None:
     """The brightest pixel of a drawn digit has its caption's colour."""
     for seed in range(200):
         scene = draw_scene(np.random.default_rng(seed), shown=4)
-        if len(scene.drawn) == 1 and scene.drawn[0].fault is Fault.NONE and scene.quality == "clear":
+        if len(scene.drawn) == 1 and scene.drawn[0].fault is SceneFault.NONE and scene.quality == "clear":
             frame = scene.frames[0].flatten(1)
             peak = frame[:, frame.sum(0).argmax()] * 255
             wanted = torch.tensor(world.COLOURS[scene.drawn[0].name.colour], dtype=torch.float32)
@@ -76,14 +76,19 @@ def test_the_motion_of_a_newest_unit_is_what_is_drawn_there() -> None:
         scene = draw_scene(np.random.default_rng(seed), shown=6, view=View.UNIT, painted=False)
         for one in scene.drawn:
             steps = np.diff(np.asarray(one.centres[-4:]), axis=0)
-            if one.fault is Fault.SWERVE and one.motion is not None:
+            if one.fault is SceneFault.SWERVE and one.motion is not None:
                 across, down = world.MOTIONS[one.motion]
                 off = np.abs(steps @ np.asarray([-down, across]))
                 assert off.max() <= 1.5
                 assert np.abs(steps).max() > 0
                 assert one.motion != one.name.motion
-            if one.fault is Fault.STILL:
+            if one.fault is SceneFault.STILL:
                 assert np.abs(steps).max() == 0
                 assert one.motion is None
             seen.add((one.fault, one.motion is None))
-    assert {(Fault.SWERVE, True), (Fault.SWERVE, False), (Fault.STILL, True), (Fault.NONE, False)} <= seen
+    assert {
+        (SceneFault.SWERVE, True),
+        (SceneFault.SWERVE, False),
+        (SceneFault.STILL, True),
+        (SceneFault.NONE, False),
+    } <= seen

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from framegrove.digits import world
 from framegrove.digits.oracle import DigitsOracle
-from framegrove.digits.unit_readings import Fault, unit_faults
+from framegrove.digits.unit_readings import UnitFault, unit_faults
 from framegrove.digits.world import DigitObject
 from framegrove.evaluation.hazard import UnitReading, draw_hazards, hazards, share, wilson
 from framegrove.evaluation.population import read_units, refilled
@@ -120,18 +120,18 @@ def test_faults_are_told_apart() -> None:
     oracle = DigitsOracle()
     asked = (DigitObject(3, "red", "left and right"), DigitObject(7, "green", "up and down"))
 
-    def faults(*shown: DigitObject) -> tuple[Fault, ...]:
+    def faults(*shown: DigitObject) -> tuple[UnitFault, ...]:
         frames = world.render(shown, np.random.default_rng(3), split="heldout", units=3)
         return unit_faults(oracle, frames, asked)
 
     assert faults(*asked) == ()
-    assert faults(DigitObject(8, "red", "left and right"), asked[1]) == (Fault.DIGIT,)
-    assert faults(DigitObject(3, "blue", "left and right"), asked[1]) == (Fault.COLOUR,)
-    assert faults(DigitObject(3, "red", "up and down"), asked[1]) == (Fault.MOTION,)
-    assert faults(asked[0]) == (Fault.MISSING,)
-    assert faults(asked[1]) == (Fault.MISSING,)
+    assert faults(DigitObject(8, "red", "left and right"), asked[1]) == (UnitFault.DIGIT,)
+    assert faults(DigitObject(3, "blue", "left and right"), asked[1]) == (UnitFault.COLOUR,)
+    assert faults(DigitObject(3, "red", "up and down"), asked[1]) == (UnitFault.MOTION,)
+    assert faults(asked[0]) == (UnitFault.MISSING,)
+    assert faults(asked[1]) == (UnitFault.MISSING,)
     pair = world.render(asked, np.random.default_rng(3), split="heldout", units=3)
-    assert unit_faults(oracle, pair, asked[:1]) == (Fault.EXTRA,)
+    assert unit_faults(oracle, pair, asked[:1]) == (UnitFault.EXTRA,)
 
 
 def test_a_fault_of_the_newest_unit_alone_is_seen() -> None:
@@ -140,7 +140,7 @@ def test_a_fault_of_the_newest_unit_alone_is_seen() -> None:
     frames[-8:] = frames[-9]  # it stops
     oracle = DigitsOracle()
     assert oracle.judge(frames, clip.objects).fully_right
-    assert unit_faults(oracle, frames, clip.objects) == (Fault.MOTION,)
+    assert unit_faults(oracle, frames, clip.objects) == (UnitFault.MOTION,)
 
 
 def test_picture_is_drawn(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from framegrove.media.frames import MediaError
 from framegrove.media.writing import decode_mp4
 from framegrove.serving.api import MOST_CLIP_BYTES
 from framegrove.serving.backup import back_up
-from framegrove.serving.decode_clip import CheckedClip, Limits, Task, decoded_clip
+from framegrove.serving.decode_clip import CheckedClip, ClipTask, Limits, decoded_clip
 from framegrove.serving.store import VideoStore
 from tests.endpoint import PROMPT, Endpoint, endpoint, picture, serving
 from tests.fakes import FakeRunner
@@ -48,7 +48,7 @@ def checked(sent: bytes, limits: Limits | None = None) -> CheckedClip:
     with tempfile.TemporaryFile() as file:
         file.write(sent)
         file.flush()
-        return decoded_clip(Path(f"/dev/fd/{file.fileno()}"), Task(FORM, limits or Limits()))
+        return decoded_clip(Path(f"/dev/fd/{file.fileno()}"), ClipTask(FORM, limits or Limits()))
 
 
 async def upload(running: Endpoint, clip: bytes, **fields: str) -> httpx.Response:

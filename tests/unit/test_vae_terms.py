@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from framegrove.errors import UserError
 from framegrove.models.vae_files import Affine, LatentNorm, save_vae
-from framegrove.training.adversarial import Judge, PatchDiscriminator, balance, discriminator_loss, generator_loss
+from framegrove.training.adversarial import (
+    Discriminator,
+    PatchDiscriminator,
+    balance,
+    discriminator_loss,
+    generator_loss,
+)
 from framegrove.training.perceptual import distance, load_perception, vgg_features
 from tests.tiny import tiny_vae
 
@@ -116,7 +122,7 @@ def test_the_balance_is_the_ratio_of_the_gradients() -> None:
 
 def test_the_discriminator_judges_patches_and_learns_to_tell() -> None:
     torch.manual_seed(0)
-    judge = Judge(3, 8, 3e-3, CPU)
+    judge = Discriminator(3, 8, 3e-3, CPU)
     assert judge.network(torch.zeros(2, 3, 17, 64, 96)).shape == (2, 1, 5, 8, 12)
     assert judge.network(torch.zeros(1, 3, 1, 16, 16)).shape[2:] == (1, 2, 2)  # a picture has patches, too
     smooth = F.interpolate(torch.rand(2, 3, 3, 4, 4) * 2 - 1, (9, 32, 32), mode="trilinear")
@@ -132,7 +138,7 @@ def test_the_discriminator_judges_patches_and_learns_to_tell() -> None:
 
 def test_a_judge_goes_on_to_the_bit() -> None:
     torch.manual_seed(0)
-    first, second = Judge(3, 4, 1e-2, CPU), Judge(3, 4, 1e-2, CPU)
+    first, second = Discriminator(3, 4, 1e-2, CPU), Discriminator(3, 4, 1e-2, CPU)
     real, made = torch.rand(2, 1, 3, 9, 16, 16)
     first.learn(real, made)
     second.load_state_dict(first.state_dict())

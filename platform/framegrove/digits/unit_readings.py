@@ -19,7 +19,7 @@ from framegrove.digits.oracle import DigitsOracle, best_match
 from framegrove.digits.world import DigitObject
 
 
-class Fault(enum.StrEnum):
+class UnitFault(enum.StrEnum):
     """What can be wrong with a unit."""
 
     DIGIT = "another digit"
@@ -35,21 +35,23 @@ def newest_unit(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return frames[-(FRAMES_PER_UNIT + 1) :]
 
 
-def unit_faults(oracle: DigitsOracle, frames: npt.NDArray[np.uint8], asked: Sequence[DigitObject]) -> tuple[Fault, ...]:
+def unit_faults(
+    oracle: DigitsOracle, frames: npt.NDArray[np.uint8], asked: Sequence[DigitObject]
+) -> tuple[UnitFault, ...]:
     """All that is wrong with the newest unit of a clip, uint8 (T, H, W, 3), each fault once; nothing if it is right.
 
     Empty exactly where the oracle calls those frames fully right.
     """
     shown = newest_unit(frames)
     seen = oracle.read(shown)
-    found: set[Fault] = set()
+    found: set[UnitFault] = set()
     for reading, wanted in best_match(seen, asked, moving=len(shown) > 1):
         if reading.digit != wanted.digit:
-            found.add(Fault.MALFORMED if reading.digit is None else Fault.DIGIT)
+            found.add(UnitFault.MALFORMED if reading.digit is None else UnitFault.DIGIT)
         if reading.colour != wanted.colour:
-            found.add(Fault.COLOUR)
+            found.add(UnitFault.COLOUR)
         if len(shown) > 1 and reading.motion != wanted.motion:
-            found.add(Fault.MOTION)
+            found.add(UnitFault.MOTION)
     if len(seen) != len(asked):
-        found.add(Fault.EXTRA if len(seen) > len(asked) else Fault.MISSING)
-    return tuple(fault for fault in Fault if fault in found)
+        found.add(UnitFault.EXTRA if len(seen) > len(asked) else UnitFault.MISSING)
+    return tuple(fault for fault in UnitFault if fault in found)

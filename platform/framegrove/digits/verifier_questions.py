@@ -14,7 +14,7 @@ import numpy as np
 
 from framegrove.digits import questions as ask
 from framegrove.digits.questions import Aspect, static_scene
-from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene
+from framegrove.digits.verifier_scenes import Drawn, Quality, Scene, SceneFault
 from framegrove.digits.world import COLOURS, DIGITS, MOTIONS, DigitObject, caption
 from framegrove.verification.views import View
 
@@ -104,7 +104,7 @@ def _ever(scene: Scene) -> tuple[set[int], set[str]]:
 
 
 def _passing_kind(drawn: Drawn) -> str:
-    return "malformed" if drawn.fault is Fault.MALFORMED else "drift"
+    return "malformed" if drawn.fault is SceneFault.MALFORMED else "drift"
 
 
 def _bindings(scene: Scene) -> list[Labelled]:
@@ -161,7 +161,7 @@ def _motions(scene: Scene) -> list[Labelled]:
             if motion == drawn.motion:
                 kind = "true"
             elif drawn.motion is None:
-                kind = "still" if drawn.fault is Fault.STILL else "swerve"
+                kind = "still" if drawn.fault is SceneFault.STILL else "swerve"
             else:
                 kind = "swapped" if motion in others else "motion changed"
             question = ask.ask_motion_now if scene.view is View.UNIT else ask.ask_motion
@@ -186,7 +186,7 @@ def _matches(scene: Scene) -> list[Labelled]:
     moving = all(d.motion is not None for d in scene.drawn)
     versions = [(fewer, "extra") for fewer in _with_one_less(named)]
     if len(named) < 3 and (_nameable(scene) or not held):
-        spoiled = "malformed" if any(d.fault is Fault.MALFORMED for d in scene.drawn) else "drift"
+        spoiled = "malformed" if any(d.fault is SceneFault.MALFORMED for d in scene.drawn) else "drift"
         versions.append((named, "true" if held else spoiled))
         if held:
             versions += _near_misses(named, _ever(scene))
@@ -236,9 +236,9 @@ def _near_misses(
 
 def _stabilities(scene: Scene) -> list[Labelled]:
     faults = {d.fault for d in scene.drawn}
-    if scene.frames.shape[0] == 1 or faults & {Fault.MALFORMED, Fault.RESTYLE}:
+    if scene.frames.shape[0] == 1 or faults & {SceneFault.MALFORMED, SceneFault.RESTYLE}:
         return []
-    broken = faults & {Fault.MORPH, Fault.MELT, Fault.RECOLOUR, Fault.VANISH}
+    broken = faults & {SceneFault.MORPH, SceneFault.MELT, SceneFault.RECOLOUR, SceneFault.VANISH}
     kind = min(fault.value for fault in broken) if broken else "true"
     return [Labelled(ask.ASK_STABLE, not broken, Aspect.STABILITY, kind)]
 

@@ -28,7 +28,7 @@ Colour = tuple[int, int, int]
 Choice = TypeVar("Choice")
 
 
-class Fault(enum.StrEnum):
+class SceneFault(enum.StrEnum):
     """What is wrong with one drawn digit; ``later`` means from some frame after the first."""
 
     NONE = "none"
@@ -55,7 +55,7 @@ class Drawn:
     """One digit as it was drawn, shown frame by shown frame; None where a frame shows no digit or no colour."""
 
     name: world.DigitObject  # as a caption of the first frame would name it
-    fault: Fault
+    fault: SceneFault
     start: int  # the first shown frame that a later change affects
     digits: tuple[int | None, ...]
     colours: tuple[str | None, ...]
@@ -87,17 +87,17 @@ class Scene:
     placed: bool = True
 
 
-_STATIC_FAULTS = {Fault.NONE: 0.8, Fault.MALFORMED: 0.2}
+_STATIC_FAULTS = {SceneFault.NONE: 0.8, SceneFault.MALFORMED: 0.2}
 _MOVING_FAULTS = {
-    Fault.NONE: 0.43,
-    Fault.RESTYLE: 0.04,
-    Fault.MORPH: 0.13,
-    Fault.MELT: 0.05,
-    Fault.RECOLOUR: 0.07,
-    Fault.VANISH: 0.06,
-    Fault.SWERVE: 0.10,
-    Fault.STILL: 0.06,
-    Fault.MALFORMED: 0.06,
+    SceneFault.NONE: 0.43,
+    SceneFault.RESTYLE: 0.04,
+    SceneFault.MORPH: 0.13,
+    SceneFault.MELT: 0.05,
+    SceneFault.RECOLOUR: 0.07,
+    SceneFault.VANISH: 0.06,
+    SceneFault.SWERVE: 0.10,
+    SceneFault.STILL: 0.06,
+    SceneFault.MALFORMED: 0.06,
 }
 _QUALITIES = {Quality.CLEAR: 0.6, Quality.FAIR: 0.27, Quality.UNCLEAR: 0.13}
 
@@ -169,7 +169,9 @@ def _areas(count: int, rng: np.random.Generator) -> list[world.Area]:
     return [areas[at] for at in rng.permutation(3)]
 
 
-def _draw(name: world.DigitObject, fault: Fault, area: world.Area, sight: Sight, rng: np.random.Generator) -> Drawn:
+def _draw(
+    name: world.DigitObject, fault: SceneFault, area: world.Area, sight: Sight, rng: np.random.Generator
+) -> Drawn:
     """The truth about one digit with its fault."""
     shown = sight.shown
     path = path_of(name.motion, area, sight, rng)
@@ -177,26 +179,26 @@ def _draw(name: world.DigitObject, fault: Fault, area: world.Area, sight: Sight,
     start = int(rng.integers(sight.first, shown)) if shown > 1 else 0
     seen: list[int | None] = [name.digit] * shown
     colours: list[str | None] = [name.colour] * shown
-    if fault is Fault.SWERVE and shown >= 3:
+    if fault is SceneFault.SWERVE and shown >= 3:
         path, motion = swerve(path, name.motion, area, sight, rng)
-        fault = fault if motion != name.motion else Fault.NONE
-    elif fault is Fault.STILL:
+        fault = fault if motion != name.motion else SceneFault.NONE
+    elif fault is SceneFault.STILL:
         still = 0 if rng.random() < 0.4 else sight.turn  # from the beginning, or through the newest unit
         path, motion = path[:still] + [path[still]] * (shown - still), None
-    elif fault is Fault.MALFORMED:
+    elif fault is SceneFault.MALFORMED:
         seen = [None] * shown
-    elif fault is Fault.MELT:
+    elif fault is SceneFault.MELT:
         seen[start:] = [None] * (shown - start)
-    elif fault is Fault.MORPH:
+    elif fault is SceneFault.MORPH:
         seen[start:] = [_other_digit(name.digit, rng)] * (shown - start)
         if shown - start > 1 and rng.random() < 0.5:  # a frame in which it is neither digit
             seen[start] = None
-    elif fault is Fault.RECOLOUR:
+    elif fault is SceneFault.RECOLOUR:
         colours[start:] = [str(rng.choice([c for c in COLOURS if c != name.colour]))] * (shown - start)
-    elif fault is Fault.VANISH:
+    elif fault is SceneFault.VANISH:
         seen[start:], colours[start:] = [None] * (shown - start), [None] * (shown - start)
-    elif fault is Fault.SWERVE:  # cannot be seen in two frames
-        fault = Fault.NONE
+    elif fault is SceneFault.SWERVE:  # cannot be seen in two frames
+        fault = SceneFault.NONE
     return Drawn(name, fault, start, tuple(seen), tuple(colours), motion, tuple(path))
 
 
@@ -225,19 +227,19 @@ def _inks(drawn: Drawn, side: int, hand: np.random.Generator, split: Split) -> l
     """The strokes of a digit, shown frame by shown frame."""
     shown, start, digit = len(drawn.digits), drawn.start, drawn.name.digit
     scan = _scan(digit, hand, split)
-    if drawn.fault is Fault.MALFORMED:
+    if drawn.fault is SceneFault.MALFORMED:
         return [_malformed(scan, digit, side, hand, split)] * shown
     inks = [_ink(scan, side, hand)] * shown
-    if drawn.fault is Fault.MELT:
+    if drawn.fault is SceneFault.MELT:
         inks[start:] = [_malformed(scan, digit, side, hand, split)] * (shown - start)
-    elif drawn.fault is Fault.RESTYLE:
+    elif drawn.fault is SceneFault.RESTYLE:
         inks[start:] = [_ink(_scan(digit, hand, split), side, hand)] * (shown - start)
-    elif drawn.fault is Fault.MORPH:
+    elif drawn.fault is SceneFault.MORPH:
         target = _scan(drawn.digits[-1] or 0, hand, split)
         inks[start:] = [_ink(target, side, hand)] * (shown - start)
         if drawn.digits[start] is None:
             inks[start] = _ink(((scan + target) / 2).astype(np.float32), side, hand)
-    elif drawn.fault is Fault.VANISH:
+    elif drawn.fault is SceneFault.VANISH:
         smudge = ndimage.gaussian_filter(inks[0], side / 5) * float(hand.uniform(0.0, 0.5))
         inks[start:] = [smudge] * (shown - start)
     return inks

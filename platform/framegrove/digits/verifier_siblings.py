@@ -19,7 +19,7 @@ from framegrove.config.request import FRAMES_PER_UNIT, unit_lengths
 from framegrove.digits.sibling_files import read_groups, shards_in
 from framegrove.digits.siblings import Group
 from framegrove.digits.teacher import Pixels, TaughtObject
-from framegrove.digits.verifier_scenes import Drawn, Fault, Quality, Scene, degrade
+from framegrove.digits.verifier_scenes import Drawn, Quality, Scene, SceneFault, degrade
 from framegrove.digits.verifier_sights import MOST, Place
 from framegrove.digits.world import COLOURS, DigitObject
 from framegrove.verification.views import Shown, View, frames_of_view
@@ -137,14 +137,14 @@ def _drawn(name: DigitObject, found: list[tuple[int | None, Place] | None], moti
     digits = tuple(None if one is None else one[0] for one in found)
     colours = tuple(None if one is None else name.colour for one in found)
     if None in colours:
-        fault = Fault.VANISH
+        fault = SceneFault.VANISH
     elif set(digits) == {None}:
-        fault = Fault.MALFORMED
+        fault = SceneFault.MALFORMED
     elif None in digits:
-        fault = Fault.MELT
+        fault = SceneFault.MELT
     elif len(set(digits)) > 1:
-        fault = Fault.MORPH
+        fault = SceneFault.MORPH
     else:
-        fault = Fault.NONE if motion is not None or len(found) == 1 else Fault.SWERVE
+        fault = SceneFault.NONE if motion is not None or len(found) == 1 else SceneFault.SWERVE
     start = next((at for at, digit in enumerate(digits) if digit != digits[0]), 0)
     return Drawn(name, fault, start, digits, colours, motion, tuple((0, 0) if one is None else one[1] for one in found))

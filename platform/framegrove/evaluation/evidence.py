@@ -74,7 +74,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Standing:
+class BesideLinear:
     """A tree policy's setting beside linear search: the cheapest that reaches the plateau or, if none does, the one
     that comes closest. ``of_plateau`` and ``of_stop`` are ratios of mean costs."""
 
@@ -141,7 +141,7 @@ class Chapter:
     outcomes: tuple[Outcome, ...]
     plateau: str | None
     stop: str | None
-    standings: tuple[Standing, ...]
+    standings: tuple[BesideLinear, ...]
     aims: tuple[Aim, ...]
     trends: tuple[Trend, ...]
     teamwork: tuple[Teamwork, ...]
@@ -212,7 +212,7 @@ class _Table:
         """What each setting gives."""
         return [self._outcome(number, self._rows[setting]) for number, setting in enumerate(self.settings)]
 
-    def standings(self) -> list[Standing]:
+    def standings(self) -> list[BesideLinear]:
         """Every tree policy beside linear search."""
         if self._plateau is None:
             return []
@@ -221,7 +221,7 @@ class _Table:
             best = self._best_of([n for n in self._trees if self.settings[n].policy == policy])
             assert best is not None
             found.append(
-                Standing(
+                BesideLinear(
                     policy=policy,
                     setting=self.settings[best].label,
                     reached=bool(self._reach(self._as_it_is, np.array([self._plateau]))[0, best]),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from framegrove.evaluation.blame import Blame
 from framegrove.evaluation.curves import Interval
-from framegrove.evaluation.evidence import Aim, Chapter, Outcome, Standing, Teamwork, Trend
+from framegrove.evaluation.evidence import Aim, BesideLinear, Chapter, Outcome, Teamwork, Trend
 from framegrove.words import counted
 
 
@@ -101,7 +101,7 @@ def _aim(aim: Aim) -> str:
     return f"{wanted}: {verdict}; met in {aim.met_in:.0%} of the draws when all is chosen anew in each"
 
 
-def _standings(standings: Sequence[Standing], stop: str | None) -> str:
+def _standings(standings: Sequence[BesideLinear], stop: str | None) -> str:
     head = ["policy", "setting", "reaches the plateau", "minus plateau", "cost / plateau's"]
     rows = [
         [

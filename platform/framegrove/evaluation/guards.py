@@ -66,7 +66,7 @@ def variety_of(latents: Sequence[Latents]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GuardResult:
     """A model held against the one before, for one kind of prompts in one setting: differences of the same seeds.
 
     ``motion`` and ``variety`` are ratios to those of before, None where there was nothing of the kind; ``worse`` is the
@@ -88,7 +88,7 @@ class Verdict:
         return asdict(self)
 
 
-def verdicts(before: Iterable[GuardRow], after: Iterable[GuardRow], groups: Iterable[Group]) -> list[Verdict]:
+def verdicts(before: Iterable[GuardRow], after: Iterable[GuardRow], groups: Iterable[Group]) -> list[GuardResult]:
     """One for each of ``groups`` that both have, in order."""
     old, new = _by_group(before), _by_group(after)
     return [_verdict(group, old[group], new[group]) for group in groups if group in old and group in new]
@@ -101,13 +101,13 @@ def _by_group(rows: Iterable[GuardRow]) -> dict[Group, dict[int, GuardRow]]:
     return found
 
 
-def _verdict(group: Group, old: Mapping[int, GuardRow], new: Mapping[int, GuardRow]) -> Verdict:
+def _verdict(group: Group, old: Mapping[int, GuardRow], new: Mapping[int, GuardRow]) -> GuardResult:
     shared = sorted(old.keys() & new.keys())
 
     def gain(name: str) -> Comparison:
         return compare("after", "before", {"after": _column(new, shared, name), "before": _column(old, shared, name)})
 
-    return Verdict(
+    return GuardResult(
         *group,
         bootstrap([new[prompt].judged for prompt in shared]),
         bootstrap([new[prompt].panel for prompt in shared]),

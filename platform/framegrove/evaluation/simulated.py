@@ -67,7 +67,7 @@ def gauss(seed: int, path: Path, about: str) -> float:
 
 
 @dataclass(frozen=True)
-class Judge:
+class SimulatedJudge:
     """A judge of this ``auc`` between right and wrong siblings, in [0.5, 1]; 1 knows the truth.
 
     Of an unfinished branch it is asked about the newest unit, of a finished one about the whole video.
@@ -116,7 +116,7 @@ class Grid:
     prices: Prices
 
 
-def searched(config: SearchConfig, grid: Grid, judge: Judge) -> Outcome:
+def searched(config: SearchConfig, grid: Grid, judge: SimulatedJudge) -> Outcome:
     """Run one search, in no time. Raises as make_policy does for what cannot be searched."""
     policy, _ = make_policy(config, grid.units, grid.stages, grid.prices, seed=judge.world.seed)
     generators = {f"g{number}": _Generator(grid.prices) for number in range(4)}
@@ -148,7 +148,7 @@ class _Generator(_Worker):
 class _Verifier(_Worker):
     """Says what its judge says (search.protocols.VerifierClient)."""
 
-    def __init__(self, judge: Judge, prices: Prices) -> None:
+    def __init__(self, judge: SimulatedJudge, prices: Prices) -> None:
         self._judge, self._prices = judge, prices
 
     async def score(self, work: ScoreWork, units: Mapping[Path, Any]) -> Scored:

@@ -21,7 +21,7 @@ _AT_ONCE = 100  # draws that are compared together: memory grows with their numb
 
 
 @dataclass(frozen=True)
-class Standing:
+class FrontPlace:
     """Where a finished trial stands: the means of all objectives by name, whether no other trial is better, and the
     share of draws of the prompts in which that is so."""
 
@@ -38,7 +38,7 @@ def is_beaten(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return np.asarray(((theirs <= mine).all(-1) & (theirs < mine).any(-1)).any(-1))
 
 
-def standings(trials: Sequence[Trial], goals: Sequence[Objective], *, draws: int = DRAWS) -> list[Standing]:
+def standings(trials: Sequence[Trial], goals: Sequence[Objective], *, draws: int = DRAWS) -> list[FrontPlace]:
     """Every finished trial's standing, in order. All must have videos for the same prompts."""
     finished = [trial for trial in trials if trial.state == "finished"]
     if not finished:
@@ -51,14 +51,14 @@ def standings(trials: Sequence[Trial], goals: Sequence[Objective], *, draws: int
         chosen = rng.integers(prompts, size=(min(_AT_ONCE, draws - begin), prompts))
         survived += (~is_beaten(losses_NPK[:, chosen].mean(2).transpose(1, 0, 2))).sum(0)
     return [
-        Standing(trial, {goal.name: trial.mean(goal.name) for goal in goals}, not lost, float(share))
+        FrontPlace(trial, {goal.name: trial.mean(goal.name) for goal in goals}, not lost, float(share))
         for trial, lost, share in zip(finished, beaten, survived / draws, strict=True)
     ]
 
 
-def front(found: Sequence[Standing], goals: Sequence[Objective]) -> list[Standing]:
+def front(found: Sequence[FrontPlace], goals: Sequence[Objective]) -> list[FrontPlace]:
     """Those on the front, the best in the first objective first; of several that are equal in all, the first tried."""
-    kept: dict[tuple[float, ...], Standing] = {}
+    kept: dict[tuple[float, ...], FrontPlace] = {}
     for each in found:
         if each.on_front:
             kept.setdefault(tuple(each.means[goal.name].mean for goal in goals), each)

@@ -11,7 +11,7 @@ from pathlib import Path
 from framegrove.config.study import StudyConfig, label_of
 from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.pages import assembled, part
-from framegrove.evaluation.study_front import Standing, front
+from framegrove.evaluation.study_front import FrontPlace, front
 from framegrove.evaluation.study_results import Trial
 from framegrove.files import replacing
 from framegrove.words import counted
@@ -33,7 +33,7 @@ class Report:
     name: str
     config: StudyConfig
     trials: Sequence[Trial]
-    found: Sequence[Standing]
+    found: Sequence[FrontPlace]
     pictures: Sequence[Picture]
     winners: Mapping[int, str]
     use: str  # what is done with a winner, as a command

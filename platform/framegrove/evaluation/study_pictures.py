@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from framegrove.config.study import Objective, StudyConfig, label_of
 from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.figures import COLOURS, INK, MUTED, blank, plain, save, spread
-from framegrove.evaluation.study_front import Standing
+from framegrove.evaluation.study_front import FrontPlace
 from framegrove.evaluation.study_results import PARTS
 from framegrove.evaluation.tree_picture import PARTS as COLOUR_OF
 
@@ -29,7 +29,7 @@ _NEAR = 24.0  # pixels: numbers beside points that are nearer to each other woul
 _AXES = {"flops": "FLOPs of a video, all parts", "seconds": "seconds a video"}
 
 
-def draw_front(found: Sequence[Standing], goals: Sequence[Objective], path: Path, *, title: str) -> None:
+def draw_front(found: Sequence[FrontPlace], goals: Sequence[Objective], path: Path, *, title: str) -> None:
     """Draw the first objective against each other one, with 95% bootstrap intervals; a PNG at ``path``.
 
     What is on the front of all objectives together is blue and has its number.
@@ -56,7 +56,7 @@ def draw_front(found: Sequence[Standing], goals: Sequence[Objective], path: Path
     save(figure, path)
 
 
-def draw_parallel(found: Sequence[Standing], config: StudyConfig, path: Path, *, title: str) -> None:
+def draw_parallel(found: Sequence[FrontPlace], config: StudyConfig, path: Path, *, title: str) -> None:
     """Draw a line for every finished trial through all parameters and objectives; a PNG at ``path``.
 
     The darker, the better in the first objective; lines of the front are thick. A parameter that does not matter in a
@@ -88,7 +88,7 @@ def draw_importance(found: Mapping[str, Mapping[str, float]], path: Path, *, tit
     save(figure, path)
 
 
-def draw_costs(found: Sequence[Standing], path: Path, *, title: str) -> None:
+def draw_costs(found: Sequence[FrontPlace], path: Path, *, title: str) -> None:
     """Draw what the FLOPs of a video go into, a bar for each trial, the cheapest first; a PNG at ``path``.
 
     Of many trials those on the front come first, and of the others as many as there is room for.
@@ -122,7 +122,7 @@ def _rows(names: Sequence[str]) -> list[Sequence[str]]:
     return [names[first : first + across] for first in range(0, len(names), across)]
 
 
-def _parallel(axes: Axes, found: Sequence[Standing], config: StudyConfig, names: Sequence[str]) -> None:
+def _parallel(axes: Axes, found: Sequence[FrontPlace], config: StudyConfig, names: Sequence[str]) -> None:
     """A line for every trial through some of its parameters and all objectives."""
     goals = config.goals
     scales = [_Scale.of_parameter(name, found, log=config.space[name].log) for name in names]
@@ -167,7 +167,7 @@ class _Scale:
             self.ticks = [(f"{value:.3g}", self.at(value)) for value in sorted({min(values), max(values)})]
 
     @classmethod
-    def of_parameter(cls, name: str, found: Sequence[Standing], *, log: bool) -> _Scale:
+    def of_parameter(cls, name: str, found: Sequence[FrontPlace], *, log: bool) -> _Scale:
         """That of a parameter."""
         given = [each.trial.params[name] for each in found if name in each.trial.params]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)
@@ -177,7 +177,7 @@ class _Scale:
         return scale
 
     @classmethod
-    def of(cls, goal: Objective, found: Sequence[Standing]) -> _Scale:
+    def of(cls, goal: Objective, found: Sequence[FrontPlace]) -> _Scale:
         """That of an objective: better is higher."""
         return cls([each.means[goal.name].mean for each in found], kinds=False, log=_is_cost(goal), down=not goal.up)
 
@@ -196,7 +196,7 @@ class _Scale:
         return float(np.log(max(value, 1e-12))) if self._log else float(value)
 
 
-def _cross(axes: Axes, each: Standing, first: Objective, other: Objective | None) -> None:
+def _cross(axes: Axes, each: FrontPlace, first: Objective, other: Objective | None) -> None:
     """A trial with both of its intervals."""
     x, y = _point(each, first, other)
     colour, order = (COLOURS[0], 3) if each.on_front else (_PALE, 2)
@@ -206,15 +206,15 @@ def _cross(axes: Axes, each: Standing, first: Objective, other: Objective | None
     )  # fmt: skip
 
 
-def _point(each: Standing, first: Objective, other: Objective | None) -> tuple[Interval, Interval]:
+def _point(each: FrontPlace, first: Objective, other: Objective | None) -> tuple[Interval, Interval]:
     """Where a trial stands across and up."""
     across = each.means[other.name] if other is not None else Interval(*[float(each.trial.number)] * 3)
     return across, each.means[first.name]
 
 
-def _number(axes: Axes, front: Sequence[Standing], first: Objective, other: Objective | None) -> None:
+def _number(axes: Axes, front: Sequence[FrontPlace], first: Objective, other: Objective | None) -> None:
     """Write the trials' numbers beside their points; those of points that nearly coincide stand together."""
-    groups: list[tuple[npt.NDArray[np.float64], list[Standing]]] = []
+    groups: list[tuple[npt.NDArray[np.float64], list[FrontPlace]]] = []
     for each in front:
         at = axes.transData.transform([interval.mean for interval in _point(each, first, other)])
         near = next((members for place, members in groups if np.hypot(*(place - at)) < _NEAR), None)

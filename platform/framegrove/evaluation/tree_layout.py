@@ -50,7 +50,7 @@ PAGE = Look(side=SIDE, text=TEXT, small=0.62)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CardScore:
     """How a branch was judged once: the panel's probability that it is right, its place among those judged with it."""
 
     assessment: Assessment
@@ -65,7 +65,7 @@ class Card:
     node: Node
     draft: bool
     strip: npt.NDArray[np.uint8]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[CardScore, ...]
     x: float
     y: float
     width: float
@@ -101,7 +101,7 @@ def lay_out(record: SearchRecord, look: Look = PAGE, chosen: Collection[Path] | 
         node, shown = nodes[path], record.look(path)
         below = children[path]
         verdicts = tuple(
-            Verdict(asked, chance, places.get((path, asked), ""))
+            CardScore(asked, chance, places.get((path, asked), ""))
             for (asked, _), chance in zip(node.scores, node.chances, strict=True)
         )
         thumb = look.small if shown.draft and not below else 1.0

@@ -112,7 +112,7 @@ def _hash(person: str, pair: Pair, *more: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SettingStrength:
     """A setting by people's choices: log-odds of being preferred to an average one, and what they were."""
 
     setting: str
@@ -123,7 +123,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class QuestionResult:
     """What a question's choices say; ``left`` is the share of those that are no ties which went to the left video."""
 
     question: str
@@ -131,16 +131,16 @@ class Verdict:
     people: int
     prompts: int
     left: float | None
-    standings: tuple[Standing, ...]
+    standings: tuple[SettingStrength, ...]
 
 
-def verdicts(choices: Sequence[Choice]) -> list[Verdict]:
+def verdicts(choices: Sequence[Choice]) -> list[QuestionResult]:
     """A verdict for each question that has been answered, settings by falling strength."""
     by_question = {each: [choice for choice in choices if choice.question == each] for each in QUESTIONS}
     return [_verdict(question, some) for question, some in by_question.items() if some]
 
 
-def _verdict(question: str, choices: Sequence[Choice]) -> Verdict:
+def _verdict(question: str, choices: Sequence[Choice]) -> QuestionResult:
     settings = sorted({setting for choice in choices for setting in choice.key[2:]})
     people, prompts = (numbered(each) for each in ([c.person for c in choices], [c.key[0] for c in choices]))
     count, table = len(settings), _Table.of(settings, choices)
@@ -154,7 +154,7 @@ def _verdict(question: str, choices: Sequence[Choice]) -> Verdict:
         tallies[one][{"one": "won", "other": "lost", "tie": "tied"}[choice.better]] += 1
         tallies[other][{"one": "lost", "other": "won", "tie": "tied"}[choice.better]] += 1
     standings = [
-        Standing(
+        SettingStrength(
             setting,
             Interval(float(found[at]), float(low[at]), float(high[at])),
             *(tallies[setting][name] for name in ("won", "tied", "lost")),
@@ -164,7 +164,7 @@ def _verdict(question: str, choices: Sequence[Choice]) -> Verdict:
     decided = [choice for choice in choices if choice.better != "tie"]
     left = sum(choice.better == choice.left for choice in decided) / len(decided) if decided else None
     ordered = tuple(sorted(standings, key=lambda each: -each.strength.mean))
-    return Verdict(question, len(choices), len(set(people)), len(set(prompts)), left, ordered)
+    return QuestionResult(question, len(choices), len(set(people)), len(set(prompts)), left, ordered)
 
 
 class _Table(NamedTuple):

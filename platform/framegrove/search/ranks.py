@@ -71,7 +71,7 @@ def equally(column: str) -> float:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedPath:
     """A member of a complete cohort: its own fused rank, and its path's total with that rank added."""
 
     path: Path
@@ -204,7 +204,7 @@ class Cohort:
         order = np.lexsort((self._path_order[undecided[hopeful]], -expected[hopeful]))
         return self._paths(undecided[hopeful[order[: self.width - self._kept_count]]].tolist())
 
-    def standings(self) -> tuple[Standing, ...]:
+    def standings(self) -> tuple[RankedPath, ...]:
         """The members of a complete cohort, best first."""
         assert self.complete, "ranks are known once every score is in"
         one = 2 * len(self.members) * self._bounds.scale.weight
@@ -213,7 +213,7 @@ class Cohort:
         for place in self._bounds.best_first().tolist():
             number = numbers[place]
             rank = Fraction(points[place], one)
-            standings.append(Standing(self.members[number], rank, self._before[number] + rank))
+            standings.append(RankedPath(self.members[number], rank, self._before[number] + rank))
         return tuple(standings)
 
     def _fresh_bounds(self, weights: Sequence[int]) -> Bounds:

@@ -17,7 +17,7 @@ from typing import IO
 
 from framegrove.media.extending import ClipForm
 from framegrove.serving.api import ApiError
-from framegrove.serving.decode_clip import UNREADABLE, CheckedClip, Limits, Task
+from framegrove.serving.decode_clip import UNREADABLE, CheckedClip, ClipTask, Limits
 from framegrove.serving.decoding import Decoders
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ async def checked_clip(sent: bytes, form: ClipForm, decoders: Decoders, limits: 
 
     Raises ApiError (400) for one that cannot be read within the limits, and (503) where too many others wait.
     """
-    return await decoders.in_process(_decoded, sent, Task(form, limits))
+    return await decoders.in_process(_decoded, sent, ClipTask(form, limits))
 
 
-async def _decoded(sent: bytes, task: Task) -> CheckedClip:
+async def _decoded(sent: bytes, task: ClipTask) -> CheckedClip:
     # Files without a name: whoever is killed, none stays behind, and no pipe is left half read.
     with tempfile.TemporaryFile() as clip, tempfile.TemporaryFile() as answer:
         await asyncio.to_thread(_write, clip, sent)
@@ -66,7 +66,7 @@ def _failure(status: int, limits: Limits) -> ApiError:
     return ApiError(503, "the endpoint cannot decode clips now: try again later", code="not_ready")
 
 
-async def _ended(clip: IO[bytes], answer: IO[bytes], task: Task) -> int:
+async def _ended(clip: IO[bytes], answer: IO[bytes], task: ClipTask) -> int:
     """The exit status of a process that decodes the clip. It is gone when this returns, raises or is cancelled."""
     command = [sys.executable, "-P", "-m", "framegrove.serving.decode_clip", task.to_json()]
     paths = os.pathsep.join(path for path in sys.path if path)  # wherever this package was found

@@ -1,6 +1,6 @@
 """One clip that a client sent, decoded in a process of its own: ``python -m framegrove.serving.decode_clip TASK``.
 
-Standard input is the clip's file, and TASK a `Task` in JSON. Standard output becomes a line of JSON, either
+Standard input is the clip's file, and TASK a `ClipTask` in JSON. Standard output becomes a line of JSON, either
 ``{"units": 3}``, with the video after it, or ``{"refused": "the clip .."}``. Whatever a hostile file makes a decoder do
 ends with this process, which limits itself first. It imports little, since one is started for every clip.
 """
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Task:
+class ClipTask:
     """What a clip is to become, within limits."""
 
     form: ClipForm
@@ -54,7 +54,7 @@ class Task:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Task:
+    def from_json(cls, text: str) -> ClipTask:
         given = json.loads(text)
         return cls(ClipForm(**given["form"]), Limits(**given["limits"]))
 
@@ -67,7 +67,7 @@ class CheckedClip:
     units: int
 
 
-def decoded_clip(path: Path, task: Task) -> CheckedClip:
+def decoded_clip(path: Path, task: ClipTask) -> CheckedClip:
     """An MP4, WebM or MOV file, told by its content, as frames of the task's form.
 
     Raises MediaError, a sentence that does not name the path, whatever a damaged file does to its decoder.
@@ -161,7 +161,7 @@ def _limit(kind: int, most: int) -> None:
 
 
 def main() -> None:
-    task = Task.from_json(sys.argv[1])
+    task = ClipTask.from_json(sys.argv[1])
     confine(task.limits)
     video = b""
     try:

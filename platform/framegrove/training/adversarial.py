@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         return scores
 
 
-class Judge:
+class Discriminator:
     """A discriminator and the optimizer that it learns by."""
 
     def __init__(self, channels: int, width: int, learning_rate: float, device: torch.device) -> None:

@@ -32,7 +32,7 @@ from framegrove.models.trainer_state import (
 )
 from framegrove.models.vae import CausalVideoVae, Moments
 from framegrove.models.vae_files import LatentNorm, from_uint8, read_vae, save_vae
-from framegrove.training.adversarial import Judge, balance
+from framegrove.training.adversarial import Discriminator, balance
 from framegrove.training.muon import KernelMuon
 from framegrove.training.perceptual import load_perception
 from framegrove.training.skips import TrainingDiverged
@@ -171,7 +171,7 @@ class _Run:
         )
         channels, width = self.vae.config.decoder_out_channels, config.discriminator_width
         rate = config.discriminator_learning_rate
-        self.judge = Judge(channels, width, rate, self.device) if config.adversarial else None
+        self.judge = Discriminator(channels, width, rate, self.device) if config.adversarial else None
 
     def advance(self, window: ClipWindow) -> VaeStep:
         """One optimizer step."""
