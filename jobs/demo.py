@@ -237,7 +237,7 @@ def _write(searched: SearchRecord, single: SearchRecord, scores: dict[str, Any],
 
     from framegrove.files import replacing
     from framegrove.media.writing import encode_mp4
-    from jobs.generate import WRITTEN, report_line, warn, write
+    from jobs.writing import WRITTEN, report_line, warn, write
 
     display.begin("drawing the tree")
     write(searched, out, {"scores": scores}, single)

@@ -11,7 +11,6 @@ was by --resume and the same --out, or by the same arguments.
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from framegrove.config.base import Config, absolute, load, validated
+from framegrove.config.base import absolute, load, validated
 from framegrove.config.generate import GenerateConfig
 from framegrove.config.pool import PoolSize
 from framegrove.config.search import SearchConfig
@@ -29,9 +28,7 @@ from framegrove.errors import UserError
 from framegrove.files import write_json
 from framegrove.search import policies
 from framegrove.search.journal import JOURNAL
-from framegrove.search.policies import PolicyEntry
-from framegrove.types import DEFAULT_POLICY, Sampling
-from framegrove.words import counted
+from framegrove.types import DEFAULT_POLICY
 from jobs.console import (
     Display,
     DtypeOption,
@@ -52,50 +49,18 @@ from jobs.console import (
     refuse_finished,
     when_stopped,
 )
+from jobs.generating import Asked, bare_request, checked, multiple_of
 from jobs.keys import keys_help
+from jobs.writing import REPORT, WRITTEN, report_line, warn, write
 
 if TYPE_CHECKING:
-    from actors.model_files import Card
     from actors.searches import SearchRunner
-    from framegrove.config.verifier import PanelConfig
     from framegrove.evaluation.report import SearchRecord
     from framegrove.types import GenerationRequest
 
 app = application()
-REPORT = "report.json"  # the last file of a finished search
-WRITTEN = ("video.mp4", "tree.png", "tree.html", "slide.png", REPORT)
 UNFINISHED = ".search"  # in --out: what a search that is not finished leaves
 ASKED = "asked.json"
-log = logging.getLogger(__name__)
-
-
-class Asked(Config):
-    """What a search was asked for, as it was given: what --resume needs to know."""
-
-    prompt: str
-    seed: int
-    policy: str
-    budget: str | None
-    until: float | None
-    units: int | None
-    size: str | None
-    image: str | None
-    extend: str | None = None
-    model: str | None
-    variant: str | None
-    dtype: str
-    allow_pickle: bool
-    verifier: str | None
-    set: tuple[str, ...]
-    guidance: float | None = None
-    steps: int | None = None
-    panel: tuple[str, ...] | None = None
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the model is sampled where it is not as its recipe says."""
-        return Sampling(steps=self.steps, guidance=self.guidance)
-
 
 _KEYS = keys_help(
     ("Settings of a search, for --set (--set seconds=60):", SearchConfig, ""),
@@ -202,7 +167,7 @@ def main(
                 "verifier": absolute(verifier),
             }
             asked = Asked(
-                prompt=_given(prompt) if not plan else prompt or "",
+                prompt=_given(prompt) if not plan else prompt or "any",
                 seed=seed,
                 size=size,
                 image=absolute(str(image)) if image else None,
@@ -236,70 +201,26 @@ def _configured(
 def _plan(asked: Asked, display: Display) -> None:
     """Print what the model needs, and what a search of this budget may cost."""
     from actors.adapted import card_of
-    from framegrove.types import GenerationRequest
     from jobs.sampling_plan import show_plan
 
     entry = policies.find(asked.policy)
-    multiple = _multiple(entry, asked.budget)
+    budget = multiple_of(entry, asked.budget)
     policies.check_options(load(SearchConfig, None, asked.set), [entry])
     card = card_of(any_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle))
-    height, width = _size(asked.size, card)
-    units = _units(asked, card)
-    request = GenerationRequest(asked.prompt or "any", asked.seed, units, height, width, sampling=asked.sampling)
-    show_plan(card, request, multiple, load_panel(asked.verifier), display)
+    show_plan(card, bare_request(asked, card), budget, load_panel(asked.verifier), display)
 
 
 def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, watch: bool, overwrite: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
     if not overwrite:
         _refuse_another(asked, out)
-    if asked.image is not None and asked.extend is not None:
-        raise UserError("--image and --extend both say how the video begins: give one of them")
-    from framegrove.config.request import check_prompt
-
-    search = load(SearchConfig, None, asked.set)
-    entry = policies.find(asked.policy)
-    policies.check_options(search, [entry])
-    until = asked.until if asked.until is not None else search.until
-    policies.check_until(entry, until)
-    panel = load_panel(asked.verifier)
-    _check_panel(asked, panel)
-    wanted = search.model_copy(update={"policy": asked.policy, "until": until})
-    policies.check_comparing(wanted, [each.name for each in panel.verifiers if each.anchors])
-    if entry.judged:
-        panel.check_files()
-    text, multiple = check_prompt(asked.prompt), _multiple(entry, asked.budget)
-    display.begin("reading the model")
-    from actors.adapted import card_of
-    from actors.searches import search_runner
-    from framegrove.types import GenerationRequest
-
-    source = any_source(asked.model, asked.variant, asked.dtype, asked.allow_pickle)
-    card = card_of(source)
-    height, width = _size(asked.size, card)
-    request = GenerationRequest(
-        prompt=text,
-        seed=asked.seed,
-        units=_units(asked, card),
-        height=height,
-        width=width,
-        policy=entry.name if entry.name in policies.summaries() else asked.policy,
-        budget=multiple,
-        image=_picture(Path(asked.image)) if asked.image else None,
-        until=asked.until,
-        sampling=asked.sampling,
-        verifiers=dict.fromkeys(asked.panel, 1.0) if asked.panel else None,
-    )
-    if asked.extend is not None:
-        request = _extending(request, Path(asked.extend), card)
-    card.check(request)
-    advice = card.native.outside(text)
-    if advice is not None:
-        log.warning(advice)
+    task = checked(asked, display)
     _begin(asked, out, display, overwrite=overwrite)
-    runner = search_runner(source, panel, search, generators=generators)
+    from actors.searches import search_runner
+
+    runner = search_runner(task.source, task.panel, task.search, generators=generators)
     with when_stopped(f"resume it by python -m jobs.generate --resume --out {shlex.quote(str(out))}"):
-        record = generate(runner, request, out, display, watch=watch)
+        record = generate(runner, task.request, out, display, watch=watch)
     display.say("\n".join([report_line(record), *(str(out / name) for name in WRITTEN)]))
     warn(record)
 
@@ -383,68 +304,8 @@ def generate(
         record = asyncio.run(search())
     display.begin("drawing the tree")
     write(record, out)
-    return record
-
-
-def write(
-    record: SearchRecord, out: Path, more: dict[str, object] | None = None, single: SearchRecord | None = None
-) -> None:
-    """Write video, pictures and report (with ``more`` in it) into a folder; no name ever stands for half a file.
-
-    ``single`` is the sample without a search, where it was made too.
-    """
-    from framegrove.evaluation import tree_page, tree_picture
-    from framegrove.evaluation.report import report_json
-    from framegrove.files import replacing
-    from framegrove.media.writing import encode_mp4
-
-    with replacing(out / "video.mp4") as partial:
-        partial.write_bytes(encode_mp4(record.frames, record.fps))
-    beside = single.frames if single is not None else None
-    tree_picture.draw(record, out / "tree.png", beside)
-    tree_picture.draw_slide(record, out / "slide.png", beside)
-    tree_page.write(record, out / "tree.html")
-    write_json(out / REPORT, {**report_json(record), **(more or {})})
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-
-
-def report_line(record: SearchRecord) -> str:
-    """What was done and what it cost, in a sentence; the price is the one on the pictures and in the report."""
-    outcome, price, budget = record.outcome, record.price, record.request.budget
-    line = f"{counted(len(outcome.nodes), 'branch')} in {outcome.seconds:.1f} s at a price of {price}"
-    if price.total > budget >= price.total - price.wasted:
-        line += f"; the budget of {budget:g}x bounds all but what was wasted"
-    return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")
-
-
-def warn(record: SearchRecord) -> None:
-    """Log what a reader of the result should know."""
-    from framegrove.evaluation.report import warnings_of
-
-    for warning in warnings_of(record):
-        log.warning(warning)
-
-
-def _check_panel(asked: Asked, panel: PanelConfig) -> None:
-    """Raise UserError for a verifier that is to judge and is not there."""
-    names = [each.name for each in panel.verifiers]
-    for name in asked.panel or ():
-        if name not in names:
-            raise UserError(f"there is no verifier {name[:60]!r} to judge (panel): choose among {', '.join(names)}")
-
-
-def _multiple(entry: PolicyEntry, budget: str | None) -> float:
-    """The budget as a number. Raises UserError where there is nothing to spend it on."""
-    from framegrove.config.search import parse_budget
-
-    if entry.judged:
-        return parse_budget(budget if budget is not None else "4x")
-    if budget is not None and parse_budget(budget) != 1:
-        raise UserError(
-            f"a budget of {budget} buys nothing with --policy {entry.name}, which takes the first sample as it comes: "
-            "leave --budget out, or choose another policy"
-        )
-    return 1.0
+    return record
 
 
 def _refuse_twice_told(settings: Iterable[str]) -> None:
@@ -452,44 +313,6 @@ def _refuse_twice_told(settings: Iterable[str]) -> None:
     for name in (setting.partition("=")[0].strip() for setting in settings):
         if name in ("policy", "budget"):
             raise UserError(f"--set {name} has no effect here: give --{name}")
-
-
-def _size(text: str | None, card: Card) -> tuple[int, int]:
-    from framegrove.config.request import parse_size
-
-    return parse_size(text) if text is not None else (card.native.height, card.native.width)
-
-
-def _units(asked: Asked, card: Card) -> int:
-    return asked.units if asked.units is not None else card.native.units
-
-
-def _extending(request: GenerationRequest, path: Path, card: Card) -> GenerationRequest:
-    """The request with a clip before all of its units."""
-    from dataclasses import replace
-
-    from framegrove.config.request import FRAMES_PER_UNIT
-    from framegrove.media.extending import ClipForm, frames_to_extend
-    from framegrove.media.writing import encode_lossless
-
-    room = card.most_units - request.units
-    if room < 1:
-        raise UserError(f"--units is {request.units}, which leaves no room for a clip before them: lower it")
-    fps = card.native.fps
-    frames = frames_to_extend(path, ClipForm(request.height, request.width, fps, room))
-    given = 1 + (len(frames) - 1) // FRAMES_PER_UNIT
-    return replace(request, units=given + request.units, given=given, clip=encode_lossless(frames, fps))
-
-
-def _picture(path: Path) -> bytes:
-    from framegrove.media.pictures import check_picture
-
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the image {path} cannot be read: {error.strerror}") from None
-    check_picture(encoded, str(path))
-    return encoded
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from framegrove.types import Assessment, GenerationRequest, Progress, Sampled, S
 from framegrove.types import Path as Path_
 from jobs.benches import endurance
 from jobs.console import policy_help
-from jobs.generate import WRITTEN, write
+from jobs.writing import WRITTEN, write
 from tests.tiny import save_tiny, save_tiny_verifier
 
 pytestmark = pytest.mark.timeout(900)

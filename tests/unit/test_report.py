@@ -14,7 +14,7 @@ from framegrove.evaluation.report import SearchRecord, Shown, warnings_of
 from framegrove.search.result import CostBreakdown, Ending, Fate, Node, SearchResult, Span
 from framegrove.search.tree import Judgement, Scores
 from framegrove.types import Assessment, Cost, GenerationRequest, SampleWork, Scored, ScoreWork
-from jobs.generate import report_line
+from jobs.writing import report_line
 
 REQUEST = GenerationRequest("a red 3 moves left and right", seed=5, units=4, height=64, width=64, policy="tof")
 ANSWERS = (("Is there a red 3?", 0.75), ("Does it move?", 0.8))
