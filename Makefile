@@ -34,6 +34,7 @@ $(STAMP):
 	@$(MAKE) --no-print-directory install-$(EXTRA)
 	@rm -f .venv/installed-*
 	@touch "$@"
+	@echo "Installed. Now: source .venv/bin/activate"
 
 .PHONY: install-cpu install-gpu
 install-cpu:

@@ -192,6 +192,23 @@ def refuse(given: Collection[str], why: str) -> None:
         raise UserError(f"--{name.rstrip('_').replace('_', '-')} {why}")
 
 
+# What commands leave, by files that only they write: two of them in one folder would replace each other's.
+_LEFT = {
+    "a search": ("tree.html", ".search"),
+    "a study": ("trials.jsonl",),
+    "a training run": ("checkpoints",),
+    "an evaluation": ("results.jsonl",),
+}
+
+
+def refuse_others_results(folder: Path, ours: str) -> None:
+    """Raise UserError for a folder with another command's results; ``ours`` is what this command leaves."""
+    for what, names in _LEFT.items():
+        for name in names:
+            if what != ours and (folder / name).exists():
+                raise UserError(f"{folder} has {what} in it ({name}): give another --out")
+
+
 def refuse_finished(file: Path, overwrite: bool) -> None:
     """Raise UserError where an earlier run has left its last ``file``, unless that is to be replaced."""
     if file.is_file() and not overwrite:
@@ -274,7 +291,7 @@ class Display:
         """Show that the task is ``done`` in [0, 1]."""
         self._to_go = self._left(done)
         self._bar.update(self._task, completed=done, note=note, left=self._to_go)
-        self._state = f"{done:.0%} {note}".rstrip()
+        self._state = ", ".join(filter(None, (f"{done:.0%}", note)))
         if time.monotonic() - self._said >= _LINE_EVERY:
             self._line(f"{self._what}: {self._state} ({', '.join(filter(None, (self._seconds(), self._to_go)))})")
 

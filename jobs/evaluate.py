@@ -416,7 +416,7 @@ def _settings(names: str, budgets: str, search: SearchConfig) -> list[Setting]:
     from framegrove.config.search import parse_budget
 
     entries = {name: policies.find(name) for name in map(str.strip, names.split(",")) if name}
-    multiples = [parse_budget(text) for text in budgets.split(",") if text.strip()]
+    multiples = list(dict.fromkeys(parse_budget(text) for text in budgets.split(",") if text.strip()))
     if not entries or not multiples:
         raise UserError("nothing to evaluate: give at least one policy and one budget")
     settings = [Setting(policy="single")] if 1.0 in multiples else []

@@ -31,6 +31,7 @@ from jobs.console import (
     OverwriteOption,
     application,
     duration,
+    given_options,
     make_folder,
     model_source,
     one_line_errors,
@@ -48,6 +49,7 @@ _LOCK = ".evidence"
 
 @app.command()
 def main(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="The claim; --list has all.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for NAME.json and NAME.png.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the claims, and end.")] = False,
@@ -77,7 +79,7 @@ def main(
     """Measure one of the papers' claims."""
     with one_line_errors(log_level), Display() as display:
         if list_ or table is not None:
-            if name is not None or (list_ and table is not None):
+            if name is not None or given_options(context) - {"list_", "table", "log_level"} or (list_ and table):
                 raise UserError("--list and --table measure nothing and stand alone: leave the rest out")
             typer.echo(listed() if table is None else results.as_markdown(results.read_all(table)))
             return

@@ -47,6 +47,7 @@ from jobs.console import (
     policy_help,
     refuse,
     refuse_finished,
+    refuse_others_results,
     when_stopped,
 )
 from jobs.generating import Asked, bare_request, checked, multiple_of
@@ -212,6 +213,7 @@ def _plan(asked: Asked, display: Display) -> None:
 
 def _answer(asked: Asked, out: Path, display: Display, *, generators: PoolSize, watch: bool, overwrite: bool) -> None:
     """Check what was asked for, search for it and write what comes out. Raises UserError for what cannot be done."""
+    refuse_others_results(out, "a search")
     if not overwrite:
         _refuse_another(asked, out)
     task = checked(asked, display)

@@ -16,6 +16,7 @@ matters and what was paid for, and its pictures as PNG; winners/*.yaml, the sett
 from __future__ import annotations
 
 import contextlib
+import difflib
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -46,6 +47,7 @@ from jobs.console import (
     model_source,
     one_line_errors,
     refuse,
+    refuse_others_results,
     when_stopped,
 )
 from jobs.keys import keys_help
@@ -106,7 +108,10 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Of trainings: workers of each.")] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the study in --out; more --trials add to it.")
+        bool, typer.Option("--resume", help="Continue the study in --out; more --trials add to it.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: carry out the trials that failed once more.")
     ] = False,
     overwrite: OverwriteOption = False,
     plan: Annotated[
@@ -119,6 +124,10 @@ def main(
         name, config = read_study(study, trials, prompts, set_ or ())
         if resume and overwrite:
             raise UserError("--resume continues a study, and --overwrite starts anew: leave one of them out")
+        if retry_failed and not resume:
+            raise UserError("--retry-failed is for a study that is resumed: add --resume, or leave it out")
+        if trials is not None and config.grid:
+            raise UserError(f"{name} tries every combination of its values: leave --trials out")
         places = {"model": absolute(model), "variant": variant, "dtype": dtype, "allow_pickle": allow_pickle}
         if config.kind == "pyramid":
             own = given_options(context) & {*places, "verifier", "generators"}
@@ -144,7 +153,8 @@ def main(
             return
         if out is None:
             raise UserError("--out is missing: name the folder of the study, or give --plan to start nothing")
-        with _folder(out.absolute(), kind, resume=resume, overwrite=overwrite) as notes:
+        kept = {"resume": resume, "overwrite": overwrite, "retry_failed": retry_failed}
+        with _folder(out.absolute(), kind, **kept) as notes:
             _carry_out(name, kind, notes, display)
 
 
@@ -153,7 +163,10 @@ def read_study(name: str, trials: int | None, prompts: int | None, settings: Seq
     path = _file(name)
     data = read_yaml(path)
     data |= {key: value for key, value in (("trials", trials), ("prompts", prompts)) if value is not None}
-    shared = dict(data.get("settings") or {})
+    given = data.get("settings")
+    if given is not None and not isinstance(given, dict):
+        raise UserError(f"{path}: settings must be keys and values, as in {{policy: beam}}, not {str(given)[:60]!r}")
+    shared = dict(given or {})
     for setting in settings:
         key, equals, _ = setting.partition("=")
         if not equals:
@@ -173,11 +186,12 @@ def _file(name: str) -> Path:
     path = FOLDER / f"study_{name}.yaml"
     if path.is_file():
         return path
-    if not Path(name).is_file():
-        raise UserError(
-            f"there is no study {name[:60]!r}: give one of {', '.join(shipped())}, or the path of a YAML file"
-        )
-    return Path(name)
+    if Path(name).is_file() or Path(name).suffix:  # a file that is not there is told with those beside it
+        return Path(name)
+    meant = "".join(f", did you mean {near!r}?" for near in difflib.get_close_matches(name, shipped(), 1))
+    raise UserError(
+        f"there is no study {name[:60]!r}{meant or ':'} give one of {', '.join(shipped())}, or the path of a YAML file"
+    )
 
 
 def _named(study: str, key: str, name: str) -> Path:
@@ -193,13 +207,16 @@ def _named(study: str, key: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool) -> Iterator[Notes]:
+def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool, retry_failed: bool = False) -> Iterator[Notes]:
     """The study's folder, and the notes in it, to oneself. Raises UserError where another study is in it."""
-    there = study_notes.is_there(out)
-    if resume and not study_notes.is_opened(out):
+    if resume and not study_notes.ledger_of(out).is_file():
         raise UserError(f"there is no study in {out} to resume: leave --resume out, or give another --out")
+    refuse_others_results(out, "a study")
     make_folder(out)
     with locked(out / ".lock", f"another process carries out the study in {out}: wait for it, or give another --out"):
+        opened, there = study_notes.ledger_of(out).is_file(), study_notes.is_there(out)
+        if not opened and (found := study_report.left_in(out)):
+            raise UserError(f"{out} has {found[0]}, which is from no study: give another --out")
         if overwrite or not (there or resume):
             study_report.remove(out)
         elif not resume:
@@ -207,33 +224,41 @@ def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool) -> Iterator
                 f"a study is in {out} already: continue it by --resume, give another --out, or --overwrite to "
                 "replace it"
             )
-        yield study_notes.Notes(out, kind.facts())
+        notes = study_notes.Notes(out, kind.facts())
+        given = kind.config.prompts
+        study_notes.take_up(notes, given if isinstance(given, int) else len(given), failed=retry_failed)
+        yield notes
 
 
 def _carry_out(name: str, kind: Kind, notes: Notes, display: Display) -> None:
-    """Carry out what is missing, and show what all of it says. Raises UserError where nothing came of it."""
+    """Carry out what is missing, and show what all of it says. Raises UserError where not all could be carried out."""
     if notes.trials:
         display.say(f"resuming: {study_notes.progress(notes.trials)}")
     out = notes.out
     with when_stopped(f"resume it by the same command and --resume --out {shlex.quote(str(out))}"):
-        _run(kind, notes, display)
+        why = _run(kind, notes, display)
         trials = [kind.read(out, each) for each in notes.ended]
         study_report.write(name, kind, trials, out, display)
+    if why:
+        raise UserError(why)
     if trials and all(trial.state == "failed" for trial in trials):
         raise UserError(f"all {counted(len(trials), 'trial')} failed, the last one with: {trials[-1].why}")
 
 
-def _run(kind: Kind, notes: Notes, display: Display) -> None:
+def _run(kind: Kind, notes: Notes, display: Display) -> str:
+    """Carry out the trials that are missing. Returns why some still are, in a sentence, or nothing."""
     from jobs.studies.tuning import Work, carry_out, total
 
-    if len(notes.ended) >= total(kind.config, kind.applies):
-        return
+    count = total(kind.config, kind.applies)
+    if len(notes.ended) >= count:
+        display.say(f"nothing to carry out: {len(notes.ended)} of {counted(count, 'trial')} have ended")
+        return ""
     display.begin("connecting to Ray")
     from framegrove.cluster.session import connect
 
     with connect() as cluster, kind.room(notes.out, cluster, display) as room:
         work = Work(kind.config, kind.objective, room.given, kind.applies, partial(kind.read, notes.out), room.at_once)
-        carry_out(work, notes, display)
+        return carry_out(work, notes, display)
 
 
 def _show_plan(name: str, kind: Kind, display: Display) -> None:
@@ -251,7 +276,7 @@ def _show_plan(name: str, kind: Kind, display: Display) -> None:
         display.say(f"{goal.name}, {'more' if goal.up else 'less'} is better: {goal.what}")
     from jobs.studies.tuning import total
 
-    display.say(f"{counted(total(config, kind.applies), 'trial')}; {kind.costs()}")
+    display.say(kind.costs(total(config, kind.applies)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,16 @@ from framegrove.config.train import PhaseConfig, TrainConfig
 from framegrove.config.tune import LoraConfig, TuneConfig
 from framegrove.config.watch import SamplesConfig, TrackingConfig
 from framegrove.errors import UserError
-from jobs.console import Display, LogLevelOption, application, duration, make_folder, one_line_errors, when_stopped
+from jobs.console import (
+    Display,
+    LogLevelOption,
+    application,
+    duration,
+    make_folder,
+    one_line_errors,
+    refuse_others_results,
+    when_stopped,
+)
 from jobs.keys import keys_help
 
 if TYPE_CHECKING:
@@ -107,6 +116,7 @@ def main(
             return
         if out is None:
             raise UserError("--out is missing: name the folder of the run, or give --plan to start nothing")
+        refuse_others_results(out, "a training run")
         make_folder(out.parent)
         checked = _from_newest(checked, out, display)
         with when_stopped("run the same command again, and it continues from its newest checkpoint"):

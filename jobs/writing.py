@@ -42,6 +42,8 @@ def report_line(record: SearchRecord) -> str:
     """What was done and what it cost, in a sentence; the price is the one on the pictures and in the report."""
     outcome, price, budget = record.outcome, record.price, record.request.budget
     line = f"{counted(len(outcome.nodes), 'branch')} in {outcome.seconds:.1f} s at a price of {price}"
+    if outcome.restored:
+        line += f", with {counted(outcome.restored, 'work')} from before the interruption"
     if price.total > budget >= price.total - price.wasted:
         line += f"; the budget of {budget:g}x bounds all but what was wasted"
     return line + (f"; scoring overlapped sampling for {outcome.overlap:.1f} s" if outcome.scoring.spent.flops else "")

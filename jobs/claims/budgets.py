@@ -78,12 +78,19 @@ def hacking(bench: Bench) -> Finding:
         figures.append(Figure.of(f"judge's score minus share right at best of {VIDEOS[-1]}, {judge}", gap))
     own = by_judge["verifier"].minus(_MOST, _LEAST, score).difference
     fooled = by_judge["signals"].minus(_MOST, _LEAST, score).difference
-    met = own.low > _HARM and by_judge["verifier"].minus(_MOST, _LEAST, believed).difference.mean > 0
+    fooled_itself = by_judge["signals"].minus(_MOST, _LEAST, believed).difference
+    met = own.low > _HARM
     remarks = (
         "the judge's score is exp(log p) of its panel: calibrated for the verifier, the bare product of flicker and "
         "sharpness for signals, a judge that nothing told what was asked for",
         f"chosen by signals, the oracle's score changes by {fooled}: "
-        + ("its own score rises without the video getting better" if fooled.low <= 0 else "the oracle's rises as well"),
+        + (
+            "no gain beyond chance, while its own score rises"
+            if fooled.low <= 0 < fooled_itself.low
+            else "beyond chance, and upwards"
+            if fooled.low > 0
+            else "and its own score does not rise beyond chance"
+        ),
     )
     headline = f"oracle score, best of {VIDEOS[-1]} minus best of 1, chosen by verifier"
     return Finding(tuple(figures), headline, met, lambda path: _draw_hacking(by_judge, path), remarks)

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 from framegrove.errors import UserError
 from framegrove.files import locked
 from framegrove.words import counted
-from jobs.console import make_folder, when_stopped
+from jobs.console import make_folder, refuse_others_results, when_stopped
 from jobs.evaluations import measuring
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _LOCK = ".evaluating"
 
 def taken(out: Path) -> IO[str]:
     """An evaluation's folder for this process alone, while what is returned is open. Raises UserError."""
+    refuse_others_results(out, "an evaluation")
     make_folder(out)
     return locked(out / _LOCK, f"another evaluation writes to {out}: wait for its end, or give another --out")
 

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from framegrove.words import counted
 from jobs.evaluations.comparing import LEDGER
 
 if TYPE_CHECKING:
-    from framegrove.evaluation.user_study import Choice, Pair, QuestionResult
+    from framegrove.evaluation.user_study import Choice, ComparedGroup, Pair, QuestionResult
     from framegrove.evaluation.user_study_store import StudyStore
     from jobs.console import Display
 
@@ -87,9 +87,11 @@ def _told(folder: Path, pairs: Sequence[Pair], choices: Sequence[Choice], displa
     found = verdicts(choices)
     for each in found:
         display.console.print(_table(each))
+        for doubt in _doubts(each):
+            display.say(doubt)
         if each.left is not None:
             display.say(f"{each.left:.0%} of the choices that are no ties went to the video on the left")
-    write_json(folder / FIGURES, {"verdicts": [asdict(each) for each in found]})
+    write_json(folder / FIGURES, {"verdicts": [_as_json(asdict(each)) for each in found]})
     written = [folder / FIGURES, *(_write_pairs(folder, each.question, pairs, choices) for each in found)]
     display.say("\n".join(map(str, written)))
 
@@ -102,17 +104,51 @@ def _table(found: QuestionResult) -> Any:
     people = f"{found.people} people" if found.people > 1 else "1 person"
     title = (
         f"{found.question}: {counted(found.choices, 'choice')} by {people} about {counted(found.prompts, 'prompt')}; "
-        "strengths in log-odds against an average setting (Bradley and Terry), with 95% bootstrap intervals over "
-        "people and prompts"
+        f"strengths in log-odds against an average setting{' of a group' if len(found.groups) > 1 else ''} (Bradley "
+        "and Terry), with 95% bootstrap intervals over people and prompts"
     )
     table = Table(title=title)
     for column in ("setting", "strength", "preferred to an average one", "won", "tied", "lost"):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
+    ends = {group.settings[-1] for group in found.groups}
     for each in found.standings:
-        chance = probability(each.strength.mean)
-        interval = f"{each.strength.mean:+.2f} [{each.strength.low:+.2f}, {each.strength.high:+.2f}]"
-        table.add_row(each.setting, interval, f"{chance:.0%}", *(str(n) for n in (each.won, each.tied, each.lost)))
+        chance, strength = probability(each.strength.mean), each.strength
+        shown = f"{strength.mean:+.2f}"
+        if not math.isnan(strength.low):
+            shown += f" [{strength.low:+.2f}, {strength.high:+.2f}]"
+        tally = (str(number) for number in (each.won, each.tied, each.lost))
+        table.add_row(each.setting, shown, f"{chance:.0%}", *tally, end_section=each.setting in ends)
     return table
+
+
+def _doubts(found: QuestionResult) -> Iterator[str]:
+    """What the table of a question does not tell, a sentence each."""
+    if len(found.groups) > 1:
+        names = "; ".join(", ".join(group.settings) for group in found.groups)
+        yield f"nobody has compared settings of these groups yet, so that their strengths say nothing across: {names}"
+    for group in found.groups:
+        if group.held < 1:
+            yield (
+                f"{1 - group.held:.0%} of the bootstrap's draws leave some of {', '.join(group.settings)} without a "
+                + (
+                    "choice, and their intervals are of the others"
+                    if _has_intervals(found, group)
+                    else "choice, which is too many for intervals: ask more people about more prompts"
+                )
+            )
+
+
+def _has_intervals(found: QuestionResult, group: ComparedGroup) -> bool:
+    return any(not math.isnan(each.strength.low) for each in found.standings if each.setting in group.settings)
+
+
+def _as_json(value: Any) -> Any:
+    """As JSON values, which have no nan."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _write_pairs(folder: Path, question: str, pairs: Sequence[Pair], choices: Sequence[Choice]) -> Path:

@@ -72,8 +72,8 @@ class Kind(Protocol):
         """Draw what only this kind has to show."""
         ...
 
-    def costs(self) -> str:
-        """What a trial may cost, in a sentence."""
+    def costs(self, trials: int) -> str:
+        """What so many trials may cost, in a sentence."""
         ...
 
 
@@ -138,10 +138,13 @@ class Searches:
     def pictures(self, trials: Sequence[Trial], out: Path) -> list[Picture]:
         return []
 
-    def costs(self) -> str:
+    def costs(self, trials: int) -> str:
         one = self._files.costs(self.study.request(0, self.study.wanted({})).request).unsearched(self.study.size[0])
-        prompts = counted(len(self.study.prompts), "video")
-        return f"{prompts} a trial, one sample of which costs {one.all_flops:.3g} FLOPs; at most the cap times as much"
+        each, units = len(self.study.prompts), counted(self.study.size[0], "unit")
+        return (
+            f"{counted(trials, 'trial')} of {counted(each, 'video')}: {counted(trials * each, 'video')} of {units}; a "
+            f"sample of one costs {one.all_flops:.3g} FLOPs, and a search at most the cap times as much"
+        )
 
 
 class Trainings:
@@ -196,9 +199,10 @@ class Trainings:
         ]
         return [Picture(path, *text) for path, text in zip(drawn, texts, strict=False)]
 
-    def costs(self) -> str:
+    def costs(self, trials: int) -> str:
         prompts = counted(len(self.study.prompts), "video")
-        return f"{sum(self.study.flops):.3g} FLOPs of training a trial, and {prompts} without a search"
+        flops = sum(self.study.flops)
+        return f"{counted(trials, 'trial')}, each of {flops:.3g} FLOPs of training and {prompts} without a search"
 
 
 def _common(config: StudyConfig) -> dict[str, Any]:

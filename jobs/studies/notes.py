@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framegrove import files
+from framegrove.config.study import label_of
 from framegrove.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Notes:
 
         self.out, self._path = out, out / LEDGER
         wanted = files.identity({**facts, "version": VERSION})
-        first, *lines = files.whole_lines(self._path) or [None]
+        first, *lines = _lines(self._path) or [None]
         if first is None:
             out.mkdir(parents=True, exist_ok=True)
             files.append_line(self._path, wanted)
@@ -53,11 +54,14 @@ class Notes:
             if other is not None:
                 raise UserError(f"another study is in {out}, {_in_short(other)}: give another --out")
         self._begun: dict[int, Begun] = {}
-        for line in lines:
-            if "begun" in line:
-                self._begun.setdefault(line["begun"], Begun(line["begun"], line["params"]))
-            else:
-                self._note_end(line["ended"], line["state"], line["why"])
+        try:
+            for line in lines:
+                if "ended" in line:
+                    self._note_end(line["ended"], line["state"], line["why"])
+                elif line.get("again") or line["begun"] not in self._begun:
+                    self._begun[line["begun"]] = Begun(line["begun"], line["params"])
+        except (KeyError, TypeError, AttributeError):
+            raise files.damaged(self._path) from None
 
     @property
     def trials(self) -> list[Begun]:
@@ -80,6 +84,12 @@ class Notes:
         files.append_line(self._path, {"begun": number, "params": dict(params)})
         self._begun[number] = Begun(number, params)
         return number
+
+    def again(self, number: int) -> None:
+        """Note that a trial which has ended is carried out once more."""
+        params = self._begun[number].params
+        files.append_line(self._path, {"begun": number, "params": dict(params), "again": True})
+        self._begun[number] = Begun(number, params)
 
     def end(self, number: int, state: State, why: str = "") -> None:
         """Note how a trial has ended."""
@@ -119,14 +129,41 @@ def measured(begun: Begun, folder: Path, training: Mapping[str, Any]) -> Trial:
     return Trial(begun.number, begun.params, begun.state, begun.why, rows, **training)
 
 
-def is_opened(out: Path) -> bool:
-    """Whether a folder is a study's, even if it was interrupted before any trial was begun."""
-    return bool(files.whole_lines(out / LEDGER))
+def in_words(params: Mapping[str, Any]) -> str:
+    """A trial's parameters for people."""
+    return ", ".join(
+        f"{name} {f'{value:.3g}' if isinstance(value, float) else label_of(value)}" for name, value in params.items()
+    )
+
+
+def ledger_of(out: Path) -> Path:
+    """The file that makes a folder a study's, even if it was interrupted before any trial was begun."""
+    return out / LEDGER
 
 
 def is_there(out: Path) -> bool:
-    """Whether any trial was begun in a folder."""
-    return len(files.whole_lines(out / LEDGER)) > 1
+    """Whether any trial was begun in a folder, which is this process's alone: a torn last line is cut off."""
+    return len(_lines(out / LEDGER)) > 1
+
+
+def take_up(notes: Notes, prompts: int, *, failed: bool) -> None:
+    """Have trials carried out again that are said to have finished and whose rows are gone, and those that ``failed``
+    where that is wanted. What is there of a trial is not made again.
+    """
+    for each in notes.ended:
+        if each.state == "finished":
+            lost = len(measured(each, notes.folder(each.number), {}).videos) < prompts
+        else:
+            lost = failed and each.state == "failed"
+        if lost:
+            notes.again(each.number)
+
+
+def _lines(path: Path) -> list[Any]:
+    lines = files.whole_lines(path)
+    if lines and not isinstance(lines[0], dict):
+        raise files.damaged(path)
+    return lines
 
 
 def progress(trials: Sequence[Begun]) -> str:

@@ -64,8 +64,8 @@ class StudyPool:
 
     async def ready(self, *, judging: bool) -> None:
         """Once the actors are up. Raises NoRoom where there is none for them."""
-        self._asked = time.monotonic()
         await self._runner.start(judging=judging)
+        self._asked = time.monotonic()  # starting may take longer than it may be idle
         self._watch = self._watch or asyncio.create_task(self._end_when_idle())
 
     async def video(self, wanted: Wanted) -> Video:

@@ -6,6 +6,7 @@ its own, which goes on from its newest checkpoint.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framegrove.config.base import load, overridden
-from framegrove.config.study import NAMED, Params, StudyConfig, label_of
+from framegrove.config.study import NAMED, Params, StudyConfig, blaming
 from framegrove.config.train import TrainConfig
 from framegrove.errors import UserError
 from jobs.studies import stages
@@ -42,7 +43,7 @@ class PyramidStudy:
     @classmethod
     def of(cls, config: StudyConfig, file: Path) -> PyramidStudy:
         """Check everything that can be checked before a trial; ``file`` is the training run's. Raises UserError."""
-        overrides = [f"{key}={label_of(value)}" for key, value in config.settings.items()]
+        overrides = [_override(key, value) for key, value in config.settings.items()]
         base = load(TrainConfig, file, overrides)
         if base.model.start is not None:
             raise UserError(f"{file}: an existing model keeps its pyramid; set model.start=null and give model.vae")
@@ -50,13 +51,18 @@ class PyramidStudy:
         from jobs.studies.pool import prompts_of
 
         study = cls(config, at_absolute_paths(base), prompts_of(config.prompts, config.seed), ())
-        for name, parameter in config.space.items():
-            for value in parameter.examples:
-                try:
-                    check_sizes(study.shaped({name: value}))
-                except UserError as error:
-                    raise UserError(f"space.{name} has {label_of(value)}: {error}") from None
+        study.check()
         return cls(config, study.base, study.prompts, tuple(stages.flops_of_phases(study.base)))
+
+    def check(self) -> None:
+        """What the trials share, then every value of every parameter, one at a time. Raises UserError."""
+        most = self.base.model.shape.max_num_frames
+        if self.config.units is not None and self.config.units > most:
+            raise UserError(f"units: a video of {self.config.units} units cannot be made: this model makes 1 to {most}")
+        for name in self.config.names:
+            for value in self.config.space[name].examples:
+                with blaming(name, value):
+                    check_sizes(self.shaped({name: value}))
 
     def applies(self, name: str, given: Params) -> bool:
         """Whether a parameter changes anything about a training run with these others."""
@@ -83,7 +89,7 @@ class PyramidStudy:
                 weights = phase["objective"]["unit_weights"]
                 phase["objective"]["unit_weights"] = weights and weights[: phase["units"]]
         others = {name: value for name, value in params.items() if name not in NAMED["pyramid"]}
-        return overridden(TrainConfig, data, [f"{name}={label_of(value)}" for name, value in others.items()], "the run")
+        return overridden(TrainConfig, data, [_override(*each) for each in others.items()], "the run")
 
     def run(self, params: Params) -> TrainConfig:
         """A trial's training run: as many steps as cost what the study's base does, with samples on the way."""
@@ -99,6 +105,11 @@ class PyramidStudy:
         """What a trial is called in the pictures of trainings."""
         alone = set(trial.params) == {"stages"}
         return stages.name_of(trial.params["stages"]) if alone else trial.name
+
+
+def _override(key: str, value: Any) -> str:
+    """A value as an override of the training run's configuration: JSON is YAML, in which text stays text."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def check_sizes(run: TrainConfig) -> None:
@@ -223,10 +234,11 @@ def _marking(folder: Path, steps: int) -> Any:
 
 
 def _mark(folder: Path, step: int, steps: int) -> dict[str, Any]:
-    """The score of the samples at a step, and how far the training is by then; at its end no mark is set, since what
-    is stopped then would have been trained for nothing."""
+    """The score of the newest samples at a step, and how far the training was when they were made, in marks; at its end
+    no mark is set, since what is stopped then would have been trained for nothing."""
     newest = [mark for mark in stages.marks(folder) if mark.step <= step][-1:]
     if not newest:
         return {}
-    share = {"mark": -(-stages.MARKS * step // steps)} if step < steps else {}
+    # Of a report without new samples too: their score is compared with those of other trials at that mark.
+    share = {"mark": stages.mark_of(newest[0].step, steps)} if step < steps else {}
     return {"score": newest[0].score.mean, **share}

@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from framegrove.config.base import validated
+from pydantic import ValidationError
+
+from framegrove.config.base import ConfigError, describe, validated
 from framegrove.config.generate import GenerateConfig
 from framegrove.config.search import SearchConfig
-from framegrove.config.study import NAMED, Params, StudyConfig, label_of
+from framegrove.config.study import NAMED, Params, StudyConfig, blaming
 from framegrove.errors import UserError
 from framegrove.search import policies
 from jobs.studies.notes import folder_of, rows_of
 from jobs.studies.pool import Wanted
+from jobs.studies.tuning import Interrupted
 
 if TYPE_CHECKING:
     from framegrove.config.model import ModelSource
@@ -54,7 +57,7 @@ class SearchStudy:
         size = (config.units or recipe.units, recipe.height, recipe.width)
         base: dict[str, Any] = {"speculate": "off"}  # what is sampled ahead to save time would be counted as wasted
         for key, value in config.settings.items():
-            _set(base, key, value)
+            _set(base, "budget" if key == "cap" else key, value)
         study = cls(config, validated(SearchConfig, base, "settings"), prompts, size, places, len(panel.verifiers))
         study._check(source, panel)
         return study
@@ -90,7 +93,10 @@ class SearchStudy:
                 _set(data, name, value)
         if params.get("cap", 2) == 1:
             data["policy"], data["until"] = "single", None  # there is nothing to search with
-        found = validated(GenerateConfig, data, "the space")
+        try:
+            found = GenerateConfig.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(describe(error, GenerateConfig)) from None
         entry = policies.find(found.policy)
         policies.options_of(found, entry)
         policies.check_until(entry, found.until)
@@ -123,50 +129,60 @@ class SearchStudy:
         return {"policy": wanted.policy, "budget": wanted.budget, **found, "units": self.size[0], **self.places}
 
     def _check(self, source: ModelSource, panel: PanelConfig) -> None:
-        """Every value of every parameter, one at a time."""
+        """What all trials share, then every value of every parameter, one at a time. Raises UserError."""
         from actors.model_files import ModelFiles
 
         files, names = ModelFiles.read(source), [each.name for each in panel.verifiers]
-        for name, parameter in self.config.space.items():
-            for value in parameter.examples:
-                try:
-                    found = self.wanted(self._alone(name, value))
+        try:
+            shared = self.wanted({})
+        except (UserError, TypeError, ValueError) as error:  # a policy's module may raise what it likes
+            raise UserError(f"settings: {' '.join(str(error).split())}") from None
+        files.check(self.request(0, shared).request)
+        for name in self.config.names:  # the policies first, on which others depend
+            for value in self.config.space[name].examples:
+                alone = self._alone(name, value)
+                with blaming(name, value):
+                    found = self.wanted(alone)
                     files.check(self.request(0, found).request)
                     unknown = [each for each in found.panel or () if each not in names]
                     if unknown:
                         raise UserError(f"there is no verifier {unknown[0]!r}: choose among {', '.join(names)}")
-                except UserError as error:
-                    raise UserError(f"space.{name} has {label_of(value)}: {error}") from None
 
     def _alone(self, name: str, value: Any) -> dict[str, Any]:
         """A parameter's value with a policy for which it counts."""
         if name == "policy":
             return {name: value}
         for policy in self._policies:
-            policies.find(policy)
             if self.applies(name, {"policy": policy}):
                 return {"policy": policy, name: value}
         if name == "panel":
             return {name: value}
-        raise UserError("none of the study's policies takes it, so remove it, or add a policy that does")
+        raise UserError(f"space.{name}: none of the study's policies takes it, so remove it, or add one that does")
 
 
 def objective(number: int, params: Params, given: tuple[Any, ...], report: Callable[[Mapping[str, Any]], None]) -> None:
     """What a trial's process does: have every video made that has no row yet."""
     import ray
+    from ray.exceptions import RayActorError
 
     study, pool, out = given
     rows = rows_of(folder_of(out, number))
     wanted = study.wanted(params)
     for at in range(len(study.prompts)):
         if not rows.has(at, ""):
-            rows.add(ray.get(pool.video.remote(study.request(at, wanted))))
+            try:
+                rows.add(ray.get(pool.video.remote(study.request(at, wanted))))
+            except RayActorError as error:
+                lost = f"the study's generators and verifiers were lost ({type(error).__name__})"
+                raise Interrupted(lost) from None
             report({"videos": at + 1, "share": (at + 1) / len(study.prompts)})
 
 
 def _set(data: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted key."""
+    """Set a dotted key. Raises UserError below a single value."""
     *parents, last = name.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UserError(f"{name[:60]}: {parent} holds a single value, there is nothing below it")
     data[last] = value

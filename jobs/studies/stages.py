@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from framegrove.config.train import TrainConfig
     from framegrove.evaluation.curves import Interval
 
-MARKS = 8  # times that samples are made in a run
+MARKS = 8  # times that samples are made in a run, at most
 _COUNTED = 4  # steps of a phase whose FLOPs are counted
 _SHOWN = 3  # prompts in the picture of samples
 _COLUMNS = 4  # runs in it
@@ -69,6 +69,15 @@ def of_equal_cost(run: TrainConfig, flops: Sequence[float], prompts: Sequence[st
     shown = {"prompts": tuple(prompts), "every": every, "units": None, "seed": seed}
     samples = run.samples.model_copy(update={**shown, "scorer": "jobs.oracle_score:score"})
     return run.model_copy(update={"phases": tuple(phases), "samples": samples, "checkpoint_every": every})
+
+
+def mark_of(step: int, steps: int) -> int:
+    """How many of a run's `MARKS` equal shares are done after a step.
+
+    Rounded down, since samples are made every so many whole steps, mostly later than a share is done: a run is never
+    taken to be further than it is.
+    """
+    return MARKS * step // steps
 
 
 def flops_of_phases(config: TrainConfig) -> list[float]:

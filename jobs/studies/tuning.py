@@ -7,6 +7,7 @@ Optuna learns what was tried before.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from framegrove.config.study import Params, StudyConfig
 from framegrove.errors import UserError
 from framegrove.words import counted
-from jobs.studies.notes import Begun, Notes
+from jobs.studies.notes import Begun, Notes, in_words
 
 if TYPE_CHECKING:
     from framegrove.evaluation.study_results import Trial
@@ -30,6 +31,40 @@ Objective = Callable[[int, Params, tuple[Any, ...], Report], None]
 _TUNE = ".tune"  # in the study's folder, while it is carried out
 _AGAIN = 100  # picks in a row that were tried before, after which nothing new is expected
 _FINISHED: Literal["finished"] = "finished"
+_ALIKE = 3  # trials in a row that fail with the same message, after which the next ones would as well
+
+
+class Interrupted(Exception):
+    """What a trial's process raises where it cannot go on for a reason that its parameters have no part in.
+
+    The trial stays unfinished, and the study stops.
+    """
+
+
+class Brake:
+    """Ends a study whose further trials would only fail: what they share is lost, or each fails as the last ones."""
+
+    def __init__(self) -> None:
+        self.why = ""  # a sentence, once it is to end
+        self._last, self._count = "", 0
+
+    def interrupted(self, why: str) -> None:
+        """What trials share is lost."""
+        self.why = f"{why}: look for why in Ray's logs (memory?), then continue the study by --resume"
+
+    def failed(self, why: str) -> None:
+        """A trial has failed."""
+        self._count = self._count + 1 if why == self._last else 1
+        self._last = why
+        if self._count >= _ALIKE and not self.why:
+            self.why = (
+                f"{self._count} trials in a row failed with: {why.rstrip('.')}; the study stops here. Mend that and "
+                "continue by --resume --retry-failed, or by --resume without those that failed"
+            )
+
+    def finished(self) -> None:
+        """A trial has ended well."""
+        self._last, self._count = "", 0
 
 
 @dataclass(frozen=True)
@@ -49,8 +84,10 @@ class Work:
     at_once: int
 
 
-def carry_out(work: Work, notes: Notes, display: Display) -> None:
-    """Carry out the trials that are missing; when this returns, all have ended."""
+def carry_out(work: Work, notes: Notes, display: Display) -> str:
+    """Carry out the trials that are missing. When this returns, all have ended, unless it returns why not: a sentence,
+    where what trials share was lost, or one after the other failed with the same message.
+    """
     from ray import tune
 
     config, count = work.config, total(work.config, work.applies)
@@ -65,20 +102,22 @@ def carry_out(work: Work, notes: Notes, display: Display) -> None:
     trainable = tune.with_resources(
         tune.with_parameters(_attempt, objective=work.objective, given=work.given), {"CPU": 0.01}
     )
+    brake = Brake()
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_picks(work, notes),
+            search_alg=_picks(work, notes, brake),
             scheduler=_scheduler(config),
             num_samples=left,
             max_concurrent_trials=work.at_once,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE, storage_path=str(notes.out), verbose=0, callbacks=[noting(notes, count, display)]
+            name=_TUNE, storage_path=str(notes.out), verbose=0, callbacks=[noting(work, notes, brake, display)]
         ),
     )
     tuner.fit()
     shutil.rmtree(notes.out / _TUNE, ignore_errors=True)
+    return brake.why
 
 
 def total(config: StudyConfig, applies: Applies) -> int:
@@ -101,7 +140,7 @@ def _attempt(config: dict[str, Any], objective: Objective, given: tuple[Any, ...
     tune.report({_FINISHED: True})
 
 
-def _picks(work: Work, notes: Notes) -> Any:
+def _picks(work: Work, notes: Notes, brake: Brake) -> Any:
     """The searcher: Optuna's picks, each noted with its number before its trial begins.
 
     A trial that was begun and has not ended comes first. What was tried already is not tried again.
@@ -136,7 +175,7 @@ def _picks(work: Work, notes: Notes) -> Any:
             self.begun: dict[str, tuple[str, Begun]] = {}  # by Tune's name of a trial, with Optuna's
 
         def suggest(self, trial_id: str) -> Any:
-            for attempt in range(_AGAIN):
+            for attempt in range(0 if brake.why else _AGAIN):
                 if config.grid and not self.waiting:
                     break
                 name = f"{trial_id}-{attempt}"
@@ -193,24 +232,24 @@ def _scheduler(config: StudyConfig) -> Any:
         metric="score",
         mode="max",
         max_t=MARKS,
-        grace_period=max(1, round(config.stop.after * MARKS)),
+        grace_period=max(1, math.ceil(config.stop.after * MARKS)),
         reduction_factor=1 / config.stop.keep,
         stop_last_trials=False,
     )
 
 
-def noting(notes: Notes, count: int, display: Display) -> Any:
+def noting(work: Work, notes: Notes, brake: Brake, display: Display) -> Any:
     """A callback of Tune that notes how trials end, and says how far they are."""
     from ray import tune
 
+    count = total(work.config, work.applies)
+
     class Noting(tune.Callback):
-        def __init__(self, notes: Notes | None, display: Display | None) -> None:
-            self.notes, self.display = notes, display
+        def __init__(self) -> None:
             self.shares: dict[int, float] = {}  # of trials that go on: how much of each is done
 
-        def __getstate__(self) -> dict[str, Any]:
-            # Tune keeps a copy of its callbacks on disk, which nobody reads.
-            return {"notes": None, "display": None, "shares": {}}
+        def __reduce__(self) -> Any:
+            return tune.Callback, ()  # Tune keeps a copy of its callbacks on disk, which nobody reads
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -226,6 +265,7 @@ def noting(notes: Notes, count: int, display: Display) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             result = trial.last_result or {}
+            brake.finished()
             if result.get(_FINISHED):
                 self._end(trial, "finished", "")
             else:
@@ -233,37 +273,53 @@ def noting(notes: Notes, count: int, display: Display) -> Any:
                 self._end(trial, "stopped", f"fell behind after step {result.get('step', 0)}{reached}")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            self._end(trial, "failed", last_line(trial))
+            cause = cause_of(trial)
+            if isinstance(cause, Interrupted):
+                self.shares.pop(trial.config["number"], None)
+                brake.interrupted(str(cause))
+            else:
+                why = last_line(trial, cause)
+                brake.failed(why)
+                self._end(trial, "failed", why)
 
         def _end(self, trial: Any, state: Any, why: str) -> None:
-            assert self.notes is not None
-            assert self.display is not None
             number = trial.config["number"]
-            self.notes.end(number, state, why)
+            notes.end(number, state, why)
             self.shares.pop(number, None)
-            told = ", ".join(f"{name} {value}" for name, value in trial.config["params"].items())
-            self.display.say(": ".join(filter(None, (f"trial {number} {state}", why, told))))
+            found = _found(work.read(Begun(number, trial.config["params"], state)), work.config) if not why else ""
+            said = (f"trial {number} {state}", why, found, in_words(trial.config["params"]))
+            display.say(": ".join(filter(None, said)))
             self._show("")
 
         def _show(self, note: str) -> None:
-            assert self.notes is not None
-            assert self.display is not None
-            done = len(self.notes.ended)
+            done = len(notes.ended)
             share = (done + sum(self.shares.values())) / count
-            self.display.show(share, "; ".join(filter(None, (f"{done} of {counted(count, 'trial')}", note))))
+            display.show(share, "; ".join(filter(None, (f"{done} of {counted(count, 'trial')}", note))))
 
-    return Noting(notes, display)
+    return Noting()
 
 
-def last_line(trial: Any) -> str:
-    """What a failed trial said last. Tune has it in files beside this process by now, and in no other place yet."""
+def _found(trial: Trial, config: StudyConfig) -> str:
+    """The means of a trial."""
+    return ", ".join(f"{goal.name} {trial.mean(goal.name).mean:.3g}" for goal in config.goals)
+
+
+def cause_of(trial: Any) -> BaseException | None:
+    """What a failed trial raised. Tune has it in a file beside this process by now, and in no other place yet."""
     from ray import cloudpickle
 
-    pickled, written = trial.pickled_error_file, trial.error_file
-    if pickled and Path(pickled).is_file():
-        error = cloudpickle.loads(Path(pickled).read_bytes())
-        cause = getattr(error, "cause", None) or error
-        said = f"{type(cause).__name__}: {cause}" if not isinstance(cause, UserError) else str(cause)
+    pickled = trial.pickled_error_file
+    if not pickled or not Path(pickled).is_file():
+        return None
+    error: BaseException = cloudpickle.loads(Path(pickled).read_bytes())
+    return getattr(error, "cause", None) or error
+
+
+def last_line(trial: Any, cause: BaseException | None) -> str:
+    """What a failed trial said last: of its ``cause``, or in the file where Tune writes what it printed."""
+    written = trial.error_file
+    if cause is not None:
+        said = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
     else:
         said = Path(written).read_text(encoding="utf-8") if written and Path(written).is_file() else ""
     lines = [line.strip() for line in said.splitlines() if line.strip()]

@@ -83,7 +83,7 @@ def locked(path: Path, taken: str) -> IO[str]:
 def whole_lines(path: Path) -> list[Any]:
     """The values in a file of JSON lines; none where there is no file. A torn last line is cut off, to be written anew.
 
-    Raises ValueError where another line is no JSON.
+    Raises UserError where another line is no JSON.
     """
     if not path.is_file():
         return []
@@ -92,7 +92,15 @@ def whole_lines(path: Path) -> list[Any]:
     if len(whole) < len(text):
         with path.open("r+b") as torn:
             torn.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> UserError:
+    """What to tell of a file that does not hold what was written there."""
+    return UserError(f"{path} is damaged, not all of its lines are as they were written: restore it, or do without it")
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -154,8 +162,12 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None
     """The first fact on which two identities differ, for a sentence: "its seed is 1 and here it is 2"."""
     for key in sorted({*theirs, *ours}):
         if theirs.get(key) != ours.get(key):
-            return f"its {key} is {theirs.get(key)!r} and here it is {ours.get(key)!r}"
+            return f"its {key} is {_said(theirs.get(key))} and here it is {_said(ours.get(key))}"
     return None
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def difference_from(file: Path, ours: Mapping[str, Any]) -> str | None:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from typer.testing import CliRunner
 
@@ -203,6 +205,31 @@ def test_what_is_killed_goes_on_and_counts_once(cluster: Cluster, searches: Path
     assert [trial.number for trial in found] == [1, 2, 3]
     assert found[0].params == begun[0]["params"]
     assert all(len(trial.videos) == 2 for trial in found)
+
+
+def test_a_lost_pool_fails_no_trial(cluster: Cluster, searches: Path, tmp_path: Path) -> None:
+    """The actor that all trials share is killed in the middle of the first one's work."""
+    out = tmp_path / "out"
+    study = ["--study", searches / "study.yaml", "--model", searches / "tiny", "--generators", 1, "--out", out]
+
+    def kill_the_pool() -> None:
+        deadline = time.monotonic() + 240
+        while not list(out.glob("trials/*/videos.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (pool,) = (
+            each for each in ray.util.list_named_actors(all_namespaces=True) if each["name"].startswith("study-")
+        )
+        ray.kill(ray.get_actor(pool["name"], namespace=pool["namespace"]))
+
+    killer = threading.Thread(target=kill_the_pool)
+    killer.start()
+    result = CliRunner().invoke(sweep.app, list(map(str, study)))
+    killer.join()
+    assert result.exit_code == 1, result.output
+    assert "generators and verifiers were lost" in result.stderr
+    assert "failed" not in (out / "trials.jsonl").read_text()
+    assert "3 trials: 3 finished" in sweeping(*study, "--resume")
+    assert all(len(trial.videos) == 2 for trial in results(out))
 
 
 def test_what_does_not_fit_is_said_at_once(cluster: Cluster, searches: Path, tmp_path: Path) -> None:

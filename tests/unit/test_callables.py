@@ -105,6 +105,15 @@ def test_the_example_measures_contrast() -> None:
     assert contrast(frames, "") == 0.5
 
 
-def test_a_function_has_no_price() -> None:
-    assert asyncio.run(verifier("my_scores:later").price("a cat", (1, 8), 8, 8)) == dict.fromkeys(Assessment, (0, 0))
-    assert scored("my_scores:later").cost.flops == 0
+def test_a_function_costs_what_its_price_says(module: None) -> None:
+    def of(**price: float) -> tuple[dict[Assessment, tuple[int, ...]], int]:
+        mine = CallableVerifier(VerifierConfig(name="mine", kind="callable", function="my_scores:later", **price))
+        told = asyncio.run(mine.price("a cat", (1, 8), 8, 8))
+        work = ScoreWork((0, 0), Assessment.FINAL)
+        spent = asyncio.run(mine.score(work, "a cat", *(np.zeros((n, 4, 4, 3), np.uint8) for n in (1, 8))))
+        return told, spent.cost.flops
+
+    assert of() == (dict.fromkeys(Assessment, (0, 0)), 0)
+    assert of(price=1e6) == (dict.fromkeys(Assessment, (1_000_000, 9_000_000)), 9_000_000)
+    with pytest.raises(ValueError, match="verifier verifier is of kind vllm: only callable takes a price"):
+        VerifierConfig(price=1.0)

@@ -64,6 +64,7 @@ def test_an_empty_file_means_defaults(tmp_path: Path) -> None:
         ("optimiser: {rate: -1, steps: many}", r"optimiser.rate must .*\(and 1 more\)"),
         ("- 1", "must hold keys and values, not a list"),
         ("a: [", "is not valid YAML"),
+        ("a: 2024-13-45", "is not valid YAML: month must be"),
     ],
 )
 def test_a_bad_file_is_told_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -79,6 +80,7 @@ def test_a_bad_file_is_told_in_one_sentence(tmp_path: Path, text: str, sentence:
         ("optimiser.rate", "not of the form key.sub=value"),
         ("=3", "not of the form key.sub=value"),
         ("optimiser.rate=[", "not valid YAML"),
+        ("optimiser.rate=2024-13-45", "not valid YAML"),
         ("optimiser.steps.more=1", r"optimiser.steps must be a whole number, not \{'more': 1\}"),
         ("phases.0.name=x", r"phases must be a list, as in \[1, 2\], not \{"),
     ],
@@ -94,7 +96,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(Recipe, tmp_path / "absent.yaml")
     for number in (2, 15, 31, 36):
         (tmp_path / f"trial-{number:04d}.yaml").touch()
-    with pytest.raises(ConfigError, match=r"that folder has trial-0036\.yaml, trial-0031\.yaml, trial-00\d+\.yaml$"):
+    with pytest.raises(ConfigError, match=r"that folder has trial-00\d+\.yaml, trial-0031\.yaml, trial-0036\.yaml$"):
         load(Recipe, tmp_path / "trial-0037.yaml")
 
 

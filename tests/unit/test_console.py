@@ -61,7 +61,7 @@ def test_a_silent_task_is_mentioned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         while said.count("still") < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
             said += capsys.readouterr().out
-    assert said.startswith("starting the engine ...\nstill starting the engine after 0 s, 25% 1 of 4\nstill starting")
+    assert said.startswith("starting the engine ...\nstill starting the engine after 0 s, 25%, 1 of 4\nstill starting")
 
 
 def test_the_time_left_is_guessed_from_what_was_seen_to_get_done(
@@ -75,10 +75,10 @@ def test_the_time_left_is_guessed_from_what_was_seen_to_get_done(
             display.show(done, "steps")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training: ")]
     assert said == [
-        "training: 50% steps (12 s)",
-        "training: 60% steps (24 s, about 96 s left)",
-        "training: 80% steps (36 s, about 24 s left)",
-        "training: 100% steps (48 s)",
+        "training: 50%, steps (12 s)",
+        "training: 60%, steps (24 s, about 96 s left)",
+        "training: 80%, steps (36 s, about 24 s left)",
+        "training: 100%, steps (48 s)",
     ]
 
 

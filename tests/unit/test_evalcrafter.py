@@ -144,6 +144,9 @@ def test_what_cannot_be_aggregated_is_told(tmp_path: Path) -> None:
         aspects({name: value for name, value in row.items() if name not in ("clip_score", "flow_score")})
     with pytest.raises(UserError, match="EvalCrafter has no metric 'beauty': it has VQA_A"):
         aspects({**row, "beauty": 1.0})
+    for odd in (10**400, float("inf"), True):
+        with pytest.raises(UserError, match=r"IS is .*, and must be a number"):
+            aspects({**row, "IS": odd})
     with pytest.raises(UserError, match="IS is 'nan', and must be a number"):
         aspects({**row, "IS": float("nan")})
     file = tmp_path / "metrics.json"

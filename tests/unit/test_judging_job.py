@@ -206,8 +206,13 @@ def test_a_latent_judge_is_shown_no_videos(videos: Path, tmp_path: Path) -> None
         ("x.csv", "prompt,a,b,choice\np,20.mp4,90.mp4,c\n", "the choice is 'c', and must be a, b or tie"),
         ("x.csv", "prompt,a,b,choice\np,20.mp4,91.mp4,a\n", "line 2 of .*: there is no video at .*91.mp4"),
         ("x.csv", "prompt,a,b,choice\n", "has no pair in it"),
+        ("x.csv", "prompt,a,b,choice\n,20.mp4,90.mp4,a\n", "line 2 of .* has no prompt"),
+        ("x.CSV", "prompt,a,b,choice\np,20.mp4,20.mp4,a\n", "line 2 of .* compares .*20.mp4 with itself"),
+        ("x.csv", f"prompt,a,b,choice\np,{'x' * 5000},20.mp4,a\n", "line 2 of .*: there is no video at .*xxx"),
+        ("x.csv", f"prompt,a,b,choice\n{'x' * 140_000},20.mp4,90.mp4,a\n", "line . of .* is no CSV"),
         ("x.csv", "prompt,a,b,choice\np,20.mp4,90.mp4,tie\n", "nothing but ties"),
         ("x.jsonl", "{\n", "line 1 of .* is no JSON"),
+        ("x.jsonl", "[" * 100_000 + "\n", "line 1 of .* is no JSON"),
         ("x.jsonl", "[1]\n", "line 1 of .* is no pair"),
     ],
 )
@@ -221,7 +226,7 @@ def test_a_faulty_file_of_pairs_is_one_sentence(videos: Path, name: str, text: s
 
 def test_prompts_of_pairs_may_hold_any_character(videos: Path) -> None:
     row = {"prompt": "a cat\u2028or two\x85run", "a": "red.mp4", "b": "dark.mp4", "choice": "a"}
-    row |= {which: next(file.name for file in sorted(videos.glob("*.mp4"))) for which in "ab"}
+    row |= {which: file.name for which, file in zip("ab", sorted(videos.glob("*.mp4")), strict=False)}
     (videos / "odd.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     (videos / "odd.csv").write_text(
         f'prompt,a,b,choice\r\n"a cat\nruns",{row["a"]},{row["b"]},b\r\n', encoding="utf-8-sig", newline=""

@@ -137,11 +137,22 @@ def test_rows_of_any_prompts_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_results_of_another_version_are_told_in_a_sentence(tmp_path: Path) -> None:
-    for name, text in (("old", '{"model": "m", "rows": 1}\n'), ("none", "[]\n"), ("torn", "mine\n")):
+    for name, text in (("old", '{"model": "m", "rows": 1}\n'), ("none", "[]\n")):
         path = tmp_path / name
         path.write_text(text)
         with pytest.raises(UserError, match="holds no results of this version: remove the file, or choose another"):
             open_ledger(path, {"model": "m"})
+
+
+def test_damaged_results_are_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "torn").write_text("mine\n")
+    with pytest.raises(UserError, match="torn is damaged"):
+        open_ledger(tmp_path / "torn", {"model": "m"})
+    path = tmp_path / "results.jsonl"
+    open_ledger(path, {"model": "m"})
+    path.write_text(path.read_text() + '{"a": 1}\n')
+    with pytest.raises(UserError, match=r"results\.jsonl is damaged"):
+        read_ledger(path)
 
 
 def test_searches_that_were_interrupted_say_nothing_of_time() -> None:

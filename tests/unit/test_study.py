@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +15,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from typer.testing import CliRunner
 
-from framegrove.config.base import load
-from framegrove.config.study import Params, StudyConfig
+from framegrove.config.base import load, overridden
+from framegrove.config.model import ModelSource
+from framegrove.config.study import NAMED, Params, StudyConfig
+from framegrove.config.train import TrainConfig
 from framegrove.config.verifier import PanelConfig, VerifierConfig
 from framegrove.errors import UserError
 from framegrove.evaluation import study_page, study_pictures
@@ -27,12 +34,12 @@ from framegrove.files import locked
 from jobs import sweep
 from jobs.console import Display
 from jobs.studies import notes as study_notes
-from jobs.studies import stages
+from jobs.studies import pyramid, stages
 from jobs.studies.kinds import Kind
 from jobs.studies.notes import Notes, rows_of
 from jobs.studies.pyramid import PyramidStudy
 from jobs.studies.search import SearchStudy
-from jobs.studies.tuning import noting
+from jobs.studies.tuning import Brake, Work, _scheduler, noting
 from tests.tiny_training import PHASE, make_config, make_world
 
 SEARCH: dict[str, Any] = {
@@ -107,7 +114,7 @@ def test_a_mistake_in_a_study_is_one_sentence(changes: dict[str, Any], message: 
             "accept must be less than 1",
         ),
         ({"options.evo.accept": {"choice": [0.5]}, "policy": {"choice": ["dfs"]}}, "none of the study's policies"),
-        ({"cap": {"choice": [0.5]}}, "a budget below 1x"),
+        ({"cap": {"choice": [0.5]}}, "space.cap must be at least 1, not 0.5"),
         ({"panel": {"choice": [["nobody"]]}}, "there is no verifier 'nobody'"),
         ({"guidance": {"choice": [-1.0]}}, "guidance must be at least 0"),
     ],
@@ -208,8 +215,6 @@ def test_a_trial_searches_as_its_parameters_say() -> None:
         "options.dfs.most": {"low": 2, "high": 4},
         "steps": {"choice": [None, 4]},
     }
-    from framegrove.config.model import ModelSource
-
     found = SearchStudy.of(
         study(space=space, settings={"fusion": "ranks"}), ModelSource(), panel, {"verifier": "p.yaml"}
     )
@@ -256,6 +261,201 @@ def test_a_pyramid_is_shaped_by_its_parameters(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown key"):
         found.shaped({"phases.0.learning": 1e-4})
     assert not found.applies("weights", {"stages": 1})
+
+
+# ---- values that a study cannot have
+
+PYRAMID: dict[str, Any] = {
+    "kind": "pyramid",
+    "prompts": 1,
+    "train": "train.yaml",
+    "space": {"stages": {"choice": [1, 2]}},
+}
+INFINITE, DATE, HUGE = float("inf"), date(2024, 1, 1), 10**400
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training configuration of a tiny world, in a folder for studies."""
+    world = make_world(tmp_path_factory.mktemp("world"))
+    run = make_config(world, phases=[PHASE | {"name": "only", "units": 2, "steps": 12}])
+    (world / "train.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    return world / "train.yaml"
+
+
+def varied(kind: dict[str, Any], **space: Any) -> dict[str, Any]:
+    """A study of the values in each list, or of a range."""
+    of = {name: {"choice": each} if isinstance(each, list) else each for name, each in space.items()}
+    return kind | {"space": of}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (SEARCH | {"settings": ["a"]}, "settings must be keys and values"),
+        (SEARCH | {"settings": "foo"}, "settings must be keys and values, as in {policy: beam}, not 'foo'"),
+        (SEARCH | {"settings": {"fusion": DATE}}, "settings.fusion: 2024-01-01 is a date"),
+        (SEARCH | {"settings": {"policy.x": 1}}, "settings.policy.x: policy is a single value"),
+        (SEARCH | {"settings": {"policy": "nope"}, "space": {"cap": {"choice": [2]}}}, "settings: there is no policy"),
+        (SEARCH | {"seed": 5_000_000_000}, "seed must be at most 4000000000, not 5000000000"),
+        (SEARCH | {"prompts": True}, "prompts must be a whole number, of how many, or a list of texts"),
+        (SEARCH | {"prompts": [1]}, "prompts must be a whole number, of how many, or a list of texts"),
+        (SEARCH | {"prompts": 10**9}, "more than 100000 prompts are never finished"),
+        (SEARCH | {"units": True}, "units must be a whole number, not true"),
+        (SEARCH | {"units": 100_000}, "error: a video of 100000 units cannot be made: this model makes 1 to 32"),
+        (PYRAMID | {"units": 100_000}, "error: units: a video of 100000 units cannot be made"),
+        (varied(SEARCH, cap=["a", "b"]), "space.cap: a budget is a number of unsearched samples, such as 4x"),
+        (varied(SEARCH, cap=["4x", 4]), "space.cap: the choice has a value twice: 4"),
+        (varied(SEARCH, cap=[None]), "space.cap must be a number, not null"),
+        (varied(SEARCH, cap=[[1]]), "space.cap must be a number, not [1]"),
+        (varied(SEARCH, cap=[{"a": 1}]), "space.cap must be a number, not {'a': 1}"),
+        (varied(SEARCH, cap=[True]), "space.cap must be a number, not true"),
+        (varied(SEARCH, cap=[0]), "space.cap must be at least 1, not 0"),
+        (varied(SEARCH, cap=[DATE]), "space.cap.choice: 2024-01-01 is a date"),
+        (varied(SEARCH, cap={"low": 1, "high": HUGE}), "space.cap.high: whole numbers must lie between"),
+        (varied(SEARCH, cap={"low": 1, "high": 10**6}), "space.cap must be at most 999999, not 1000000"),
+        (varied(SEARCH, cap={"low": True, "high": 2}), "space.cap.low must be a number, not true"),
+        (varied(SEARCH, cap={"low": 1, "high": 4, "step": INFINITE}), "space.cap.step: numbers must be finite"),
+        (varied(SEARCH, cap={"low": 1, "high": 4, "step": 1e-9}), "space.cap: a step of 1e-09 makes more than 100000"),
+        (varied(SEARCH, cap={"low": 1, "high": 999_999}) | {"grid": True}, "a grid of more than 100000 combinations"),
+        (varied(SEARCH, policy=[None, "tof"], cap=[2]), "space.policy must be text, not null"),
+        (varied(SEARCH, policy=[".:"]), "space.policy has .:, which cannot be used"),
+        (varied(SEARCH, cap=[2], policy=["dsf"]), "space.policy has dsf: there is no policy"),
+        (varied(SEARCH, **{"policy.x": [1]}), "space.policy.x: policy is a single value, those with keys"),
+        (varied(SEARCH, steps=[2, 2.0]), "space.steps.choice: the choice has a value twice: 2.0"),
+        (varied(SEARCH, guidance=[INFINITE]), "space.guidance.choice: numbers must be finite, not inf"),
+        (varied(SEARCH, attempts=[0]), "error: space.attempts has 0: attempts must be at least 1, not 0"),
+        (
+            varied(SEARCH, policy=["dfs"], **{"options.dfs.acept": [0.6]}),
+            "error: space.options.dfs.acept: options.dfs: unknown key 'acept', did you mean 'accept'?",
+        ),
+        (varied(PYRAMID, stages=["two"]), "space.stages must be a whole number, not 'two'"),
+        (varied(PYRAMID, stages=[0]), "space.stages must be at least 1, not 0"),
+        (varied(PYRAMID, stages=[1.5]), "space.stages must be a whole number, not 1.5"),
+        (varied(PYRAMID, stages=[None]), "space.stages must be a whole number, not null"),
+        (varied(PYRAMID, stages=[5]), "space.stages has 5: a video of 64x64 does not fit this model"),
+        (varied(PYRAMID, stages={"low": 1, "high": 3, "step": 0.5}), "space.stages must be a whole number, not 1.5"),
+        (varied(PYRAMID, boundaries=[-1]), "space.boundaries must be greater than 0, not -1"),
+        (varied(PYRAMID, boundaries=["a"]), "space.boundaries must be a number, not 'a'"),
+        (varied(PYRAMID, boundaries=[None]), "space.boundaries must be a number, not null"),
+        (varied(PYRAMID, weights=["a"]), "space.weights must be a number, not 'a'"),
+        (varied(PYRAMID, weights=[None]), "space.weights must be a number, not null"),
+        (varied(PYRAMID, weights=[INFINITE]), "space.weights.choice: numbers must be finite, not inf"),
+        (varied(PYRAMID, history=["a"]), "space.history must be a whole number, not 'a'"),
+        (varied(PYRAMID, history=[None]), "space.history must be a whole number, not null"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_sentence_that_names_the_key(
+    data: dict[str, Any], message: str, tiny_run: Path
+) -> None:
+    path = tiny_run.with_name("study.yaml")
+    path.write_text(yaml.safe_dump(data))
+    result = CliRunner().invoke(sweep.app, ["--study", str(path), "--plan"])
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+PANEL = PanelConfig(verifiers=(VerifierConfig(name="one"), VerifierConfig(name="two")))
+
+
+def test_values_may_be_written_as_elsewhere() -> None:
+    space = varied(SEARCH, cap=["4x", 2, "2.5x"], speculate=[False, "thrift"], guidance=["1e0", None])["space"]
+    found = study(space=space).space
+    assert found["cap"].choice == (4, 2, 2.5)
+    assert [str(each) for each in found["cap"].examples] == ["4.0", "2", "2.5"], "whole numbers stay whole"
+    assert found["speculate"].choice == ("off", "thrift")
+    assert found["guidance"].choice == (1.0, None)
+    fixed = study(space={"policy": {"choice": ["dfs"]}}, settings={"cap": "3x"})
+    assert SearchStudy.of(fixed, ModelSource(), PANEL, {}).wanted({}).multiple == 3
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([HUGE, 4, "4x", "dfs"])
+    | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@contextlib.contextmanager
+def only_refused(name: str) -> Iterator[None]:
+    """Let nothing pass but a refusal that names the parameter."""
+    with contextlib.suppress(UserError):
+        try:
+            yield
+        except UserError as error:
+            if name not in str(error) or "\n" in str(error):
+                raise AssertionError(f"it does not say in a line that {name} is wrong: {error}") from error
+            raise
+
+
+@drawn(st.sampled_from(NAMED["search"]), st.lists(JSON, min_size=1, max_size=2))
+def test_whatever_is_given_for_a_parameter_of_a_search_is_taken_or_refused(name: str, choice: list[Any]) -> None:
+    with only_refused(name):
+        config = overridden(StudyConfig, varied(SEARCH, **{name: choice}), (), "study.yaml")
+        SearchStudy.of(config, ModelSource(), PANEL, {})
+
+
+@drawn(st.sampled_from(NAMED["pyramid"]), st.lists(JSON, min_size=1, max_size=2))
+def test_whatever_is_given_for_a_parameter_of_a_pyramid_is_taken_or_refused(
+    tiny_run: Path, name: str, choice: list[Any]
+) -> None:
+    base = load(TrainConfig, tiny_run)
+    with only_refused(name):
+        config = overridden(StudyConfig, varied(PYRAMID, **{name: choice}), (), "study.yaml")
+        PyramidStudy(config, base, (), ()).check()
+
+
+# ---- marks of a training
+
+
+def test_a_mark_is_reached_once_its_share_of_the_steps_is_done(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load(TrainConfig, tiny_run)
+    config = StudyConfig.model_validate(PYRAMID | {"stop": {"after": 0.25, "keep": 0.5}})
+    for steps in (96, 97, 100, 300):
+        phase = base.phases[0].model_copy(update={"steps": steps})
+        run = base.model_copy(update={"phases": (phase,)})
+        run = stages.of_equal_cost(run, stages.flops_of_phases(run), ("a red 3 moves left and right",), seed=0)
+        assert run.steps == steps
+        due = [step for step in range(1, steps + 1) if run.samples_due(step)]
+        told = _reports(due, steps, monkeypatch)
+        assert told[-1][1] is None, "what has ended is not stopped"
+        marks = [(step, mark) for step, mark in told if mark is not None]
+        assert all(1 <= mark < stages.MARKS and step / steps >= mark / stages.MARKS for step, mark in marks)
+        assert [mark for _, mark in marks] == sorted({mark for _, mark in marks}), "each one once, and rising"
+        stopped = [_stopped_at(_scheduler(config), marks)[-1] for _ in range(2)]
+        assert all(step is not None and 0.25 <= step / steps < 0.5 for step in stopped)
+
+
+def test_a_report_between_two_marks_counts_as_the_samples_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _reports([13, 26], 100, monkeypatch, also=(5, 25, 38)) == [(5, None), (13, 1), (25, 1), (26, 2), (38, 2)]
+
+
+def _reports(
+    due: list[int], steps: int, monkeypatch: pytest.MonkeyPatch, also: tuple[int, ...] = ()
+) -> list[tuple[int, int | None]]:
+    """The mark that Tune is told at each step, where samples are made at those that are ``due``."""
+    shown = [SimpleNamespace(step=step, score=SimpleNamespace(mean=0.5)) for step in due]
+    monkeypatch.setattr(stages, "marks", lambda folder: shown)
+    return [(step, pyramid._mark(Path(), step, steps).get("mark")) for step in sorted({*due, *also})]
+
+
+def _stopped_at(scheduler: Any, marks: list[tuple[int, int]]) -> list[int | None]:
+    """The steps at which trials are stopped, each of which is worse than the one before; None: it goes on."""
+    found = []
+    for number in range(4):
+        trial = SimpleNamespace(trial_id=str(number))
+        scheduler.on_trial_add(None, trial)
+        told = ((step, {"mark": mark, "score": 1 / (number + 1)}) for step, mark in marks)
+        found.append(
+            next((step for step, each in told if scheduler.on_trial_result(None, trial, each) == "STOP"), None)
+        )
+    return found
 
 
 # ---- fronts
@@ -350,7 +550,8 @@ def test_progress_counts_what_running_trials_have_done(tmp_path: Path, monkeypat
         for cap in (2, 3)
     )
     with Display() as display:
-        callback = noting(notes, 4, display)
+        work = SimpleNamespace(config=study(trials=4), applies=None, read=None)
+        callback = noting(cast(Work, work), notes, Brake(), display)
         callback.on_trial_result(1, [], first, {"step": 30, "share": 0.5})
         callback.on_trial_result(1, [], second, {"videos": 1, "share": 0.25})
         callback.on_trial_complete(1, [], first)
@@ -391,7 +592,9 @@ def test_another_study_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_study_that_was_interrupted_before_its_first_trial_is_resumed(tmp_path: Path) -> None:
-    ours, other = (cast(Kind, SimpleNamespace(facts=lambda seed=seed: {"seed": seed})) for seed in (1, 2))
+    ours, other = (
+        cast(Kind, SimpleNamespace(facts=lambda seed=seed: {"seed": seed}, config=study())) for seed in (1, 2)
+    )
     Notes(tmp_path, ours.facts())
     with sweep._folder(tmp_path, ours, resume=True, overwrite=False) as notes:
         assert notes.trials == []

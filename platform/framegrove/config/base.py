@@ -225,12 +225,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
-        beside = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], 3, 0.0)
-        others = f"that folder has {', '.join(beside)}" if beside else "the shipped ones are in jobs/configs"
+        beside = [each.name for each in path.parent.glob("*.yaml")]
+        near = sorted(difflib.get_close_matches(path.name, beside, 3, 0.0))
+        others = f"that folder has {', '.join(near)}" if near else "the shipped ones are in jobs/configs"
         raise ConfigError(f"no configuration file at {path}: {others}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date, say
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}
@@ -245,7 +246,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} is not of the form key.sub=value, for example steps=100")
     try:
         value = yaml.load(text, _Yaml)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     target: Any = data
     *parents, last = key.strip().split(".")

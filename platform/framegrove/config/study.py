@@ -10,42 +10,121 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
-from framegrove.config.base import Config
-from framegrove.config.search import SearchConfig
+from framegrove.config.base import Config, describe, validating
+from framegrove.config.search import SearchConfig, Speculate, parse_budget
 from framegrove.config.train import TrainConfig
+from framegrove.errors import UserError
 
 Kind = Literal["search", "pyramid"]
 Number = int | float
 Params = Mapping[str, Any]
 """The values of a trial's parameters, by name; those that do not apply to it are missing."""
 
-# Parameters that have a name of their own, in the order in which a trial's values are drawn. Any other is a key of the
-# configuration of a search, or of a training run.
-NAMED: dict[Kind, dict[str, str]] = {
-    "search": {
-        "policy": "name of a policy",
-        "cap": "budget, times the FLOPs of one unsearched sample with its decoding",
-        "until": "probability of being right at which policies that can stop do so; null: the policy's own",
-        "speculate": "what idle workers do ahead: latency, thrift or off",
-        "panel": "names of the verifiers that judge, a list; null: all. It counts where there are several",
-        "guidance": "classifier-free guidance scale of all units; null: the model's own",
-        "steps": "denoising steps at every stage of every unit; null: the model's own",
-    },
-    "pyramid": {
-        "stages": "stages of the pyramid",
-        "boundaries": "where stages meet on the noise axis: stage i begins at (i / stages) to this power; 1: uniform",
-        "steps": "denoising steps at every stage of every unit; absent: as many in all as the run's recipe has",
-        "weights": "stage weights of training: how many times that of the next coarser stage; 1: all alike",
-        "history": "units of history that training samples have at most, in phases that train on videos",
-        "corruption": "how far the history of training samples is corrupted, from 0 to this",
-    },
-}
+_LARGEST = 2**53  # of whole numbers, which are exact as floats up to here: Optuna and parquet have them as such
+_DEEPEST = 8  # lists in lists
+_MOST = 100_000  # values of a parameter, and combinations in a grid: far more than are ever tried
+
+
+def _no_flag(given: Any) -> Any:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if isinstance(given, bool):
+        raise PydanticKnownError("float_type")
+    return given
+
+
+def _multiple(given: Any) -> Any:
+    """A budget as jobs.generate takes it, such as 4x, as a number."""
+    return validating(parse_budget)(given) if isinstance(given, str) else given
+
+
+def _said_in_words(given: Any) -> Any:
+    """YAML has off without quotes as false."""
+    return {True: "latency", False: "off"}[given] if isinstance(given, bool) else given
+
+
+Real = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
+Whole = Annotated[int, Field(strict=True)]
+
+
+class SearchValues(Config):
+    """The parameters of a search that have a name of their own, in the order in which a trial's values are drawn.
+
+    Any other is a key of `SearchConfig`.
+    """
+
+    policy: str = Field(default="", min_length=1, description="name of a policy")
+    cap: Annotated[Real, BeforeValidator(_multiple)] = Field(
+        default=1, ge=1, le=999_999, description="budget, times the FLOPs of one unsearched sample with its decoding"
+    )
+    until: Real | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="probability of being right at which policies that can stop do so; null: the policy's own",
+    )
+    speculate: Annotated[Speculate, BeforeValidator(_said_in_words)] = Field(
+        default="off", description="what idle workers do ahead: latency, thrift or off"
+    )
+    panel: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="names of the verifiers that judge, a list; null: all. It counts where there are several",
+    )
+    guidance: Real | None = Field(
+        default=None, ge=0, description="classifier-free guidance scale of all units; null: the model's own"
+    )
+    steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="denoising steps at every stage of every unit; null: the model's own",
+    )
+
+
+class PyramidValues(Config):
+    """The parameters of a pyramid that have a name of their own, as in `SearchValues`; any other is a key of
+    `TrainConfig`."""
+
+    stages: Whole = Field(default=1, ge=1, le=6, description="stages of the pyramid")
+    boundaries: Real = Field(
+        default=1,
+        gt=0,
+        le=10,
+        description="where stages meet on the noise axis: stage i begins at (i / stages) to this power; 1: uniform",
+    )
+    steps: Whole = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="denoising steps at every stage of every unit; absent: as many in all as the run's recipe has",
+    )
+    weights: Real = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="stage weights of training: how many times that of the next coarser stage; 1: all alike",
+    )
+    history: Whole = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="units of history that training samples have at most, in phases that train on videos",
+    )
+    corruption: Real = Field(
+        default=0, ge=0, le=1, description="how far the history of training samples is corrupted, from 0 to this"
+    )
+
+
+_VALUES: dict[Kind, type[Config]] = {"search": SearchValues, "pyramid": PyramidValues}
+NAMED: dict[Kind, tuple[str, ...]] = {kind: tuple(values.model_fields) for kind, values in _VALUES.items()}
 
 
 class Parameter(Config):
@@ -60,6 +139,28 @@ class Parameter(Config):
     log: bool = Field(default=False, description="whether ratios count rather than differences")
     step: Number | None = Field(default=None, gt=0, description="distance between values; default: 1 or none")
 
+    @field_validator("choice")
+    @classmethod
+    def _plain_and_distinct(cls, given: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        for value in given or ():
+            check_plain(value)
+        check_distinct(given or ())
+        return given
+
+    @field_validator("low", "high", "step", mode="before")
+    @classmethod
+    def _finite(cls, given: Any) -> Any:
+        if isinstance(given, str):  # YAML has 1e-4, without a point, as text
+            try:
+                given = float(given)
+            except ValueError:
+                raise PydanticKnownError("float_type") from None
+        if isinstance(given, int | float):
+            check_plain(_no_flag(given))
+        elif given is not None:
+            raise PydanticKnownError("float_type")
+        return given
+
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
         if (self.choice is None) == (self.low is None or self.high is None):
@@ -67,13 +168,15 @@ class Parameter(Config):
         if self.choice is not None:
             if self.low is not None or self.high is not None or self.log or self.step is not None:
                 raise ValueError("low, high, log and step are for numbers, leave them out beside a choice")
-            if len({label_of(value) for value in self.choice}) < len(self.choice):
-                raise ValueError(f"the choice has a value twice: {list(self.choice)}")
         elif self.low is not None and self.high is not None:
-            if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            if self.low > self.high:
                 raise ValueError(f"low is {self.low} and high is {self.high}: low must not be above high")
             if self.log and (self.low <= 0 or self.step is not None):
                 raise ValueError("with log, low must be above 0, and there is no step")
+            if self.step is not None and (self.high - self.low) / self.step >= _MOST:
+                raise ValueError(
+                    f"a step of {self.step} makes more than {_MOST} values from low to high: give a larger"
+                )
         return self
 
     @property
@@ -82,21 +185,33 @@ class Parameter(Config):
         return all(each is None or isinstance(each, int) for each in (self.low, self.high, self.step))
 
     @property
-    def values(self) -> tuple[Any, ...] | None:
-        """All it may be, where those can be counted."""
+    def count(self) -> int | None:
+        """How many values it may have, where those can be counted."""
         if self.choice is not None:
-            return self.choice
+            return len(self.choice)
         assert self.low is not None
         assert self.high is not None
         if self.log or not (self.is_whole or self.step is not None):
             return None
-        step = self.step or 1
-        return tuple(self.low + n * step for n in range(math.floor((self.high - self.low) / step + 1e-9) + 1))
+        return math.floor((self.high - self.low) / (self.step or 1) + 1e-9) + 1
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """All it may be, where those can be counted."""
+        if self.choice is not None or self.count is None:
+            return self.choice
+        assert self.low is not None
+        return tuple(self.low + n * (self.step or 1) for n in range(self.count))
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values that are all right if every one is: the choice, or both ends."""
-        return self.choice if self.choice is not None else (self.low, self.high)
+        """Values that are all right if every one is: the choice, or both ends and what is a step from the lower one."""
+        if self.choice is not None:
+            return self.choice
+        assert self.low is not None
+        assert self.high is not None
+        between = () if self.step is None or self.low + self.step > self.high else (self.low + self.step,)
+        return (self.low, *between, self.high)
 
     def __str__(self) -> str:
         if self.choice is not None:
@@ -108,6 +223,58 @@ class Parameter(Config):
 def label_of(value: Any) -> str:
     """A value as a person writes it, the same for equal values only."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_plain(value: Any, depth: int = _DEEPEST) -> None:
+    """Raise ValueError for what is no JSON value, or no finite number: YAML has dates, and lists that hold themselves.
+
+    ``depth`` is how deep lists and sections may still go.
+    """
+    if not depth:
+        raise ValueError(f"lists and sections must not be more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"the key {str(key)[:60]} must be text: put it in quotes")
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            check_plain(each, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"numbers must be finite, not {value}")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"whole numbers must lie between -{_LARGEST} and {_LARGEST}")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(
+            f"{str(value)[:60]} is a {type(value).__name__}, and must be text or a number: put it in quotes"
+        )
+
+
+def check_distinct(choice: Sequence[Any]) -> None:
+    """Raise ValueError where two values of a choice are equal, as 2 and 2.0 are, or read alike."""
+    labels = [label_of(value) for value in choice]
+    for at, value in enumerate(choice):
+        if value in choice[:at] or labels[at] in labels[:at]:
+            raise ValueError(f"the choice has a value twice: {repr(value)[:60]}")
+
+
+@contextmanager
+def blaming(name: str, value: Any) -> Iterator[None]:
+    """Say of what goes wrong inside that it is for this value of the parameter ``name``, or for the name itself.
+
+    Raises UserError, also where a value that nothing has foreseen makes something else fail.
+    """
+    shown = label_of(value)[:60]
+    try:
+        yield
+    except UserError as error:
+        has = "" if "unknown key" in str(error) else f" has {shown}"  # no value would do
+        why = f"space.{name}{has}: {error}"
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        why = f"space.{name} has {shown}, which cannot be used ({str(error)[:200]})"
+    else:
+        return
+    raise UserError(" ".join(why.split()))
 
 
 @dataclass(frozen=True)
@@ -157,7 +324,12 @@ class StudyConfig(Config):
         description="how many held-out prompts every trial makes a video for, or a list of prompts"
     )
     units: int | None = Field(default=None, ge=1, description="units of a video; default: the model's own length")
-    seed: int = Field(default=95_000, ge=0, description="of the prompts, of the first one's video, of Optuna's draws")
+    seed: int = Field(
+        default=95_000,
+        ge=0,
+        le=4_000_000_000,  # Optuna's are less than 2**32, and after trials there are theirs
+        description="of the prompts, of the first one's video, of Optuna's draws",
+    )
     trials: int = Field(default=40, ge=1, description="how many trials, those that fail included")
     grid: bool = Field(default=False, description="try every combination in the space once, in place of Optuna's picks")
     settings: dict[str, Any] = Field(
@@ -173,11 +345,45 @@ class StudyConfig(Config):
     )
     stop: HalvingConfig | None = Field(default=None, description="of kind pyramid: stop the worse trials early")
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _a_number_or_texts(cls, given: Any) -> Any:
+        texts = isinstance(given, list | tuple) and all(isinstance(each, str) for each in given)
+        if not texts and (isinstance(given, bool) or not isinstance(given, int)):
+            raise ValueError("prompts must be a whole number, of how many, or a list of texts")
+        return given
+
+    @field_validator("units", "seed", "trials", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, given: Any) -> Any:
+        if isinstance(given, bool):
+            raise PydanticKnownError("int_type")
+        return given
+
+    @field_validator("space")
+    @classmethod
+    def _values_of_their_kind(cls, given: dict[str, Parameter], info: ValidationInfo) -> dict[str, Parameter]:
+        kind = info.data.get("kind")
+        named = NAMED.get(kind, ()) if kind is not None else ()
+        return {name: _checked(kind, name, each) if kind and name in named else each for name, each in given.items()}
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            try:
+                check_plain(value)
+            except ValueError as error:
+                raise ValueError(f"settings.{name[:60]}: {error}") from None
+        return given
+
     @field_validator("prompts")
     @classmethod
     def _some_prompts(cls, given: int | tuple[str, ...]) -> int | tuple[str, ...]:
         if not given or (isinstance(given, int) and given < 1):
             raise ValueError("a study without prompts measures nothing: say how many, or list them")
+        if isinstance(given, int) and given > _MOST:
+            raise ValueError(f"more than {_MOST} prompts are never finished: give fewer")
         if not isinstance(given, int) and len(set(given)) < len(given):
             raise ValueError("a prompt is there twice: list each once")
         return given
@@ -195,6 +401,9 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _of_its_kind(self) -> Self:
         check_names(self.kind, self.space)
+        if self.kind == "search":
+            _check_dots("space", self.space)
+            _check_dots("settings", self.settings)
         if self.kind == "search" and "budget" in self.settings:
             raise ValueError("a study's budget is called cap: write cap in place of budget")
         twice = sorted(set(self.space) & set(self.settings))
@@ -208,8 +417,10 @@ class StudyConfig(Config):
             raise ValueError("train and stop are for a study of kind pyramid: leave them out")
         if self.grid:
             for name, parameter in self.space.items():
-                if parameter.values is None:
+                if parameter.count is None:
                     raise ValueError(f"a grid needs values that can be counted: give {name} a choice or a step")
+            if math.prod(parameter.count or 1 for parameter in self.space.values()) > _MOST:
+                raise ValueError(f"a grid of more than {_MOST} combinations is never finished: give fewer values")
         return self
 
     @property
@@ -227,6 +438,41 @@ class StudyConfig(Config):
         """Every combination of a grid; the last name changes fastest."""
         values = [self.space[name].values or () for name in self.names]
         return (dict(zip(self.names, each, strict=True)) for each in itertools.product(*values))
+
+
+def _checked(kind: Kind, name: str, parameter: Parameter) -> Parameter:
+    """A parameter with a name of its own, all of whose values are of its type, numbers that are text as numbers.
+
+    Raises ValueError.
+    """
+    examples = [_typed(kind, name, value) for value in parameter.examples]
+    if parameter.choice is None:
+        return parameter
+    try:
+        check_distinct(examples)
+    except ValueError as error:
+        raise ValueError(f"space.{name}: {error}") from None
+    return parameter.model_copy(update={"choice": tuple(examples)})
+
+
+def _typed(kind: Kind, name: str, value: Any) -> Any:
+    try:
+        typed = getattr(_VALUES[kind].model_validate({name: value}), name)
+    except ValidationError as error:
+        raise ValueError(f"space.{describe(error)}") from None
+    return value if isinstance(value, int) and not isinstance(value, bool) else typed  # 4 remains 4, not 4.0
+
+
+def _check_dots(where: str, names: Iterable[str]) -> None:
+    """Raise ValueError for a key below what holds a single value in the configuration of a search."""
+    fields = SearchConfig.model_fields
+    sections = [key for key, field in fields.items() if get_origin(field.annotation) is dict]
+    for name in names:
+        head, dot, _ = name.partition(".")
+        if dot and head in fields and head not in sections:
+            raise ValueError(
+                f"{where}.{name[:60]}: {head} is a single value, those with keys of their own are {', '.join(sections)}"
+            )
 
 
 def check_names(kind: Kind, names: Mapping[str, Any]) -> None:

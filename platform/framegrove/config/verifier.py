@@ -46,6 +46,7 @@ _FOR: dict[str, tuple[Kind, ...]] = {
     "engine": ("vllm", "reward"),
     "endpoint": ("endpoint",),
     "function": ("callable",),
+    "price": ("callable",),
     "frames": ("frames",),
     "latent": ("latent",),
 }
@@ -55,6 +56,7 @@ _ARTICLES = {
     "engine": "an engine",
     "endpoint": "an endpoint",
     "function": "a function",
+    "price": "a price",
     "frames": "a section frames",
     "latent": "a section latent",
 }
@@ -100,8 +102,8 @@ class VerifierConfig(Config):
     (config/scores.py), ``endpoint`` does so over the network (``endpoint``), and ``reward`` runs a reward model with
     transformers, for which of ``engine`` its model, dtype and max_frames matter. ``signals`` measures flicker,
     sharpness and motion without any model, and ``callable`` calls ``function``, "module:function", which takes frames
-    and prompt and returns a score or several scores by name, each in [0, 1]. ``frames`` runs a model of transformers on
-    single frames, ``latent`` a small network on latents, which need no decoding.
+    and prompt and returns a score or several scores by name, each in [0, 1]; ``price`` says what that costs. ``frames``
+    runs a model of transformers on single frames, ``latent`` a small network on latents, which need no decoding.
     """
 
     name: str = "verifier"
@@ -117,6 +119,7 @@ class VerifierConfig(Config):
     engine: EngineConfig = EngineConfig()
     endpoint: EndpointConfig | None = None
     function: str | None = None
+    price: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # FLOPs a frame that a function's verdict counts
     frames: FramesConfig | None = None
     latent: LatentConfig | None = None
 

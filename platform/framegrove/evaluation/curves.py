@@ -56,8 +56,12 @@ class CurvePoint:
 
 
 def bootstrap(values: Sequence[float] | npt.NDArray[np.float64], *, level: float = 0.95, seed: int = 0) -> Interval:
-    """Mean of ``values`` with its percentile bootstrap interval. Raises ValueError where there are no values."""
-    sample = np.asarray(values, np.float64)
+    """Mean of ``values`` with its percentile bootstrap interval.
+
+    Values that are all the same give an interval of no width, however few they are. Raises ValueError where there are
+    no values, or one is not finite.
+    """
+    sample = _finite(values)
     if sample.ndim != 1 or not len(sample):
         raise ValueError(f"a bootstrap needs a list of at least one value, not an array of shape {sample.shape}")
     rng = np.random.default_rng(seed)
@@ -84,9 +88,9 @@ def sign_flips(differences: Sequence[float], seed: int = 0) -> float:
 
     If both of a pair were the same, each difference could as well have the other sign (Fisher, 1935). All patterns of
     signs are counted where there are at most as many as the bootstrap's draws, otherwise so many are drawn, and the one
-    that was found counts among them, so that no p-value is 0.
+    that was found counts among them, so that no p-value is 0. Raises ValueError where a difference is not finite.
     """
-    sample = np.asarray(differences, np.float64)
+    sample = _finite(differences)
     sample = sample[sample != 0]  # a zero has no sign
     if not len(sample):
         return 1.0
@@ -98,6 +102,14 @@ def sign_flips(differences: Sequence[float], seed: int = 0) -> float:
         drawn, found = np.abs(signs @ sample), 1
     as_far = drawn >= abs(sample.sum()) * (1 - 1e-12)  # sums in another order differ by rounding
     return float((as_far.sum() + found) / (len(drawn) + found))
+
+
+def _finite(values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # No comparison with NaN is true: it would pass for the smallest of p-values.
+    sample = np.asarray(values, np.float64)
+    if not np.isfinite(sample).all():
+        raise ValueError(f"all values must be finite numbers, not {sample[~np.isfinite(sample)][0]}")
+    return sample
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

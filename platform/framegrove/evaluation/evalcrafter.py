@@ -12,7 +12,6 @@ EvalCrafter's metrics themselves take a dozen public models, and are not compute
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +58,9 @@ TEMPORAL: dict[str, Metric] = {
 METRICS: dict[str, Metric] = {**VISUAL, **ALIGNMENT, **MOTION, **TEMPORAL}
 
 
+_LARGE = 1e6  # no metric is: nor is what is not finite
+
+
 @dataclass(frozen=True)
 class Aspects:
     """What EvalCrafter's table shows, each of about 50 to 70; ``total`` is their sum."""
@@ -82,7 +84,7 @@ def aspects(metrics: Mapping[str, float]) -> Aspects:
     for name, value in metrics.items():
         if name not in METRICS:
             raise UserError(f"EvalCrafter has no metric {name[:60]!r}: it has {', '.join(METRICS)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGE:
             raise UserError(f"EvalCrafter's {name} is {str(value)[:40]!r}, and must be a number")
     missing = [name for name in METRICS if name not in metrics]
     if missing:

@@ -30,13 +30,22 @@ class Gaussian:
 
     @classmethod
     def of(cls, features_ND: npt.ArrayLike) -> Gaussian:
-        """That of a set of features (N, D), by the unbiased estimate. Raises UserError where there are fewer than 2."""
+        """That of a set of features (N, D), by the unbiased estimate.
+
+        Raises UserError where there are fewer than 2, and where some are no finite numbers.
+        """
         given = np.asarray(features_ND, np.float64)
         if given.ndim != 2:
             raise ValueError(f"features are (N, D), not {given.shape}")
         if len(given) < 2:
             raise UserError(f"a Fréchet distance takes at least two samples of each kind, not {len(given)}")
-        return cls(given.mean(0), np.atleast_2d(np.cov(given, rowvar=False)), len(given))
+        with np.errstate(all="ignore"):  # told below, in words
+            mean, covariance = given.mean(0), np.atleast_2d(np.cov(given, rowvar=False))
+        if not np.isfinite(covariance).all():  # and so are features without one, or of which squares overflow
+            raise UserError(
+                "a Fréchet distance takes finite features, and some of these are infinite, huge or not a number"
+            )
+        return cls(mean, covariance, len(given))
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +52,21 @@ def read_pairs(file: Path) -> list[HumanPair]:
 
 def _rows(file: Path, text: str) -> Iterator[tuple[int, Any]]:
     """The rows of a file with the numbers of their lines."""
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise UserError(f"line {reader.line_num} of {file} is no CSV ({error})") from None
         return
     for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand in a prompt
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"line {number} of {file} is no JSON ({error.msg}); a CSV file ends in .csv") from None
+            except (ValueError, RecursionError) as error:
+                why = getattr(error, "msg", None) or error
+                raise UserError(f"line {number} of {file} is no JSON ({why}); a CSV file ends in .csv") from None
 
 
 def _pair(file: Path, number: int, row: Any) -> HumanPair:
@@ -71,8 +76,12 @@ def _pair(file: Path, number: int, row: Any) -> HumanPair:
     choice = row["choice"].strip().lower()
     if choice not in ("a", "b", "tie"):
         raise UserError(f"{where}: the choice is {row['choice']!r}, and must be a, b or tie")
+    if not row["prompt"].strip():
+        raise UserError(f"{where} has no prompt: judges are told what the videos should show")
     a, b = (file.parent / row[key].strip() for key in ("a", "b"))
     for video in (a, b):
-        if not video.is_file():
-            raise UserError(f"{where}: there is no video at {video}")
+        if not os.path.isfile(video):  # of a name that no file system takes, too
+            raise UserError(f"{where}: there is no video at {str(video)[:300]}")
+    if a == b:
+        raise UserError(f"{where} compares {a} with itself")
     return HumanPair(row["prompt"].strip(), a, b, cast(Choice, choice))

@@ -157,14 +157,14 @@ def read_ledger(path: Path) -> tuple[dict[str, Any], list[Sample]]:
     lines = _lines(path)
     if not lines:
         raise UserError(f"{path} holds no results yet: run the evaluation that it is of")
-    return dict(lines[0]), [_row(line) for line in lines[1:]]
+    try:
+        return dict(lines[0]), [_row(line) for line in lines[1:]]
+    except (KeyError, TypeError, ValueError):  # pydantic's, too
+        raise files.damaged(path) from None
 
 
 def _lines(path: Path) -> list[Any]:
-    try:
-        lines = files.whole_lines(path)
-    except ValueError:
-        lines = [None]
+    lines = files.whole_lines(path)
     if lines and not (isinstance(lines[0], Mapping) and lines[0].get("rows") == _VERSION):
         raise UserError(f"{path} holds no results of this version: remove the file, or choose another --out")
     return lines

@@ -15,8 +15,10 @@ import numpy.typing as npt
 from framegrove.config.study import Objective
 from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.study_results import Numbers, Trial
+from framegrove.words import counted
 
 DRAWS = 2000
+ENOUGH = 8  # prompts, of fewer of which drawing anew says little of others
 _AT_ONCE = 100  # draws that are compared together: memory grows with their number times the square of the trials'
 
 
@@ -56,14 +58,38 @@ def standings(trials: Sequence[Trial], goals: Sequence[Objective], *, draws: int
     ]
 
 
+def doubt(prompts: int) -> str:
+    """What to say of means, intervals and chances over so few prompts, as a sentence's words; nothing of `ENOUGH`.
+
+    >>> doubt(2), doubt(8)
+    ('2 prompts: intervals and sure mean little', '')
+    """
+    if prompts >= ENOUGH:
+        return ""
+    if prompts == 1:
+        return "1 prompt: there are no intervals, and how sure the front is cannot be told"
+    return f"{counted(prompts, 'prompt')}: intervals and sure mean little"
+
+
+def ties(found: Sequence[FrontPlace], goals: Sequence[Objective]) -> list[tuple[FrontPlace, FrontPlace]]:
+    """Trials on the front that `front` leaves out, each with the one there that it equals in all objectives."""
+    kept = {_means(each, goals): each for each in front(found, goals)}
+    pairs = [(each, kept[_means(each, goals)]) for each in found if each.on_front]
+    return [(each, first) for each, first in pairs if each is not first]
+
+
 def front(found: Sequence[FrontPlace], goals: Sequence[Objective]) -> list[FrontPlace]:
     """Those on the front, the best in the first objective first; of several that are equal in all, the first tried."""
     kept: dict[tuple[float, ...], FrontPlace] = {}
     for each in found:
         if each.on_front:
-            kept.setdefault(tuple(each.means[goal.name].mean for goal in goals), each)
+            kept.setdefault(_means(each, goals), each)
     first = goals[0]
     return sorted(kept.values(), key=lambda each: each.means[first.name].mean * (-1 if first.up else 1))
+
+
+def _means(each: FrontPlace, goals: Sequence[Objective]) -> tuple[float, ...]:
+    return tuple(each.means[goal.name].mean for goal in goals)
 
 
 def _losses(trial: Trial, goals: Sequence[Objective]) -> Numbers:

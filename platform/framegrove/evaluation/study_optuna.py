@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from framegrove.config.study import Objective, Parameter, Params, StudyConfig, label_of
-from framegrove.evaluation.study_results import Trial
+import numpy as np
+import numpy.typing as npt
+
+from framegrove.config.study import Parameter, Params, StudyConfig, label_of
+from framegrove.evaluation.study_results import Numbers, Trial
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -18,7 +23,12 @@ Applies = Callable[[str, Params], bool]
 """Whether a parameter matters in a trial, given the values of those before it."""
 
 NAME = "framegrove"
-LEAST = 4  # finished trials from which importance says anything
+LEAST = 10  # finished trials from which importance says anything
+DRAWS = 200  # random choices of trials that importance is held against, and at least so many for each parameter:
+_EACH = 40  # with fewer, the rarest that any of many parameters comes to is nothing rare
+_LEVEL = 0.05
+_BEST = 0.1  # share of the trials that are the best ones: Optuna's own
+_FEWEST = 5  # of them, below which its author advises not to go
 
 
 class Space:
@@ -91,32 +101,102 @@ def frozen(config: StudyConfig, trial: Trial) -> Any:
     )
 
 
-def importances(config: StudyConfig, trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """For each objective, how much of how good a trial is each parameter decides; the shares add up to 1.
+@dataclass(frozen=True)
+class Importance:
+    """What parameters have to do with an objective: their ``shares`` by name, which add up to 1, and which of them are
+    ``beyond`` what chance gives."""
 
-    By Optuna's PED-ANOVA, which also takes parameters that matter in some trials only. None with fewer than `LEAST`
-    finished trials, and of parameters that had one value only.
+    shares: Mapping[str, float]
+    beyond: frozenset[str]
+
+
+def importances(config: StudyConfig, trials: Sequence[Trial]) -> tuple[dict[str, Importance], dict[str, str]]:
+    """For each objective, how much each parameter has to do with a trial's being among the best; or why that is not
+    told, in words that follow the objective's name.
+
+    By Optuna's PED-ANOVA, which also takes parameters that matter in some trials only: how much the values in the best
+    tenth of the trials, and in five at least, differ from those in all. That is association, and no cause: parameters
+    that were picked together share it. Parameters that had one value only are left out.
+
+    A share alone says nothing, as shares always add up to 1. So parameters are held against random choices of as many
+    trials in place of the best: beyond chance is what one in twenty of these at most comes to in any parameter, each
+    by its own measure. Where Optuna picks trials in view of earlier ones, this is an approximation.
     """
-    from optuna.importance import get_param_importances
     from optuna.storages import InMemoryStorage
 
     finished = [trial for trial in trials if trial.state == "finished"]
     names = [name for name in config.names if len({label_of(t.params[name]) for t in finished if name in t.params}) > 1]
-    if len(finished) < LEAST or not names:
-        return {}
-    study = open_study(config, InMemoryStorage(), finished, ())
-    found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it reminds everybody that less of a target is better to it
-        for at, goal in enumerate(config.goals):
-            shares = get_param_importances(study, params=names, target=_target(at, goal), normalize=True)
-            found[goal.name] = {name: shares.get(name, 0.0) for name in names}
-    return found
+    if len(finished) < LEAST:
+        return {}, dict.fromkeys(config.objectives, f"has too few trials, fewer than {LEAST} finished")
+    if not names:
+        return {}, dict.fromkeys(config.objectives, "has no parameter with two values")
+    ranking = _Ranking(open_study(config, InMemoryStorage(), finished, ()), names, len(finished))
+    found, untold = {}, {}
+    for goal in config.goals:
+        each = ranking.of(np.array([trial.mean(goal.name).mean * (-1 if goal.up else 1) for trial in finished]))
+        if each is None:
+            untold[goal.name] = "is the same in all trials"
+        elif not each.beyond:
+            untold[goal.name] = "has no more to do with any parameter than by chance"
+        else:
+            found[goal.name] = each
+    return found, untold
 
 
-def _target(at: int, goal: Objective) -> Callable[[Any], float]:
-    # Optuna's evaluator takes the least of a target to be the best.
-    return lambda trial: -trial.values[at] if goal.up else trial.values[at]
+class _Ranking:
+    """What parameters have to do with which trials of a study, all of them finished, are the best."""
+
+    def __init__(self, study: Study, names: Sequence[str], count: int) -> None:
+        self._study, self._names, self._count = study, list(names), count
+        self._share = max(_BEST, _FEWEST / count)
+        self._by_chance: dict[int, Numbers] = {}
+
+    def of(self, losses_N: Numbers) -> Importance | None:
+        """Of these losses, in the order of the trials; None where all are the same."""
+        if losses_N.min() == losses_N.max():
+            return None
+        worst = np.sort(losses_N)[math.ceil(self._share * self._count) - 1]  # as Optuna has it: ties are all taken
+        best_N = losses_N <= worst
+        measured_P = self._measured(best_N)
+        chance_DP = self._chance(int(best_N.sum()))
+        p_P = _beyond_chance(measured_P, chance_DP)
+        total = measured_P.sum()
+        shares = measured_P / total if total > 0 else measured_P
+        return Importance(
+            dict(zip(self._names, map(float, shares), strict=True)),
+            frozenset(name for name, p in zip(self._names, p_P, strict=True) if p <= _LEVEL),
+        )
+
+    def _chance(self, best: int) -> Numbers:
+        """The same of so many trials drawn at random, draw by draw; one table does for all objectives."""
+        if best not in self._by_chance:
+            rng = np.random.default_rng(0)
+            draws = max(DRAWS, _EACH * len(self._names))
+            drawn = [self._measured(rng.permutation(self._count) < best) for _ in range(draws)]
+            self._by_chance[best] = np.stack(drawn)
+        return self._by_chance[best]
+
+    def _measured(self, best_N: npt.NDArray[np.bool_]) -> Numbers:
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it reminds everybody that less of a target is better to it
+            found = get_param_importances(
+                self._study,
+                evaluator=PedAnovaImportanceEvaluator(target_quantile=self._share),
+                params=self._names,
+                target=lambda trial: 0.0 if best_N[trial.number] else 1.0,
+                normalize=False,
+            )
+        return np.array([found[name] for name in self._names])
+
+
+def _beyond_chance(measured_P: Numbers, chance_DP: Numbers) -> Numbers:
+    """For each parameter, how often chance comes to something as rare in any parameter (Westfall and Young, 1993)."""
+    least_DP = chance_DP * (1 - 1e-9)  # sums in another order differ by rounding
+    rare_P = (chance_DP >= measured_P * (1 - 1e-9)).sum(0)
+    rare_D = (chance_DP[:, None] >= least_DP[None]).sum(0).min(1)
+    return np.asarray(((rare_D[:, None] <= rare_P).sum(0) + 1) / (len(chance_DP) + 1))
 
 
 def encoded(config: StudyConfig, params: Params) -> dict[str, Any]:

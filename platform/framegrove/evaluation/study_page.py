@@ -11,7 +11,7 @@ from pathlib import Path
 from framegrove.config.study import StudyConfig, label_of
 from framegrove.evaluation.curves import Interval
 from framegrove.evaluation.pages import assembled, part
-from framegrove.evaluation.study_front import FrontPlace, front
+from framegrove.evaluation.study_front import FrontPlace, doubt, front, ties
 from framegrove.evaluation.study_results import Trial
 from framegrove.files import replacing
 from framegrove.words import counted
@@ -19,9 +19,12 @@ from framegrove.words import counted
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG of the page: where it lies, what it shows in a line, and what to know to read it."""
+    """A PNG of the page: where it lies, what it shows in a line, and what to know to read it.
 
-    path: Path
+    Without a path it is the reason why there is none.
+    """
+
+    path: Path | None
     heading: str
     note: str
 
@@ -37,6 +40,12 @@ class Report:
     pictures: Sequence[Picture]
     winners: Mapping[int, str]
     use: str  # what is done with a winner, as a command
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts a trial has a video for."""
+        given = self.config.prompts
+        return given if isinstance(given, int) else len(given)
 
 
 def write(report: Report, path: Path) -> None:
@@ -63,34 +72,37 @@ def summary(trials: Sequence[Trial]) -> str:
 
 
 def _body(report: Report) -> Iterable[str]:
-    config, goals = report.config, report.config.goals
-    prompts = config.prompts if isinstance(config.prompts, int) else len(config.prompts)
-    varied = ", ".join(config.names)
+    goals = report.config.goals
     yield f"<h1>Study {_text(report.name)}</h1>"
-    ended = _text(summary(report.trials))
-    yield f'<p class="note">{ended}; {counted(prompts, "prompt")} each. Varied: {_text(varied)}.'
-    yield "Means over prompts with 95% bootstrap intervals.</p>"
+    ended, varied = summary(report.trials), ", ".join(report.config.names)
+    yield f'<p class="note">{_text(ended)}; {counted(report.prompts, "prompt")} each. Varied: {_text(varied)}.'
+    yield f"{_of_means(report)}</p>"
     yield "<h2>The Pareto front</h2>"
     yield f"<p>{' '.join(_text(f'{goal.name}: {goal.what}.') for goal in goals)} No other trial is at least as good in"
-    yield "all of these and better in one; <em>sure</em> is how often that is so when prompts are drawn anew.</p>"
+    sure = "; <em>sure</em> is how often that is so when prompts are drawn anew" if report.prompts > 1 else ""
+    yield f"all of these and better in one{sure}.</p>"
     best = front(report.found, goals)
-    head = ["trial", *(goal.name for goal in goals), "sure", "settings", "file"]
-    rows = [
-        _row(
-            [str(each.trial.number), *(_interval(each.means[goal.name]) for goal in goals), f"{each.chance:.0%}"],
-            [_settings(each.trial), report.winners.get(each.trial.number, "")],
-            "front",
-        )
-        for each in best
-    ]
-    yield _table(head, rows, len(goals) + 2) if rows else "<p>No trial has finished.</p>"
+    rows = [_standing(report, each, [report.winners.get(each.trial.number, "")], "front") for each in best]
+    yield _standings(report, rows, ["file"]) if rows else "<p>No trial has finished.</p>"
     if rows:
         yield f"<p>A file is used as it is: <code>{_text(report.use)}</code></p>"
     for picture in report.pictures:
         yield f"<h2>{_text(picture.heading)}</h2>\n<p>{_text(picture.note)}</p>"
-        data = base64.b64encode(picture.path.read_bytes()).decode()
-        yield f'<img src="data:image/png;base64,{data}" alt="{_text(picture.heading)}: {_text(picture.note)}">'
+        if picture.path is not None:
+            data = base64.b64encode(picture.path.read_bytes()).decode()
+            yield f'<img src="data:image/png;base64,{data}" alt="{_text(picture.heading)}: {_text(picture.note)}">'
     yield from _others(report)
+
+
+def _of_means(report: Report) -> str:
+    """What means are over, and what not to take for certain."""
+    said = "Means over prompts with 95% bootstrap intervals." if report.prompts > 1 else ""
+    flat = any(mean.low == mean.high for each in report.found for mean in each.means.values())
+    if few := doubt(report.prompts):
+        said = f"{said} {few}.".lstrip()
+    elif flat:
+        said += " An interval of no width tells that all prompts gave the same, not that others would."
+    return said
 
 
 def _others(report: Report) -> Iterable[str]:
@@ -103,21 +115,32 @@ def _others(report: Report) -> Iterable[str]:
     if stopped := [trial for trial in report.trials if trial.state == "stopped"]:
         yield "<h2>Trials stopped early</h2>"
         yield _table(["trial", "why", "settings"], [_row([str(t.number)], [t.why, _settings(t)]) for t in stopped], 1)
-    goals = report.config.goals
-    beaten = [each for each in report.found if not each.on_front]
-    if beaten:
+    if tied := ties(report.found, report.config.goals):
+        yield "<h2>Finished trials that equal one on the front</h2>"
+        rows = [_standing(report, each, [f"trial {first.trial.number}"]) for each, first in tied]
+        yield _standings(report, rows, ["equal to"])
+    if beaten := [each for each in report.found if not each.on_front]:
         yield "<h2>Finished trials that another one beats</h2>"
-        rows = [
-            _row(
-                [str(each.trial.number), *(_interval(each.means[goal.name]) for goal in goals), f"{each.chance:.0%}"],
-                [_settings(each.trial)],
-            )
-            for each in beaten
-        ]
-        yield _table(["trial", *(goal.name for goal in goals), "sure", "settings"], rows, len(goals) + 2)
+        yield _standings(report, [_standing(report, each, []) for each in beaten], [])
 
 
-def _interval(value: Interval) -> str:
+def _standings(report: Report, rows: Iterable[str], more: Sequence[str]) -> str:
+    """A table of finished trials, with ``more`` columns of text."""
+    head = ["trial", *report.config.objectives, *(["sure"] if report.prompts > 1 else [])]
+    return _table([*head, "settings", *more], rows, len(head))
+
+
+def _standing(report: Report, each: FrontPlace, more: Sequence[str], kind: str = "") -> str:
+    """Where a trial stands; what a single prompt gave is written without an interval, which it has none of."""
+    several = report.prompts > 1
+    means = [_interval(each.means[name], several=several) for name in report.config.objectives]
+    sure = [f"{each.chance:.0%}"] if several else []
+    return _row([str(each.trial.number), *means, *sure], [_settings(each.trial), *more], kind)
+
+
+def _interval(value: Interval, *, several: bool) -> str:
+    if not several:
+        return f"{value.mean:.3g}" if abs(value.mean) >= 1e4 else f"{value.mean:.3f}"
     if abs(value.mean) >= 1e4:
         return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"
     return str(value)

@@ -103,7 +103,11 @@ class Trial:
 
 
 def write_parquet(config: StudyConfig, trials: Sequence[Trial], path: Path) -> None:
-    """A row for every trial; what was measured of its videos as lists, in the order of the prompts."""
+    """A row for every trial; what was measured of its videos as lists, in the order of the prompts.
+
+    Means are null unless the trial has finished: others have videos for some of the prompts, and prompts differ. Files
+    from before that have means there, which nobody reads back, so that it is the same version of the schema.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -116,7 +120,7 @@ def write_parquet(config: StudyConfig, trials: Sequence[Trial], path: Path) -> N
     for name in config.names:
         columns[f"space/{name}"] = _column(config, name, trials)
     for objective in config.objectives:
-        means = [trial.mean(objective) if trial.videos else None for trial in trials]
+        means = [trial.mean(objective) if trial.state == "finished" else None for trial in trials]
         for part in ("mean", "low", "high"):
             values = [getattr(each, part) if each else None for each in means]
             columns[f"{objective}/{part}"] = pa.array(values, pa.float64())

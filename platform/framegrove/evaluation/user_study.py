@@ -7,6 +7,10 @@ the user study of Pyramidal Flow Matching (arXiv 2410.05954), 50 prompts and 20 
 Choices become a strength for each setting by the model of Bradley and Terry, a tie counting half. Intervals are of a
 bootstrap in which people and prompts are both drawn anew, since choices of one person, and about one prompt, are
 anything but independent (Owen, 2007): they tell what other people would say of other prompts.
+
+Only settings that were compared, directly or over others, have strengths on one scale. Others are in groups apart. A
+draw may leave out what holds a group together, and then says nothing of how far apart its parts are: such draws do not
+count, and a group has no intervals where most are of that kind.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from framegrove.verification.bradley_terry import strengths
 QUESTIONS = ("aesthetics", "motion", "alignment")
 RESAMPLES = 1000
 _TAILS = (0.025, 0.975)
+_ENOUGH = 0.5  # share of the draws that must hold a group together for its intervals
 
 Better = Literal["one", "other", "tie"]
 Array = npt.NDArray[np.float64]
@@ -113,7 +118,10 @@ def _hash(person: str, pair: Pair, *more: str) -> bytes:
 
 @dataclass(frozen=True)
 class SettingStrength:
-    """A setting by people's choices: log-odds of being preferred to an average one, and what they were."""
+    """A setting by people's choices: log-odds of being preferred to an average one of its group, and what they were.
+
+    The ends of its interval are nan where too few draws say anything of it.
+    """
 
     setting: str
     strength: Interval
@@ -123,8 +131,22 @@ class SettingStrength:
 
 
 @dataclass(frozen=True)
+class ComparedGroup:
+    """Settings that were compared with each other, directly or over others, by falling strength.
+
+    ``held`` is the share of the bootstrap's draws in which they were.
+    """
+
+    settings: tuple[str, ...]
+    held: float
+
+
+@dataclass(frozen=True)
 class QuestionResult:
-    """What a question's choices say; ``left`` is the share of those that are no ties which went to the left video."""
+    """What a question's choices say; ``left`` is the share of those that are no ties which went to the left video.
+
+    Strengths of different ``groups``, the largest first, cannot be compared. ``standings`` are in their order.
+    """
 
     question: str
     choices: int
@@ -132,10 +154,11 @@ class QuestionResult:
     prompts: int
     left: float | None
     standings: tuple[SettingStrength, ...]
+    groups: tuple[ComparedGroup, ...]
 
 
 def verdicts(choices: Sequence[Choice]) -> list[QuestionResult]:
-    """A verdict for each question that has been answered, settings by falling strength."""
+    """A verdict for each question that has been answered, settings by falling strength in their groups."""
     by_question = {each: [choice for choice in choices if choice.question == each] for each in QUESTIONS}
     return [_verdict(question, some) for question, some in by_question.items() if some]
 
@@ -146,8 +169,8 @@ def _verdict(question: str, choices: Sequence[Choice]) -> QuestionResult:
     count, table = len(settings), _Table.of(settings, choices)
     found = np.array(table.strengths(count, np.ones(len(choices))))
     rng = np.random.default_rng(0)
-    drawn = np.array([table.strengths(count, _draw(rng, people) * _draw(rng, prompts)) for _ in range(RESAMPLES)])
-    low, high = np.quantile(drawn, _TAILS, axis=0)
+    weights = [_draw(rng, people) * _draw(rng, prompts) for _ in range(RESAMPLES)]
+    groups, low, high = _grouped(table, settings, found, weights)
     tallies = {setting: Counter[str]() for setting in settings}
     for choice in choices:
         _, _, one, other = choice.key
@@ -163,8 +186,28 @@ def _verdict(question: str, choices: Sequence[Choice]) -> QuestionResult:
     ]
     decided = [choice for choice in choices if choice.better != "tie"]
     left = sum(choice.better == choice.left for choice in decided) / len(decided) if decided else None
-    ordered = tuple(sorted(standings, key=lambda each: -each.strength.mean))
-    return QuestionResult(question, len(choices), len(set(people)), len(set(prompts)), left, ordered)
+    by_setting = {each.setting: each for each in standings}
+    in_order = tuple(by_setting[setting] for group in groups for setting in group.settings)
+    return QuestionResult(question, len(choices), len(set(people)), len(set(prompts)), left, in_order, tuple(groups))
+
+
+def _grouped(
+    table: _Table, settings: Sequence[str], found: Array, weights: Sequence[Array]
+) -> tuple[list[ComparedGroup], Array, Array]:
+    """The groups of settings, the largest first, and the ends of the settings' intervals, from the draws' weights."""
+    count = len(settings)
+    drawn_DS = np.array([table.strengths(count, each) for each in weights])
+    labels_DS = np.array([table.groups(count, each) for each in weights])
+    whole_S = np.array(table.groups(count, np.ones(len(table.pair_C))))
+    low_S, high_S, groups = np.full(count, np.nan), np.full(count, np.nan), []
+    for group in dict.fromkeys(whole_S):
+        (members,) = np.nonzero(whole_S == group)
+        holds_D = (labels_DS[:, members] == labels_DS[:, members[:1]]).all(1)
+        if holds_D.mean() >= _ENOUGH:
+            low_S[members], high_S[members] = np.quantile(drawn_DS[np.ix_(holds_D, members)], _TAILS, axis=0)
+        ordered = tuple(settings[at] for at in sorted(members, key=lambda at: -found[at]))
+        groups.append(ComparedGroup(ordered, float(holds_D.mean())))
+    return sorted(groups, key=lambda each: -len(each.settings)), low_S, high_S
 
 
 class _Table(NamedTuple):
@@ -190,6 +233,17 @@ class _Table(NamedTuple):
         there = [at for at, times in enumerate(times_P) if times]
         won = {self.pairs[at]: float(won_P[at] / times_P[at]) for at in there}
         return strengths(count, won, weights={self.pairs[at]: float(times_P[at]) for at in there})
+
+    def groups(self, count: int, weights_C: Array) -> list[int]:
+        """A number for each setting, the same for those that were compared, directly or over others.
+
+        Choices of which ``weights_C`` are 0 were not made.
+        """
+        labels = list(range(count))
+        for at in np.nonzero(np.bincount(self.pair_C, weights_C, len(self.pairs)))[0]:
+            one, other = (labels[each] for each in self.pairs[at])
+            labels = [one if label == other else label for label in labels]
+        return labels
 
 
 def _draw(rng: np.random.Generator, numbers: Sequence[int]) -> Array:

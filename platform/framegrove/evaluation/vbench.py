@@ -243,7 +243,7 @@ def _read_json(path: Path) -> Any:
 def _parsed(text: bytes, name: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{name} is no JSON: see whether it was written to its end") from None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import numbers
 import os
 import time
@@ -52,13 +53,14 @@ class CallableVerifier:
             found = await asyncio.to_thread(function, frames, prompt)
             if inspect.isawaitable(found):
                 found = await found
-        return Scored(work, self._scores(found), Cost(seconds=time.monotonic() - began))
+        cost = Cost(flops=self._flops(len(frames)), seconds=time.monotonic() - began)
+        return Scored(work, self._scores(found), cost)
 
     async def price(
         self, prompt: str, lengths: Sequence[int], height: int, width: int
     ) -> dict[Assessment, tuple[int, ...]]:
-        """FLOPs of judging a branch at each assessment that it takes part in, by depth: none are counted."""
-        return dict.fromkeys(self._config.assessments, (0,) * len(lengths))
+        """FLOPs of judging a branch at each assessment that it takes part in, by depth: ``price`` a frame."""
+        return dict.fromkeys(self._config.assessments, tuple(map(self._flops, itertools.accumulate(lengths))))
 
     def pid(self) -> int:
         """The actor's process."""
@@ -66,6 +68,9 @@ class CallableVerifier:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+    def _flops(self, frames: int) -> int:
+        return round(self._config.price * frames)
 
     def _loaded(self) -> Callable[[Frames, str], Any]:
         if self._function is None:

@@ -50,6 +50,8 @@ def verifier_identity(config: VerifierConfig) -> dict[str, Any]:
     if config.function is not None:
         facts["function"] = config.function
         facts["code"] = _code(config.function.partition(":")[0])
+    if config.price:
+        facts["price"] = config.price
     return facts
 
 
