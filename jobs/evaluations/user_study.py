@@ -127,15 +127,14 @@ def _doubts(found: QuestionResult) -> Iterator[str]:
         names = "; ".join(", ".join(group.settings) for group in found.groups)
         yield f"nobody has compared settings of these groups yet, so that their strengths say nothing across: {names}"
     for group in found.groups:
-        if group.held < 1:
-            yield (
-                f"{1 - group.held:.0%} of the bootstrap's draws leave some of {', '.join(group.settings)} without a "
-                + (
-                    "choice, and their intervals are of the others"
-                    if _has_intervals(found, group)
-                    else "choice, which is too many for intervals: ask more people about more prompts"
-                )
+        lost = f"{1 - group.held:.0%}"
+        if lost != "0%":
+            so = (
+                "and the intervals are those of the other draws"
+                if _has_intervals(found, group)
+                else "which is too many for intervals: ask more people about more prompts"
             )
+            yield f"in {lost} of the bootstrap's draws {', '.join(group.settings)} cannot all be compared, {so}"
 
 
 def _has_intervals(found: QuestionResult, group: ComparedGroup) -> bool:

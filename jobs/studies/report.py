@@ -125,7 +125,7 @@ def _what_matters(title: str, config: StudyConfig, trials: Sequence[Trial], path
         "add up to 1. That is association, and no cause. Pale: no more than chance gives; of twenty objectives that "
         "nothing here has to do with, one has a bar that is not pale all the same."
     )
-    return Picture(path, "What matters", f"{note} Not shown: {why}" if why else note)
+    return Picture(path, "What matters", f"{note} Not all objectives are shown. {why}" if why else note)
 
 
 def _print(report: Any, best: Sequence[FrontPlace], display: Display) -> None:

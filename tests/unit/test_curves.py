@@ -80,6 +80,15 @@ def test_sign_flips_find_as_many_differences_as_chance_has() -> None:
     assert curves.sign_flips(rng.normal(1.5, 1, 40)) < 0.001
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("count", [3, 40])
+def test_values_that_are_no_finite_numbers_are_refused(value: float, count: int) -> None:
+    values = [1.0] * (count - 1) + [value]
+    for refusing in (curves.bootstrap, curves.sign_flips):
+        with pytest.raises(ValueError, match="must be finite numbers, not"):
+            refusing(values)
+
+
 def test_holm_corrects_for_the_number_of_tests() -> None:
     assert curves.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert curves.holm([0.9, 0.5]) == pytest.approx([1.0, 1.0])

@@ -64,3 +64,12 @@ def test_a_single_sample_has_no_spread() -> None:
         Gaussian.of(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="features are"):
         Gaussian.of(np.zeros(3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
+def test_what_is_no_finite_number_is_at_no_distance(value: float) -> None:
+    """max(0.0, nan) is 0.0, which is the distance of what is perfect."""
+    features = np.random.default_rng(4).normal(size=(8, 3))
+    features[2, 1] = value
+    with pytest.raises(UserError, match="takes finite features"):
+        Gaussian.of(features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import socket
 import sqlite3
@@ -30,6 +31,8 @@ from framegrove.evaluation.user_study_store import FILE, StudyStore
 from framegrove.evaluation.user_study_web import build_study
 from framegrove.media.writing import encode_mp4
 from jobs import evaluate
+from jobs.console import Display
+from jobs.evaluations.user_study import _told as told
 from tests.readme import ROOT
 from tests.unit.test_results import LINEAR, ROWS, SINGLE, TOF, row
 
@@ -177,6 +180,49 @@ def test_choices_of_one_person_are_no_many_people(pairs: list[Pair]) -> None:
         return float(found.standings[0].strength.high - found.standings[0].strength.low)
 
     assert width(few) > 1.3 * width(all_apart)
+
+
+def between(one: str, other: str, prompt: int = 0) -> Pair:
+    return Pair(prompt, f"prompt {prompt}", 0, one, other, ("a.mp4", "b.mp4"))
+
+
+def test_settings_that_nobody_has_compared_are_in_groups_apart() -> None:
+    said = [choice(f"p{n}", between(*pair), "one") for n in range(9) for pair in ("ab", "bc", "de")]
+    (found,) = verdicts(said)
+    assert [group.settings for group in found.groups] == [("a", "b", "c"), ("d", "e")]
+    assert [each.setting for each in found.standings] == ["a", "b", "c", "d", "e"]
+    strength = {each.setting: each.strength.mean for each in found.standings}
+    assert strength["a"] + strength["b"] + strength["c"] == pytest.approx(0, abs=1e-6), "each against its own group"
+    assert strength["d"] + strength["e"] == pytest.approx(0, abs=1e-6)
+    (first,) = verdicts(said[:1])
+    assert [(group.settings, group.held) for group in first.groups] == [(("a", "b"), 1.0)]
+
+
+def test_draws_that_hold_no_group_together_do_not_count() -> None:
+    """A chain of one person's choice each: nearly all draws leave somebody out. Of many people, hardly one does."""
+    chain = [choice(f"p{n}", between(*pair), "one") for n, pair in enumerate(("ab", "bc", "cd"))]
+    (found,) = verdicts(chain)
+    assert found.groups[0].held < 0.3
+    assert all(math.isnan(each.strength.low) and math.isnan(each.strength.high) for each in found.standings)
+    assert found.standings[0].strength.mean > 0
+    many = [choice(f"p{n}", between(*pair), "one") for n in range(12) for pair in ("ab", "bc", "cd")]
+    (found,) = verdicts(many)
+    assert found.groups[0].held == 1.0
+    assert all(each.strength.low <= each.strength.mean <= each.strength.high for each in found.standings)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [choice(f"p{n}", between(*pair), "one") for n, pair in enumerate(("ab", "bc", "de"))]
+    with Display() as display:
+        told(tmp_path, [], said, display)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "nobody has compared settings of these groups yet" in text
+    assert "across: a, b, c; d, e" in text
+    assert "against an average setting of a group" in text
+    assert "a, b, c cannot all be compared, which is too many for intervals: ask more people" in text
+    (kept,) = json.loads((tmp_path / "user_study.json").read_text())["verdicts"]
+    assert kept["standings"][0]["strength"]["low"] is None
+    assert [group["settings"] for group in kept["groups"]] == [["a", "b", "c"], ["d", "e"]]
 
 
 # ---- the page

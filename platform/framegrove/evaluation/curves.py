@@ -83,7 +83,7 @@ def compare(left: str, right: str, scores: Mapping[str, Mapping[int, float]]) ->
     return Comparison(left, right, len(shared), bootstrap(differences), sign_flips(differences))
 
 
-def sign_flips(differences: Sequence[float], seed: int = 0) -> float:
+def sign_flips(differences: Sequence[float] | npt.NDArray[np.float64], seed: int = 0) -> float:
     """The p-value of a paired permutation test: how often random signs make the mean as far from 0 as it is.
 
     If both of a pair were the same, each difference could as well have the other sign (Fisher, 1935). All patterns of

@@ -24,8 +24,8 @@ Applies = Callable[[str, Params], bool]
 
 NAME = "framegrove"
 LEAST = 10  # finished trials from which importance says anything
-DRAWS = 200  # random choices of trials that importance is held against, and at least so many for each parameter:
-_EACH = 40  # with fewer, the rarest that any of many parameters comes to is nothing rare
+DRAWS = 200  # random choices of trials that importance is held against, at least
+_EACH = 25  # and for each parameter: with fewer, the rarest that any of many parameters comes to is nothing rare
 _LEVEL = 0.05
 _BEST = 0.1  # share of the trials that are the best ones: Optuna's own
 _FEWEST = 5  # of them, below which its author advises not to go
