@@ -48,7 +48,7 @@ install-gpu:
 
 # Unit tests are as many processes as there are cores. Tests of Ray wait for processes to start half of the time: two at
 # a time, each with a cluster of its own. Parity prints a closing table, which is of one process.
-test: setup ## run the tests but for the long ones, about 35 minutes on 2 cores
+test: setup ## run the tests but for the long ones, about 45 minutes on 2 cores
 	@failed=0; \
 	python -m pytest tests --ignore tests/parity --ignore tests/ray --ignore tests/browser \
 		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15 || failed=1; \
