@@ -52,7 +52,7 @@ class Asked(Config):
 
 
 @dataclass(frozen=True)
-class Task:
+class CheckedSearch:
     """A search that can be made: of which model, judged by whom, how, and for what."""
 
     source: AnySource
@@ -61,7 +61,7 @@ class Task:
     request: GenerationRequest
 
 
-def checked(asked: Asked, display: Display) -> Task:
+def checked(asked: Asked, display: Display) -> CheckedSearch:
     """The search that was asked for. Raises UserError for what cannot be done, before anything is started."""
     if asked.image is not None and asked.extend is not None:
         raise UserError("--image and --extend both say how the video begins: give one of them")
@@ -99,7 +99,7 @@ def checked(asked: Asked, display: Display) -> Task:
     advice = card.native.outside(text)
     if advice is not None:
         log.warning(advice)
-    return Task(source, panel, search, request)
+    return CheckedSearch(source, panel, search, request)
 
 
 def bare_request(asked: Asked, card: Card) -> GenerationRequest:

@@ -153,8 +153,8 @@ def main(
             return
         if out is None:
             raise UserError("--out is missing: name the folder of the study, or give --plan to start nothing")
-        kept = {"resume": resume, "overwrite": overwrite, "retry_failed": retry_failed}
-        with _folder(out.absolute(), kind, **kept) as notes:
+        folder = _folder(out.absolute(), kind, resume=resume, overwrite=overwrite, retry_failed=retry_failed)
+        with folder as notes:
             _carry_out(name, kind, notes, display)
 
 
@@ -225,8 +225,7 @@ def _folder(out: Path, kind: Kind, *, resume: bool, overwrite: bool, retry_faile
                 "replace it"
             )
         notes = study_notes.Notes(out, kind.facts())
-        given = kind.config.prompts
-        study_notes.take_up(notes, given if isinstance(given, int) else len(given), failed=retry_failed)
+        study_notes.take_up(notes, kind.config.prompt_count, failed=retry_failed)
         yield notes
 
 

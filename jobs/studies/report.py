@@ -171,7 +171,7 @@ def _over(config: StudyConfig) -> str:
     """What a study's picture of means is of."""
     from framegrove.evaluation.study_front import ENOUGH
 
-    prompts = config.prompts if isinstance(config.prompts, int) else len(config.prompts)
+    prompts = config.prompt_count
     if prompts == 1:
         return "Every finished trial, with what one prompt gave."
     few = ", so few that intervals mean little" if prompts < ENOUGH else ""

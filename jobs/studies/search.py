@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from framegrove.config.base import ConfigError, describe, validated
+from framegrove.config.base import validated
 from framegrove.config.generate import GenerateConfig
 from framegrove.config.search import SearchConfig
 from framegrove.config.study import NAMED, Params, StudyConfig, blaming
@@ -93,10 +91,7 @@ class SearchStudy:
                 _set(data, name, value)
         if params.get("cap", 2) == 1:
             data["policy"], data["until"] = "single", None  # there is nothing to search with
-        try:
-            found = GenerateConfig.model_validate(data)
-        except ValidationError as error:
-            raise ConfigError(describe(error, GenerateConfig)) from None
+        found = validated(GenerateConfig, data)
         entry = policies.find(found.policy)
         policies.options_of(found, entry)
         policies.check_until(entry, found.until)

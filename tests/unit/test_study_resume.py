@@ -20,7 +20,7 @@ from jobs.studies.kinds import Kind
 from jobs.studies.notes import Notes, rows_of
 from jobs.studies.tuning import Brake
 
-KIND = cast(Kind, SimpleNamespace(facts=lambda: {"seed": 1}, config=SimpleNamespace(prompts=2)))
+KIND = cast(Kind, SimpleNamespace(facts=lambda: {"seed": 1}, config=SimpleNamespace(prompt_count=2)))
 
 
 def video(prompt: int) -> Video:

@@ -85,12 +85,12 @@ def overridden(
     return validated(model, copied, where)
 
 
-def validated(model: type[ConfigT], data: Mapping[str, Any], where: str) -> ConfigT:
-    """``model`` made of ``data``. Raises ConfigError, which begins with ``where`` the data came from."""
+def validated(model: type[ConfigT], data: Mapping[str, Any], where: str = "") -> ConfigT:
+    """``model`` made of ``data``. Raises ConfigError, which begins with ``where`` the data came from, if given."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {describe(error, model)}") from None
+        raise ConfigError(f"{where}: " * bool(where) + describe(error, model)) from None
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None = None, noun: str = "key") -> str:

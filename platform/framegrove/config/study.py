@@ -424,6 +424,11 @@ class StudyConfig(Config):
         return self
 
     @property
+    def prompt_count(self) -> int:
+        """How many prompts every trial makes a video for."""
+        return self.prompts if isinstance(self.prompts, int) else len(self.prompts)
+
+    @property
     def goals(self) -> tuple[Objective, ...]:
         """The objectives, in order."""
         return tuple(OBJECTIVES[name] for name in self.objectives)

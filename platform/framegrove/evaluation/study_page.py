@@ -44,8 +44,7 @@ class Report:
     @property
     def prompts(self) -> int:
         """How many prompts a trial has a video for."""
-        given = self.config.prompts
-        return given if isinstance(given, int) else len(given)
+        return self.config.prompt_count
 
 
 def write(report: Report, path: Path) -> None:
